@@ -1,0 +1,192 @@
+//! Layers resolved into one disk.
+//!
+//! The one place where reads walk down the layers, where writes get space and copy what they do
+//! not cover, and where zeroing and discarding fall back.  Nothing here knows a format.
+
+use std::sync::Arc;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{Image, Source, Wait};
+use crate::util::grace::{Grace, Ticket};
+
+pub mod extent;
+pub mod open;
+mod read;
+mod write;
+
+pub use extent::{Extent, Extents, State};
+
+/// Most layers a chain may have: 500 links below the top.
+pub const MAX_LAYERS: usize = 501;
+
+/// What lies under the last layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Base {
+    /// Nothing: what no layer has reads as zeroes.
+    Zeroes,
+    /// An image that was not opened: what no layer has cannot be read.
+    NotOpened,
+}
+
+/// All layers of a disk, top first.
+///
+/// Any number of threads may read, write, zero, discard and flush; [`Chain::resize`] and
+/// [`Chain::close`] want no other request under way.
+#[derive(Debug)]
+pub struct Chain {
+    layers: Vec<Box<dyn Image>>,
+    base: Base,
+    grace: Arc<Grace>,
+}
+
+/// Where a run of guest bytes is, through all layers.
+#[derive(Debug, Clone, Copy)]
+pub struct Resolved<'a> {
+    /// Bytes from the offset asked for; never 0.
+    pub len: u64,
+    /// Where they are; `Below`: no layer has them, they read as zeroes.
+    pub source: Source<'a>,
+    /// The layer that decides; the number of layers where none does.
+    pub depth: usize,
+}
+
+impl Chain {
+    /// A chain of layers, top first; `grace` is the one they were opened with.
+    ///
+    /// # Errors
+    /// `Invalid` for no layers; `OutOfRange` for more than [`MAX_LAYERS`].
+    pub fn new(layers: Vec<Box<dyn Image>>, base: Base, grace: Arc<Grace>) -> Result<Self> {
+        if layers.is_empty() {
+            return Err(Error::invalid("a chain has at least one layer"));
+        }
+        if layers.len() > MAX_LAYERS {
+            return Err(Error::new(
+                ErrorKind::OutOfRange,
+                format!(
+                    "the chain has {} layers (allowed: {MAX_LAYERS})",
+                    layers.len()
+                ),
+            ));
+        }
+        Ok(Self {
+            layers,
+            base,
+            grace,
+        })
+    }
+
+    /// The layers, top first; never empty.
+    pub fn layers(&self) -> &[Box<dyn Image>] {
+        &self.layers
+    }
+
+    /// The top layer, which takes the writes.
+    pub fn top(&self) -> &dyn Image {
+        &*self.layers[0]
+    }
+
+    /// What lies under the last layer.
+    pub fn base(&self) -> Base {
+        self.base
+    }
+
+    /// Size of the disk in bytes: that of the top layer.
+    pub fn virtual_size(&self) -> u64 {
+        self.top().virtual_size()
+    }
+
+    /// Must be held for as long as offsets that `resolve` handed out are used.
+    pub fn enter(&self) -> Ticket {
+        self.grace.enter()
+    }
+
+    /// Returns once every completed write is on stable media.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn flush(&self) -> Result<()> {
+        self.top().flush()
+    }
+
+    /// Leaves the top layer's file as a clean close leaves it.  Does nothing on a read-only chain.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn close(&self) -> Result<()> {
+        if self.top().caps().write {
+            self.top().close()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Sets the virtual size in bytes; new bytes read as zeroes.
+    ///
+    /// # Errors
+    /// `Unsupported` where the format cannot; `ReadOnly`; those of the format.
+    pub fn resize(&self, virtual_size: u64) -> Result<()> {
+        let top = self.top();
+        let path = top.storage().path();
+        if !top.caps().write {
+            return Err(Error::read_only().at_opt(path));
+        }
+        let Some(resize) = top.as_resize() else {
+            return Err(Error::unsupported(format!(
+                "images of format '{}' cannot be resized",
+                top.driver().name
+            ))
+            .at_opt(path));
+        };
+        resize.resize(virtual_size).map_err(|e| e.at_opt(path))
+    }
+
+    /// Finds the bytes from `at`, looking no further than `len`, which is not 0; `at` lies inside
+    /// the disk.  Hold a ticket of [`Chain::enter`] from before the call until the offsets in the
+    /// answer are no longer used.
+    ///
+    /// # Errors
+    /// Those of [`Image::map`]; `NotFound` where the answer is in an image that was not opened.
+    pub fn resolve(&self, at: u64, len: u64, wait: Wait) -> Result<Resolved<'_>> {
+        self.resolve_from(0, at, len, wait)
+    }
+
+    /// As `resolve`, from the layer at `first` down.
+    fn resolve_from(&self, first: usize, at: u64, len: u64, wait: Wait) -> Result<Resolved<'_>> {
+        debug_assert!(len > 0);
+        let mut len = len;
+        for (depth, layer) in self.layers.iter().enumerate().skip(first) {
+            // A layer shorter than the one above reads as zeroes past its end.
+            let inside = layer.virtual_size().saturating_sub(at);
+            if inside == 0 {
+                return Ok(Resolved {
+                    len,
+                    source: Source::Below,
+                    depth: self.layers.len(),
+                });
+            }
+            let run = layer
+                .map(at, len.min(inside), wait)
+                .map_err(|e| e.at_opt(layer.storage().path()))?;
+            len = run.len;
+            if !matches!(run.source, Source::Below) {
+                return Ok(Resolved {
+                    len,
+                    source: run.source,
+                    depth,
+                });
+            }
+        }
+        if self.base == Base::NotOpened {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("the data at {at:#x} is in the backing image, which was not opened"),
+            )
+            .at_opt(self.layers.last().and_then(|l| l.storage().path())));
+        }
+        Ok(Resolved {
+            len,
+            source: Source::Below,
+            depth: self.layers.len(),
+        })
+    }
+}

@@ -1,0 +1,61 @@
+//! Reading: one loop over where the bytes are.
+
+use crate::chain::{Chain, Resolved};
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{Source, Wait};
+use crate::util::align::{clamp_len, len64};
+
+impl Chain {
+    /// Fills all of `buf` from `at`.
+    ///
+    /// # Errors
+    /// `OutOfRange` past the end of the disk; those of the layers.
+    pub fn read_at(&self, buf: &mut [u8], at: u64) -> Result<()> {
+        self.check_range(at, len64(buf.len()))?;
+        let _ticket = self.enter();
+        self.read_from(0, buf, at)
+    }
+
+    /// Refuses a range that does not lie inside the disk.
+    pub(crate) fn check_range(&self, at: u64, len: u64) -> Result<()> {
+        let size = self.virtual_size();
+        if at.checked_add(len).is_none_or(|end| end > size) {
+            return Err(Error::new(
+                ErrorKind::OutOfRange,
+                format!("{len} bytes at {at:#x} reach past the end of the disk at {size:#x}"),
+            )
+            .at_opt(self.top().storage().path()));
+        }
+        Ok(())
+    }
+
+    /// Fills `buf` with what the layers from `first` down hold at `at`; past the end of the first
+    /// of them, zeroes.  The caller holds a ticket.
+    pub(super) fn read_from(&self, first: usize, buf: &mut [u8], at: u64) -> Result<()> {
+        let mut done = 0;
+        while done < buf.len() {
+            let at = at + len64(done);
+            let found = self.resolve_from(first, at, len64(buf.len() - done), Wait::Yes)?;
+            let len = clamp_len(found.len, buf.len() - done);
+            self.fetch(&found, &mut buf[done..done + len], at)?;
+            done += len;
+        }
+        Ok(())
+    }
+
+    fn fetch(&self, found: &Resolved<'_>, buf: &mut [u8], at: u64) -> Result<()> {
+        match found.source {
+            Source::Stored { storage, host, .. } => storage.read_at(buf, host),
+            Source::Encoded => {
+                let layer = &self.layers[found.depth];
+                layer
+                    .read_encoded(buf, at)
+                    .map_err(|e| e.at_opt(layer.storage().path()))
+            }
+            Source::Zero | Source::Below => {
+                buf.fill(0);
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Arguments that commands share, and what they mean.
+
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+
+use crate::chain::open::{ChainOptions, References};
+use crate::cli::exit;
+use crate::formats;
+use crate::image::Driver;
+use crate::storage::open::{Access, Caching, Sharing, StorageOptions};
+use crate::util::size;
+
+/// Human text or JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum OutputFormat {
+    /// For people.
+    #[default]
+    Human,
+    /// For programs; keys as qemu-img has them.
+    Json,
+}
+
+/// Where a command reports something.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct OutputArgs {
+    /// How to print the result.
+    #[arg(long, value_enum, default_value_t, value_name = "FORM")]
+    pub output: OutputFormat,
+}
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum ProgressForm {
+    /// A bar on a terminal, nothing elsewhere.
+    #[default]
+    Auto,
+    /// A bar.
+    Bar,
+    /// One JSON object a line on stderr.
+    Json,
+    /// Nothing.
+    None,
+}
+
+/// Long jobs.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct ProgressArgs {
+    /// How to show progress, on stderr.
+    #[arg(long, value_enum, default_value_t, value_name = "FORM")]
+    pub progress: ProgressForm,
+    /// Show a progress bar: the same as --progress bar.
+    #[arg(short = 'p', conflicts_with = "progress")]
+    pub bar: bool,
+}
+
+/// How images are opened.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct OpenArgs {
+    /// Read even where another process has the image open for writing.
+    #[arg(short = 'U', long)]
+    pub force_share: bool,
+    /// Let images name this file, or any file, as backing file; repeatable.
+    #[arg(long, value_name = "PATH|any")]
+    pub allow_ref: Vec<PathBuf>,
+    /// Format of a backing file whose format is not recorded.
+    #[arg(long, value_name = "FMT", value_parser = parse_driver)]
+    pub backing_format: Option<&'static Driver>,
+    /// Options of the image's format for opening it, such as size_rule=chs for vhd.
+    #[arg(long, value_name = "K=V,..")]
+    pub open_options: Vec<String>,
+    /// Read by system calls, not through mappings.
+    #[arg(long)]
+    pub no_mmap: bool,
+    /// Not supported; named here so that the refusal says so.
+    #[arg(long, hide = true)]
+    pub image_opts: bool,
+    /// Not supported; named here so that the refusal says so.
+    #[arg(long, hide = true, value_name = "OBJECT")]
+    pub object: Vec<String>,
+}
+
+impl OpenArgs {
+    /// What they mean for an image of `format` (`None`: probed).
+    ///
+    /// # Errors
+    /// A usage error for what vdtool does not have.
+    pub fn plan(
+        &self,
+        format: Option<&'static Driver>,
+        access: Access,
+    ) -> anyhow::Result<ChainOptions> {
+        if self.image_opts {
+            return Err(exit::usage(
+                "--image-opts is not supported; use -f and --open-options",
+            ));
+        }
+        if !self.object.is_empty() {
+            return Err(exit::usage("--object is not supported"));
+        }
+        if self.force_share && access == Access::Write {
+            return Err(exit::usage("-U/--force-share is for reading only"));
+        }
+        let any = self.allow_ref.iter().any(|p| p == Path::new("any"));
+        let references = match any {
+            true => References::Any,
+            false => References::Confined {
+                allowed: self.allow_ref.clone(),
+            },
+        };
+        let storage = StorageOptions {
+            access,
+            sharing: if self.force_share {
+                Sharing::Force
+            } else {
+                Sharing::Locked
+            },
+            caching: if self.no_mmap {
+                Caching::Buffered
+            } else {
+                Caching::Mapped
+            },
+        };
+        Ok(ChainOptions {
+            storage,
+            format,
+            backing_format: self.backing_format,
+            references,
+            values: self.open_options.clone(),
+            ..ChainOptions::default()
+        })
+    }
+}
+
+/// A format by its name, for clap.
+///
+/// # Errors
+/// Names the formats there are.
+pub fn parse_driver(name: &str) -> Result<&'static Driver, String> {
+    formats::by_name(name).ok_or_else(|| {
+        let known: Vec<&str> = formats::DRIVERS.iter().map(|d| d.name).collect();
+        format!("unknown format (allowed: {})", known.join(", "))
+    })
+}
+
+/// A size in bytes, for clap.
+///
+/// # Errors
+/// Says why it is not one.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    size::parse(text).map_err(|e| e.to_string())
+}

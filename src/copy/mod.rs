@@ -1,0 +1,3 @@
+//! Moving whole disks: the engine, and what it is used for.
+
+pub mod progress;

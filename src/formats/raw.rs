@@ -1,0 +1,187 @@
+//! raw: the disk's bytes as they are.  A regular file of any length, or a block device.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::{Error, Result};
+use crate::image::create::{CreateOptions, PREALLOCATION, Preallocation};
+use crate::image::driver::Creator;
+use crate::image::{Caps, Driver, Fill, Image, Resize, Run, Source, Wait};
+use crate::storage::open::Access;
+use crate::storage::{Limits, Storage, Zeroing};
+
+/// The registry row.
+pub static DRIVER: Driver = Driver {
+    name: "raw",
+    aliases: &[],
+    extensions: &["raw", "img", "dd", "bin"],
+    about: "the disk's bytes as they are",
+    probe: |_| 1,
+    open: |storage, options| {
+        Ok(Box::new(Raw {
+            size: AtomicU64::new(storage.size()),
+            storage,
+            write: options.access == Access::Write,
+        }))
+    },
+    open_options: &[],
+    creator: Some(Creator {
+        create,
+        measure: |options, _data_clusters| Ok(options.size),
+        cluster_size: |_| Ok(1),
+        options: &[PREALLOCATION],
+    }),
+};
+
+fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
+    if options.backing.is_some() {
+        return Err(Error::unsupported(
+            "format 'raw' cannot have a backing file",
+        ));
+    }
+    // A block device has a length of its own; it need only be long enough.
+    if let Err(e) = storage.set_len(options.size)
+        && storage.size() < options.size
+    {
+        return Err(e);
+    }
+    match options.preallocation() {
+        Preallocation::Off | Preallocation::Metadata => Ok(()),
+        Preallocation::Falloc => storage.reserve(0..options.size),
+        Preallocation::Full => {
+            storage.reserve(0..options.size)?;
+            write_zeroes(storage, options.size)
+        }
+    }
+}
+
+fn write_zeroes(storage: &dyn Storage, size: u64) -> Result<()> {
+    const ZEROES: &[u8] = &[0; 1 << 20];
+    let mut at = 0;
+    while at < size {
+        let len = crate::util::align::clamp_len(size - at, ZEROES.len());
+        storage.write_at(&ZEROES[..len], at)?;
+        at += crate::util::align::len64(len);
+    }
+    Ok(())
+}
+
+#[derive(Debug)]
+struct Raw {
+    storage: Arc<dyn Storage>,
+    size: AtomicU64,
+    write: bool,
+}
+
+impl Image for Raw {
+    fn driver(&self) -> &'static Driver {
+        &DRIVER
+    }
+
+    fn virtual_size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    fn cluster_size(&self) -> Option<u64> {
+        None
+    }
+
+    fn limits(&self) -> Limits {
+        self.storage.limits()
+    }
+
+    fn caps(&self) -> Caps {
+        Caps {
+            write: self.write,
+            backing: false,
+            host_offsets: true,
+        }
+    }
+
+    fn storage(&self) -> &dyn Storage {
+        &*self.storage
+    }
+
+    fn map(&self, at: u64, len: u64, _wait: Wait) -> Result<Run<'_>> {
+        let source = Source::Stored {
+            storage: &*self.storage,
+            host: at,
+            writable: self.write,
+        };
+        Ok(Run {
+            len: len.min(self.virtual_size() - at),
+            source,
+        })
+    }
+
+    fn read_encoded(&self, _buf: &mut [u8], _at: u64) -> Result<()> {
+        Err(Error::unsupported("format 'raw' has no compressed data"))
+    }
+
+    fn allocate(&self, _at: u64, _len: u64, _fill: &mut Fill<'_>) -> Result<u64> {
+        // Everything is stored already, so `map` never sends anyone here but on a read-only image.
+        Err(Error::read_only())
+    }
+
+    fn zero(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
+        if !self.write {
+            return Err(Error::read_only());
+        }
+        self.storage.zero(range, how)
+    }
+
+    fn discard(&self, range: Range<u64>) -> Result<()> {
+        self.zero(range, Zeroing::MayUnmap)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.storage.sync()
+    }
+
+    fn close(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn as_resize(&self) -> Option<&dyn Resize> {
+        Some(self)
+    }
+}
+
+impl Resize for Raw {
+    fn resize(&self, virtual_size: u64) -> Result<()> {
+        if !self.write {
+            return Err(Error::read_only());
+        }
+        self.storage.set_len(virtual_size)?;
+        self.size.store(virtual_size, Ordering::Release);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::open::OpenOptions;
+    use crate::storage::memory::MemoryStorage;
+    use crate::storage::zero_or_write;
+
+    #[test]
+    fn a_raw_image_grows_and_shrinks() {
+        let storage = Arc::new(MemoryStorage::from_bytes(&[1; 1000]));
+        let options = OpenOptions {
+            access: Access::Write,
+            ..OpenOptions::default()
+        };
+        let image = (DRIVER.open)(storage.clone(), &options).expect("raw opens anything");
+        assert_eq!(image.virtual_size(), 1000);
+        image
+            .as_resize()
+            .expect("raw resizes")
+            .resize(2000)
+            .expect("grows");
+        assert_eq!(storage.to_bytes().len(), 2000);
+        zero_or_write(&*storage, 0..10, Zeroing::KeepSpace).expect("zeroes");
+        assert_eq!(storage.to_bytes()[..11], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    }
+}

@@ -1,0 +1,102 @@
+//! Consistency check of one image's metadata.
+
+use crate::error::Result;
+
+/// What a check may change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Repair {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Leaks: space that nothing refers to.
+    Leaks,
+    /// Leaks and corruptions.
+    All,
+}
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// Space is lost, data is not.
+    Leak,
+    /// Metadata is wrong.
+    Corruption,
+    /// Odd, but readers agree on the content: neither leak nor corruption.
+    Note,
+}
+
+/// One thing found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// How bad it is.
+    pub severity: Severity,
+    /// What was found, where, and what was expected.
+    pub text: String,
+    /// What the repair did about it; `None` where it is still so.
+    pub repaired: Option<String>,
+}
+
+/// What a check found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Findings in order; at most [`Report::MAX_FINDINGS`] are kept, all are counted.
+    pub findings: Vec<Finding>,
+    /// Corruptions that remain.
+    pub corruptions: u64,
+    /// Leaks that remain, in clusters.
+    pub leaks: u64,
+    /// Corruptions that were repaired.
+    pub corruptions_fixed: u64,
+    /// Leaks that were repaired, in clusters.
+    pub leaks_fixed: u64,
+    /// Places that could not be read.
+    pub check_errors: u64,
+    /// Clusters of the disk.
+    pub total_clusters: u64,
+    /// Clusters that have space.
+    pub allocated_clusters: u64,
+    /// Allocated clusters that do not follow their predecessor in the file.
+    pub fragmented_clusters: u64,
+    /// Clusters stored compressed.
+    pub compressed_clusters: u64,
+    /// End of the last used byte in the file.
+    pub image_end_offset: u64,
+}
+
+impl Report {
+    /// Texts kept; a hostile image may have millions of faults.
+    pub const MAX_FINDINGS: usize = 1000;
+
+    /// Adds a finding that stands for `count` clusters or faults, and counts it.
+    pub fn add(&mut self, severity: Severity, count: u64, text: String, repaired: Option<String>) {
+        let counter = match (severity, repaired.is_some()) {
+            (Severity::Leak, false) => Some(&mut self.leaks),
+            (Severity::Leak, true) => Some(&mut self.leaks_fixed),
+            (Severity::Corruption, false) => Some(&mut self.corruptions),
+            (Severity::Corruption, true) => Some(&mut self.corruptions_fixed),
+            (Severity::Note, _) => None,
+        };
+        if let Some(counter) = counter {
+            *counter += count;
+        }
+        if self.findings.len() < Self::MAX_FINDINGS {
+            self.findings.push(Finding {
+                severity,
+                text,
+                repaired,
+            });
+        }
+    }
+}
+
+/// Consistency check of one image's metadata.
+pub trait Check {
+    /// Walks all metadata, repairs what `repair` allows, and reports.
+    ///
+    /// Findings about the layers below (a missing or wrong parent) are the caller's, who opens
+    /// them.
+    ///
+    /// # Errors
+    /// The host's; findings are not errors.
+    fn check(&self, repair: Repair) -> Result<Report>;
+}

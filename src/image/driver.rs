@@ -1,0 +1,66 @@
+//! One row of the format registry.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::image::Image;
+use crate::image::create::CreateOptions;
+use crate::image::open::OpenOptions;
+use crate::image::options::OptionSpec;
+use crate::image::probe::ProbeInput;
+use crate::storage::Storage;
+
+/// Opens an image; reads headers and tables, opens nothing else.
+pub type Open = fn(Arc<dyn Storage>, &OpenOptions) -> Result<Box<dyn Image>>;
+
+/// How new images of a format are made.
+#[derive(Debug)]
+pub struct Creator {
+    /// Formats an empty object.
+    ///
+    /// # Errors
+    /// `Invalid` or `OutOfRange` where the options contradict each other or the format's limits,
+    /// with nothing written; the host's.
+    pub create: fn(&dyn Storage, &CreateOptions) -> Result<()>,
+    /// Length in bytes of the file for a disk of `options.size` bytes in which `data_clusters`
+    /// clusters (of `cluster_size`) hold data: what `measure` prints.
+    pub measure: fn(&CreateOptions, data_clusters: u64) -> Result<u64>,
+    /// Unit of allocation in bytes with these options, for planning.
+    pub cluster_size: fn(&CreateOptions) -> Result<u64>,
+    /// The `-o` options it takes.
+    pub options: &'static [OptionSpec],
+}
+
+/// One row of the format registry.
+pub struct Driver {
+    /// The name users type and headers record, such as `qcow2`.
+    pub name: &'static str,
+    /// Other names accepted on the command line, such as `vpc` for `vhd`.
+    pub aliases: &'static [&'static str],
+    /// File name extensions that stand for it, lower case.
+    pub extensions: &'static [&'static str],
+    /// One line for `--help` and the man page.
+    pub about: &'static str,
+    /// Whether the bytes look like this format: 0 no, 100 the magic and the version match.
+    pub probe: fn(&ProbeInput<'_>) -> u8,
+    /// Opens an image.
+    pub open: Open,
+    /// Options that `open` takes.
+    pub open_options: &'static [OptionSpec],
+    /// Makes new images, where vdtool can.
+    pub creator: Option<Creator>,
+}
+
+impl Driver {
+    /// Whether `name` is the driver's name or one of its aliases.
+    pub fn is_called(&self, name: &str) -> bool {
+        self.name == name || self.aliases.contains(&name)
+    }
+}
+
+impl fmt::Debug for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Driver({})", self.name)
+    }
+}

@@ -1,0 +1,238 @@
+//! One layer: what a format is.
+//!
+//! A driver is a map with an allocator.  It answers "where are these bytes" and "give these bytes
+//! space"; it neither reads nor writes guest data, except to decode compressed runs.  Reading,
+//! copy-on-write, zeroing and copying therefore exist once, above the drivers, and every format
+//! gains them.
+
+use std::fmt;
+use std::ops::Range;
+
+use uuid::Uuid;
+
+use crate::error::Result;
+use crate::storage::{Limits, Storage, Zeroing};
+
+pub mod check;
+pub mod create;
+pub mod driver;
+pub mod info;
+pub mod open;
+pub mod options;
+pub mod probe;
+pub mod table;
+
+pub use check::Check;
+pub use driver::Driver;
+
+/// Where one layer keeps a run of guest bytes.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum Source<'a> {
+    /// As they are, at `host` of `storage`; overwritten in place only when `writable`.
+    Stored {
+        /// The object that holds them.
+        storage: &'a dyn Storage,
+        /// Offset there of the first byte.
+        host: u64,
+        /// Whether a write may go straight there.
+        writable: bool,
+    },
+    /// Compressed: [`Image::read_encoded`] produces them.
+    Encoded,
+    /// They read as zeroes, whatever lies below.
+    Zero,
+    /// This layer does not have them.
+    Below,
+}
+
+/// A run of guest bytes with one source.
+#[derive(Debug, Clone, Copy)]
+pub struct Run<'a> {
+    /// Bytes from the offset asked for; never 0.
+    pub len: u64,
+    /// Where they are.
+    pub source: Source<'a>,
+}
+
+/// Whether a look-up may wait for a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// It may.
+    Yes,
+    /// It may not; where it would have to, the answer is `WouldBlock`.
+    No,
+}
+
+/// New space, not yet visible to readers.
+#[derive(Debug)]
+pub struct Slot<'a> {
+    /// Guest range that becomes visible once the slot is filled.
+    pub guest: Range<u64>,
+    /// Object to write its bytes to.
+    pub storage: &'a dyn Storage,
+    /// Offset of `guest.start` there.
+    pub host: u64,
+    /// What the range reads as until then.
+    pub old: Old<'a>,
+    /// The space reads as zeroes already, so zeroes need not be written to it.
+    pub zeroed: bool,
+}
+
+/// What a unit held before it got space of its own.
+#[derive(Debug, Clone, Copy)]
+pub enum Old<'a> {
+    /// This layer did not have it: read the layer below.
+    Below,
+    /// Zeroes.
+    Zero,
+    /// These bytes, of the length of the unit.
+    Bytes(&'a [u8]),
+}
+
+/// Called by `allocate` once for each slot.
+///
+/// Must leave every byte of it as the guest is to read it, and must not call the image that
+/// called it.
+pub type Fill<'f> = dyn FnMut(Slot<'_>) -> Result<()> + 'f;
+
+/// What a format can do, fixed for as long as an image is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caps {
+    /// Writes are taken: the format can, and the image was opened for writing.
+    pub write: bool,
+    /// The image has something below it: `Below` runs are to be read there.  Otherwise they read
+    /// as zeroes.
+    pub backing: bool,
+    /// Guest bytes are stored as they are, so that a run's host offset can be handed out.
+    pub host_offsets: bool,
+}
+
+/// What an image's header says lies below it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backing {
+    /// Names of the file, best first; there may be none.  They come from the image: untrusted.
+    pub names: Vec<BackingName>,
+    /// The format, where it is recorded.
+    pub format: Option<String>,
+    /// The identity the image below must have, where the format records one.
+    pub identity: Option<Uuid>,
+}
+
+/// One name under which the image below may be found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackingName {
+    /// A path, relative to the directory of the image that names it, or absolute.
+    pub path: String,
+    /// Where in the image it stands, such as `W2ru` or `header`.
+    pub origin: String,
+}
+
+/// One open image: one layer of a chain.
+///
+/// All methods may be called from any number of threads.
+pub trait Image: fmt::Debug + Send + Sync {
+    /// The registry row it was opened with.
+    fn driver(&self) -> &'static Driver;
+    /// Size of the disk it holds, in bytes.
+    fn virtual_size(&self) -> u64;
+    /// Unit of allocation in bytes, where the format has one.
+    fn cluster_size(&self) -> Option<u64>;
+    /// What requests should keep to; `zero_align` and `discard_align` are usually one cluster,
+    /// and requests to [`Image::zero`] and [`Image::discard`] must keep to them.
+    fn limits(&self) -> Limits;
+    /// What it can do.
+    fn caps(&self) -> Caps;
+    /// The object that holds its header, for disk size, messages and relative names.
+    fn storage(&self) -> &dyn Storage;
+    /// Finds where the bytes from `at` are; looks no further than `len`, and does no I/O beyond
+    /// the table that covers `at`.  `at` lies inside the disk and `len` is not 0.
+    ///
+    /// # Errors
+    /// `Corrupt` where the table points outside what it may; `WouldBlock` as `wait` says.
+    fn map(&self, at: u64, len: u64, wait: Wait) -> Result<Run<'_>>;
+    /// Fills `buf` with the bytes at `at`, which `map` called `Encoded`.
+    ///
+    /// # Errors
+    /// `Corrupt` where they do not decode; the host's.
+    fn read_encoded(&self, buf: &mut [u8], at: u64) -> Result<()>;
+    /// Gives the bytes from `at` space of their own, has `fill` write it, then publishes it.
+    ///
+    /// Returns how many bytes from `at` are now `Stored` and writable; 0 when another thread was
+    /// first, so the caller maps again.  Looks no further than `len`, though the last slot may
+    /// reach past it, and the first may begin before `at`.  What `fill` wrote is on stable media
+    /// before the word that publishes it, unless the image was opened `Unordered`.
+    ///
+    /// # Errors
+    /// That of `fill`, and the host's; then the mapping is as it was.
+    fn allocate(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64>;
+    /// Makes an aligned range read as zeroes by metadata alone.
+    ///
+    /// # Errors
+    /// `Unsupported`, with nothing changed, where that cannot be; the host's.
+    fn zero(&self, range: Range<u64>, how: Zeroing) -> Result<()>;
+    /// Drops an aligned range, so that it reads as zeroes.
+    ///
+    /// # Errors
+    /// `Unsupported`, with nothing changed, where that cannot be; the host's.
+    fn discard(&self, range: Range<u64>) -> Result<()>;
+    /// Returns once every completed write, and the metadata it needs, is on stable media.
+    ///
+    /// # Errors
+    /// The host's.
+    fn flush(&self) -> Result<()>;
+    /// Leaves the file as a clean close leaves it: preallocated space given back, flags reset.
+    /// Called once, by an owner who wrote, when no request is under way; not durable by itself.
+    ///
+    /// # Errors
+    /// The host's; the image is then as after a kill.
+    fn close(&self) -> Result<()>;
+
+    /// The image below, as this one's header has it.
+    fn backing(&self) -> Option<Backing> {
+        None
+    }
+    /// The identity by which a child recognises this image, where the format has one.
+    fn identity(&self) -> Option<Uuid> {
+        None
+    }
+    /// What `info` shows that only this format has, in order.
+    fn details(&self) -> Vec<info::Detail> {
+        Vec::new()
+    }
+    /// Consistency check, for formats that have metadata to check.
+    fn as_check(&self) -> Option<&dyn Check> {
+        None
+    }
+    /// Change of virtual size, where the format allows it.
+    fn as_resize(&self) -> Option<&dyn Resize> {
+        None
+    }
+    /// Assignment of space ahead of the writes, where the format allocates.
+    fn as_layout(&self) -> Option<&dyn Layout> {
+        None
+    }
+}
+
+/// Change of virtual size.
+pub trait Resize {
+    /// Sets the virtual size in bytes; new bytes read as zeroes, and so they do where a backing
+    /// image has data there.  Called when no request is under way.
+    ///
+    /// # Errors
+    /// `OutOfRange` past what the format can hold; the host's; then the size is as it was.
+    fn resize(&self, virtual_size: u64) -> Result<()>;
+}
+
+/// Assignment of host space in guest order, ahead of the writes.
+///
+/// `convert` writes from several threads; assigning space in guest order first makes the layout
+/// the same whatever their number.
+pub trait Layout {
+    /// Assigns space to all clusters that `ranges` (ascending) touch and that have none.  A later
+    /// `allocate` there uses it; until then it is unpublished.
+    ///
+    /// # Errors
+    /// The host's, `NoSpace` among them; space assigned so far stays assigned.
+    fn assign(&self, ranges: &[Range<u64>]) -> Result<()>;
+}

@@ -1,0 +1,35 @@
+//! Virtual disk images: open, read, write, create, convert, check.
+//!
+//! The layers, lowest first; each one imports only those before it:
+//!
+//! ```text
+//! util      sizes, alignment, ranges, on-disk words
+//! storage   host bytes: files, block devices, memory
+//! image     one layer: where a format keeps its guest bytes
+//! formats   one entry per format, and the registry
+//! chain     layers resolved into one disk
+//! backend   bounds, alignment and accounting in front of a chain
+//! copy      moving whole disks: convert, compare
+//! cli       what users type            (the binary only)
+//! output    what they read             (the binary only)
+//! ```
+//!
+//! The library prints nothing, never exits the process, and has no global state but one signal
+//! handler, installed when the first file is mapped, that turns the loss of a mapped file's bytes
+//! into an I/O error.
+
+pub mod backend;
+pub mod chain;
+pub mod copy;
+pub mod error;
+pub mod formats;
+pub mod image;
+pub mod storage;
+pub mod util;
+
+#[doc(hidden)]
+pub mod cli;
+#[doc(hidden)]
+pub mod output;
+
+pub use error::{Context, Error, ErrorKind, Result};

@@ -1,0 +1,7 @@
+//! vdtool: virtual disk images on the command line.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    vdtool::cli::main()
+}

@@ -1,0 +1,1 @@
+//! What users read: human or JSON, colour or not.

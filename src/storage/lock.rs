@@ -1,0 +1,1 @@
+//! Advisory locks, compatible with those QEMU takes.

@@ -1,0 +1,130 @@
+//! Host bytes: the only place that touches files.
+//!
+//! A [`Storage`] is a file, a block device or memory.  Offsets are absolute and methods take
+//! `&self`, so any number of threads share one object.  Reads may be served from a mapping;
+//! every change is a system call, so that order, full disks and the crash recorder see it.
+
+use std::fmt;
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+
+use crate::error::Result;
+
+pub mod copy;
+pub mod file;
+pub mod lock;
+pub mod memory;
+pub mod open;
+
+/// A run of host bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostRun {
+    /// Data, as opposed to a hole, which reads as zeroes.
+    pub data: bool,
+    /// Bytes from the offset asked for; never 0.
+    pub len: u64,
+}
+
+/// What a storage object or image asks of the requests made to it.
+///
+/// Every field is in bytes and a power of two unless it says otherwise.  Requests at any offset
+/// and of any length are taken everywhere; these are the units that cost least.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Reads and writes that start and end at multiples of this need no read-modify-write.
+    pub align: u32,
+    /// Buffers whose address is a multiple of this need no bounce.
+    pub buf_align: u32,
+    /// Ranges given to `zero` start and end at multiples of this; 0: never cheaper than writing.
+    pub zero_align: u32,
+    /// Ranges given to `discard` start and end at multiples of this; 0: nothing to give back.
+    pub discard_align: u32,
+}
+
+/// What `zero` may do with the space under the range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Zeroing {
+    /// Give the space back where that still reads as zeroes.
+    MayUnmap,
+    /// Keep the space, so that a later write cannot fail for want of it.
+    KeepSpace,
+}
+
+/// A host object that holds bytes: a file, a block device, memory.
+///
+/// Methods take `&self` and an absolute host offset, so that any number of threads share one
+/// object.  Overlapping writes from two threads leave either's bytes, never others.  Transfers
+/// are whole: there are no short counts, and an interrupted call is made again inside.
+pub trait Storage: fmt::Debug + Send + Sync {
+    /// Length in bytes, as of the last change made through this object.
+    fn size(&self) -> u64;
+    /// What requests to this object should keep to.
+    fn limits(&self) -> Limits;
+    /// The path it was opened from, for messages and for resolving relative names.
+    fn path(&self) -> Option<&Path>;
+    /// The host's descriptor, where there is one that takes reads and writes at byte offsets.
+    fn fd(&self) -> Option<BorrowedFd<'_>>;
+    /// Fills all of `buf` from `host`; bytes past the end read as zeroes.
+    ///
+    /// # Errors
+    /// The host's, and the loss of bytes that were there when the object was opened.
+    fn read_at(&self, buf: &mut [u8], host: u64) -> Result<()>;
+    /// Writes all of `buf` at `host`, growing the object where it can grow.
+    ///
+    /// # Errors
+    /// The host's; then any part of the range may have been written.
+    fn write_at(&self, buf: &[u8], host: u64) -> Result<()>;
+    /// Makes a range within the object read as zeroes.
+    ///
+    /// # Errors
+    /// `Unsupported`, with nothing changed, where writing zeroes would be as fast.
+    fn zero(&self, host: Range<u64>, how: Zeroing) -> Result<()>;
+    /// Gives the range back; it reads as anything afterwards.
+    ///
+    /// # Errors
+    /// `Unsupported` where the host cannot.
+    fn discard(&self, host: Range<u64>) -> Result<()>;
+    /// Whether `host` lies in data or in a hole, and how far that goes, at most `len`, which is
+    /// not 0.  Past the end is a hole.  A host that cannot tell says data.
+    ///
+    /// # Errors
+    /// The host's.
+    fn run(&self, host: u64, len: u64) -> Result<HostRun>;
+    /// Sets the length; new bytes read as zeroes.
+    ///
+    /// # Errors
+    /// The host's, and `Unsupported` for objects of fixed length.
+    fn set_len(&self, len: u64) -> Result<()>;
+    /// Returns once every completed write is on stable media.
+    ///
+    /// # Errors
+    /// The host's; what was written since the last successful call may be lost.
+    fn sync(&self) -> Result<()>;
+    /// Gives the range space in as few pieces as the host can before it is written; what it
+    /// reads as is unchanged, and so is the length.
+    ///
+    /// # Errors
+    /// `Unsupported` where the host cannot; `NoSpace` where it has not enough.
+    fn reserve(&self, host: Range<u64>) -> Result<()>;
+}
+
+/// Makes a range read as zeroes by whatever means: `Storage::zero`, else by writing zeroes.
+///
+/// # Errors
+/// The host's; then any part of the range may have been zeroed.
+pub fn zero_or_write(storage: &dyn Storage, host: Range<u64>, how: Zeroing) -> Result<()> {
+    use crate::error::ErrorKind;
+    match storage.zero(host.clone(), how) {
+        Err(e) if e.kind() == ErrorKind::Unsupported => {}
+        done => return done,
+    }
+    static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+    let mut at = host.start;
+    while at < host.end {
+        let len = crate::util::align::clamp_len(host.end - at, ZEROES.len());
+        storage.write_at(&ZEROES[..len], at)?;
+        at += crate::util::align::len64(len);
+    }
+    Ok(())
+}

@@ -1,0 +1,67 @@
+//! Buffers: the is-zero scan, and aligned memory for direct I/O.
+
+/// Whether every byte of `buf` is zero.  Looks at 128 bytes at a time.
+pub fn is_zero(buf: &[u8]) -> bool {
+    let mut chunks = buf.chunks_exact(128);
+    for chunk in &mut chunks {
+        if chunk.iter().fold(0u8, |acc, b| acc | b) != 0 {
+            return false;
+        }
+    }
+    chunks.remainder().iter().all(|b| *b == 0)
+}
+
+/// Heap memory whose address is a multiple of an alignment, zeroed at first.
+#[derive(Debug)]
+pub struct AlignedBuf {
+    memory: Vec<u8>,
+    skip: usize,
+    len: usize,
+}
+
+impl AlignedBuf {
+    /// `len` zero bytes at a multiple of `align`, a power of two.
+    pub fn new(len: usize, align: usize) -> Self {
+        let memory = vec![0u8; len + align];
+        let skip = memory.as_ptr().align_offset(align).min(align);
+        Self { memory, skip, len }
+    }
+}
+
+impl std::ops::Deref for AlignedBuf {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.memory[self.skip..self.skip + self.len]
+    }
+}
+
+impl std::ops::DerefMut for AlignedBuf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.memory[self.skip..self.skip + self.len]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_set_byte_anywhere_is_seen() {
+        let mut buf = vec![0u8; 300];
+        assert!(is_zero(&buf));
+        for i in 0..buf.len() {
+            buf[i] = 1;
+            assert!(!is_zero(&buf), "{i}");
+            buf[i] = 0;
+        }
+    }
+
+    #[test]
+    fn an_aligned_buffer_is_aligned() {
+        for align in [1, 512, 4096] {
+            let buf = AlignedBuf::new(1000, align);
+            assert_eq!(buf.as_ptr() as usize % align, 0);
+            assert_eq!(buf.len(), 1000);
+        }
+    }
+}

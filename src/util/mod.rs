@@ -1,0 +1,8 @@
+//! Small pieces with no knowledge of disks.
+
+pub mod align;
+pub mod buf;
+pub mod grace;
+pub mod range;
+pub mod size;
+pub mod text;

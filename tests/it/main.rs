@@ -1,0 +1,3 @@
+//! Tests of the library and of the binary, as one program.
+
+mod util;

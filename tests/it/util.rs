@@ -1,0 +1,1 @@
+//! Scratch directories, the vdtool command, what a test requires.

@@ -14,6 +14,9 @@ pub mod open;
 mod read;
 mod write;
 
+#[cfg(test)]
+mod tests;
+
 pub use extent::{Extent, Extents, State};
 
 /// Most layers a chain may have: 500 links below the top.

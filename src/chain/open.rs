@@ -107,6 +107,7 @@ fn open_image(path: &Path, options: &ChainOptions, grace: &Arc<Grace>) -> Result
     };
     let texts = options.values.iter().map(String::as_str);
     let image = OpenOptions {
+        companions: None,
         access: options.storage.access,
         order: options.order,
         purpose: options.purpose,

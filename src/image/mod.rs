@@ -20,7 +20,9 @@ pub mod info;
 pub mod open;
 pub mod options;
 pub mod probe;
+pub mod reserve;
 pub mod table;
+pub mod words;
 
 pub use check::Check;
 pub use driver::Driver;

@@ -1,8 +1,11 @@
 //! What an image is opened with.
 
+use std::fmt;
 use std::sync::Arc;
 
+use crate::error::Result;
 use crate::image::options::OptionValues;
+use crate::storage::Storage;
 use crate::storage::open::Access;
 use crate::util::grace::Grace;
 
@@ -26,9 +29,22 @@ pub enum Purpose {
     Check,
 }
 
+/// Opens further files of one image (external data files, extents), as the user's policy allows.
+pub trait Companions: fmt::Debug + Send + Sync {
+    /// Opens the file that the image calls `name`, relative to the image's directory or absolute,
+    /// with the access the image was opened with.  `what` says what it is, for messages.
+    ///
+    /// # Errors
+    /// `Denied` where the policy does not let us; the host's.
+    fn open(&self, name: &str, what: &str) -> Result<Arc<dyn Storage>>;
+}
+
 /// What an image is opened with.
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
+    /// Opens further files of the image; `None`: they are not wanted, and data there cannot be
+    /// read.
+    pub companions: Option<Arc<dyn Companions>>,
     /// Whether changes are wanted; never more than the storage was opened for.
     pub access: Access,
     /// Whether metadata waits for data.

@@ -1,64 +1,36 @@
-//! One-level allocation tables of 32-bit words: the pages in memory, the words on disk.
-//!
-//! Shared by the formats that differ only in byte order and in what the words mean.  Pages are
-//! read on first use and kept in a fixed number of slots, so memory is bounded whatever the
-//! table's length.  Readers take no lock once a page is there; a word that changes is written to
-//! the file first and then stored in the page.
+//! One-level allocation tables of 32-bit words, shared by the formats that differ only in byte
+//! order and in what the words mean.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::AtomicU32;
 
-use arc_swap::ArcSwapOption;
-use parking_lot::Mutex;
-
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::image::Wait;
+pub use crate::image::words::Endian;
+use crate::image::words::Words;
 use crate::storage::Storage;
 use crate::util::align::clamp_len;
 
-/// Words in a page: 16 KiB of table.
-const PAGE_WORDS: u64 = 4096;
-/// Pages kept: 4 MiB of table, all of that of the largest VHD with blocks of 2 MiB.
-const SLOTS: u64 = 256;
-
-/// Byte order of the words on disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Endian {
-    /// Most significant byte first.
-    Big,
-    /// Least significant byte first.
-    Little,
-}
-
-#[derive(Debug)]
-struct Page {
-    index: u64,
-    words: Box<[AtomicU32]>,
-}
+/// Bytes of table in one cached page.
+const PAGE: u64 = 16 << 10;
+/// Pages cached: 4 MiB of table, all of that of the largest VHD with blocks of 2 MiB.
+const SLOTS: u64 = 257;
 
 /// A table of `len` words at `host` of a storage object.
 #[derive(Debug)]
 pub struct Table {
     host: u64,
     len: u64,
-    endian: Endian,
-    slots: Box<[ArcSwapOption<Page>]>,
-    /// Held while a page is read and while a word is published, so that no page is read in
-    /// between.  Innermost: nothing is locked under it.
-    fill: Mutex<()>,
+    words: Words<AtomicU32>,
 }
 
 impl Table {
-    /// A table of `len` words at `host`; reads nothing yet.
+    /// A table of `len` words at `host`, a multiple of 4; reads nothing yet.
     pub fn new(host: u64, len: u64, endian: Endian) -> Self {
-        let slots = len.div_ceil(PAGE_WORDS).clamp(1, SLOTS);
-        let slots = (0..slots).map(|_| ArcSwapOption::empty()).collect();
+        let slots = (len.saturating_mul(4).div_ceil(PAGE) + 1).min(SLOTS);
         Self {
             host,
             len,
-            endian,
-            slots,
-            fill: Mutex::new(()),
+            words: Words::new(PAGE, clamp_len(slots, usize::MAX), endian),
         }
     }
 
@@ -83,28 +55,7 @@ impl Table {
     /// The host's; `WouldBlock` where the page must be read and `wait` does not allow it.
     pub fn get(&self, storage: &dyn Storage, index: u64, wait: Wait) -> Result<u32> {
         debug_assert!(index < self.len);
-        let (page, word) = (
-            index / PAGE_WORDS,
-            clamp_len(index % PAGE_WORDS, usize::MAX),
-        );
-        let slot = &self.slots[self.slot(page)];
-        if let Some(found) = slot.load().as_ref().filter(|p| p.index == page) {
-            return Ok(found.words[word].load(Ordering::Acquire));
-        }
-        if wait == Wait::No {
-            return Err(Error::new(
-                ErrorKind::WouldBlock,
-                "the table page is not in memory",
-            ));
-        }
-        let _fill = self.fill.lock();
-        if let Some(found) = slot.load().as_ref().filter(|p| p.index == page) {
-            return Ok(found.words[word].load(Ordering::Acquire));
-        }
-        let read = Arc::new(self.read_page(storage, page)?);
-        let value = read.words[word].load(Ordering::Acquire);
-        slot.store(Some(read));
-        Ok(value)
+        self.words.get(storage, self.host + index * 4, wait)
     }
 
     /// Writes the word at `index` to the file, then shows it to readers.
@@ -113,57 +64,24 @@ impl Table {
     /// The host's; readers then see the old word.
     pub fn publish(&self, storage: &dyn Storage, index: u64, value: u32) -> Result<()> {
         debug_assert!(index < self.len);
-        let bytes = match self.endian {
-            Endian::Big => value.to_be_bytes(),
-            Endian::Little => value.to_le_bytes(),
-        };
-        let _fill = self.fill.lock();
-        storage.write_at(&bytes, self.host + index * 4)?;
-        let page = index / PAGE_WORDS;
-        if let Some(found) = self.slots[self.slot(page)]
-            .load()
-            .as_ref()
-            .filter(|p| p.index == page)
-        {
-            let word = clamp_len(index % PAGE_WORDS, usize::MAX);
-            found.words[word].store(value, Ordering::Release);
-        }
-        Ok(())
-    }
-
-    fn slot(&self, page: u64) -> usize {
-        clamp_len(
-            page % crate::util::align::len64(self.slots.len()),
-            usize::MAX,
-        )
-    }
-
-    fn read_page(&self, storage: &dyn Storage, page: u64) -> Result<Page> {
-        let first = page * PAGE_WORDS;
-        let count = (self.len - first).min(PAGE_WORDS);
-        let mut bytes = vec![0; clamp_len(count * 4, usize::MAX)];
-        storage.read_at(&mut bytes, self.host + first * 4)?;
-        let (words, _) = bytes.as_chunks::<4>();
-        let decode = |word: &[u8; 4]| match self.endian {
-            Endian::Big => u32::from_be_bytes(*word),
-            Endian::Little => u32::from_le_bytes(*word),
-        };
-        let words = words.iter().map(|w| AtomicU32::new(decode(w))).collect();
-        Ok(Page { index: page, words })
+        self.words.publish(storage, self.host + index * 4, &[value])
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
     use crate::storage::memory::MemoryStorage;
+
+    const WORDS: u64 = PAGE / 4;
 
     #[test]
     fn a_table_larger_than_its_slots_still_reads_right() {
         let storage = MemoryStorage::new();
-        let len = PAGE_WORDS * (SLOTS + 3);
+        let len = WORDS * (SLOTS + 3);
         let table = Table::new(512, len, Endian::Big);
-        for index in [0, PAGE_WORDS * SLOTS, len - 1, 1] {
+        for index in [0, WORDS * SLOTS, len - 1, 1] {
             table
                 .publish(&storage, index, 7 + u32::from(index == 1))
                 .expect("memory has room");
@@ -172,7 +90,7 @@ mod tests {
             assert_eq!(table.get(&storage, 0, Wait::Yes).expect("reads"), 7);
             assert_eq!(
                 table
-                    .get(&storage, PAGE_WORDS * SLOTS, Wait::Yes)
+                    .get(&storage, WORDS * SLOTS, Wait::Yes)
                     .expect("reads"),
                 7
             );

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use crate::error::Result;
 
+pub mod barrier;
 pub mod copy;
 pub mod file;
 pub mod lock;

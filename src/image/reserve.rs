@@ -1,0 +1,80 @@
+//! Guest ranges that are being given space.
+//!
+//! A writer reserves its clusters, fills them with no lock held, publishes them and lets go.  A
+//! second writer of the same cluster waits until then, and looks the cluster up again.
+
+use std::ops::Range;
+
+use parking_lot::{Condvar, Mutex};
+
+/// The ranges that are reserved now: one per thread at most, so a list serves.
+#[derive(Debug, Default)]
+pub struct Reservations {
+    busy: Mutex<Vec<Range<u64>>>,
+    freed: Condvar,
+}
+
+/// Holds a range; dropping it lets go.
+#[derive(Debug)]
+pub struct Reserved<'a> {
+    owner: &'a Reservations,
+    range: Range<u64>,
+}
+
+impl Reservations {
+    /// Reserves `range`; or, where another thread holds part of it, waits until it has let go and
+    /// answers `None`: what the caller knows about the range is then out of date.
+    pub fn reserve(&self, range: Range<u64>) -> Option<Reserved<'_>> {
+        let meets = |busy: &[Range<u64>]| {
+            busy.iter()
+                .any(|b| b.start < range.end && range.start < b.end)
+        };
+        let mut busy = self.busy.lock();
+        if meets(&busy) {
+            while meets(&busy) {
+                self.freed.wait(&mut busy);
+            }
+            return None;
+        }
+        busy.push(range.clone());
+        Some(Reserved { owner: self, range })
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        let mut busy = self.owner.busy.lock();
+        if let Some(index) = busy.iter().position(|b| *b == self.range) {
+            busy.swap_remove(index);
+        }
+        self.owner.freed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[test]
+    fn a_second_writer_waits_and_is_told_to_look_again() {
+        let reservations = Reservations::default();
+        let released = AtomicBool::new(false);
+        let first = reservations.reserve(0..10).expect("nobody else is here");
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| {
+                let answer = reservations.reserve(9..20).is_none();
+                (answer, released.load(Ordering::SeqCst))
+            });
+            assert!(
+                reservations.reserve(10..12).is_some(),
+                "neighbours do not wait"
+            );
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            released.store(true, Ordering::SeqCst);
+            drop(first);
+            assert_eq!(second.join().expect("it ends"), (true, true));
+        });
+        assert!(reservations.reserve(0..20).is_some());
+    }
+}

@@ -1,0 +1,211 @@
+//! Words of on-disk tables: pages of them in memory, changes through the file.
+//!
+//! Pages are read on first use and kept in a fixed number of slots, so memory is bounded whatever
+//! the image's size.  Readers take no lock once a page is there.  A word that changes is written
+//! to the file first and stored in the page after that.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::Wait;
+use crate::storage::Storage;
+use crate::util::align::{clamp_len, len64};
+
+/// Byte order of the words on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Endian {
+    /// Most significant byte first.
+    Big,
+    /// Least significant byte first.
+    Little,
+}
+
+/// A word that other threads may look at while it changes.
+pub trait Word: Send + Sync + 'static {
+    /// Its value.
+    type Value: Copy + fmt::Debug;
+    /// Its length on disk in bytes.
+    const LEN: usize;
+    /// From `LEN` bytes on disk.
+    fn decode(bytes: &[u8], endian: Endian) -> Self;
+    /// The bytes on disk.
+    fn encode(value: Self::Value, endian: Endian) -> Vec<u8>;
+    /// Reads it; what was written before its last change is seen.
+    fn load(&self) -> Self::Value;
+    /// Changes it; what was written before is seen by those who see the change.
+    fn store(&self, value: Self::Value);
+}
+
+impl Word for AtomicU32 {
+    type Value = u32;
+    const LEN: usize = 4;
+    fn decode(bytes: &[u8], endian: Endian) -> Self {
+        let bytes = bytes.first_chunk().copied().unwrap_or_default();
+        Self::new(match endian {
+            Endian::Big => u32::from_be_bytes(bytes),
+            Endian::Little => u32::from_le_bytes(bytes),
+        })
+    }
+    fn encode(value: u32, endian: Endian) -> Vec<u8> {
+        match endian {
+            Endian::Big => value.to_be_bytes().to_vec(),
+            Endian::Little => value.to_le_bytes().to_vec(),
+        }
+    }
+    fn load(&self) -> u32 {
+        self.load(Ordering::Acquire)
+    }
+    fn store(&self, value: u32) {
+        self.store(value, Ordering::Release);
+    }
+}
+
+impl Word for AtomicU64 {
+    type Value = u64;
+    const LEN: usize = 8;
+    fn decode(bytes: &[u8], endian: Endian) -> Self {
+        let bytes = bytes.first_chunk().copied().unwrap_or_default();
+        Self::new(match endian {
+            Endian::Big => u64::from_be_bytes(bytes),
+            Endian::Little => u64::from_le_bytes(bytes),
+        })
+    }
+    fn encode(value: u64, endian: Endian) -> Vec<u8> {
+        match endian {
+            Endian::Big => value.to_be_bytes().to_vec(),
+            Endian::Little => value.to_le_bytes().to_vec(),
+        }
+    }
+    fn load(&self) -> u64 {
+        self.load(Ordering::Acquire)
+    }
+    fn store(&self, value: u64) {
+        self.store(value, Ordering::Release);
+    }
+}
+
+/// Cached pages of one storage object, by their offset in it.
+pub struct Words<W> {
+    page_len: u64,
+    endian: Endian,
+    slots: Box<[ArcSwapOption<Page<W>>]>,
+    /// Held while a page is read and while a word is published, so that no page is read in
+    /// between.  Innermost: nothing is locked under it.
+    fill: Mutex<()>,
+    word: PhantomData<W>,
+}
+
+struct Page<W> {
+    host: u64,
+    words: Box<[W]>,
+}
+
+impl<W> fmt::Debug for Words<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Words({} slots of {} bytes)",
+            self.slots.len(),
+            self.page_len
+        )
+    }
+}
+
+impl<W: Word> Words<W> {
+    /// At most `slots` pages of `page_len` bytes, a power of two.
+    pub fn new(page_len: u64, slots: usize, endian: Endian) -> Self {
+        debug_assert!(page_len.is_power_of_two());
+        let slots = (0..slots.max(1)).map(|_| ArcSwapOption::empty()).collect();
+        Self {
+            page_len,
+            endian,
+            slots,
+            fill: Mutex::new(()),
+            word: PhantomData,
+        }
+    }
+
+    /// The word at `host`, a multiple of its length.
+    ///
+    /// # Errors
+    /// The host's; `WouldBlock` where the page must be read and `wait` does not allow it.
+    pub fn get(&self, storage: &dyn Storage, host: u64, wait: Wait) -> Result<W::Value> {
+        let page = host - host % self.page_len;
+        let word = clamp_len(host % self.page_len, usize::MAX) / W::LEN;
+        let slot = self.slot(page);
+        if let Some(found) = slot.load().as_ref().filter(|p| p.host == page) {
+            return Ok(found.words[word].load());
+        }
+        if wait == Wait::No {
+            return Err(Error::new(
+                ErrorKind::WouldBlock,
+                "the table page is not in memory",
+            ));
+        }
+        let _fill = self.fill.lock();
+        if let Some(found) = slot.load().as_ref().filter(|p| p.host == page) {
+            return Ok(found.words[word].load());
+        }
+        let read = Arc::new(self.read(storage, page)?);
+        let value = read.words[word].load();
+        slot.store(Some(read));
+        Ok(value)
+    }
+
+    /// Writes neighbouring words from `host` on to the file in one piece, then shows them to
+    /// readers one by one.
+    ///
+    /// # Errors
+    /// The host's; readers then see the old words.
+    pub fn publish(&self, storage: &dyn Storage, host: u64, values: &[W::Value]) -> Result<()> {
+        let bytes: Vec<u8> = values
+            .iter()
+            .flat_map(|v| W::encode(*v, self.endian))
+            .collect();
+        let _fill = self.fill.lock();
+        storage.write_at(&bytes, host)?;
+        for (index, value) in values.iter().enumerate() {
+            let host = host + len64(index * W::LEN);
+            let page = host - host % self.page_len;
+            if let Some(found) = self.slot(page).load().as_ref().filter(|p| p.host == page) {
+                found.words[clamp_len(host % self.page_len, usize::MAX) / W::LEN].store(*value);
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets what it knows of a range of the file that no longer holds words, or that was
+    /// written by other means.
+    pub fn forget(&self, host: Range<u64>) {
+        let _fill = self.fill.lock();
+        for slot in &self.slots {
+            let met = slot.load().as_ref().is_some_and(|p| {
+                p.host < host.end && p.host.saturating_add(self.page_len) > host.start
+            });
+            if met {
+                slot.store(None);
+            }
+        }
+    }
+
+    fn slot(&self, page: u64) -> &ArcSwapOption<Page<W>> {
+        &self.slots[clamp_len(page / self.page_len % len64(self.slots.len()), usize::MAX)]
+    }
+
+    fn read(&self, storage: &dyn Storage, page: u64) -> Result<Page<W>> {
+        let mut bytes = vec![0; clamp_len(self.page_len, usize::MAX)];
+        storage.read_at(&mut bytes, page)?;
+        let words = bytes
+            .chunks_exact(W::LEN)
+            .map(|w| W::decode(w, self.endian))
+            .collect();
+        Ok(Page { host: page, words })
+    }
+}

@@ -100,18 +100,28 @@ impl FileStorage {
         }
     }
 
-    /// A run from `host` to the end, which `SEEK_DATA` says is a hole.
-    fn hole_to_the_end(&self, host: u64, len: u64) -> Result<HostRun> {
+    fn grown(&self, end: u64) {
+        self.len.fetch_max(end, Ordering::AcqRel);
+    }
+
+    /// The answer where `SEEK_DATA` finds nothing more: a hole of `len` bytes.
+    fn hole_to_the_end(&self, len: u64) -> Result<HostRun> {
+        // What was cut off is no hole; calling it one would pass zeroes off as data.
+        self.check_not_truncated()?;
+        Ok(HostRun { data: false, len })
+    }
+
+    fn check_not_truncated(&self) -> Result<()> {
+        let known = self.size();
         let metadata = self.host.file.metadata();
         let now = metadata
             .map_err(|e| self.host.fail("read the length".to_owned(), e))?
             .len();
-        let known = self.size();
-        if now < known {
-            // What was cut off is no hole; calling it one would pass zeroes off as data.
-            return Err(self.host.shrank(now, known));
+        // A change of ours between the two looks moves both.
+        match now < known.min(self.size()) {
+            true => Err(self.host.shrank(now, known)),
+            false => Ok(()),
         }
-        Ok(HostRun { data: false, len })
     }
 }
 
@@ -180,7 +190,7 @@ impl Storage for FileStorage {
         };
         let data = match seek(&self.host.file, SeekFrom::Data(host)) {
             Ok(data) => data,
-            Err(Errno::NXIO) => return self.hole_to_the_end(host, len),
+            Err(Errno::NXIO) => return self.hole_to_the_end(len),
             Err(Errno::INVAL) => return Ok(run(true, host.saturating_add(inside))),
             Err(e) => return Err(self.host.fail(format!("find data at {host:#x}"), e)),
         };
@@ -190,7 +200,7 @@ impl Storage for FileStorage {
         match seek(&self.host.file, SeekFrom::Hole(host)) {
             Ok(hole) if hole > host => Ok(run(true, hole)),
             // Punched or cut off between the two calls.
-            Ok(_) | Err(Errno::NXIO) => self.hole_to_the_end(host, 1),
+            Ok(_) | Err(Errno::NXIO) => self.hole_to_the_end(1),
             Err(e) => Err(self.host.fail(format!("find a hole at {host:#x}"), e)),
         }
     }
@@ -234,10 +244,6 @@ impl Storage for FileStorage {
         self.host.write_mapped(from, &part, host)?;
         self.grown(host + len);
         Ok(())
-    }
-
-    fn grown(&self, end: u64) {
-        self.len.fetch_max(end, Ordering::AcqRel);
     }
 }
 

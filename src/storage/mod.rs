@@ -139,10 +139,6 @@ pub trait Storage: fmt::Debug + Send + Sync {
         }
         Ok(())
     }
-    /// Told that somebody wrote up to `end` through the descriptor.
-    fn grown(&self, end: u64) {
-        let _ = end;
-    }
 }
 
 /// Most bytes that `write_mapped` copies at a time where it has to copy.

@@ -1,58 +1,126 @@
-//! Regular files: positioned reads and writes, holes, punching, preallocation.
+//! Regular files: mapped or positioned reads, positioned writes, holes, preallocation.
 
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::filesystem::FileSystem;
+use crate::storage::mmap::{Mapping, Window};
+use crate::storage::open::Caching;
+use crate::storage::positioned::Positioned;
 use crate::storage::{HostRun, Limits, Storage, Zeroing};
 use crate::util::align::len64;
 
-/// A regular file, by positioned system calls.
+/// Longer reads gain nothing from the windows that stay: one system call costs less than the page
+/// faults, and leaves no page tables behind.
+const MAPPED_READ: usize = 64 << 10;
+
+/// A regular file.
 #[derive(Debug)]
 pub struct FileStorage {
-    file: File,
-    path: PathBuf,
+    host: Positioned,
+    /// As of the last change made through this object; never more than the file's own length but
+    /// while it grows, so that reads up to it stay inside.
     len: AtomicU64,
+    /// Longest file this process may write (`RLIMIT_FSIZE`); past it the kernel sends a signal
+    /// that ends the process, so we do not go there.
+    most: Option<u64>,
+    /// `None` where reads are to be system calls.
+    mapping: Option<Mapping>,
 }
 
 impl FileStorage {
-    /// Wraps an open regular file.
+    /// Wraps an open regular file, with mapped reads on local file systems.
     ///
     /// # Errors
     /// The host's, when asked for the length.
     pub fn new(file: File, path: &Path) -> Result<Self> {
-        let len = file
-            .metadata()
-            .map_err(|e| Error::io("read the length", e).at(path))?
+        Self::with_caching(file, path, Caching::Mapped)
+    }
+
+    /// Wraps an open regular file.  With `Direct` the descriptor has `O_DIRECT` set already, and
+    /// the caller keeps to its alignment.
+    ///
+    /// # Errors
+    /// The host's, when asked for the length.
+    pub fn with_caching(file: File, path: &Path, caching: Caching) -> Result<Self> {
+        let host = Positioned::new(file, path);
+        let metadata = host.file.metadata();
+        let len = metadata
+            .map_err(|e| host.fail("read the length".to_owned(), e))?
             .len();
+        let mapped =
+            caching == Caching::Mapped && FileSystem::of(host.file.as_fd()) == FileSystem::Local;
         Ok(Self {
-            file,
-            path: path.to_owned(),
+            host,
             len: AtomicU64::new(len),
+            most: getrlimit(Resource::Fsize).current,
+            mapping: mapped.then(Mapping::new),
         })
     }
 
-    fn fail(&self, doing: String, source: impl Into<std::io::Error>) -> Error {
-        Error::io(doing, source.into()).at(&self.path)
+    /// Refuses an end past what the process may write, or past the end of numbers.
+    fn check_end(&self, host: u64, len: u64) -> Result<()> {
+        let end = host.checked_add(len).filter(|e| i64::try_from(*e).is_ok());
+        let most = self.most.unwrap_or(u64::MAX);
+        match end {
+            Some(end) if end <= most || end <= self.size() => Ok(()),
+            Some(end) => Err(Error::new(
+                ErrorKind::NoSpace,
+                format!(
+                    "{end:#x} is past the longest file this process may write \
+                     (allowed: {most:#x}, see ulimit -f)"
+                ),
+            )
+            .at(&self.host.path)),
+            None => Err(Error::invalid(format!(
+                "{len} bytes at {host:#x} reach past the longest file there can be"
+            ))
+            .at(&self.host.path)),
+        }
     }
 
-    fn fallocate(&self, doing: &str, mode: FallocateFlags, host: &Range<u64>) -> Result<()> {
-        if host.is_empty() {
+    fn fallocate(&self, doing: &str, mode: FallocateFlags, range: &Range<u64>) -> Result<()> {
+        if range.is_empty() {
             return Ok(());
         }
         loop {
-            match fallocate(&self.file, mode, host.start, host.end - host.start) {
+            match fallocate(&self.host.file, mode, range.start, range.end - range.start) {
                 Ok(()) => return Ok(()),
                 Err(Errno::INTR) => {}
-                Err(e) => return Err(self.fail(format!("{doing} at {:#x}", host.start), e)),
+                Err(e) => return Err(self.host.fail(format!("{doing} at {:#x}", range.start), e)),
             }
+        }
+    }
+
+    fn grown(&self, end: u64) {
+        self.len.fetch_max(end, Ordering::AcqRel);
+    }
+
+    /// The answer where `SEEK_DATA` finds nothing more: a hole of `len` bytes.
+    fn hole_to_the_end(&self, len: u64) -> Result<HostRun> {
+        // What was cut off is no hole; calling it one would pass zeroes off as data.
+        self.check_not_truncated()?;
+        Ok(HostRun { data: false, len })
+    }
+
+    fn check_not_truncated(&self) -> Result<()> {
+        let known = self.size();
+        let metadata = self.host.file.metadata();
+        let now = metadata
+            .map_err(|e| self.host.fail("read the length".to_owned(), e))?
+            .len();
+        // A change of ours between the two looks moves both.
+        match now < known.min(self.size()) {
+            true => Err(self.host.shrank(now, known)),
+            false => Ok(()),
         }
     }
 }
@@ -72,43 +140,29 @@ impl Storage for FileStorage {
     }
 
     fn path(&self) -> Option<&Path> {
-        Some(&self.path)
+        Some(&self.host.path)
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.file.as_fd())
+        Some(self.host.file.as_fd())
     }
 
     fn read_at(&self, buf: &mut [u8], host: u64) -> Result<()> {
-        let mut done = 0;
-        while done < buf.len() {
-            let at = host.saturating_add(len64(done));
-            match self.file.read_at(&mut buf[done..], at) {
-                Ok(0) if at < self.size() => {
-                    return Err(Error::new(
-                        crate::error::ErrorKind::Io,
-                        format!("the file ends at {at:#x}, it was {:#x} long", self.size()),
-                    )
-                    .at(&self.path));
-                }
-                Ok(0) => {
-                    buf[done..].fill(0);
-                    break;
-                }
-                Ok(n) => done += n,
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(self.fail(format!("read at {at:#x}"), e)),
-            }
+        let len = self.size();
+        if let Some(mapping) = &self.mapping
+            && buf.len() <= MAPPED_READ
+            && host.checked_add(len64(buf.len())).is_some_and(|e| e <= len)
+            && mapping.read(&self.host.file, buf, host).is_ok()
+        {
+            return Ok(());
         }
-        Ok(())
+        self.host.read(buf, host, len)
     }
 
     fn write_at(&self, buf: &[u8], host: u64) -> Result<()> {
-        self.file
-            .write_all_at(buf, host)
-            .map_err(|e| self.fail(format!("write at {host:#x}"), e))?;
-        self.len
-            .fetch_max(host + len64(buf.len()), Ordering::AcqRel);
+        self.check_end(host, len64(buf.len()))?;
+        self.host.write(buf, host)?;
+        self.grown(host + len64(buf.len()));
         Ok(())
     }
 
@@ -126,46 +180,72 @@ impl Storage for FileStorage {
     }
 
     fn run(&self, host: u64, len: u64) -> Result<HostRun> {
-        if host >= self.size() {
+        let inside = self.size().saturating_sub(host);
+        if inside == 0 {
             return Ok(HostRun { data: false, len });
         }
-        let data = match seek(&self.file, SeekFrom::Data(host)) {
+        let run = |data, end: u64| HostRun {
+            data,
+            len: (end - host).min(len),
+        };
+        let data = match seek(&self.host.file, SeekFrom::Data(host)) {
             Ok(data) => data,
-            Err(Errno::NXIO) => return Ok(HostRun { data: false, len }),
-            Err(Errno::INVAL) => return Ok(HostRun { data: true, len }),
-            Err(e) => return Err(self.fail(format!("find data at {host:#x}"), e)),
+            Err(Errno::NXIO) => return self.hole_to_the_end(len),
+            Err(Errno::INVAL) => return Ok(run(true, host.saturating_add(inside))),
+            Err(e) => return Err(self.host.fail(format!("find data at {host:#x}"), e)),
         };
         if data > host {
-            return Ok(HostRun {
-                data: false,
-                len: (data - host).min(len),
-            });
+            return Ok(run(false, data));
         }
-        match seek(&self.file, SeekFrom::Hole(host)) {
-            Ok(hole) if hole > host => Ok(HostRun {
-                data: true,
-                len: (hole - host).min(len),
-            }),
-            Ok(_) | Err(Errno::NXIO) => Ok(HostRun { data: false, len }),
-            Err(e) => Err(self.fail(format!("find a hole at {host:#x}"), e)),
+        match seek(&self.host.file, SeekFrom::Hole(host)) {
+            Ok(hole) if hole > host => Ok(run(true, hole)),
+            // Punched or cut off between the two calls.
+            Ok(_) | Err(Errno::NXIO) => self.hole_to_the_end(1),
+            Err(e) => Err(self.host.fail(format!("find a hole at {host:#x}"), e)),
         }
     }
 
     fn set_len(&self, len: u64) -> Result<()> {
-        self.file
-            .set_len(len)
-            .map_err(|e| self.fail(format!("set the length to {len}"), e))?;
+        self.check_end(0, len)?;
+        let before = self.size();
+        if len < before {
+            // Readers stop at the new end before the bytes go.
+            self.len.store(len, Ordering::Release);
+        }
+        if let Err(e) = self.host.file.set_len(len) {
+            self.grown(before);
+            return Err(self.host.fail(format!("set the length to {len}"), e));
+        }
         self.len.store(len, Ordering::Release);
         Ok(())
     }
 
     fn sync(&self) -> Result<()> {
-        self.file
-            .sync_data()
-            .map_err(|e| self.fail("sync".to_owned(), e))
+        let synced = self.host.file.sync_data();
+        synced.map_err(|e| self.host.fail("sync".to_owned(), e))
     }
 
     fn reserve(&self, host: Range<u64>) -> Result<()> {
+        self.check_end(host.start, host.end.saturating_sub(host.start))?;
         self.fallocate("reserve space", FallocateFlags::KEEP_SIZE, &host)
     }
+
+    fn window(&self, host: Range<u64>) -> Option<Window> {
+        self.mapping.as_ref()?;
+        if host.end > self.size() {
+            return None;
+        }
+        Window::new(&self.host.file, &host)
+    }
+
+    fn write_mapped(&self, from: &Window, part: Range<u64>, host: u64) -> Result<()> {
+        let len = crate::util::range::len(&part);
+        self.check_end(host, len)?;
+        self.host.write_mapped(from, &part, host)?;
+        self.grown(host + len);
+        Ok(())
+    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,140 @@
+use std::path::Path;
+use std::sync::Arc;
+
+use super::*;
+use crate::error::ErrorKind;
+use crate::storage::file::FileStorage;
+use crate::storage::memory::MemoryStorage;
+use crate::storage::open::Caching;
+
+fn file(caching: Caching) -> Arc<dyn Storage> {
+    let file = tempfile::tempfile().expect("a temporary file");
+    Arc::new(FileStorage::with_caching(file, Path::new("scratch"), caching).expect("wraps"))
+}
+
+fn kinds() -> Vec<Arc<dyn Storage>> {
+    vec![
+        file(Caching::Mapped),
+        file(Caching::Buffered),
+        Arc::new(MemoryStorage::new()),
+    ]
+}
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i % 253) as u8 + 1).collect()
+}
+
+#[test]
+fn every_pair_of_kinds_copies_at_odd_offsets() {
+    let bytes = pattern(3 * CHUNK + 777);
+    for src in kinds() {
+        src.write_at(&bytes, 0).expect("writes");
+        for dst in kinds() {
+            let len = len64(bytes.len()) - 100;
+            copy(&*src, 100, &*dst, 51, len).expect("copies");
+            assert_eq!(dst.size(), 51 + len);
+            let mut back = vec![0; bytes.len() - 100];
+            dst.read_at(&mut back, 51).expect("reads");
+            assert!(back == bytes[100..]);
+        }
+    }
+}
+
+#[test]
+fn a_copy_past_the_end_of_the_source_copies_zeroes() {
+    for src in kinds() {
+        src.write_at(&[1; 100], 0).expect("writes");
+        let dst = MemoryStorage::from_bytes(&[9; 200]);
+        copy(&*src, 50, &dst, 0, 150).expect("copies");
+        assert_eq!(dst.to_bytes()[..50], [1; 50]);
+        assert_eq!(dst.to_bytes()[50..150], [0; 100]);
+        assert_eq!(dst.to_bytes()[150..], [9; 50]);
+    }
+}
+
+#[test]
+fn units_with_data_are_found_and_merged() {
+    for src in kinds() {
+        src.set_len(5 << 20).expect("sparse");
+        for at in [5000, 9000, (1 << 20) - 1, 1 << 20, (5 << 20) - 1] {
+            src.write_at(&[1], at).expect("writes");
+        }
+        let found = nonzero(&*src, 0..5 << 20, 4096).expect("scans");
+        let mib = 1 << 20;
+        let expected = [4096..12288, mib - 4096..mib + 4096, 5 * mib - 4096..5 * mib];
+        assert_eq!(found, expected);
+        // Units are counted from the start of the range, and the last may be short.
+        let found = nonzero(&*src, 4999..5003, 2).expect("scans");
+        assert_eq!(found, [4999..5001]);
+        let found = nonzero(&*src, 4000..9001, 1000).expect("scans");
+        assert_eq!(found, [5000..6000, 9000..9001]);
+        // A unit that is no divisor of a chunk, and one that is longer.
+        let found = nonzero(&*src, 0..5 << 20, 3 * 4096).expect("scans");
+        let chunk = |at: u64| at / 12288 * 12288;
+        assert_eq!(found[0], 0..12288);
+        assert_eq!(found[1], chunk(mib)..chunk(mib) + 12288);
+        let found = nonzero(&*src, 0..5 << 20, 2 << 20).expect("scans");
+        assert_eq!(found, [0..2 * mib, 4 * mib..5 * mib]);
+        nonzero(&*src, 0..1, 0).expect_err("no unit");
+    }
+}
+
+#[test]
+fn a_source_that_shrinks_is_an_error_of_the_copy_and_of_the_scan() {
+    for caching in [Caching::Mapped, Caching::Buffered] {
+        let named = tempfile::NamedTempFile::new().expect("a temporary file");
+        let file = named.reopen().expect("opens");
+        let src = FileStorage::with_caching(file, named.path(), caching).expect("wraps");
+        src.write_at(&pattern(CHUNK), 0).expect("writes");
+        let mut reader = Reader::new();
+        let mut chunk = reader.chunk(&src, 0..len64(CHUNK)).expect("reads");
+        named.as_file().set_len(4096).expect("truncates");
+        let dst = MemoryStorage::new();
+        let result = chunk.write(0..len64(CHUNK), &dst, 0);
+        if caching == Caching::Mapped {
+            let error = result.expect_err("the bytes are gone");
+            assert!(error.message().contains("truncated"), "{error}");
+        }
+        for dst in kinds() {
+            let error = copy(&src, 0, &*dst, 0, len64(CHUNK)).expect_err("gone");
+            assert_eq!(error.kind(), ErrorKind::Io);
+        }
+        nonzero(&src, 0..len64(CHUNK), 4096).expect_err("gone");
+    }
+}
+
+#[test]
+fn a_source_cut_within_its_last_page_is_an_error_too() {
+    let named = tempfile::NamedTempFile::new().expect("a temporary file");
+    let src = FileStorage::new(named.reopen().expect("opens"), named.path()).expect("wraps");
+    src.write_at(&pattern(10_000), 0).expect("writes");
+    named.as_file().set_len(9_999).expect("truncates");
+    copy(&src, 0, &MemoryStorage::new(), 0, 10_000).expect_err("a byte is gone");
+    nonzero(&src, 0..10_000, 4096).expect_err("a byte is gone");
+    copy(&src, 0, &MemoryStorage::new(), 0, 9_999).expect("the rest is there");
+}
+
+#[test]
+fn blocks_that_cannot_be_shared_are_refused_with_nothing_changed() {
+    let src = MemoryStorage::from_bytes(&[1; 4096]);
+    let dst = file(Caching::Mapped);
+    dst.write_at(&[2; 4096], 0).expect("writes");
+    for (from, to, len) in [(0, 0, 4096), (1, 0, 10)] {
+        let error = share(&src, from, &*dst, to, len).expect_err("memory has no blocks");
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+    }
+    let file_src = file(Caching::Mapped);
+    file_src.write_at(&[1; 4096], 0).expect("writes");
+    let error = share(&*file_src, 1, &*dst, 3, 100).expect_err("not aligned");
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    let mut buf = [0; 4096];
+    dst.read_at(&mut buf, 0).expect("reads");
+    assert_eq!(buf, [2; 4096]);
+}
+
+#[test]
+fn a_chunk_longer_than_allowed_is_refused() {
+    let src = MemoryStorage::new();
+    let error = Reader::new().chunk(&src, 0..len64(CHUNK) + 1).map(|_| ());
+    assert_eq!(error.expect_err("too long").kind(), ErrorKind::Invalid);
+}

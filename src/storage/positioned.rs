@@ -1,0 +1,73 @@
+//! Whole reads and writes at an offset, as files and devices share them.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::mmap::Window;
+use crate::util::align::{clamp_len, len64};
+
+/// An open descriptor and the path that messages show.
+#[derive(Debug)]
+pub(super) struct Positioned {
+    pub(super) file: File,
+    pub(super) path: PathBuf,
+}
+
+impl Positioned {
+    pub(super) fn new(file: File, path: &Path) -> Self {
+        Self {
+            file,
+            path: path.to_owned(),
+        }
+    }
+
+    /// The failure of a call to the host about this object; `doing` completes "cannot ...".
+    pub(super) fn fail(&self, doing: String, source: impl Into<io::Error>) -> Error {
+        Error::io(doing, source.into()).at(&self.path)
+    }
+
+    /// The error for bytes before `len` that are no longer there.
+    pub(super) fn shrank(&self, end: u64, len: u64) -> Error {
+        Error::new(
+            ErrorKind::Io,
+            format!("was truncated while open: it ends at {end:#x} (it was {len:#x} long)"),
+        )
+        .at(&self.path)
+    }
+
+    /// Fills `buf` from `host`; bytes from `len` on are zeroes, whatever is there.
+    pub(super) fn read(&self, buf: &mut [u8], host: u64, len: u64) -> Result<()> {
+        let inside = clamp_len(len.saturating_sub(host), buf.len());
+        let mut done = 0;
+        // The whole buffer is offered, so that a direct read at the end keeps its alignment.
+        while done < inside {
+            let at = host + len64(done);
+            match self.file.read_at(&mut buf[done..], at) {
+                Ok(0) => return Err(self.shrank(at, len)),
+                Ok(n) => done += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(self.fail(format!("read at {at:#x}"), e)),
+            }
+        }
+        buf[inside..].fill(0);
+        Ok(())
+    }
+
+    /// Writes all of `buf` at `host`.
+    pub(super) fn write(&self, buf: &[u8], host: u64) -> Result<()> {
+        self.file
+            .write_all_at(buf, host)
+            .map_err(|e| self.fail(format!("write at {host:#x}"), e))
+    }
+
+    /// Writes a range of a window at `host`.
+    pub(super) fn write_mapped(&self, from: &Window, part: &Range<u64>, host: u64) -> Result<()> {
+        from.pwrite(part, self.file.as_fd(), host)
+            .map_err(|e| self.fail(format!("write at {host:#x}"), e))
+    }
+}

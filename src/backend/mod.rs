@@ -39,6 +39,8 @@ pub enum Request<'a> {
         range: Range<u64>,
         /// What may become of the space.
         how: Zeroing,
+        /// What to do where that needs data to be written.
+        fallback: Fallback,
         /// Durable before it completes.
         fua: bool,
     },
@@ -49,6 +51,15 @@ pub enum Request<'a> {
     },
     /// Make completed writes durable.
     Flush,
+}
+
+/// What to do where a range cannot be zeroed by metadata or holes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fallback {
+    /// Write zeroes.
+    Write,
+    /// Fail with `Unsupported`, with nothing changed.
+    Refuse,
 }
 
 /// What may be told to a client of the disk.
@@ -149,8 +160,16 @@ impl Backend {
                 chain.write_at(buf, at)?;
                 fua
             }
-            Request::Zero { range, how, fua } => {
-                chain.zero(range, how)?;
+            Request::Zero {
+                range,
+                how,
+                fallback,
+                fua,
+            } => {
+                match fallback {
+                    Fallback::Write => chain.zero(range, how)?,
+                    Fallback::Refuse => chain.zero_fast(range, how)?,
+                }
                 fua
             }
         };

@@ -11,6 +11,7 @@ use crate::util::grace::{Grace, Ticket};
 
 pub mod extent;
 pub mod open;
+mod overlay;
 mod read;
 mod write;
 

@@ -193,6 +193,26 @@ fn zeroing_and_discarding_never_show_what_lies_below() {
 }
 
 #[test]
+fn zeroing_without_writing_takes_whole_clusters_only() {
+    let chain = chain(vec![Box::new(Toy::new(16_384, true)), base(&[7; 16_384])]);
+    for range in [100..4096, 4096..8191] {
+        let error = chain
+            .zero_fast(range, Zeroing::MayUnmap)
+            .expect_err("part of a cluster");
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+    }
+    let mut buf = [0; 16_384];
+    chain.read_at(&mut buf, 0).expect("reads");
+    assert_eq!(buf, [7; 16_384]);
+    chain
+        .zero_fast(4096..8192, Zeroing::MayUnmap)
+        .expect("one cluster");
+    chain.read_at(&mut buf, 0).expect("reads");
+    assert!(buf[4096..8192].iter().all(|b| *b == 0));
+    assert_eq!(buf[8192..], [7; 8192]);
+}
+
+#[test]
 fn threads_that_write_into_the_same_clusters_lose_nothing() {
     let toy = Toy::new(64 * CLUSTER, true);
     let fills = Arc::clone(&toy.fills);

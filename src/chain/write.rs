@@ -71,6 +71,26 @@ impl Chain {
         }
     }
 
+    /// Makes a range read as zeroes where that needs no data to be written.
+    ///
+    /// # Errors
+    /// `Unsupported`, with nothing changed, where it does; else as [`Chain::write_at`].
+    pub fn zero_fast(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
+        self.check_write(range.start, range::len(&range))?;
+        let _ticket = self.enter();
+        let top = self.top();
+        let cut = self.cut(&range, top.limits().zero_align);
+        let done = match (cut.head.is_empty(), cut.tail.is_empty()) {
+            (true, true) if range.is_empty() => Ok(()),
+            (true, true) => top.zero(cut.body, how),
+            _ => Err(Error::unsupported(format!(
+                "zeroing {:#x}..{:#x} needs data to be written: it is not made of whole clusters",
+                range.start, range.end
+            ))),
+        };
+        done.map_err(|e| e.at_opt(top.storage().path()))
+    }
+
     /// Gives back what space a range has, where that is possible; each byte of it reads afterwards
     /// as zero or as before.  What the top layer has never shows what lies below again.
     ///

@@ -19,6 +19,7 @@ pub mod driver;
 pub mod info;
 pub mod open;
 pub mod options;
+pub mod overlay;
 pub mod probe;
 pub mod reserve;
 pub mod table;

@@ -1,0 +1,169 @@
+//! `open`, `close`, `reopen`.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+
+use crate::cli::common;
+use crate::cli::io::args::Parsed;
+use crate::cli::io::command::{Command, Needs, Outcome};
+use crate::cli::io::session::{CacheMode, DiscardMode, Session, Spec, Target};
+use crate::storage::open::Access;
+use crate::util::text::printable;
+
+pub(super) static OPEN: Command = Command {
+    name: "open",
+    aliases: &["o"],
+    usage: "[-CiknrsU] [-t CACHE] [-d DISCARD] [-i AIO] [-o K=V,..] FILE",
+    letters: "CknrsUi:t:d:o:",
+    operands: 1..=1,
+    needs: Needs::Nothing,
+    about: "open an image",
+    help: "\
+-C  copy-on-read (refused)
+-d  unmap or ignore: what becomes of discards
+-i  no effect
+-k  no effect
+-n  the same as -t none
+-o  driver=FORMAT, read-only=on, force-share=on, and options of the format
+-r  for reading only
+-s  writes go to a temporary layer and are lost when the image is closed
+-t  writeback, writethrough, none, directsync or unsafe
+-U  take no locks; for reading only
+
+Example: open -o driver=raw disk.img",
+    run: open,
+};
+
+pub(super) static CLOSE: Command = Command {
+    name: "close",
+    aliases: &["c"],
+    usage: "",
+    letters: "",
+    operands: 0..=0,
+    needs: Needs::Disk,
+    about: "close the image",
+    help: "",
+    run: |session, _| {
+        session.close()?;
+        Ok(Outcome::Done)
+    },
+};
+
+pub(super) static REOPEN: Command = Command {
+    name: "reopen",
+    aliases: &[],
+    usage: "[-r | -w] [-c CACHE] [-o K=V,..]",
+    letters: "rwc:o:",
+    operands: 0..=0,
+    needs: Needs::Disk,
+    about: "open the image again with other options",
+    help: "\
+-c  writeback, writethrough, none, directsync or unsafe
+-o  options of the format, besides those it has
+-r  for reading only
+-w  for reading and writing
+
+The format stays what it was.  A snapshot (open -s) is not reopened: it would lose its writes.",
+    run: reopen,
+};
+
+fn open(session: &mut Session, parsed: &Parsed) -> anyhow::Result<Outcome> {
+    let path = parsed.operands.first().map(PathBuf::from);
+    let mut spec = session.spec(path.unwrap_or_default());
+    if parsed.has('C') {
+        return Err(OPEN.misused("copy-on-read is not supported"));
+    }
+    if parsed.has('r') {
+        spec.access = Access::Read;
+    }
+    if parsed.has('s') {
+        spec.target = Target::Overlay;
+    }
+    if parsed.has('U') {
+        spec.args.force_share = true;
+    }
+    if parsed.has('n') {
+        spec.cache = CacheMode::None;
+    }
+    if let Some(mode) = parsed.value('t') {
+        spec.cache = mode_of(&OPEN, mode)?;
+    }
+    if let Some(mode) = parsed.value('d') {
+        spec.discard = mode_of::<DiscardMode>(&OPEN, mode)?;
+    }
+    add_options(&mut spec, parsed, &OPEN)?;
+    session.open(spec)?;
+    Ok(Outcome::Done)
+}
+
+fn mode_of<M: ValueEnum>(command: &Command, text: &str) -> anyhow::Result<M> {
+    M::from_str(text, false).map_err(|_| {
+        let names = M::value_variants().iter().filter_map(M::to_possible_value);
+        let names: Vec<String> = names.map(|v| v.get_name().to_owned()).collect();
+        let text = printable(text);
+        command.misused(&format!("no mode '{text}' (allowed: {})", names.join(", ")))
+    })
+}
+
+/// Takes over what `-o` says: options of opening by their QEMU names, the rest to the format.
+fn add_options(spec: &mut Spec, parsed: &Parsed, command: &Command) -> anyhow::Result<()> {
+    let options = parsed.values('o').flat_map(|v| v.split(','));
+    for option in options.filter(|o| !o.is_empty()) {
+        let (key, value) = option.split_once('=').unwrap_or((option, "on"));
+        match key {
+            "driver" => {
+                let format = common::parse_driver(value).map_err(|e| command.misused(&e))?;
+                spec.format = Some(format);
+            }
+            "read-only" | "readonly" => {
+                spec.access = match on(value, command)? {
+                    true => Access::Read,
+                    false => Access::Write,
+                };
+            }
+            "force-share" => spec.args.force_share = on(value, command)?,
+            _ => spec.values.push(option.to_owned()),
+        }
+    }
+    Ok(())
+}
+
+fn on(value: &str, command: &Command) -> anyhow::Result<bool> {
+    match value {
+        "on" | "true" | "yes" => Ok(true),
+        "off" | "false" | "no" => Ok(false),
+        _ => {
+            let value = printable(value);
+            Err(command.misused(&format!("'{value}' is neither on nor off")))
+        }
+    }
+}
+
+fn reopen(session: &mut Session, parsed: &Parsed) -> anyhow::Result<Outcome> {
+    let before = session.disk()?.spec.clone();
+    let mut spec = before.clone();
+    if before.target == Target::Overlay {
+        return Err(REOPEN.misused("a snapshot would lose its writes"));
+    }
+    match (parsed.has('r'), parsed.has('w')) {
+        (true, true) => return Err(REOPEN.misused("Only one -r/-w option may be given")),
+        (true, false) => spec.access = Access::Read,
+        (false, true) => spec.access = Access::Write,
+        (false, false) => {}
+    }
+    if let Some(mode) = parsed.value('c') {
+        spec.cache = mode_of(&REOPEN, mode)?;
+    }
+    add_options(&mut spec, parsed, &REOPEN)?;
+    // Its own locks would keep it out, so it is closed first.
+    spec.format = before.format;
+    session.close()?;
+    session
+        .open(spec)
+        .map_err(|error| match session.open(before) {
+            Ok(()) => error,
+            Err(again) => error.context(format!("no file is open now ({again:#})")),
+        })?;
+    Ok(Outcome::Done)
+}

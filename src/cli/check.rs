@@ -22,10 +22,11 @@ EXAMPLES:
   vdtool check -r leaks disk.vhd
   vdtool check --output json disk.vhd | jq .corruptions
 
-A leak is space in the file that nothing refers to: it is wasted, and no data is at risk. A
-corruption is metadata that is wrong. Findings that are called notes are neither. What a repair
-did stands beside the finding. Where the image has a backing image, that one is opened to see
-that it is there and that it is the right one; its own metadata is not checked.
+FINDINGS:
+  A leak is space in the file that nothing refers to: it is wasted, and no data is at risk. A
+  corruption is metadata that is wrong. Findings that are called notes are neither. What a repair
+  did stands beside the finding. Where the image has a backing image, that one is opened to see
+  that it is there and that it is the right one; its own metadata is not checked.
 
 EXIT STATUS:
   0   clean, or everything found was repaired

@@ -25,8 +25,9 @@ EXAMPLES:
   vdtool create -f vhd -b base.vhd -F vhd child.vhd
   vdtool create -f vhd -o help
 
-The new image is written beside its name and renamed into place; an image that was there before is
-replaced. The name of a backing image is relative to the directory of the new image.
+NOTES:
+  The new image is written beside its name and renamed into place; an image that was there before is
+  replaced. The name of a backing image is relative to the directory of the new image.
 
 EXIT STATUS:
   0   done

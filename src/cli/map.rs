@@ -18,8 +18,9 @@ EXAMPLES:
   vdtool map --output json disk.vhd | jq '[.[] | select(.data) | .length] | add'
   vdtool map -s 1G -l 64M disk.vhd
 
-The states are data, compressed, zero (a layer says that the bytes are zeroes, or its file has a
-hole there) and hole (no layer has the bytes: they read as zeroes).
+STATES:
+  The states are data, compressed, zero (a layer says that the bytes are zeroes, or its file has a
+  hole there) and hole (no layer has the bytes: they read as zeroes).
 
 EXIT STATUS:
   0   done

@@ -27,9 +27,39 @@ pub mod signal;
 use crate::util::text::printable;
 use exit::Exit;
 
+const HELP: &str = "\
+EXAMPLES:
+  vdtool create disk.vhd 20G
+  vdtool info disk.vhd
+  vdtool convert disk.vhd disk.raw
+  vdtool check disk.vhd
+
+SIZES:
+  512  4k  1.5G  10MiB  2T    binary units: 1k is 1024 bytes
+  8s                          sectors of 512 bytes
+
+FILES NAMED BY IMAGES:
+  A backing file that an image names is opened only where it lies in the image's own directory or
+  below. --allow-ref widens that.
+
+EXIT STATUS:
+  0         done
+  1         failed; of check and compare, wrong usage as well
+  2         wrong usage; check: corruptions remain; compare: an image could not be opened
+  3         check: leaks remain; compare: extents could not be read
+  4         compare: data could not be read
+  63        the format has no such operation
+  130, 143  stopped by SIGINT, SIGTERM";
+
 /// Virtual disk images: create, inspect, convert, check.
 #[derive(Debug, Parser)]
-#[command(name = "vdtool", version, about, max_term_width = 100)]
+#[command(
+    name = "vdtool",
+    version,
+    about,
+    max_term_width = 100,
+    after_long_help = HELP
+)]
 pub struct Cli {
     /// What holds for every command.
     #[command(flatten)]

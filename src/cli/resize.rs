@@ -24,8 +24,9 @@ EXAMPLES:
   vdtool resize --shrink disk.raw -512M
   vdtool resize --preallocation falloc disk.raw 8G
 
-New bytes read as zeroes. Partitions and file systems inside the disk are not looked at: make
-them smaller before the disk, and larger after it.
+NOTES:
+  New bytes read as zeroes. Partitions and file systems inside the disk are not looked at: make
+  them smaller before the disk, and larger after it.
 
 EXIT STATUS:
   0   done

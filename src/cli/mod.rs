@@ -3,6 +3,8 @@
 //! Arguments hold what was typed; each command's `run` turns them into a plan, carries it out and
 //! says how the process ends.  Data goes to stdout, everything else to stderr.
 
+use std::ffi::OsStr;
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind as ClapKind;
@@ -22,11 +24,42 @@ pub mod measure;
 pub mod resize;
 pub mod signal;
 
+use crate::util::text::printable;
 use exit::Exit;
+
+const HELP: &str = "\
+EXAMPLES:
+  vdtool create disk.vhd 20G
+  vdtool info disk.vhd
+  vdtool convert disk.vhd disk.raw
+  vdtool check disk.vhd
+
+SIZES:
+  512  4k  1.5G  10MiB  2T    binary units: 1k is 1024 bytes
+  8s                          sectors of 512 bytes
+
+FILES NAMED BY IMAGES:
+  A backing file that an image names is opened only where it lies in the image's own directory or
+  below. --allow-ref widens that.
+
+EXIT STATUS:
+  0         done
+  1         failed; of check and compare, wrong usage as well
+  2         wrong usage; check: corruptions remain; compare: an image could not be opened
+  3         check: leaks remain; compare: extents could not be read
+  4         compare: data could not be read
+  63        the format has no such operation
+  130, 143  stopped by SIGINT, SIGTERM";
 
 /// Virtual disk images: create, inspect, convert, check.
 #[derive(Debug, Parser)]
-#[command(name = "vdtool", version, about, max_term_width = 100)]
+#[command(
+    name = "vdtool",
+    version,
+    about,
+    max_term_width = 100,
+    after_long_help = HELP
+)]
 pub struct Cli {
     /// What holds for every command.
     #[command(flatten)]
@@ -42,6 +75,27 @@ pub struct Globals {
     /// Print errors only.
     #[arg(short, long, global = true)]
     pub quiet: bool,
+}
+
+impl Globals {
+    /// Tells the user something on stderr that is not an error, unless `--quiet`.
+    pub fn note(&self, text: &str) {
+        if !self.quiet {
+            // Nobody can be told that stderr is closed.
+            let _ = writeln!(std::io::stderr(), "vdtool: note: {}", printable(text));
+        }
+    }
+
+    /// Tells the user on stdout that something was done, unless `--quiet`.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn say(&self, text: &str) -> anyhow::Result<()> {
+        if self.quiet {
+            return Ok(());
+        }
+        common::print(|out| Ok(writeln!(out, "{}", printable(text))?))
+    }
 }
 
 /// The subcommands.
@@ -93,19 +147,70 @@ fn run(command: &Command, globals: &Globals) -> anyhow::Result<Exit> {
     }
 }
 
-/// Prints what clap has to say.  `check` and `compare` use 2 for findings, so their usage errors
-/// are 1.
+/// Says in one line what is wrong with the arguments, or prints the help that was asked for.
+/// `check` and `compare` use 2 for findings, so their usage errors are 1.
 fn usage(error: &clap::Error) -> ExitCode {
-    let _ = error.print();
-    if matches!(
-        error.kind(),
-        ClapKind::DisplayHelp | ClapKind::DisplayVersion
-    ) {
-        return Exit::Done.into();
+    match error.kind() {
+        ClapKind::DisplayHelp | ClapKind::DisplayVersion => {
+            // A closed pipe is a clean end here as well.
+            let _ = error.print();
+            return Exit::Done.into();
+        }
+        ClapKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+        }
+        _ => exit::complain(&one_line(&error.to_string())),
     }
-    let command = std::env::args().nth(1);
-    match command.as_deref() {
+    let command = std::env::args_os().skip(1).find(|a| !is_option(a));
+    match command.as_deref().and_then(OsStr::to_str) {
         Some("check" | "compare") => Exit::Failed.into(),
         _ => Exit::Usage.into(),
+    }
+}
+
+fn is_option(argument: &OsStr) -> bool {
+    argument.as_encoded_bytes().starts_with(b"-")
+}
+
+/// clap's paragraphs up to the usage, as one line.
+fn one_line(text: &str) -> String {
+    let lines = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+        .filter(|line| !line.is_empty());
+    let line = lines
+        .collect::<Vec<_>>()
+        .join(" ")
+        .replace(" tip: ", "; tip: ");
+    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definitions_of_all_arguments_agree() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_arguments_fits_one_line() {
+        let wrong = |args: &[&str]| {
+            let error = Cli::try_parse_from(args).expect_err("is wrong");
+            one_line(&error.to_string())
+        };
+        assert_eq!(
+            wrong(&["vdtool", "info"]),
+            "the following required arguments were not provided: <FILE>"
+        );
+        let line = wrong(&["vdtool", "info", "--outptu", "x"]);
+        assert!(
+            line.starts_with("unexpected argument '--outptu' found; tip: "),
+            "{line}"
+        );
     }
 }

@@ -1,0 +1,125 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_vdtool_global_optspecs
+    string join \n q/quiet h/help V/version
+end
+
+function __fish_vdtool_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_vdtool_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_vdtool_using_subcommand
+    set -l cmd (__fish_vdtool_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c vdtool -n "__fish_vdtool_needs_command" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_needs_command" -s V -l version -d 'Print version'
+complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "create" -d 'Make a new image'
+complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "info" -d 'Show what an image is'
+complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "convert" -d 'Copy disks into a new image'
+complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "check" -d 'Check an image\'s metadata, and repair it'
+complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "map" -d 'List the extents of a disk'
+complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "compare" -d 'Compare two disks'
+complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "measure" -d 'Tell how large a converted image will be'
+complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "resize" -d 'Change the size of a disk'
+complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "io" -d 'Read and write a disk\'s bytes by commands'
+complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "completions" -d 'Print completions for a shell'
+complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c vdtool -n "__fish_vdtool_using_subcommand create" -s f -l format -d 'Format of the new image; without it the extension decides, else it is raw' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand create" -s o -l options -d 'Options of the format; "help" lists them' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand create" -s b -l backing -d 'Make an image that holds what differs from this one' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand create" -s F -l backing-format -d 'Format of the backing image; without it the content decides' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand create" -l allow-ref -d 'Let the backing image name this file, or any file, as its own; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand create" -s u -l backing-unsafe -d 'Do not open the backing image: it need not exist, and SIZE and -F must be given'
+complete -c vdtool -n "__fish_vdtool_using_subcommand create" -s U -l force-share -d 'Read the backing image even where another process has it open for writing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand create" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand create" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand info" -s f -l format -d 'Format of the image; without it the content decides' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l output -d 'How to print the result' -r -f -a "human\t'For people'
+json\t'For programs; keys as qemu-img has them'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l backing-chain -d 'Show the images below it as well, top first; otherwise no other file is opened'
+complete -c vdtool -n "__fish_vdtool_using_subcommand info" -s U -l force-share -d 'Read even where another process has the image open for writing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l no-mmap -d 'Read by system calls, not through mappings'
+complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand info" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand info" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s h -l help -d 'Print help'
+complete -c vdtool -n "__fish_vdtool_using_subcommand check" -s f -l format -d 'Format of the image; without it the content decides' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand check" -s r -l repair -d 'Repair what is found' -r -f -a "leaks\t'Leaks only: metadata that data depends on is not touched'
+all\t'Everything that can be repaired without losing data'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l output -d 'How to print the result' -r -f -a "human\t'For people'
+json\t'For programs; keys as qemu-img has them'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand check" -s U -l force-share -d 'Read even where another process has the image open for writing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l no-mmap -d 'Read by system calls, not through mappings'
+complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand check" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand check" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand map" -s f -l format -d 'Format of the image; without it the content decides' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand map" -s s -l start-offset -d 'First byte of the disk to look at' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand map" -s l -l max-length -d 'How many bytes to look at; without it, all up to the end' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l output -d 'How to print the result' -r -f -a "human\t'For people'
+json\t'For programs; keys as qemu-img has them'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand map" -s U -l force-share -d 'Read even where another process has the image open for writing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l no-mmap -d 'Read by system calls, not through mappings'
+complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand map" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand map" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -s h -l help -d 'Print help'
+complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -s h -l help -d 'Print help'
+complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -s f -l format -d 'Format of the image; without it the content decides' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l preallocation -d 'What to do about the space of new bytes' -r -f -a "off\t'Nothing'
+falloc\t'It is allocated'
+full\t'It is allocated and written with zeroes'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l shrink -d 'Allow a smaller size: what lies past it is lost'
+complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -s U -l force-share -d 'Read even where another process has the image open for writing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l no-mmap -d 'Read by system calls, not through mappings'
+complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s h -l help -d 'Print help'
+complete -c vdtool -n "__fish_vdtool_using_subcommand completions" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize io completions help" -f -a "create" -d 'Make a new image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize io completions help" -f -a "info" -d 'Show what an image is'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize io completions help" -f -a "convert" -d 'Copy disks into a new image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize io completions help" -f -a "check" -d 'Check an image\'s metadata, and repair it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize io completions help" -f -a "map" -d 'List the extents of a disk'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize io completions help" -f -a "compare" -d 'Compare two disks'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize io completions help" -f -a "measure" -d 'Tell how large a converted image will be'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize io completions help" -f -a "resize" -d 'Change the size of a disk'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize io completions help" -f -a "io" -d 'Read and write a disk\'s bytes by commands'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize io completions help" -f -a "completions" -d 'Print completions for a shell'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize io completions help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

@@ -1,0 +1,128 @@
+//! `vdtool create`.
+
+use std::os::unix::fs::MetadataExt;
+
+use crate::util::{peer, requires, scratch, vdtool};
+
+#[test]
+fn a_new_raw_image_is_sparse_and_has_the_size_asked_for() {
+    let dir = scratch();
+    let path = dir.path().join("disk.raw");
+    vdtool()
+        .current_dir(&dir)
+        .args(["create", "disk.raw", "1.5G"])
+        .assert()
+        .success()
+        .stdout("Formatting 'disk.raw', fmt=raw size=1610612736 preallocation=off\n")
+        .stderr("");
+    let found = path.metadata().expect("is there");
+    assert_eq!(found.len(), 1_610_612_736);
+    assert!(found.blocks() * 512 < 1 << 20);
+}
+
+#[test]
+fn preallocated_space_is_there() {
+    for how in ["falloc", "full"] {
+        let dir = scratch();
+        let path = dir.path().join("disk.raw");
+        vdtool()
+            .args(["create", "-q", "-o"])
+            .arg(format!("preallocation={how}"))
+            .arg(&path)
+            .arg("4M")
+            .assert()
+            .success()
+            .stdout("");
+        let found = path.metadata().expect("is there");
+        assert_eq!(found.len(), 4 << 20);
+        assert!(found.blocks() * 512 >= 4 << 20, "{how}");
+        let bytes = std::fs::read(&path).expect("reads");
+        assert!(bytes.iter().all(|b| *b == 0), "{how}");
+    }
+}
+
+#[test]
+fn an_image_that_was_there_is_replaced_and_one_that_cannot_be_made_is_not() {
+    let dir = scratch();
+    let path = dir.path().join("disk.raw");
+    std::fs::write(&path, "precious").expect("has room");
+    vdtool()
+        .args(["create", "-o", "preallocation=wrong"])
+        .arg(&path)
+        .arg("1M")
+        .assert()
+        .code(2);
+    vdtool()
+        .args(["create", "-f", "raw", "-b", "disk.raw", "-F", "raw"])
+        .arg(dir.path().join("child"))
+        .assert()
+        .code(63);
+    assert_eq!(std::fs::read(&path).expect("reads"), b"precious");
+    let names = std::fs::read_dir(&dir).expect("reads").count();
+    assert_eq!(names, 1, "something was left behind");
+    vdtool()
+        .arg("create")
+        .arg(&path)
+        .arg("1M")
+        .assert()
+        .success();
+    assert_eq!(std::fs::read(&path).expect("reads"), vec![0; 1 << 20]);
+}
+
+#[test]
+fn an_image_does_not_replace_the_one_it_lies_upon() {
+    let dir = scratch();
+    std::fs::write(dir.path().join("base.raw"), [1; 512]).expect("has room");
+    std::os::unix::fs::symlink("base.raw", dir.path().join("link.vhd")).expect("links");
+    for more in [&["-F", "raw"][..], &["-F", "raw", "-u"]] {
+        vdtool()
+            .current_dir(&dir)
+            .args(["create", "-f", "raw", "-b", "base.raw"])
+            .args(more)
+            .args(["link.vhd", "512"])
+            .assert()
+            .code(1)
+            .stderr(
+                "vdtool: link.vhd: the new image would replace the backing image or one below it\n",
+            );
+    }
+    let bytes = std::fs::read(dir.path().join("base.raw")).expect("reads");
+    assert_eq!(bytes, [1; 512]);
+}
+
+#[test]
+fn options_in_the_words_of_qemu_img_are_understood() {
+    let dir = scratch();
+    vdtool()
+        .current_dir(&dir)
+        .args([
+            "create",
+            "-f",
+            "raw",
+            "-o",
+            "size=3M,preallocation=off",
+            "x",
+        ])
+        .assert()
+        .success();
+    let len = dir.path().join("x").metadata().expect("is there").len();
+    assert_eq!(len, 3 << 20);
+}
+
+#[test]
+fn qemu_img_reads_what_was_made() {
+    if !requires("qemu-img") {
+        return;
+    }
+    let dir = scratch();
+    vdtool()
+        .current_dir(&dir)
+        .args(["create", "-q", "disk.raw", "3M"])
+        .assert()
+        .success();
+    let text = peer("qemu-img", dir.path(), ["info", "-f", "raw", "disk.raw"]);
+    assert!(
+        text.contains("virtual size: 3 MiB (3145728 bytes)"),
+        "{text}"
+    );
+}

@@ -1,17 +1,250 @@
 //! `vdtool check`.
 
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+
+use crate::chain;
+use crate::chain::open::{ChainOptions, Follow};
 use crate::cli::Globals;
-use crate::cli::exit::Exit;
+use crate::cli::common::{OpenArgs, OutputArgs, OutputFormat, parse_driver, print};
+use crate::cli::exit::{Exit, coded, complain};
+use crate::error::{Error, ErrorKind};
+use crate::image::Driver;
+use crate::image::check::{Finding, Repair, Report, Severity};
+use crate::image::open::Purpose;
+use crate::output;
+use crate::storage::open::Access;
+
+const HELP: &str = "\
+EXAMPLES:
+  vdtool check disk.vhd
+  vdtool check -r leaks disk.vhd
+  vdtool check --output json disk.vhd | jq .corruptions
+
+A leak is space in the file that nothing refers to: it is wasted, and no data is at risk. A
+corruption is metadata that is wrong. Findings that are called notes are neither. What a repair
+did stands beside the finding. Where the image has a backing image, that one is opened to see
+that it is there and that it is the right one; its own metadata is not checked.
+
+EXIT STATUS:
+  0   clean, or everything found was repaired
+  1   failed: the check could not be done, or wrong usage
+  2   corruptions remain
+  3   leaks remain, but no corruptions
+  63  the format has nothing to check";
+
+/// What to repair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RepairArg {
+    /// Leaks only: metadata that data depends on is not touched.
+    Leaks,
+    /// Everything that can be repaired without losing data.
+    All,
+}
 
 /// Arguments of `check`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(after_long_help = HELP)]
+pub struct Args {
+    /// Format of the image; without it the content decides.
+    #[arg(short, long, value_name = "FMT", value_parser = parse_driver)]
+    pub format: Option<&'static Driver>,
+    /// Repair what is found.
+    #[arg(short, long, value_enum, value_name = "WHAT")]
+    pub repair: Option<RepairArg>,
+    /// How to print it.
+    #[command(flatten)]
+    pub output: OutputArgs,
+    /// How to open it.
+    #[command(flatten)]
+    pub open: OpenArgs,
+    /// The image.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+/// What became of one image.
+struct Checked {
+    report: Report,
+    format: &'static str,
+    has_backing: bool,
+}
 
 /// Runs the command.
 ///
 /// # Errors
-/// Whatever keeps it from being done.
+/// Whatever keeps it from being done; findings are not errors.
 pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
-    let _ = (args, globals);
-    Ok(Exit::Done)
+    // 2 stands for corruption here.
+    let plan = |access| {
+        let plan = args.open.plan(args.format, access);
+        plan.map_err(|e| coded(Exit::Failed, e))
+    };
+    let (repair, access) = match args.repair {
+        None => (Repair::Nothing, Access::Read),
+        Some(RepairArg::Leaks) => (Repair::Leaks, Access::Write),
+        Some(RepairArg::All) => (Repair::All, Access::Write),
+    };
+    let options = ChainOptions {
+        follow: Follow::No,
+        purpose: Purpose::Check,
+        ..plan(access)?
+    };
+    let mut checked = check(&args.file, &options, repair)?;
+    if checked.has_backing {
+        let options = ChainOptions {
+            follow: Follow::Yes,
+            ..options
+        };
+        look_below(&args.file, options, &mut checked.report);
+    }
+    show(args, globals, &checked)?;
+    Ok(verdict(&checked.report))
+}
+
+/// Checks the image itself, and opens nothing else.
+fn check(file: &Path, options: &ChainOptions, repair: Repair) -> crate::Result<Checked> {
+    let chain = chain::open::open(file, options)?;
+    let image = chain.top();
+    let format = image.driver().name;
+    let Some(check) = image.as_check() else {
+        let why = format!("format '{format}' has nothing to check");
+        return Err(Error::unsupported(why).at(file));
+    };
+    let at = |e: Error| e.at(file);
+    let mut report = check.check(repair).map_err(at)?;
+    if report.corruptions_fixed + report.leaks_fixed > 0 {
+        chain.flush()?;
+        report = confirmed(report, check.check(Repair::Nothing).map_err(at)?);
+        chain.close()?;
+        image.storage().sync()?;
+    }
+    let has_backing = image.backing().is_some();
+    Ok(Checked {
+        report,
+        format,
+        has_backing,
+    })
+}
+
+/// What a repair did, and what a second look found afterwards.
+fn confirmed(repaired: Report, mut after: Report) -> Report {
+    after.corruptions_fixed = repaired.corruptions_fixed;
+    after.leaks_fixed = repaired.leaks_fixed;
+    let done = repaired.findings.into_iter();
+    let mut findings: Vec<Finding> = done.filter(|f| f.repaired.is_some()).collect();
+    findings.append(&mut after.findings);
+    findings.truncate(Report::MAX_FINDINGS);
+    Report { findings, ..after }
+}
+
+/// Opens the image once more with all that lies below it: a backing image that is missing or
+/// wrong is a corruption, one that may not be opened has not been checked.
+fn look_below(file: &Path, mut options: ChainOptions, report: &mut Report) {
+    options.storage.access = Access::Read;
+    let Err(error) = chain::open::open(file, &options) else {
+        return;
+    };
+    match error.kind() {
+        ErrorKind::NotFound
+        | ErrorKind::WrongFormat
+        | ErrorKind::Corrupt
+        | ErrorKind::Invalid
+        | ErrorKind::OutOfRange => {
+            let text = format!("the backing image is missing or wrong: {}", whole(error));
+            report.add(Severity::Corruption, 1, text, None);
+        }
+        _ => {
+            let text = format!("the backing image was not checked: {}", whole(error));
+            report.add(Severity::Note, 1, text, None);
+            report.check_errors += 1;
+        }
+    }
+}
+
+/// An error with its causes.
+fn whole(error: Error) -> String {
+    format!("{:#}", anyhow::Error::from(error))
+}
+
+fn show(args: &Args, globals: &Globals, checked: &Checked) -> anyhow::Result<()> {
+    let report = &checked.report;
+    match args.output.output {
+        OutputFormat::Json => print(|out| {
+            Ok(output::check::json(
+                out,
+                &args.file,
+                checked.format,
+                report,
+            )?)
+        }),
+        OutputFormat::Human if globals.quiet => {
+            // Nothing but errors: what is still wrong is one.
+            let standing = |f: &&Finding| f.repaired.is_none() && f.severity != Severity::Note;
+            for finding in report.findings.iter().filter(standing) {
+                complain(&output::check::line(finding));
+            }
+            Ok(())
+        }
+        OutputFormat::Human => print(|out| Ok(output::check::human(out, report)?)),
+    }
+}
+
+fn verdict(report: &Report) -> Exit {
+    if report.check_errors > 0 {
+        Exit::Failed
+    } else if report.corruptions > 0 {
+        Exit::Corrupt
+    } else if report.leaks > 0 {
+        Exit::Leaks
+    } else {
+        Exit::Done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exit_code_tells_the_worst_that_remains() {
+        let report = |corruptions, leaks, check_errors| Report {
+            corruptions,
+            leaks,
+            check_errors,
+            corruptions_fixed: 1,
+            ..Report::default()
+        };
+        let cases = [
+            (report(0, 0, 0), 0),
+            (report(1, 1, 1), 1),
+            (report(1, 1, 0), 2),
+            (report(0, 1, 0), 3),
+        ];
+        for (report, code) in cases {
+            assert_eq!(verdict(&report).code(), code, "{report:?}");
+        }
+    }
+
+    #[test]
+    fn after_a_repair_the_second_look_decides_what_remains() {
+        let mut first = Report::default();
+        first.add(
+            Severity::Leak,
+            3,
+            "lost".to_owned(),
+            Some("freed".to_owned()),
+        );
+        first.add(Severity::Corruption, 1, "bad".to_owned(), None);
+        let mut second = Report::default();
+        second.add(Severity::Corruption, 2, "still bad".to_owned(), None);
+        let report = confirmed(first, second);
+        assert_eq!(
+            (report.leaks, report.leaks_fixed, report.corruptions),
+            (0, 3, 2)
+        );
+        let texts: Vec<&str> = report.findings.iter().map(|f| &*f.text).collect();
+        assert_eq!(texts, ["lost", "still bad"]);
+    }
 }

@@ -1,11 +1,13 @@
 //! Arguments that commands share, and what they mean.
 
+use std::ffi::OsStr;
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
 use crate::chain::open::{ChainOptions, References};
-use crate::cli::exit;
+use crate::cli::{Globals, exit};
 use crate::formats;
 use crate::image::Driver;
 use crate::storage::open::{Access, Caching, Sharing, StorageOptions};
@@ -130,6 +132,37 @@ impl OpenArgs {
             ..ChainOptions::default()
         })
     }
+}
+
+/// Hands `write` stdout, buffered, and flushes it.
+///
+/// # Errors
+/// Those of `write`; the host's, a closed pipe among them.
+pub fn print(write: impl FnOnce(&mut dyn Write) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    let done = write(&mut out).and_then(|()| Ok(out.flush()?));
+    done.map_err(|e| match e.is::<io::Error>() {
+        true => e.context("cannot write to standard output"),
+        false => e,
+    })
+}
+
+/// The format of a new image: the one named, else that of the file name's extension, else raw,
+/// and then the user is told.
+pub fn target_driver(
+    format: Option<&'static Driver>,
+    file: &Path,
+    globals: &Globals,
+) -> &'static Driver {
+    let extension = || file.extension().and_then(OsStr::to_str);
+    if let Some(driver) = format.or_else(|| extension().and_then(formats::by_extension)) {
+        return driver;
+    }
+    globals.note(&format!(
+        "{}: neither an option nor the extension names a format, so it is raw",
+        file.display()
+    ));
+    &formats::raw::DRIVER
 }
 
 /// A format by its name, for clap.

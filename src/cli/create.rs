@@ -1,17 +1,353 @@
 //! `vdtool create`.
 
+use std::fmt::Write as _;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use crate::chain;
 use crate::cli::Globals;
-use crate::cli::exit::Exit;
+use crate::cli::common::{OpenArgs, parse_driver, parse_size, print, target_driver};
+use crate::cli::exit::{Exit, usage};
+use crate::error::{Error, Result};
+use crate::image::Driver;
+use crate::image::create::{CreateBacking, CreateOptions};
+use crate::image::driver::Creator;
+use crate::image::options::{OptionKind, OptionValues, split_commas};
+use crate::output;
+use crate::storage::open::Access;
+use crate::util::text::printable;
+
+const HELP: &str = "\
+EXAMPLES:
+  vdtool create disk.vhd 20G
+  vdtool create -f raw -o preallocation=falloc disk.img 8G
+  vdtool create -f vhd -b base.vhd -F vhd child.vhd
+  vdtool create -f vhd -o help
+
+The new image is written beside its name and renamed into place; an image that was there before is
+replaced. The name of a backing image is relative to the directory of the new image.
+
+EXIT STATUS:
+  0   done
+  1   failed, and nothing is left under the name
+  2   wrong usage
+  63  the format has no such operation";
 
 /// Arguments of `create`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(
+    after_long_help = HELP,
+    override_usage = "vdtool create [OPTIONS] FILE [SIZE]\n       vdtool create -f FMT -o help"
+)]
+pub struct Args {
+    /// Format of the new image; without it the extension decides, else it is raw.
+    #[arg(short, long, value_name = "FMT", value_parser = parse_driver)]
+    pub format: Option<&'static Driver>,
+    /// Options of the format; "help" lists them.
+    #[arg(short = 'o', long, value_name = "K=V,..")]
+    pub options: Vec<String>,
+    /// Make an image that holds what differs from this one.
+    #[arg(short, long, value_name = "BACKING")]
+    pub backing: Option<String>,
+    /// Format of the backing image; without it the content decides.
+    #[arg(short = 'F', long, value_name = "FMT", value_parser = parse_driver)]
+    pub backing_format: Option<&'static Driver>,
+    /// Do not open the backing image: it need not exist, and SIZE and -F must be given.
+    #[arg(short = 'u', long)]
+    pub backing_unsafe: bool,
+    /// Read the backing image even where another process has it open for writing.
+    #[arg(short = 'U', long)]
+    pub force_share: bool,
+    /// Let the backing image name this file, or any file, as its own; repeatable.
+    #[arg(long, value_name = "PATH|any")]
+    pub allow_ref: Vec<PathBuf>,
+    /// The new image.
+    #[arg(value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Size of its disk; without it, that of the backing image.
+    #[arg(value_name = "SIZE", value_parser = parse_size)]
+    pub size: Option<u64>,
+}
+
+/// What is to be made.
+struct Plan {
+    driver: &'static Driver,
+    creator: &'static Creator,
+    options: CreateOptions,
+}
+
+/// Options that every format takes, so that scripts for qemu-img go on working.
+#[derive(Default)]
+struct Generic {
+    size: Option<u64>,
+    backing: Option<String>,
+    backing_format: Option<&'static Driver>,
+    others: Vec<String>,
+}
 
 /// Runs the command.
 ///
 /// # Errors
-/// Whatever keeps it from being done.
+/// Whatever keeps it from being done; nothing is then left under the new image's name.
 pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
-    let _ = (args, globals);
+    if args.options.iter().any(|o| o == "help" || o == "?") {
+        let file = args.file.as_deref().unwrap_or(Path::new(""));
+        let driver = target_driver(args.format, file, globals);
+        creator(driver)?;
+        print(|out| Ok(output::options::table(out, driver)?))?;
+        return Ok(Exit::Done);
+    }
+    let Some(file) = &args.file else {
+        return Err(usage("FILE, the name of the new image, is missing"));
+    };
+    let plan = plan(args, file, globals)?;
+    globals.say(&announcement(file, &plan))?;
+    carry_out(file, &plan)?;
     Ok(Exit::Done)
+}
+
+fn plan(args: &Args, file: &Path, globals: &Globals) -> anyhow::Result<Plan> {
+    let driver = target_driver(args.format, file, globals);
+    let creator = creator(driver)?;
+    let generic = Generic::take(&args.options)?;
+    let texts = generic.others.iter().map(String::as_str);
+    let values =
+        OptionValues::parse(creator.options, driver.name, texts).map_err(|e| usage(e.at(file)))?;
+    let size = args.size.or(generic.size);
+    let backing = match args.backing.as_ref().or(generic.backing.as_ref()) {
+        None => None,
+        Some(name) => {
+            let format = args.backing_format.or(generic.backing_format);
+            Some(backing(args, file, name, format, size, globals)?)
+        }
+    };
+    let Some(size) = size.or(backing.as_ref().map(|b| b.virtual_size)) else {
+        return Err(usage(format!(
+            "{}: a new image needs a SIZE",
+            file.display()
+        )));
+    };
+    Ok(Plan {
+        driver,
+        creator,
+        options: CreateOptions {
+            size,
+            backing,
+            values,
+        },
+    })
+}
+
+fn creator(driver: &'static Driver) -> Result<&'static Creator> {
+    driver.creator.as_ref().ok_or_else(|| {
+        Error::unsupported(format!("images of format '{}' cannot be made", driver.name))
+    })
+}
+
+impl Generic {
+    /// Takes them out of what was given with `-o`.
+    fn take(options: &[String]) -> anyhow::Result<Self> {
+        let mut generic = Self::default();
+        let wrong = |key: &str, why: String| usage(format!("option '{key}': {why}"));
+        for pair in options.iter().flat_map(|text| split_commas(text)) {
+            match pair.split_once('=') {
+                Some(("size", text)) => {
+                    let size = parse_size(text).map_err(|e| wrong("size", e))?;
+                    generic.size = Some(size);
+                }
+                Some(("backing_file", text)) => generic.backing = Some(text.to_owned()),
+                Some(("backing_fmt", text)) => {
+                    let driver = parse_driver(text).map_err(|e| wrong("backing_fmt", e))?;
+                    generic.backing_format = Some(driver);
+                }
+                _ => generic.others.push(pair.replace(',', ",,")),
+            }
+        }
+        Ok(generic)
+    }
+}
+
+/// What there is to know about the image below.
+fn backing(
+    args: &Args,
+    file: &Path,
+    name: &str,
+    format: Option<&'static Driver>,
+    size: Option<u64>,
+    globals: &Globals,
+) -> anyhow::Result<CreateBacking> {
+    let home = directory(file)?;
+    let absolute = clean(&home.join(name));
+    let relative = relative(&home, &absolute);
+    let name = name.to_owned();
+    refuse_itself(file, &absolute)?;
+    if args.backing_unsafe {
+        let (Some(format), Some(virtual_size)) = (format, size) else {
+            return Err(usage(
+                "-u does not open the backing image, so -F and SIZE must be given",
+            ));
+        };
+        let modified = std::fs::metadata(&absolute).and_then(|m| m.modified());
+        return Ok(CreateBacking {
+            name,
+            relative,
+            format: format.name,
+            identity: None,
+            modified: modified.unwrap_or(SystemTime::UNIX_EPOCH),
+            virtual_size,
+            absolute,
+        });
+    }
+    let open = OpenArgs {
+        force_share: args.force_share,
+        allow_ref: args.allow_ref.clone(),
+        ..OpenArgs::default()
+    };
+    let chain = chain::open::open(&absolute, &open.plan(format, Access::Read)?)?;
+    for path in chain.layers().iter().filter_map(|l| l.storage().path()) {
+        refuse_itself(file, path)?;
+    }
+    let top = chain.top();
+    if format.is_none() {
+        globals.note(&format!(
+            "{}: the content decided that its format is {} (-F names it)",
+            absolute.display(),
+            top.driver().name
+        ));
+    }
+    let modified = std::fs::metadata(&absolute).and_then(|m| m.modified());
+    Ok(CreateBacking {
+        name,
+        relative,
+        format: top.driver().name,
+        identity: top.identity(),
+        modified: modified.map_err(|e| Error::io("read its time", e).at(&absolute))?,
+        virtual_size: chain.virtual_size(),
+        absolute,
+    })
+}
+
+/// The absolute path of the directory of `file`, without symbolic links.
+fn directory(file: &Path) -> Result<PathBuf> {
+    let parent = match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    std::fs::canonicalize(parent).map_err(|e| Error::io("open the directory", e).at(parent))
+}
+
+/// `path` without symbolic links and `..` on the way to its last part, where it leads anywhere.
+fn clean(path: &Path) -> PathBuf {
+    match (path.parent().map(std::fs::canonicalize), path.file_name()) {
+        (Some(Ok(parent)), Some(name)) => parent.join(name),
+        _ => path.to_owned(),
+    }
+}
+
+/// Refuses to replace an image that the new one is to lie upon.
+fn refuse_itself(file: &Path, below: &Path) -> Result<()> {
+    let identity = |path| std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
+    if identity(file).is_some_and(|found| Some(found) == identity(below)) {
+        let why = "the new image would replace the backing image or one below it";
+        return Err(Error::invalid(why).at(file));
+    }
+    Ok(())
+}
+
+/// The way from `directory` to `path`; both are absolute.
+fn relative(directory: &Path, path: &Path) -> PathBuf {
+    let path: PathBuf = path.components().collect();
+    let shared = directory
+        .components()
+        .zip(path.components())
+        .take_while(|(a, b)| a == b)
+        .count();
+    let up = directory.components().skip(shared).map(|_| "..");
+    let mut way: PathBuf = up.collect();
+    way.extend(path.components().skip(shared));
+    way
+}
+
+/// What is about to be done, in qemu-img's words.
+fn announcement(file: &Path, plan: &Plan) -> String {
+    let mut text = format!(
+        "Formatting '{}', fmt={} size={}",
+        file.display(),
+        plan.driver.name,
+        plan.options.size
+    );
+    if let Some(backing) = &plan.options.backing {
+        let _ = write!(
+            text,
+            " backing_file={} backing_fmt={}",
+            backing.name, backing.format
+        );
+    }
+    for spec in plan.creator.options {
+        let values = &plan.options.values;
+        let given = match spec.kind {
+            OptionKind::Size | OptionKind::Number => {
+                values.number(spec.name).map(|n| n.to_string())
+            }
+            OptionKind::Bool => values
+                .bool(spec.name)
+                .map(|b| if b { "on" } else { "off" }.to_owned()),
+            OptionKind::Choice(_) | OptionKind::Text => {
+                values.text(spec.name).map(ToOwned::to_owned)
+            }
+        };
+        let default = || Some(spec.default.to_owned()).filter(|d| !d.is_empty());
+        if let Some(value) = given.or_else(default) {
+            let _ = write!(text, " {}={}", spec.name, printable(&value));
+        }
+    }
+    text
+}
+
+fn carry_out(file: &Path, plan: &Plan) -> anyhow::Result<()> {
+    use crate::storage::Storage;
+    use crate::storage::file::FileStorage;
+    let dir = directory(file)?;
+    let temp = tempfile::NamedTempFile::new_in(&dir)
+        .map_err(|e| Error::io("create beside it", e).at(file))?;
+    let handle = temp.reopen().map_err(|e| Error::io("open", e).at(file))?;
+    let storage = FileStorage::new(handle, file)?;
+    (plan.creator.create)(&storage, &plan.options).map_err(|e| e.at(file))?;
+    storage.sync()?;
+    temp.persist(file)
+        .map_err(|e| Error::io("rename into place", e.error).at(file))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_way_to_a_backing_image_goes_up_and_down() {
+        for (directory, path, way) in [
+            ("/d", "/d/base.vhd", "base.vhd"),
+            ("/d/e", "/d/base.vhd", "../base.vhd"),
+            ("/d", "/d/e/base.vhd", "e/base.vhd"),
+            ("/a/b", "/c/base.vhd", "../../c/base.vhd"),
+            ("/", "/base.vhd", "base.vhd"),
+        ] {
+            let found = relative(Path::new(directory), Path::new(path));
+            assert_eq!(found, Path::new(way), "{directory} {path}");
+        }
+    }
+
+    #[test]
+    fn the_options_of_every_format_are_taken_out_before_the_others() {
+        let options = [
+            "size=4k,preallocation=off".to_owned(),
+            "backing_fmt=raw".to_owned(),
+        ];
+        let generic = Generic::take(&options).expect("are right");
+        assert_eq!(generic.size, Some(4096));
+        assert_eq!(generic.backing_format.map(|d| d.name), Some("raw"));
+        assert_eq!(generic.others, ["preallocation=off"]);
+        assert!(Generic::take(&["size=x".to_owned()]).is_err());
+    }
 }

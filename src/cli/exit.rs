@@ -1,10 +1,11 @@
 //! Exit codes, and how errors become them.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::error::ErrorKind;
+use crate::util::text::printable;
 
 /// How the process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,8 +94,14 @@ pub fn finish(result: anyhow::Result<Exit>) -> ExitCode {
     if is_broken_pipe(&error) {
         return Exit::Done.into();
     }
-    eprintln!("vdtool: {error:#}");
+    complain(&format!("{error:#}"));
     code_of(&error).into()
+}
+
+/// Prints one line about a failure on stderr, safe for a terminal.
+pub fn complain(text: &str) {
+    // Nobody can be told that stderr is closed.
+    let _ = writeln!(io::stderr(), "vdtool: {}", printable(text));
 }
 
 /// The exit code that stands for an error.
@@ -110,6 +117,10 @@ pub fn code_of(error: &anyhow::Error) -> Exit {
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let error = match error.downcast_ref::<Coded>() {
+        Some(coded) => &coded.error,
+        None => error,
+    };
     error
         .chain()
         .filter_map(|e| e.downcast_ref::<io::Error>())
@@ -120,6 +131,19 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 mod tests {
     use super::*;
     use crate::Error;
+
+    #[test]
+    fn a_closed_pipe_is_known_whatever_it_is_wrapped_in() {
+        let broken = || io::Error::from(io::ErrorKind::BrokenPipe);
+        assert!(is_broken_pipe(
+            &anyhow::Error::from(broken()).context("cannot write")
+        ));
+        assert!(is_broken_pipe(&coded(
+            Exit::NotRead,
+            Error::io("write", broken())
+        )));
+        assert!(!is_broken_pipe(&Error::corrupt("x").into()));
+    }
 
     #[test]
     fn errors_map_to_the_documented_codes() {

@@ -1,17 +1,85 @@
 //! `vdtool info`.
 
+use std::path::PathBuf;
+
+use crate::chain::open::{ChainOptions, Follow};
+use crate::chain::{self, Chain};
 use crate::cli::Globals;
+use crate::cli::common::{OpenArgs, OutputArgs, OutputFormat, parse_driver, print};
 use crate::cli::exit::Exit;
+use crate::image::Driver;
+use crate::image::info::ImageInfo;
+use crate::output;
+use crate::storage::open::Access;
+
+const HELP: &str = "\
+EXAMPLES:
+  vdtool info disk.vhd
+  vdtool info --output json disk.vhd | jq '.\"virtual-size\"'
+  vdtool info --backing-chain child.vhd
+
+EXIT STATUS:
+  0   done
+  1   failed: the file cannot be opened, is not of the format, or is damaged
+  2   wrong usage";
 
 /// Arguments of `info`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(after_long_help = HELP)]
+pub struct Args {
+    /// Format of the image; without it the content decides.
+    #[arg(short, long, value_name = "FMT", value_parser = parse_driver)]
+    pub format: Option<&'static Driver>,
+    /// Show the images below it as well, top first; otherwise no other file is opened.
+    #[arg(long)]
+    pub backing_chain: bool,
+    /// How to print it.
+    #[command(flatten)]
+    pub output: OutputArgs,
+    /// How to open it.
+    #[command(flatten)]
+    pub open: OpenArgs,
+    /// The image.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
 
 /// Runs the command.
 ///
 /// # Errors
 /// Whatever keeps it from being done.
-pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
-    let _ = (args, globals);
+pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
+    let follow = if args.backing_chain {
+        Follow::Yes
+    } else {
+        Follow::No
+    };
+    let options = ChainOptions {
+        follow,
+        ..args.open.plan(args.format, Access::Read)?
+    };
+    let chain = chain::open::open(&args.file, &options)?;
+    let layers = describe(&chain)?;
+    print(|out| {
+        match (args.output.output, args.backing_chain, &*layers) {
+            (OutputFormat::Human, ..) => output::info::human(out, &layers)?,
+            (OutputFormat::Json, false, [top, ..]) => output::info::json(out, top)?,
+            (OutputFormat::Json, ..) => output::info::json_chain(out, &layers)?,
+        }
+        Ok(())
+    })?;
     Ok(Exit::Done)
+}
+
+/// What the layers know about themselves; each is told where the one below it was found.
+fn describe(chain: &Chain) -> crate::Result<Vec<ImageInfo>> {
+    let mut layers = Vec::with_capacity(chain.layers().len());
+    for layer in chain.layers() {
+        layers.push(ImageInfo::of(&**layer)?);
+    }
+    let found: Vec<Option<PathBuf>> = layers.iter().skip(1).map(|l| l.path.clone()).collect();
+    for (layer, below) in layers.iter_mut().zip(found) {
+        layer.backing_path = below;
+    }
+    Ok(layers)
 }

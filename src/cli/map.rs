@@ -1,17 +1,87 @@
 //! `vdtool map`.
 
+use std::io::Write;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use crate::chain::{self, Chain};
 use crate::cli::Globals;
+use crate::cli::common::{OpenArgs, OutputArgs, OutputFormat, parse_driver, parse_size, print};
 use crate::cli::exit::Exit;
+use crate::image::Driver;
+use crate::output::map::{Human, Json};
+use crate::storage::open::Access;
+
+const HELP: &str = "\
+EXAMPLES:
+  vdtool map disk.vhd
+  vdtool map --output json disk.vhd | jq '[.[] | select(.data) | .length] | add'
+  vdtool map -s 1G -l 64M disk.vhd
+
+The states are data, compressed, zero (a layer says that the bytes are zeroes, or its file has a
+hole there) and hole (no layer has the bytes: they read as zeroes).
+
+EXIT STATUS:
+  0   done
+  1   failed: the image or one below it cannot be opened or is damaged
+  2   wrong usage";
 
 /// Arguments of `map`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(after_long_help = HELP)]
+pub struct Args {
+    /// Format of the image; without it the content decides.
+    #[arg(short, long, value_name = "FMT", value_parser = parse_driver)]
+    pub format: Option<&'static Driver>,
+    /// First byte of the disk to look at.
+    #[arg(short, long, value_name = "START", value_parser = parse_size, default_value = "0")]
+    pub start_offset: u64,
+    /// How many bytes to look at; without it, all up to the end.
+    #[arg(short = 'l', long, value_name = "LEN", value_parser = parse_size)]
+    pub max_length: Option<u64>,
+    /// How to print it.
+    #[command(flatten)]
+    pub output: OutputArgs,
+    /// How to open it.
+    #[command(flatten)]
+    pub open: OpenArgs,
+    /// The image.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
 
 /// Runs the command.
 ///
 /// # Errors
 /// Whatever keeps it from being done.
-pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
-    let _ = (args, globals);
+pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
+    let options = args.open.plan(args.format, Access::Read)?;
+    let chain = chain::open::open(&args.file, &options)?;
+    let size = chain.virtual_size();
+    let start = args.start_offset.min(size);
+    let end = args
+        .max_length
+        .map_or(size, |len| start.saturating_add(len).min(size));
+    print(|out| match args.output.output {
+        OutputFormat::Human => human(out, &chain, start..end),
+        OutputFormat::Json => json(out, &chain, start..end),
+    })?;
     Ok(Exit::Done)
+}
+
+fn human(out: &mut dyn Write, chain: &Chain, range: Range<u64>) -> anyhow::Result<()> {
+    let writer = Human::new(chain);
+    writer.start(out)?;
+    for extent in chain.extents(range)? {
+        writer.extent(out, &extent?)?;
+    }
+    Ok(())
+}
+
+fn json(out: &mut dyn Write, chain: &Chain, range: Range<u64>) -> anyhow::Result<()> {
+    let mut writer = Json::new(chain);
+    for extent in chain.extents(range)? {
+        writer.extent(out, &extent?)?;
+    }
+    Ok(writer.finish(out)?)
 }

@@ -3,6 +3,8 @@
 //! Arguments hold what was typed; each command's `run` turns them into a plan, carries it out and
 //! says how the process ends.  Data goes to stdout, everything else to stderr.
 
+use std::ffi::OsStr;
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind as ClapKind;
@@ -22,6 +24,7 @@ pub mod measure;
 pub mod resize;
 pub mod signal;
 
+use crate::util::text::printable;
 use exit::Exit;
 
 /// Virtual disk images: create, inspect, convert, check.
@@ -42,6 +45,27 @@ pub struct Globals {
     /// Print errors only.
     #[arg(short, long, global = true)]
     pub quiet: bool,
+}
+
+impl Globals {
+    /// Tells the user something on stderr that is not an error, unless `--quiet`.
+    pub fn note(&self, text: &str) {
+        if !self.quiet {
+            // Nobody can be told that stderr is closed.
+            let _ = writeln!(std::io::stderr(), "vdtool: note: {}", printable(text));
+        }
+    }
+
+    /// Tells the user on stdout that something was done, unless `--quiet`.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn say(&self, text: &str) -> anyhow::Result<()> {
+        if self.quiet {
+            return Ok(());
+        }
+        common::print(|out| Ok(writeln!(out, "{}", printable(text))?))
+    }
 }
 
 /// The subcommands.
@@ -93,19 +117,70 @@ fn run(command: &Command, globals: &Globals) -> anyhow::Result<Exit> {
     }
 }
 
-/// Prints what clap has to say.  `check` and `compare` use 2 for findings, so their usage errors
-/// are 1.
+/// Says in one line what is wrong with the arguments, or prints the help that was asked for.
+/// `check` and `compare` use 2 for findings, so their usage errors are 1.
 fn usage(error: &clap::Error) -> ExitCode {
-    let _ = error.print();
-    if matches!(
-        error.kind(),
-        ClapKind::DisplayHelp | ClapKind::DisplayVersion
-    ) {
-        return Exit::Done.into();
+    match error.kind() {
+        ClapKind::DisplayHelp | ClapKind::DisplayVersion => {
+            // A closed pipe is a clean end here as well.
+            let _ = error.print();
+            return Exit::Done.into();
+        }
+        ClapKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+        }
+        _ => exit::complain(&one_line(&error.to_string())),
     }
-    let command = std::env::args().nth(1);
-    match command.as_deref() {
+    let command = std::env::args_os().skip(1).find(|a| !is_option(a));
+    match command.as_deref().and_then(OsStr::to_str) {
         Some("check" | "compare") => Exit::Failed.into(),
         _ => Exit::Usage.into(),
+    }
+}
+
+fn is_option(argument: &OsStr) -> bool {
+    argument.as_encoded_bytes().starts_with(b"-")
+}
+
+/// clap's paragraphs up to the usage, as one line.
+fn one_line(text: &str) -> String {
+    let lines = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+        .filter(|line| !line.is_empty());
+    let line = lines
+        .collect::<Vec<_>>()
+        .join(" ")
+        .replace(" tip: ", "; tip: ");
+    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definitions_of_all_arguments_agree() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_arguments_fits_one_line() {
+        let wrong = |args: &[&str]| {
+            let error = Cli::try_parse_from(args).expect_err("is wrong");
+            one_line(&error.to_string())
+        };
+        assert_eq!(
+            wrong(&["vdtool", "info"]),
+            "the following required arguments were not provided: <FILE>"
+        );
+        let line = wrong(&["vdtool", "info", "--outptu", "x"]);
+        assert!(
+            line.starts_with("unexpected argument '--outptu' found; tip: "),
+            "{line}"
+        );
     }
 }

@@ -1,17 +1,227 @@
 //! `vdtool resize`.
 
+use std::ops::Range;
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+
+use crate::chain::open::{ChainOptions, Follow};
+use crate::chain::{self, Chain};
 use crate::cli::Globals;
-use crate::cli::exit::Exit;
+use crate::cli::common::{OpenArgs, parse_driver};
+use crate::cli::exit::{Exit, usage};
+use crate::error::{Error, ErrorKind};
+use crate::image::{Driver, Source, Wait};
+use crate::storage::Storage;
+use crate::storage::open::Access;
+use crate::util::align::{clamp_len, len64};
+use crate::util::size;
+
+const HELP: &str = "\
+EXAMPLES:
+  vdtool resize disk.vhd 40G
+  vdtool resize disk.vhd +10G
+  vdtool resize --shrink disk.raw -512M
+  vdtool resize --preallocation falloc disk.raw 8G
+
+New bytes read as zeroes. Partitions and file systems inside the disk are not looked at: make
+them smaller before the disk, and larger after it.
+
+EXIT STATUS:
+  0   done
+  1   failed, and the size is as it was
+  2   wrong usage
+  63  the format has no such operation";
+
+/// What is done about the space of new bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum PreallocationArg {
+    /// Nothing.
+    #[default]
+    Off,
+    /// It is allocated.
+    Falloc,
+    /// It is allocated and written with zeroes.
+    Full,
+}
 
 /// Arguments of `resize`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(after_long_help = HELP)]
+pub struct Args {
+    /// Format of the image; without it the content decides.
+    #[arg(short, long, value_name = "FMT", value_parser = parse_driver)]
+    pub format: Option<&'static Driver>,
+    /// Allow a smaller size: what lies past it is lost.
+    #[arg(long)]
+    pub shrink: bool,
+    /// What to do about the space of new bytes.
+    #[arg(long, value_enum, default_value_t, value_name = "MODE")]
+    pub preallocation: PreallocationArg,
+    /// How to open it.
+    #[command(flatten)]
+    pub open: OpenArgs,
+    /// The image.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// The new size; with + or - in front, the change.
+    #[arg(value_name = "[+-]SIZE", value_parser = Change::parse, allow_hyphen_values = true)]
+    pub size: Change,
+}
+
+/// A new size, or a change of the old one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// To this many bytes.
+    To(u64),
+    /// By this many more.
+    Grow(u64),
+    /// By this many less.
+    Shrink(u64),
+}
+
+impl Change {
+    /// Parses `SIZE`, `+SIZE`, `-SIZE`.
+    ///
+    /// # Errors
+    /// Says why the text is none of them.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (change, number): (fn(u64) -> Self, &str) = match text.as_bytes().first() {
+            Some(b'+') => (Self::Grow, &text[1..]),
+            Some(b'-') => (Self::Shrink, &text[1..]),
+            _ => (Self::To, text),
+        };
+        size::parse(number).map(change).map_err(|e| e.to_string())
+    }
+
+    /// The new size of a disk of `old` bytes; `None` where it has no meaning.
+    pub fn apply(self, old: u64) -> Option<u64> {
+        match self {
+            Self::To(new) => Some(new),
+            Self::Grow(more) => old.checked_add(more).filter(|&n| i64::try_from(n).is_ok()),
+            Self::Shrink(less) => old.checked_sub(less),
+        }
+    }
+}
 
 /// Runs the command.
 ///
 /// # Errors
 /// Whatever keeps it from being done.
 pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
-    let _ = (args, globals);
+    let options = ChainOptions {
+        // The bytes of the layers below do not matter, so they need not be there.
+        follow: Follow::No,
+        ..args.open.plan(args.format, Access::Write)?
+    };
+    let chain = chain::open::open(&args.file, &options)?;
+    let old = chain.virtual_size();
+    let new = args.size.apply(old).ok_or_else(|| {
+        usage(format!(
+            "{}: the new size would be below 0 or above 2^63 - 1 bytes (it is {old} bytes now)",
+            args.file.display()
+        ))
+    })?;
+    allowed(args, &chain, old..new)?;
+    chain.resize(new)?;
+    if new > old && args.preallocation != PreallocationArg::Off {
+        preallocate(&chain, old..new, args.preallocation).or_else(|e| {
+            chain.resize(old)?;
+            Err(e)
+        })?;
+    }
+    chain.flush()?;
+    chain.close()?;
+    chain.top().storage().sync()?;
+    globals.say("Image resized.")?;
     Ok(Exit::Done)
+}
+
+/// Refuses what would lose data without being asked to, and what cannot be done, before anything
+/// is changed.
+fn allowed(args: &Args, chain: &Chain, sizes: Range<u64>) -> anyhow::Result<()> {
+    let Range {
+        start: old,
+        end: new,
+    } = sizes;
+    let file = &args.file;
+    if new < old && !args.shrink {
+        let why = format!(
+            "the new size of {new} bytes is smaller than {old} bytes, and what lies past it \
+             would be lost; --shrink allows it"
+        );
+        return Err(Error::invalid(why).at(file).into());
+    }
+    if args.preallocation == PreallocationArg::Off {
+        return Ok(());
+    }
+    if new < old {
+        let why = "--preallocation is for growing only";
+        return Err(Error::invalid(why).at(file).into());
+    }
+    let image = chain.top();
+    if image.cluster_size().is_some() {
+        let why = format!(
+            "this image of format '{}' allocates space as it is written (--preallocation \
+             allowed: off)",
+            image.driver().name
+        );
+        return Err(Error::unsupported(why).at(file).into());
+    }
+    Ok(())
+}
+
+/// Gives the range space, run by run as the image stores it.
+fn preallocate(chain: &Chain, range: Range<u64>, how: PreallocationArg) -> crate::Result<()> {
+    let image = chain.top();
+    let mut at = range.start;
+    while at < range.end {
+        let run = image.map(at, range.end - at, Wait::Yes)?;
+        let Source::Stored { storage, host, .. } = run.source else {
+            let why = format!("the bytes at {at:#x} have no space of their own");
+            return Err(Error::new(ErrorKind::Unsupported, why));
+        };
+        let place = host..host + run.len;
+        storage.reserve(place.clone())?;
+        if how == PreallocationArg::Full {
+            write_zeroes(storage, place)?;
+        }
+        at += run.len;
+    }
+    Ok(())
+}
+
+fn write_zeroes(storage: &dyn Storage, range: Range<u64>) -> crate::Result<()> {
+    static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
+    let mut at = range.start;
+    while at < range.end {
+        let len = clamp_len(range.end - at, ZEROES.len());
+        storage.write_at(&ZEROES[..len], at)?;
+        at += len64(len);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_absolute_or_a_change() {
+        for (text, new) in [
+            ("512", Some(512)),
+            ("+1k", Some(5120)),
+            ("-1k", Some(3072)),
+            ("-4k", Some(0)),
+            ("-8k", None),
+            ("+7E", Some((7 << 60) + 4096)),
+        ] {
+            let change = Change::parse(text).expect(text);
+            assert_eq!(change.apply(4096), new, "{text}");
+        }
+        assert_eq!(Change::Grow(i64::MAX.unsigned_abs()).apply(1), None);
+        for text in ["", "+", "-", "--1k", "+-1k", "1x"] {
+            assert!(Change::parse(text).is_err(), "{text}");
+        }
+    }
 }

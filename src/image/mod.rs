@@ -196,6 +196,10 @@ pub trait Image: fmt::Debug + Send + Sync {
     fn identity(&self) -> Option<Uuid> {
         None
     }
+    /// Whether the header says that the image was not closed cleanly.
+    fn is_dirty(&self) -> bool {
+        false
+    }
     /// What `info` shows that only this format has, in order.
     fn details(&self) -> Vec<info::Detail> {
         Vec::new()

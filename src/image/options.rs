@@ -151,7 +151,8 @@ impl OptionValues {
     }
 }
 
-fn split_commas(text: &str) -> Vec<String> {
+/// The pairs of `K=V,K=V`; `,,` stands for a comma within one.
+pub fn split_commas(text: &str) -> Vec<String> {
     let mut pairs = vec![String::new()];
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {

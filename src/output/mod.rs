@@ -1,1 +1,11 @@
-//! What users read: human or JSON, colour or not.
+//! What users read: human text or JSON, the same data in both.
+//!
+//! Everything here writes to the writer it is given, so that a closed pipe is an error that the
+//! caller sees.  Names that come from images are escaped on their way into human text.
+
+pub mod check;
+pub mod info;
+pub mod json;
+pub mod map;
+pub mod options;
+pub mod table;

@@ -1,0 +1,136 @@
+//! `map`: the extents of a disk, written one by one so that their number does not matter.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use crate::chain::{Chain, Extent, State};
+use crate::image::Image;
+use crate::output::{json, table};
+
+/// Writes extents as lines for people.
+#[derive(Debug)]
+pub struct Human {
+    layers: Vec<Layer>,
+}
+
+/// Writes extents as qemu-img's JSON: a list with one object a line.
+#[derive(Debug)]
+pub struct Json {
+    layers: Vec<Layer>,
+    any: bool,
+}
+
+/// What there is to say about a layer.
+#[derive(Debug)]
+struct Layer {
+    file: Option<String>,
+    /// Bytes are stored as they are, so that an offset means something to others.
+    offsets: bool,
+}
+
+/// Where in which file an extent lies.
+struct Place<'f> {
+    host: u64,
+    file: &'f str,
+}
+
+impl Human {
+    /// A writer for extents of `chain`.
+    pub fn new(chain: &Chain) -> Self {
+        Self {
+            layers: layers(chain, table::path),
+        }
+    }
+
+    /// Writes what comes before the first extent.
+    ///
+    /// # Errors
+    /// The writer's.
+    pub fn start(&self, out: &mut dyn Write) -> io::Result<()> {
+        row(out, ["Offset", "Length", "Mapped to", "State", "File"])
+    }
+
+    /// Writes one extent.
+    ///
+    /// # Errors
+    /// The writer's.
+    pub fn extent(&self, out: &mut dyn Write, extent: &Extent) -> io::Result<()> {
+        let state = match extent.state {
+            State::Data => "data",
+            State::Encoded => "compressed",
+            State::Zero => "zero",
+            State::Hole => "hole",
+        };
+        let place = place(&self.layers, extent);
+        let mapped = place.map_or("-".to_owned(), |p| format!("{:#x}", p.host));
+        let file = self.layers.get(extent.depth);
+        let (start, len) = (format!("{:#x}", extent.start), format!("{:#x}", extent.len));
+        let file = file.and_then(|layer| layer.file.as_deref());
+        row(out, [&start, &len, &mapped, state, file.unwrap_or("-")])
+    }
+}
+
+fn row(out: &mut dyn Write, [start, len, mapped, state, file]: [&str; 5]) -> io::Result<()> {
+    writeln!(out, "{start:<15} {len:<15} {mapped:<15} {state:<10} {file}")
+}
+
+impl Json {
+    /// A writer for extents of `chain`.
+    pub fn new(chain: &Chain) -> Self {
+        Self {
+            layers: layers(chain, json::path),
+            any: false,
+        }
+    }
+
+    /// Writes one extent.
+    ///
+    /// # Errors
+    /// The writer's.
+    pub fn extent(&mut self, out: &mut dyn Write, extent: &Extent) -> io::Result<()> {
+        let Extent {
+            start, len, state, ..
+        } = *extent;
+        let present = state != State::Hole;
+        let zero = matches!(state, State::Zero | State::Hole);
+        let compressed = state == State::Encoded;
+        // No layer below the last: qemu-img, too, names the last one it looked at.
+        let depth = extent.depth.min(self.layers.len().saturating_sub(1));
+        out.write_all(if self.any { b",\n" } else { b"[" })?;
+        self.any = true;
+        write!(
+            out,
+            "{{ \"start\": {start}, \"length\": {len}, \"depth\": {depth}, \
+             \"present\": {present}, \"zero\": {zero}, \"data\": {}, \"compressed\": {compressed}",
+            !zero
+        )?;
+        if let Some(Place { host, file }) = place(&self.layers, extent) {
+            let file = serde_json::to_string(file)?;
+            write!(out, ", \"offset\": {host}, \"filename\": {file}")?;
+        }
+        out.write_all(b"}")
+    }
+
+    /// Writes what comes after the last extent.
+    ///
+    /// # Errors
+    /// The writer's.
+    pub fn finish(&self, out: &mut dyn Write) -> io::Result<()> {
+        out.write_all(if self.any { b"]\n" } else { b"[]\n" })
+    }
+}
+
+fn layers(chain: &Chain, name: fn(&Path) -> String) -> Vec<Layer> {
+    let layer = |image: &dyn Image| Layer {
+        file: image.storage().path().map(name),
+        offsets: image.caps().host_offsets,
+    };
+    chain.layers().iter().map(|image| layer(&**image)).collect()
+}
+
+fn place<'f>(layers: &'f [Layer], extent: &Extent) -> Option<Place<'f>> {
+    let host = extent.host?;
+    let layer = layers.get(extent.depth).filter(|l| l.offsets)?;
+    let file = layer.file.as_deref()?;
+    Some(Place { host, file })
+}

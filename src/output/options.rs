@@ -1,0 +1,59 @@
+//! The options of a format, as `-o help` lists them.
+
+use std::io::{self, Write};
+
+use crate::image::Driver;
+use crate::image::options::OptionSpec;
+use crate::output::table;
+
+/// Writes the options that `driver` takes: name, type, default and meaning.
+///
+/// # Errors
+/// The writer's.
+pub fn table(out: &mut dyn Write, driver: &Driver) -> io::Result<()> {
+    let creation = driver.creator.as_ref().map_or(&[][..], |c| c.options);
+    let opening = driver.open_options;
+    if creation.is_empty() {
+        writeln!(out, "Format '{}' has no options for -o.", driver.name)?;
+    } else {
+        writeln!(out, "Options of format '{}':", driver.name)?;
+        table::write(out, rows(creation))?;
+    }
+    if !opening.is_empty() {
+        writeln!(out, "\nWhen an image is opened (--open-options):")?;
+        table::write(out, rows(opening))?;
+    }
+    Ok(())
+}
+
+fn rows(specs: &[OptionSpec]) -> comfy_table::Table {
+    let mut rows = table::plain();
+    rows.set_header(["OPTION", "TYPE", "DEFAULT", "MEANING"]);
+    for spec in specs {
+        let default = if spec.default.is_empty() {
+            "-"
+        } else {
+            spec.default
+        };
+        rows.add_row([spec.name, &spec.kind.to_string(), default, spec.help]);
+    }
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::formats::raw;
+
+    #[test]
+    fn every_option_of_a_format_is_listed_with_type_default_and_meaning() {
+        let mut out = Vec::new();
+        table(&mut out, &raw::DRIVER).expect("memory has room");
+        let text = String::from_utf8(out).expect("is text");
+        let row = text.lines().find(|l| l.starts_with("preallocation"));
+        let row = row.expect("raw has it");
+        for part in ["off|falloc|full", " off ", "how much space"] {
+            assert!(row.contains(part), "{row}");
+        }
+    }
+}

@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// Result of the library's fallible operations.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What sort of failure it is.  Stable: callers and exit codes depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,3 +1,34 @@
 //! Moving whole disks: the engine, and what it is used for.
+//!
+//! Every job walks the disk in work ranges that its workers take in guest order.  A range is asked
+//! for its extents, what is to be done with each is decided by a pure function, and only then bytes
+//! move.  Memory is bounded by the number of workers, whatever the size of the disk.
 
+pub mod compare;
+pub mod convert;
+pub mod count;
+mod differ;
+mod engine;
+mod find;
+pub mod joined;
+mod pace;
+pub mod plan;
 pub mod progress;
+mod put;
+mod salvage;
+mod scan;
+pub mod stream;
+
+pub use compare::{Allocation, Failure, Outcome, Step, compare};
+pub use convert::{Convert, Scan, convert};
+pub use joined::Joined;
+pub use plan::Before;
+pub use salvage::Lost;
+
+/// Most workers a job may have.
+pub const MAX_WORKERS: usize = 64;
+
+/// Workers of a job whose user named no number: one per core, but no more than pays.
+pub fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(8))
+}

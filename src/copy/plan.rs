@@ -1,0 +1,77 @@
+//! What is to be done with an extent: a pure function.
+
+use crate::chain::State;
+
+/// What the target reads as before anything is written to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Before {
+    /// Zeroes: a new image, or one of which the user says so.
+    Zeroes,
+    /// Anything.
+    Unknown,
+    /// What its backing image holds.
+    Backed,
+}
+
+/// What is to be done with an extent of the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Write its bytes; zero runs in it are treated as zero extents are.
+    Copy,
+    /// Make the target read as zeroes there.
+    Zero,
+    /// Write zeroes, so that the target has space for them.
+    Fill,
+    /// Write what differs from the backing image of the target.
+    Differ,
+    /// Nothing.
+    Skip,
+}
+
+/// Whether the target gets space for zeroes too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Space {
+    /// Only where that is the way to state them.
+    Sparse,
+    /// Everywhere.
+    Full,
+}
+
+/// What is to be done with an extent of `state` on a target that reads as `before`.
+pub(super) fn action(state: State, before: Before, space: Space) -> Action {
+    match (before, space, state) {
+        (Before::Backed, Space::Sparse, _) => Action::Differ,
+        (_, _, State::Data | State::Encoded) => Action::Copy,
+        (_, Space::Full, _) => Action::Fill,
+        (Before::Zeroes, ..) => Action::Skip,
+        (Before::Unknown, ..) => Action::Zero,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_plan_is_this_table() {
+        use Action::*;
+        let states = [State::Data, State::Encoded, State::Zero, State::Hole];
+        let table = [
+            (Before::Zeroes, Space::Sparse, [Copy, Copy, Skip, Skip]),
+            (Before::Unknown, Space::Sparse, [Copy, Copy, Zero, Zero]),
+            (Before::Backed, Space::Sparse, [Differ; 4]),
+            (Before::Zeroes, Space::Full, [Copy, Copy, Fill, Fill]),
+            (Before::Unknown, Space::Full, [Copy, Copy, Fill, Fill]),
+            (Before::Backed, Space::Full, [Copy, Copy, Fill, Fill]),
+        ];
+        for (before, space, actions) in table {
+            for (state, expected) in states.into_iter().zip(actions) {
+                assert_eq!(
+                    action(state, before, space),
+                    expected,
+                    "{before:?} {space:?} {state:?}"
+                );
+            }
+        }
+    }
+}

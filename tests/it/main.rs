@@ -1,5 +1,7 @@
 //! Tests of the library and of the binary, as one program.
 
+mod crash;
 mod layers;
 mod model;
+mod threads;
 mod util;

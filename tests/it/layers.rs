@@ -67,6 +67,18 @@ impl Disk {
         disk
     }
 
+    /// A disk of one layer that is there already.
+    pub(crate) fn of_bytes(format: &str, bytes: &[u8]) -> Self {
+        let layer = Layer {
+            driver: formats::by_name(format).expect("a known format"),
+            home: Home::Memory(Arc::new(MemoryStorage::from_bytes(bytes))),
+        };
+        Self {
+            layers: vec![layer],
+            directory: None,
+        }
+    }
+
     /// Adds a layer on top.
     pub(crate) fn push(&mut self, spec: &LayerSpec) {
         let driver = formats::by_name(spec.format).expect("a known format");

@@ -3,5 +3,6 @@
 mod crash;
 mod layers;
 mod model;
+mod mutate;
 mod threads;
 mod util;

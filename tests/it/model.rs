@@ -58,7 +58,7 @@ impl Session {
         self.chain.as_ref().expect("it is open")
     }
 
-    fn note(&mut self, text: String) {
+    fn note(&mut self, text: &str) {
         self.done += 1;
         if self.log.len() == 40 {
             self.log.pop_front();
@@ -119,7 +119,7 @@ impl Session {
             0 => vec![0; len(range.end - range.start)],
             _ => self.rng.bytes(len(range.end - range.start)),
         };
-        self.note(format!("write {range:#x?}"));
+        self.note(&format!("write {range:#x?}"));
         self.chain()
             .write_at(&bytes, range.start)
             .expect("the write is taken");
@@ -128,7 +128,7 @@ impl Session {
 
     fn read(&mut self) {
         let range = self.range();
-        self.note(format!("read {range:#x?}"));
+        self.note(&format!("read {range:#x?}"));
         let found = self.read_range(&range);
         assert_same(&found, &self.model[bounds(&range)], range.start, "read");
     }
@@ -143,7 +143,7 @@ impl Session {
 
     fn zero(&mut self, how: Zeroing) {
         let range = self.range();
-        self.note(format!("zero {how:?} {range:#x?}"));
+        self.note(&format!("zero {how:?} {range:#x?}"));
         self.chain()
             .zero(range.clone(), how)
             .expect("the zero is taken");
@@ -153,7 +153,7 @@ impl Session {
     /// Each byte reads afterwards as zero or as before; the model follows.
     fn discard(&mut self) {
         let range = self.range();
-        self.note(format!("discard {range:#x?}"));
+        self.note(&format!("discard {range:#x?}"));
         self.chain()
             .discard(range.clone())
             .expect("the discard is taken");
@@ -169,14 +169,14 @@ impl Session {
     }
 
     fn flush(&mut self) {
-        self.note("flush".to_owned());
+        self.note("flush");
         self.chain().flush().expect("the flush is taken");
     }
 
     /// Extents cover the range without gap, and those that are called zero read as zeroes.
     fn extents(&mut self) {
         let range = self.range();
-        self.note(format!("extents {range:#x?}"));
+        self.note(&format!("extents {range:#x?}"));
         let mut at = range.start;
         for extent in self.chain().extents(range.clone()).expect("inside") {
             let extent = extent.expect("maps");
@@ -195,7 +195,7 @@ impl Session {
         let old = self.model.len() as u64;
         let new = self.rng.u64(self.largest / 2..=self.largest);
         let new = new / self.size_unit * self.size_unit;
-        self.note(format!("resize {old:#x} to {new:#x}"));
+        self.note(&format!("resize {old:#x} to {new:#x}"));
         match self.chain().resize(new) {
             Ok(()) => self.model.resize(len(new), 0),
             Err(e) => {
@@ -213,7 +213,7 @@ impl Session {
     /// Opens again, after a clean close or after none, as a kill leaves it.
     fn reopen(&mut self) {
         let clean = self.rng.bool();
-        self.note(format!("reopen, clean: {clean}"));
+        self.note(&format!("reopen, clean: {clean}"));
         let chain = self.chain.take().expect("it is open");
         if clean {
             chain.close().expect("closes");

@@ -1,5 +1,6 @@
 //! Tests of the library and of the binary, as one program.
 
+mod corpus;
 mod crash;
 mod layers;
 mod model;

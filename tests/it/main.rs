@@ -5,5 +5,6 @@ mod crash;
 mod layers;
 mod model;
 mod mutate;
+mod oracle;
 mod threads;
 mod util;

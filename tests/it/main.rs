@@ -1,10 +1,17 @@
 //! Tests of the library and of the binary, as one program.
 
 mod check;
+mod corpus;
+mod crash;
 mod create;
 mod docs;
 mod golden;
 mod info;
+mod layers;
 mod map;
+mod model;
+mod mutate;
+mod oracle;
 mod resize;
+mod threads;
 mod util;

@@ -1,7 +1,7 @@
-//! Scratch directories, the vdtool command, what a test requires.
+//! Scratch directories, the vdtool command, what a test requires, seeded random numbers.
 
 use std::io::Write;
-
+use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -60,4 +60,87 @@ pub(crate) fn peer<S: AsRef<std::ffi::OsStr>>(
         output.status
     );
     stdout
+}
+
+/// Random numbers that can be had again: a failing test prints the seed, and `VDTOOL_SEED` sets
+/// it (`random`: another one each time).
+#[derive(Debug)]
+pub(crate) struct Seeded {
+    rng: fastrand::Rng,
+    seed: u64,
+}
+
+impl Seeded {
+    /// The numbers of the test called `test`, which keeps two tests from drawing the same ones.
+    pub(crate) fn new(test: &str) -> Self {
+        let seed = match std::env::var("VDTOOL_SEED").as_deref() {
+            Ok("random") => fastrand::u64(..),
+            Ok(text) => text.parse().expect("VDTOOL_SEED is a number or 'random'"),
+            Err(_) => 0x5eed,
+        };
+        Self::with_seed(test, seed)
+    }
+
+    /// As `new`, with a given seed.
+    pub(crate) fn with_seed(test: &str, seed: u64) -> Self {
+        // FNV-1a: short, and the same on every machine.
+        let salt = test.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        Self {
+            rng: fastrand::Rng::with_seed(seed ^ salt),
+            seed,
+        }
+    }
+
+    /// `len` random bytes.
+    pub(crate) fn bytes(&mut self, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.rng.fill(&mut bytes);
+        bytes
+    }
+}
+
+impl Deref for Seeded {
+    type Target = fastrand::Rng;
+
+    fn deref(&self) -> &fastrand::Rng {
+        &self.rng
+    }
+}
+
+impl DerefMut for Seeded {
+    fn deref_mut(&mut self) -> &mut fastrand::Rng {
+        &mut self.rng
+    }
+}
+
+impl Drop for Seeded {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("to see this again: VDTOOL_SEED={}", self.seed);
+        }
+    }
+}
+
+/// A length in memory; these tests are small.
+pub(crate) fn len(value: u64) -> usize {
+    usize::try_from(value).expect("fits in memory")
+}
+
+/// Panics at the first byte that differs, naming it; the arguments may be of any length.
+pub(crate) fn assert_same(found: &[u8], expected: &[u8], first: u64, what: &str) {
+    if found == expected {
+        return;
+    }
+    assert_eq!(found.len(), expected.len(), "{what}: length");
+    let differ = |(a, b): (&u8, &u8)| a != b;
+    let at = found.iter().zip(expected).position(differ).unwrap_or(0);
+    let count = found.iter().zip(expected).filter(|(a, b)| a != b).count();
+    panic!(
+        "{what}: {count} bytes differ, the first at {:#x}: found {:#04x}, expected {:#04x}",
+        first + at as u64,
+        found[at],
+        expected[at]
+    );
 }

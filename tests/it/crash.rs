@@ -1,0 +1,439 @@
+//! What kills, power cuts and full disks leave of a session.
+//!
+//! A kill leaves every change made so far, in order: nothing acknowledged may be missing.  A power
+//! cut leaves what was there at the last sync and, of the changes after it, any, in whole or in
+//! sectors: nothing flushed may be missing.  Either way the image opens and checks without
+//! corruption, and can be written again.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use vdtool::chain::Chain;
+use vdtool::image::check::Repair;
+use vdtool::image::open::WriteOrder;
+use vdtool::storage::memory::{Change, Fault, MemoryStorage, Op};
+use vdtool::storage::open::Access;
+use vdtool::storage::{Storage, Zeroing};
+
+use crate::layers::{Disk, LayerSpec, Place, check, filled, read_all};
+use crate::util::{Seeded, len};
+
+const SECTOR: u64 = 512;
+const STEPS: usize = 70;
+
+/// The disk after an acknowledged operation.
+#[derive(Debug)]
+struct Step {
+    /// What was done.
+    what: String,
+    /// Changes recorded when it was acknowledged.
+    changes: usize,
+    /// What the disk reads as.
+    model: Vec<u8>,
+    /// It was a flush, so what it holds survives a power cut.
+    flushed: bool,
+}
+
+/// What a session may do besides reading, writing, zeroing, discarding and flushing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Resizing {
+    No,
+    Yes,
+}
+
+/// A recorded session.
+struct Session {
+    disk: Disk,
+    /// The top layer before the session.
+    base: Vec<u8>,
+    changes: Vec<Change>,
+    steps: Vec<Step>,
+    rng: Seeded,
+}
+
+impl Session {
+    fn record(name: &str, seed: u64, specs: &[LayerSpec], resizing: Resizing) -> Self {
+        let mut rng = Seeded::with_seed(name, seed);
+        let (disk, model) = filled(Place::Memory, specs, &mut rng);
+        let top = Arc::clone(&disk.memory()[0]);
+        let base = top.to_bytes();
+        top.record();
+        let first = Step {
+            what: "created".to_owned(),
+            changes: 0,
+            model,
+            flushed: true,
+        };
+        let mut steps = vec![first];
+        let mut chain = disk.open(Access::Write, WriteOrder::Ordered);
+        while steps.len() < STEPS {
+            let mut model = steps[steps.len() - 1].model.clone();
+            if rng.u32(0..20) == 0 {
+                chain.close().expect("closes");
+                chain = disk.open(Access::Write, WriteOrder::Ordered);
+            }
+            let what = operate(&chain, &mut model, &mut rng, resizing).expect("is taken");
+            steps.push(Step {
+                flushed: what == "flush",
+                what,
+                changes: top.changes().len(),
+                model,
+            });
+        }
+        chain.close().expect("closes");
+        Self {
+            changes: top.changes(),
+            disk,
+            base,
+            steps,
+            rng,
+        }
+    }
+
+    /// The last step acknowledged when `made` changes had been made, and the last flush.
+    fn acknowledged(&self, made: usize) -> (usize, usize) {
+        let last = self.steps.partition_point(|s| s.changes <= made) - 1;
+        let flush = (0..=last).rev().find(|i| self.steps[*i].flushed);
+        (last, flush.unwrap_or(0))
+    }
+
+    fn every_kill(&mut self) {
+        let now = Arc::new(MemoryStorage::from_bytes(&self.base));
+        for made in 0..=self.changes.len() {
+            if made > 0 {
+                now.apply(&self.changes[made - 1]);
+            }
+            let (last, _) = self.acknowledged(made);
+            self.verify(&now, last..last + 2, &|| format!("killed after {made}"));
+        }
+    }
+
+    /// Of the changes since each sync, none, all but one, only one, and some, whole and torn.
+    fn power_cuts(&mut self) {
+        let now = MemoryStorage::from_bytes(&self.base);
+        let mut synced = 0;
+        for made in 0..=self.changes.len() {
+            if made < self.changes.len() && self.changes[made] != Change::Sync {
+                continue;
+            }
+            let (last, flush) = self.acknowledged(made);
+            let stable = now.to_bytes();
+            for (kept, how) in self.choices(synced..made) {
+                let state = Arc::new(MemoryStorage::from_bytes(&stable));
+                kept.iter().for_each(|change| state.apply(change));
+                let what = || format!("power cut at {made}, synced at {synced}, {how}");
+                self.verify(&state, flush..last + 2, &what);
+            }
+            for change in &self.changes[synced..made] {
+                now.apply(change);
+            }
+            synced = (made + 1).min(self.changes.len());
+        }
+    }
+
+    /// What of the changes in `pending` may have reached the disk.
+    fn choices(&mut self, pending: Range<usize>) -> Vec<(Vec<Change>, String)> {
+        let all: Vec<Change> = self.changes[pending].to_vec();
+        let mut choices = vec![(Vec::new(), "nothing kept".to_owned())];
+        let some = |keep: &mut dyn FnMut(usize) -> bool| -> Vec<Change> {
+            let kept = (0..all.len()).filter(|i| keep(*i));
+            kept.map(|i| all[i].clone()).collect()
+        };
+        for one in 0..all.len().min(24) {
+            choices.push((some(&mut |i| i != one), format!("without {one}")));
+            choices.push((some(&mut |i| i == one), format!("only {one}")));
+        }
+        for round in 0..if all.len() > 1 { 4 } else { 0 } {
+            let rng = &mut self.rng;
+            choices.push((some(&mut |_| rng.bool()), format!("subset {round}")));
+        }
+        for round in 0..if all.is_empty() { 0 } else { 3 } {
+            let rng = &mut self.rng;
+            let kept = some(&mut |_| rng.u32(0..4) != 0);
+            let torn = kept.iter().flat_map(|c| tear(c, rng)).collect();
+            choices.push((torn, format!("torn {round}")));
+        }
+        choices
+    }
+
+    /// The image opens, checks without corruption, and every byte is as one of `steps` left it.
+    fn verify(
+        &mut self,
+        state: &Arc<MemoryStorage>,
+        steps: Range<usize>,
+        what: &dyn Fn() -> String,
+    ) {
+        let steps = steps.start..steps.end.min(self.steps.len());
+        let in_words = || {
+            let names: Vec<&str> = self.steps[steps.clone()].iter().map(|s| &*s.what).collect();
+            format!("{} (between {})", what(), names.join("; "))
+        };
+        let chain = self.open_on(state, Access::Read);
+        let chain = chain.unwrap_or_else(|e| panic!("{}: does not open: {e}", in_words()));
+        let found = read_all(&chain);
+        if let Err(e) = explained(&found, &self.steps[steps.clone()]) {
+            panic!("{}: {e}", in_words());
+        }
+        drop(chain);
+        self.check_clean(state, &in_words);
+        if self.rng.u32(0..16) == 0 {
+            let copy = Arc::new(MemoryStorage::from_bytes(&state.to_bytes()));
+            let seed = self.rng.u64(..);
+            self.write_again(&copy, found, seed, &in_words);
+        }
+    }
+
+    fn open_on(&self, state: &Arc<MemoryStorage>, access: Access) -> vdtool::Result<Chain> {
+        let mut storages: Vec<Arc<dyn Storage>> = vec![state.clone()];
+        let below = self.disk.memory().into_iter().skip(1);
+        storages.extend(below.map(|s| s as Arc<dyn Storage>));
+        self.disk
+            .try_open_with(storages, access, WriteOrder::Ordered)
+    }
+
+    fn check_clean(&self, state: &Arc<MemoryStorage>, what: &dyn Fn() -> String) {
+        if let Some(report) = check(self.disk.driver(), state.clone(), Repair::Nothing) {
+            let bad = report.corruptions + report.check_errors;
+            assert_eq!(bad, 0, "{}: {:#?}", what(), report.findings);
+        }
+    }
+
+    /// What a crash left can be repaired and used like any other image.
+    fn write_again(
+        &self,
+        state: &Arc<MemoryStorage>,
+        mut model: Vec<u8>,
+        seed: u64,
+        what: &dyn Fn() -> String,
+    ) {
+        let mut rng = Seeded::with_seed("again", seed);
+        if rng.bool() {
+            check(self.disk.driver(), state.clone(), Repair::All);
+        }
+        let chain = self.open_on(state, Access::Write).expect("opens again");
+        for _ in 0..6 {
+            operate(&chain, &mut model, &mut rng, Resizing::No).expect("is taken");
+        }
+        chain.close().expect("closes");
+        drop(chain);
+        self.check_clean(state, what);
+        let chain = self.open_on(state, Access::Read).expect("opens again");
+        let same = read_all(&chain) == model;
+        assert!(same, "{}: written again, it reads otherwise", what());
+    }
+}
+
+/// One random operation on the disk and on its model; what it was.
+fn operate(
+    chain: &Chain,
+    model: &mut Vec<u8>,
+    rng: &mut Seeded,
+    resizing: Resizing,
+) -> vdtool::Result<String> {
+    let size = model.len() as u64;
+    let unit = [1, SECTOR, SECTOR, 4096][rng.usize(0..4)];
+    let start = rng.u64(0..size) / unit * unit;
+    let longest = [600, 5000, 20_000][rng.usize(0..3)];
+    let length = rng.u64(1..=longest);
+    let range = start..(start + length.next_multiple_of(unit)).min(size);
+    let part = len(range.start)..len(range.end);
+    match rng.u32(0..20) {
+        0..10 => {
+            let bytes = rng.bytes(part.len());
+            model[part].copy_from_slice(&bytes);
+            chain.write_at(&bytes, range.start)?;
+            Ok(format!("write {range:#x?}"))
+        }
+        10..13 => {
+            model[part].fill(0);
+            chain.zero(range.clone(), Zeroing::MayUnmap)?;
+            Ok(format!("zero {range:#x?}"))
+        }
+        13..15 => {
+            chain.discard(range.clone())?;
+            // What a discard leaves is known only from reading.
+            chain.read_at(&mut model[part], range.start)?;
+            Ok(format!("discard {range:#x?}"))
+        }
+        15..17 if resizing == Resizing::Yes => {
+            let new = rng.u64(size / 2..=size * 3 / 2).min(MOST) / SECTOR * SECTOR;
+            let done = chain.resize(new);
+            if done.is_err() && new < size {
+                // Shrinking may be refused; then nothing has changed.
+                return Ok(format!("refused to shrink to {new:#x}"));
+            }
+            model.resize(len(new), 0);
+            done.map(|()| format!("resize {size:#x} to {new:#x}"))
+        }
+        _ => chain.flush().map(|()| "flush".to_owned()),
+    }
+}
+
+/// Longest that resizing makes a disk.
+const MOST: u64 = 300 << 10;
+
+/// What a power cut may leave of a change: for a write, any of its sectors.
+fn tear(change: &Change, rng: &mut Seeded) -> Vec<Change> {
+    let Change::Write { host, bytes } = change else {
+        return vec![change.clone()];
+    };
+    let mut parts = Vec::new();
+    let end = host + bytes.len() as u64;
+    let mut at = *host;
+    while at < end {
+        let next = ((at / SECTOR + 1) * SECTOR).min(end);
+        if rng.u32(0..3) != 0 {
+            let part = len(at - host)..len(next - host);
+            parts.push(Change::Write {
+                host: at,
+                bytes: bytes[part].to_vec(),
+            });
+        }
+        at = next;
+    }
+    parts
+}
+
+/// Whether every byte is as one of the steps left it.  A disk that is being shrunk may have lost
+/// any byte past its new end.
+fn explained(found: &[u8], steps: &[Step]) -> Result<(), String> {
+    if steps.iter().any(|s| s.model == found) {
+        return Ok(());
+    }
+    if !steps.iter().any(|s| s.model.len() == found.len()) {
+        return Err(format!("no step left {:#x} bytes", found.len()));
+    }
+    for (at, byte) in found.iter().enumerate() {
+        if steps.iter().any(|s| s.model.get(at) == Some(byte)) {
+            continue;
+        }
+        let long = steps.iter().position(|s| s.model.len() > at);
+        let cut = long.is_some_and(|long| steps[long..].iter().any(|s| s.model.len() <= at));
+        if !cut {
+            let wanted: Vec<Option<&u8>> = steps.iter().map(|s| s.model.get(at)).collect();
+            return Err(format!(
+                "the byte at {at:#x} is {byte:#04x}, the steps left {wanted:x?}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn vhd(options: &'static str, size: u64) -> LayerSpec {
+    LayerSpec {
+        format: "vhd",
+        options,
+        size,
+    }
+}
+
+const RAW: LayerSpec = LayerSpec {
+    format: "raw",
+    options: "",
+    size: 50_000,
+};
+
+fn sessions(name: &str, specs: &[LayerSpec], resizing: Resizing) {
+    let first = Seeded::new(name).u64(..);
+    for round in 0..3 {
+        let mut session = Session::record(name, first.wrapping_add(round), specs, resizing);
+        session.every_kill();
+        session.power_cuts();
+    }
+}
+
+#[test]
+fn a_dynamic_vhd_survives_kills_and_power_cuts() {
+    sessions("4k", &[vhd("block_size=4k", 130 * 512)], Resizing::No);
+    sessions("16k", &[vhd("block_size=16k", 200 * 512)], Resizing::No);
+    sessions("2M", &[vhd("", 200 * 512)], Resizing::No);
+}
+
+#[test]
+fn a_dynamic_vhd_that_is_resized_survives_kills_and_power_cuts() {
+    sessions("4k", &[vhd("block_size=4k", 130 * 512)], Resizing::Yes);
+    sessions("8k", &[vhd("block_size=8k", 200 * 512)], Resizing::Yes);
+}
+
+#[test]
+fn a_fixed_vhd_that_is_resized_survives_kills_and_power_cuts() {
+    let specs = [vhd("subformat=fixed", 130 * 512)];
+    sessions("fixed", &specs, Resizing::Yes);
+}
+
+#[test]
+fn a_differencing_vhd_survives_kills_and_power_cuts() {
+    let specs = [vhd("block_size=8k", 130 * 512), RAW];
+    sessions("over raw", &specs, Resizing::No);
+    let specs = [vhd("block_size=4k", 130 * 512), vhd("", 130 * 512)];
+    sessions("over dynamic", &specs, Resizing::No);
+}
+
+#[test]
+fn a_differencing_vhd_that_is_resized_survives_kills_and_power_cuts() {
+    let specs = [vhd("block_size=8k", 130 * 512), RAW];
+    sessions("over raw", &specs, Resizing::Yes);
+}
+
+/// Operations during which the host fails now and then: what was acknowledged stays, what failed
+/// is there in part or not at all, and the image is sound.
+fn with_faults(name: &str, specs: &[LayerSpec], op: Op, errno: i32) {
+    let mut rng = Seeded::new(name);
+    let (disk, mut model) = filled(Place::Memory, specs, &mut rng);
+    let top = Arc::clone(&disk.memory()[0]);
+    let chain = disk.open(Access::Write, WriteOrder::Ordered);
+    let mut failed = 0;
+    for _ in 0..600 {
+        top.inject(Fault {
+            op,
+            after: rng.usize(0..12),
+            count: rng.usize(1..4),
+            errno,
+        });
+        let mut wanted = model.clone();
+        let done = operate(&chain, &mut wanted, &mut rng, Resizing::No);
+        top.heal();
+        if let Err(e) = &done {
+            assert_eq!(e.errno(), errno, "{name}: {e}");
+            failed += 1;
+            let found = read_all(&chain);
+            let old_or_new = |(i, b): (usize, &u8)| *b == model[i] || *b == wanted[i] || *b == 0;
+            let whole = found.iter().enumerate().all(old_or_new);
+            assert!(whole, "{name}: a failed request left what nobody wrote");
+            for (at, byte) in found.iter().enumerate() {
+                let changed = model[at] != wanted[at];
+                let kept = *byte == model[at] || *byte == wanted[at] || changed;
+                assert!(kept, "{name}: a failed request changed {at:#x}");
+            }
+            wanted = found;
+        }
+        model = wanted;
+    }
+    assert!(failed > 20, "{name}: only {failed} operations failed");
+    assert!(read_all(&chain) == model, "{name}: reads otherwise");
+    chain.close().expect("closes");
+    drop(chain);
+    if let Some(report) = disk.check(Repair::Nothing) {
+        assert_eq!(report.corruptions, 0, "{name}: {:?}", report.findings);
+    }
+    let chain = disk.open(Access::Read, WriteOrder::Ordered);
+    assert!(read_all(&chain) == model, "{name}: reads otherwise");
+}
+
+#[test]
+fn a_full_disk_loses_nothing_that_was_acknowledged() {
+    let dynamic = [vhd("block_size=4k", 130 * 512)];
+    let child = [vhd("block_size=8k", 130 * 512), RAW];
+    for (name, specs) in [("dynamic", &dynamic[..]), ("child", &child[..])] {
+        with_faults(name, specs, Op::Change, libc::ENOSPC);
+    }
+}
+
+#[test]
+fn a_host_that_fails_to_sync_loses_nothing_that_it_has() {
+    let dynamic = [vhd("block_size=4k", 130 * 512)];
+    let child = [vhd("block_size=8k", 130 * 512), RAW];
+    for (name, specs) in [("dynamic", &dynamic[..]), ("child", &child[..])] {
+        with_faults(name, specs, Op::Sync, libc::EIO);
+    }
+}

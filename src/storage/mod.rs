@@ -14,10 +14,12 @@ use crate::util::align::{clamp_len, len64};
 use crate::util::range;
 use mmap::{Lost, Window};
 
+pub mod aligned;
 pub mod copy;
+pub mod device;
 pub mod file;
 mod filesystem;
-pub mod lock;
+mod lock;
 pub mod memory;
 pub mod mmap;
 pub mod open;

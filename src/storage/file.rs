@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Resource, getrlimit};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -91,13 +91,9 @@ impl FileStorage {
         if range.is_empty() {
             return Ok(());
         }
-        loop {
-            match fallocate(&self.host.file, mode, range.start, range.end - range.start) {
-                Ok(()) => return Ok(()),
-                Err(Errno::INTR) => {}
-                Err(e) => return Err(self.host.fail(format!("{doing} at {:#x}", range.start), e)),
-            }
-        }
+        let (start, len) = (range.start, range.end - range.start);
+        retry_on_intr(|| fallocate(&self.host.file, mode, start, len))
+            .map_err(|e| self.host.fail(format!("{doing} at {start:#x}"), e))
     }
 
     fn grown(&self, end: u64) {
@@ -107,19 +103,19 @@ impl FileStorage {
     /// The answer where `SEEK_DATA` finds nothing more: a hole of `len` bytes.
     fn hole_to_the_end(&self, len: u64) -> Result<HostRun> {
         // What was cut off is no hole; calling it one would pass zeroes off as data.
-        self.check_not_truncated()?;
+        self.check_not_truncated(self.size())?;
         Ok(HostRun { data: false, len })
     }
 
-    fn check_not_truncated(&self) -> Result<()> {
-        let known = self.size();
+    /// Refuses an `end` that the file no longer reaches.
+    fn check_not_truncated(&self, end: u64) -> Result<()> {
         let metadata = self.host.file.metadata();
         let now = metadata
             .map_err(|e| self.host.fail("read the length".to_owned(), e))?
             .len();
-        // A change of ours between the two looks moves both.
-        match now < known.min(self.size()) {
-            true => Err(self.host.shrank(now, known)),
+        // What we cut off ourselves meanwhile is no loss.
+        match now < end.min(self.size()) {
+            true => Err(self.host.shrank(now, self.size())),
             false => Ok(()),
         }
     }
@@ -154,12 +150,20 @@ impl Storage for FileStorage {
             && host.checked_add(len64(buf.len())).is_some_and(|e| e <= len)
             && mapping.read(&self.host.file, buf, host).is_ok()
         {
-            return Ok(());
+            // Where a truncation cuts a page, the rest of that page reads as zeroes and no signal
+            // tells.  What was lost then goes on to the end of `buf`.
+            return match buf.last() {
+                Some(0) => self.check_not_truncated(host + len64(buf.len())),
+                _ => Ok(()),
+            };
         }
         self.host.read(buf, host, len)
     }
 
     fn write_at(&self, buf: &[u8], host: u64) -> Result<()> {
+        if buf.is_empty() {
+            return Ok(());
+        }
         self.check_end(host, len64(buf.len()))?;
         self.host.write(buf, host)?;
         self.grown(host + len64(buf.len()));
@@ -240,6 +244,9 @@ impl Storage for FileStorage {
 
     fn write_mapped(&self, from: &Window, part: Range<u64>, host: u64) -> Result<()> {
         let len = crate::util::range::len(&part);
+        if len == 0 {
+            return Ok(());
+        }
         self.check_end(host, len)?;
         self.host.write_mapped(from, &part, host)?;
         self.grown(host + len);

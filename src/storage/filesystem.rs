@@ -41,10 +41,10 @@ impl FileSystem {
             return Self::Remote;
         };
         // The field's width and sign differ by platform; the magic numbers have 32 bits.
-        let magic = (stat.f_type as u64 & u64::from(u32::MAX)) as u32;
-        match REMOTE.contains(&magic) {
-            true => Self::Remote,
-            false => Self::Local,
+        let magic = u32::try_from(stat.f_type as u64 & u64::from(u32::MAX));
+        match magic.is_ok_and(|m| !REMOTE.contains(&m)) {
+            true => Self::Local,
+            false => Self::Remote,
         }
     }
 }

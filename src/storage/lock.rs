@@ -1,1 +1,180 @@
 //! Advisory locks, compatible with those QEMU takes.
+//!
+//! QEMU keeps one byte for each permission: byte 100 + n is held, shared, by who uses permission n,
+//! and byte 200 + n by who does not let others use it.  After taking its own, each side looks
+//! whether somebody else holds the opposite of one of them.  The locks belong to the open file
+//! description (`F_OFD_SETLK`) and end when it is closed, however the process ends.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::open::Access;
+
+/// Byte of permission 0 among those held.
+const HELD: i64 = 100;
+/// Byte of permission 0 among those not shared.
+const NOT_SHARED: i64 = 200;
+
+/// What QEMU lets the user of an image do; the discriminant is the number of its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Permission {
+    /// Reading, with the expectation that what is read hangs together.
+    ConsistentRead = 0,
+    /// Writing.  Number 2 is writing what is there already, which we neither do nor forbid.
+    Write = 1,
+    /// Changing the length.
+    Resize = 3,
+}
+
+use Permission::{ConsistentRead, Resize, Write};
+
+/// What neither readers nor writers let others do: metadata in memory would no longer be true.
+const FORBIDDEN: &[Permission] = &[Write, Resize];
+
+fn held(access: Access) -> &'static [Permission] {
+    match access {
+        Access::Read => &[ConsistentRead],
+        Access::Write => &[ConsistentRead, Write, Resize],
+    }
+}
+
+/// Takes the locks of a reader or of a writer; they last until `file` and all its duplicates are
+/// closed.  Does nothing where the file system has no such locks.
+///
+/// # Errors
+/// `Locked` where another open file holds what excludes ours, also one of this process; some of
+/// our locks are then held until `file` is closed.  The host's.
+pub(super) fn lock(file: BorrowedFd<'_>, access: Access) -> Result<()> {
+    let ours = held(access).iter().map(|&p| byte(HELD, p));
+    let ours = ours.chain(FORBIDDEN.iter().map(|&p| byte(NOT_SHARED, p)));
+    for at in ours {
+        match take(file, at) {
+            Ok(()) => {}
+            Err(e) if has_no_locks(&e) => return Ok(()),
+            Err(e) if is_conflict(&e) => return Err(locked("another process locked it whole")),
+            Err(e) => return Err(Error::io("lock", e)),
+        }
+    }
+    for &permission in FORBIDDEN {
+        if is_held(file, byte(HELD, permission))? {
+            return Err(locked(match permission {
+                Resize => "another process may change its length",
+                _ => "another process has it open for writing",
+            }));
+        }
+    }
+    for &permission in held(access) {
+        if is_held(file, byte(NOT_SHARED, permission))? {
+            return Err(locked(match permission {
+                ConsistentRead => "another process lets nobody read it",
+                Write => "another process has it open and lets nobody write",
+                Resize => "another process has it open and lets nobody change its length",
+            }));
+        }
+    }
+    Ok(())
+}
+
+fn byte(base: i64, permission: Permission) -> i64 {
+    base + permission as i64
+}
+
+fn locked(what: &str) -> Error {
+    Error::new(
+        ErrorKind::Locked,
+        format!("is locked: {what} (-U reads it all the same)"),
+    )
+}
+
+fn has_no_locks(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOLCK | libc::ENOSYS)
+    )
+}
+
+fn is_conflict(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES))
+}
+
+/// Holds one byte, shared.
+fn take(file: BorrowedFd<'_>, at: i64) -> io::Result<()> {
+    fcntl(file, libc::F_OFD_SETLK, libc::F_RDLCK, at).map(|_| ())
+}
+
+/// Whether another open file holds the byte, shared or not.
+fn is_held(file: BorrowedFd<'_>, at: i64) -> Result<bool> {
+    match fcntl(file, libc::F_OFD_GETLK, libc::F_WRLCK, at) {
+        Ok(found) => Ok(i32::from(found.l_type) != libc::F_UNLCK),
+        Err(e) if has_no_locks(&e) => Ok(false),
+        Err(e) => Err(Error::io("look for locks", e)),
+    }
+}
+
+fn fcntl(file: BorrowedFd<'_>, command: i32, kind: i32, at: i64) -> io::Result<libc::flock64> {
+    // SAFETY: all zeroes is a valid flock64; OFD locks want `l_pid` to be 0.
+    let mut lock: libc::flock64 = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::c_short::try_from(kind).unwrap_or(0);
+    lock.l_whence = libc::c_short::try_from(libc::SEEK_SET).unwrap_or(0);
+    lock.l_start = at;
+    lock.l_len = 1;
+    loop {
+        // SAFETY: both commands take a pointer to a flock64, which they may fill.
+        if unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut lock) } == 0 {
+            return Ok(lock);
+        }
+        match io::Error::last_os_error() {
+            e if e.kind() == io::ErrorKind::Interrupted => {}
+            e => return Err(e),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    fn open(path: &std::path::Path) -> File {
+        File::options()
+            .read(true)
+            .write(true)
+            .open(path)
+            .expect("opens")
+    }
+
+    #[test]
+    fn readers_share_and_writers_are_alone() {
+        let named = tempfile::NamedTempFile::new().expect("a temporary file");
+        let cases = [
+            (Access::Read, Access::Read, true),
+            (Access::Read, Access::Write, false),
+            (Access::Write, Access::Read, false),
+            (Access::Write, Access::Write, false),
+        ];
+        for (first, second, allowed) in cases {
+            let holder = open(named.path());
+            lock(holder.as_fd(), first).expect("nobody else is there");
+            let other = open(named.path());
+            let result = lock(other.as_fd(), second);
+            assert_eq!(result.is_ok(), allowed, "{first:?}, then {second:?}");
+            if let Err(e) = result {
+                assert_eq!(e.kind(), ErrorKind::Locked);
+                assert!(e.message().contains("-U"), "{e}");
+            }
+        }
+    }
+
+    #[test]
+    fn closing_the_file_ends_its_locks() {
+        let named = tempfile::NamedTempFile::new().expect("a temporary file");
+        for _ in 0..2 {
+            lock(open(named.path()).as_fd(), Access::Write).expect("nobody is left");
+        }
+    }
+}

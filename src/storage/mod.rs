@@ -15,10 +15,12 @@ use crate::util::range;
 use mmap::{Lost, Window};
 
 pub mod barrier;
+pub mod aligned;
 pub mod copy;
+pub mod device;
 pub mod file;
 mod filesystem;
-pub mod lock;
+mod lock;
 pub mod memory;
 pub mod mmap;
 pub mod open;

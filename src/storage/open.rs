@@ -1,12 +1,19 @@
 //! From a path to storage: file or device, locked, mapped or not, direct or not.
 
-use std::fs::OpenOptions as FileOptions;
+use std::fs::{File, FileType};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+
+use crate::error::{Context, Error, Result};
 use crate::storage::Storage;
+use crate::storage::aligned::AlignedStorage;
+use crate::storage::device::DeviceStorage;
 use crate::storage::file::FileStorage;
+use crate::storage::lock::lock;
 
 /// Whether changes are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -54,13 +61,163 @@ pub struct StorageOptions {
 /// Opens a regular file or a block device.
 ///
 /// # Errors
-/// The host's; `Invalid` for directories, pipes, sockets and character devices; `Locked` where
-/// another process holds it.
+/// The host's; `Invalid` for directories, pipes, sockets and character devices, which are not even
+/// opened; `Locked` where another process holds it; `Unsupported` for direct I/O where the file
+/// system has none.
 pub fn open(path: &Path, options: &StorageOptions) -> Result<Arc<dyn Storage>> {
-    let file = FileOptions::new()
+    adopt(open_file(path, options.access)?, path, options)
+}
+
+/// Opens a regular file or a block device, and no more than that: no locks, nothing read.
+///
+/// # Errors
+/// Those of [`open`] that this can have.
+pub fn open_file(path: &Path, access: Access) -> Result<File> {
+    // Looked at first: opening some devices does things, and opening a pipe waits for its other
+    // end.
+    let metadata = std::fs::metadata(path).map_err(|e| Error::io("open", e).at(path))?;
+    check_kind(metadata.file_type()).at(path)?;
+    let file = File::options()
         .read(true)
-        .write(options.access == Access::Write)
+        .write(access == Access::Write)
+        // What was a file a moment ago may be a pipe now.
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(path)
-        .map_err(|e| Error::io("open", e).at(path))?;
-    Ok(Arc::new(FileStorage::new(file, path)?))
+        .map_err(|e| Error::io(doing(access), e).at(path))?;
+    let metadata = file.metadata();
+    let metadata = metadata.map_err(|e| Error::io("look at the file", e).at(path))?;
+    check_kind(metadata.file_type()).at(path)?;
+    Ok(file)
+}
+
+fn doing(access: Access) -> &'static str {
+    match access {
+        Access::Read => "open",
+        Access::Write => "open for writing",
+    }
+}
+
+/// Refuses what is neither a regular file nor a block device.
+///
+/// # Errors
+/// `Invalid`, saying what it is.
+pub(crate) fn check_kind(kind: FileType) -> Result<()> {
+    let found = match kind {
+        kind if kind.is_file() || kind.is_block_device() => return Ok(()),
+        kind if kind.is_dir() => "a directory",
+        kind if kind.is_fifo() => "a pipe",
+        kind if kind.is_socket() => "a socket",
+        kind if kind.is_char_device() => "a character device",
+        _ => "something else",
+    };
+    Err(Error::invalid(format!(
+        "is {found} (allowed: a regular file or a block device)"
+    )))
+}
+
+/// Makes storage of an open file, such as a temporary one: locks it, and sets it up for the kind
+/// of I/O that is asked for.  `options.access` is what it was opened for.
+///
+/// # Errors
+/// Those of [`open`].
+pub fn adopt(file: File, path: &Path, options: &StorageOptions) -> Result<Arc<dyn Storage>> {
+    let metadata = file.metadata();
+    let metadata = metadata.map_err(|e| Error::io("look at the file", e).at(path))?;
+    check_kind(metadata.file_type()).at(path)?;
+    set_flags(&file, options.caching).at(path)?;
+    if options.sharing == Sharing::Locked {
+        lock(file.as_fd(), options.access).at(path)?;
+    }
+    let caching = options.caching;
+    if metadata.file_type().is_block_device() {
+        let device = DeviceStorage::new(file, path, options.access, caching)?;
+        return Ok(match caching {
+            Caching::Direct => Arc::new(AlignedStorage::new(device)?),
+            _ => Arc::new(device),
+        });
+    }
+    let file = FileStorage::with_caching(file, path, caching)?;
+    Ok(match caching {
+        Caching::Direct => Arc::new(AlignedStorage::new(file)?),
+        _ => Arc::new(file),
+    })
+}
+
+/// Takes back `O_NONBLOCK`, and sets `O_DIRECT` where it is asked for.
+fn set_flags(file: &File, caching: Caching) -> Result<()> {
+    let fail = |e: rustix::io::Errno| Error::io("set the file's flags", e.into());
+    let mut flags = fcntl_getfl(file).map_err(fail)? - OFlags::NONBLOCK;
+    flags.set(OFlags::DIRECT, caching == Caching::Direct);
+    match fcntl_setfl(file, flags) {
+        Err(rustix::io::Errno::INVAL) if caching == Caching::Direct => Err(Error::unsupported(
+            "the file system has no direct I/O (cache modes none and directsync need it)",
+        )),
+        done => done.map_err(fail),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn what_is_neither_file_nor_device_is_refused_by_name_and_never_waited_for() {
+        let dir = tempfile::tempdir().expect("a scratch directory");
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, 0o600.into()).expect("makes a pipe");
+        let socket = dir.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("binds");
+        let cases = [
+            (dir.path(), "a directory"),
+            (&pipe, "a pipe"),
+            (&socket, "a socket"),
+            (Path::new("/dev/null"), "a character device"),
+        ];
+        for (path, what) in cases {
+            for access in [Access::Read, Access::Write] {
+                let error = open_file(path, access).expect_err(what);
+                assert_eq!(error.kind(), ErrorKind::Invalid);
+                assert!(error.message().contains(what), "{error}");
+                assert_eq!(error.path(), Some(path));
+            }
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = open(Path::new("/no/such/file"), &StorageOptions::default());
+        let error = error.expect_err("is not there");
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert_eq!(error.path(), Some(Path::new("/no/such/file")));
+    }
+
+    #[test]
+    fn an_image_open_for_writing_is_locked_and_force_reads_it() {
+        let named = tempfile::NamedTempFile::new().expect("a temporary file");
+        let options = |access, sharing| StorageOptions {
+            access,
+            sharing,
+            caching: Caching::Mapped,
+        };
+        let _writer = open(named.path(), &options(Access::Write, Sharing::Locked)).expect("opens");
+        let read = open(named.path(), &options(Access::Read, Sharing::Locked));
+        assert_eq!(read.expect_err("locked").kind(), ErrorKind::Locked);
+        open(named.path(), &options(Access::Read, Sharing::Force)).expect("takes no locks");
+    }
+
+    #[test]
+    fn the_lock_ends_with_the_storage_even_when_it_was_mapped() {
+        let named = tempfile::NamedTempFile::new().expect("a temporary file");
+        let mut options = StorageOptions {
+            access: Access::Write,
+            ..StorageOptions::default()
+        };
+        let writer = open(named.path(), &options).expect("opens");
+        writer.write_at(&[1; 8192], 0).expect("writes");
+        writer.read_at(&mut [0; 100], 50).expect("reads");
+        drop(writer);
+        options.access = Access::Read;
+        open(named.path(), &options).expect("nobody holds it");
+    }
 }

@@ -42,6 +42,9 @@ fn a_file_that_shrank_is_an_error_and_no_zeroes() {
         storage.run(1 << 19, 4096).expect_err("is no hole");
         storage.read_at(&mut buf, 0).expect("is still there");
         assert_eq!(buf, [7; 4096]);
+        storage
+            .read_at(&mut buf, 1000)
+            .expect_err("cut within a page");
     }
 }
 
@@ -146,6 +149,7 @@ fn punching_gives_space_back_at_any_offset() {
 fn the_length_follows_writes_and_set_len() {
     let (named, storage) = storage(Caching::Mapped);
     storage.write_at(&[1], 99).expect("writes");
+    storage.write_at(&[], 1000).expect("writes nothing");
     assert_eq!(storage.size(), 100);
     storage.set_len(10).expect("shrinks");
     assert_eq!(storage.size(), 10);

@@ -130,14 +130,11 @@ impl Window {
     pub(super) fn pwrite(&self, host: &Range<u64>, to: BorrowedFd<'_>, at: u64) -> io::Result<()> {
         let fault = || io::Error::from_raw_os_error(libc::EFAULT);
         let part = self.part(host).ok_or_else(fault)?;
-        let too_far = |_| io::Error::from_raw_os_error(libc::EFBIG);
+        let too_far = || io::Error::from_raw_os_error(libc::EFBIG);
         let mut done = 0;
         while done < part.len() {
-            let at = at
-                .checked_add(len64(done))
-                .map_or(Err(libc::EFBIG), Ok)
-                .map_err(io::Error::from_raw_os_error)?;
-            let at = libc::off64_t::try_from(at).map_err(too_far)?;
+            let at = at.checked_add(len64(done)).ok_or_else(too_far)?;
+            let at = libc::off64_t::try_from(at).map_err(|_| too_far())?;
             // SAFETY: the range lies inside our mapping; the kernel reads it, and answers EFAULT
             // where there is nothing to read.
             let written = unsafe {
@@ -180,9 +177,10 @@ impl Window {
 unsafe fn scan_zero(at: *const u8, len: usize) -> bool {
     const WORDS: usize = 16;
     let head = at.align_offset(size_of::<u64>()).min(len);
-    // SAFETY (all four): the offsets stay below `len`; word loads begin at a multiple of a word.
-    let bytes =
-        |from: usize, to: usize| (from..to).all(|i| unsafe { at.add(i).read_volatile() } == 0);
+    let bytes = |from: usize, to: usize| {
+        // SAFETY: `to` is at most `len` in both calls.
+        (from..to).all(|i| unsafe { at.add(i).read_volatile() } == 0)
+    };
     if !bytes(0, head) {
         return false;
     }

@@ -100,8 +100,8 @@ fn pack(start: usize, len: usize) -> Option<u64> {
 fn unpack(word: u64) -> (usize, usize) {
     let pages = word & ((1 << LEN_BITS) - 1);
     let start = (word >> LEN_BITS) << PAGE_BITS;
-    // Both came from addresses, so they fit one.
-    (start as usize, (start + (pages << PAGE_BITS)) as usize)
+    let address = |word: u64| usize::try_from(word).unwrap_or(usize::MAX);
+    (address(start), address(start + (pages << PAGE_BITS)))
 }
 
 fn install() -> io::Result<()> {

@@ -1,0 +1,378 @@
+//! Making new images.
+
+use std::time::SystemTime;
+
+use uuid::Uuid;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::formats::vhd::footer::{self, Creator as App, Footer, Kind, NewFooter};
+use crate::formats::vhd::geometry::{Geometry, MAX_SIZE, SECTOR};
+use crate::formats::vhd::header::{self, Header, NewParent};
+use crate::formats::vhd::layout::Blocks;
+use crate::formats::vhd::locator::{self, Code, Locator};
+use crate::image::create::{CreateBacking, CreateOptions, PREALLOCATION, Preallocation};
+use crate::image::driver::Creator;
+use crate::image::options::{OptionKind, OptionSpec};
+use crate::storage::Storage;
+use crate::util::align::{clamp_len, len64};
+
+/// Where our tables begin: behind the footer's copy and the header.
+const TABLE: u64 = footer::LEN64 + header::LEN64;
+/// Blocks are as large as all other writers make them, unless asked otherwise.
+const BLOCK_SIZE: u64 = 2 << 20;
+/// Smallest block we make.  All readers take 512 KiB and 2 MiB; libvhd none above 2 MiB.
+const MIN_BLOCK: u64 = 4 << 10;
+/// Largest block we make.
+const MAX_BLOCK: u64 = 256 << 20;
+/// What Azure wants sizes to be a multiple of.
+const AZURE_UNIT: u64 = 1 << 20;
+
+/// How new images are made.
+pub(super) const CREATOR: Creator = Creator {
+    create,
+    measure,
+    cluster_size: |options| {
+        let plan = Plan::new(options)?;
+        Ok(match plan.kind {
+            Kind::Fixed => 1,
+            Kind::Dynamic | Kind::Differencing => plan.blocks.data,
+        })
+    },
+    options: &[SUBFORMAT, BLOCK, SIZE, PROFILE, PREALLOCATION],
+};
+
+const SUBFORMAT: OptionSpec = OptionSpec {
+    name: "subformat",
+    kind: OptionKind::Choice(&["dynamic", "fixed"]),
+    default: "dynamic",
+    help: "space as data comes, or all of it at once",
+};
+
+const BLOCK: OptionSpec = OptionSpec {
+    name: "block_size",
+    kind: OptionKind::Size,
+    default: "2M",
+    help: "unit of allocation, a power of two from 4k to 256M; other tools know 2M and 512k, Xen none above 2M",
+};
+
+const SIZE: OptionSpec = OptionSpec {
+    name: "size_rule",
+    kind: OptionKind::Choice(&["exact", "chs"]),
+    default: "exact",
+    help: "the size as given, or rounded up to what a geometry describes, for readers that go by it",
+};
+
+const PROFILE: OptionSpec = OptionSpec {
+    name: "profile",
+    kind: OptionKind::Choice(&["azure"]),
+    default: "",
+    help: "azure: fixed, exact, rounded up to whole MiB",
+};
+
+/// What the options mean.
+#[derive(Debug)]
+struct Plan<'a> {
+    kind: Kind,
+    size: u64,
+    geometry: Geometry,
+    creator: App,
+    blocks: Blocks,
+    preallocation: Preallocation,
+    backing: Option<&'a CreateBacking>,
+}
+
+impl<'a> Plan<'a> {
+    fn new(options: &'a CreateOptions) -> Result<Self> {
+        let text = |name| options.values.text(name);
+        let azure = text("profile") == Some("azure");
+        let backing = options.backing.as_ref();
+        let kind = kind(text("subformat"), azure, backing.is_some())?;
+        let chs = text("size_rule") == Some("chs");
+        if azure && chs {
+            return Err(Error::invalid(
+                "profile=azure goes with size_rule=exact (found: chs)",
+            ));
+        }
+        let size = size(options.size, azure, chs)?;
+        let blocks = Blocks::new(block_size(options, kind)?);
+        let preallocation = options.preallocation();
+        if kind != Kind::Fixed && preallocation != Preallocation::Off {
+            return Err(Error::unsupported(
+                "preallocation is for subformat=fixed (allowed for others: off)",
+            ));
+        }
+        // A geometry that has come to its end says nothing about the size, under any creator.
+        let (creator, geometry) = match chs {
+            true if Geometry::for_size(size).bytes() != size => (App::Qemu, Geometry::MAX),
+            true => (App::Qemu, Geometry::for_size(size)),
+            false => (App::Win, Geometry::for_size(size)),
+        };
+        let plan = Self {
+            kind,
+            size,
+            geometry,
+            creator,
+            blocks,
+            preallocation,
+            backing,
+        };
+        plan.check_length()?;
+        Ok(plan)
+    }
+
+    /// Refuses blocks so small that a full disk would not fit into 2 TiB of file.
+    fn check_length(&self) -> Result<()> {
+        if self.kind == Kind::Fixed {
+            return Ok(());
+        }
+        let end = self.length(self.blocks.count(self.size));
+        if end.is_some_and(|end| end / SECTOR < u64::from(u32::MAX)) {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::OutOfRange,
+            format!(
+                "with blocks of {} a full disk of {} bytes would need a file beyond 2 TiB, where the format ends (allowed: larger blocks)",
+                self.blocks.data, self.size
+            ),
+        ))
+    }
+
+    fn entries(&self) -> u64 {
+        self.blocks.count(self.size)
+    }
+
+    fn table_end(&self) -> u64 {
+        TABLE + (self.entries() * 4).next_multiple_of(SECTOR)
+    }
+
+    /// Where the first locator's data goes, and the end of all metadata at the start.
+    fn metadata_end(&self) -> u64 {
+        let locators = self.parent_paths().into_iter();
+        let room: u64 = locators.map(|(_, data)| room(&data)).sum();
+        self.table_end() + room
+    }
+
+    /// Length of the file once `blocks` blocks have space.
+    fn length(&self, blocks: u64) -> Option<u64> {
+        let start = self.metadata_end();
+        let end = match blocks {
+            0 => start,
+            n => self
+                .blocks
+                .stride()
+                .checked_mul(n - 1)?
+                .checked_add(self.blocks.place(start) + self.blocks.len())?,
+        };
+        end.checked_add(footer::LEN64)
+    }
+
+    /// The parent's paths as locators hold them.
+    fn parent_paths(&self) -> Vec<(Code, Vec<u8>)> {
+        let Some(backing) = self.backing else {
+            return Vec::new();
+        };
+        let (Some(relative), Some(absolute)) =
+            (backing.relative.to_str(), backing.absolute.to_str())
+        else {
+            return Vec::new();
+        };
+        [
+            (Code::W2ru, relative),
+            (Code::W2ku, absolute),
+            (Code::MacX, relative),
+        ]
+        .map(|(code, path)| (code, locator::data(code, path)))
+        .into()
+    }
+}
+
+/// Whole sectors that a locator's data takes.
+fn room(data: &[u8]) -> u64 {
+    len64(data.len()).next_multiple_of(SECTOR)
+}
+
+fn kind(subformat: Option<&str>, azure: bool, backing: bool) -> Result<Kind> {
+    if backing && (azure || subformat == Some("fixed")) {
+        return Err(Error::invalid(
+            "a fixed VHD has no backing file (allowed with one: subformat=dynamic)",
+        ));
+    }
+    if azure && subformat == Some("dynamic") {
+        return Err(Error::invalid(
+            "profile=azure goes with subformat=fixed (found: dynamic)",
+        ));
+    }
+    Ok(match subformat {
+        _ if backing => Kind::Differencing,
+        _ if azure => Kind::Fixed,
+        Some("fixed") => Kind::Fixed,
+        _ => Kind::Dynamic,
+    })
+}
+
+/// The size in whole sectors, rounded as asked.
+fn size(asked: u64, azure: bool, chs: bool) -> Result<u64> {
+    let unit = if azure { AZURE_UNIT } else { SECTOR };
+    let size = asked
+        .checked_next_multiple_of(unit)
+        .filter(|s| *s <= MAX_SIZE);
+    let Some(size) = size else {
+        return Err(Error::new(
+            ErrorKind::OutOfRange,
+            format!("a VHD of {asked} bytes (allowed: up to {MAX_SIZE}, 2040 GiB)"),
+        ));
+    };
+    Ok(match chs {
+        true => Geometry::round_up(size),
+        false => size,
+    })
+}
+
+fn block_size(options: &CreateOptions, kind: Kind) -> Result<u64> {
+    let Some(size) = options.values.number("block_size") else {
+        return Ok(BLOCK_SIZE);
+    };
+    if kind == Kind::Fixed {
+        return Err(Error::invalid(
+            "block_size is not for fixed disks: they have no blocks",
+        ));
+    }
+    if !size.is_power_of_two() || !(MIN_BLOCK..=MAX_BLOCK).contains(&size) {
+        return Err(Error::invalid(format!(
+            "block_size is {size} (allowed: a power of two from {MIN_BLOCK} to {MAX_BLOCK})"
+        )));
+    }
+    Ok(size)
+}
+
+fn measure(options: &CreateOptions, data_clusters: u64) -> Result<u64> {
+    let plan = Plan::new(options)?;
+    let too_long = || Error::new(ErrorKind::OutOfRange, "the file would be too long");
+    match plan.kind {
+        Kind::Fixed => plan.size.checked_add(footer::LEN64).ok_or_else(too_long),
+        _ => plan
+            .length(data_clusters.min(plan.entries()))
+            .ok_or_else(too_long),
+    }
+}
+
+fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
+    let plan = Plan::new(options)?;
+    let new = NewFooter {
+        kind: plan.kind,
+        size: plan.size,
+        geometry: plan.geometry,
+        creator: plan.creator,
+    };
+    let footer = Footer::new(&new, SystemTime::now());
+    match plan.kind {
+        Kind::Fixed => create_fixed(storage, &plan, &footer),
+        Kind::Dynamic | Kind::Differencing => create_sparse(storage, &plan, &footer),
+    }
+}
+
+fn create_fixed(storage: &dyn Storage, plan: &Plan<'_>, footer: &Footer) -> Result<()> {
+    if plan.preallocation != Preallocation::Off {
+        storage.reserve(0..plan.size + footer::LEN64)?;
+    }
+    if plan.preallocation == Preallocation::Full {
+        write_repeated(storage, 0, 0..plan.size)?;
+    }
+    storage.write_at(&footer.to_bytes(), plan.size)
+}
+
+fn create_sparse(storage: &dyn Storage, plan: &Plan<'_>, footer: &Footer) -> Result<()> {
+    let parent = plan.backing.map(|b| parent(plan, b)).transpose()?;
+    let entries = u32::try_from(plan.entries())
+        .map_err(|_| Error::new(ErrorKind::OutOfRange, "the table would be too long"))?;
+    let block_size = u32::try_from(plan.blocks.data)
+        .map_err(|_| Error::new(ErrorKind::OutOfRange, "the blocks would be too large"))?;
+    let header = Header::new(TABLE, entries, block_size, parent.as_ref());
+    storage.write_at(&footer.to_bytes(), 0)?;
+    storage.write_at(&header.to_bytes(), footer::LEN64)?;
+    write_repeated(storage, 0xff, TABLE..plan.table_end())?;
+    let mut at = plan.table_end();
+    for (_, mut data) in plan.parent_paths() {
+        let room = room(&data);
+        data.resize(clamp_len(room, usize::MAX), 0);
+        storage.write_at(&data, at)?;
+        at += room;
+    }
+    storage.write_at(&footer.to_bytes(), plan.metadata_end())
+}
+
+/// What the header says of the parent.
+fn parent(plan: &Plan<'_>, backing: &CreateBacking) -> Result<NewParent> {
+    let uuid = match (backing.format, backing.identity) {
+        ("raw", _) => Uuid::nil(),
+        ("vhd", Some(uuid)) if !uuid.is_nil() => uuid,
+        ("vhd", _) => {
+            return Err(Error::unsupported(format!(
+                "the backing file '{}' has no identity by which a VHD could name it",
+                crate::util::text::printable(&backing.name)
+            )));
+        }
+        (format, _) => {
+            return Err(Error::unsupported(format!(
+                "a VHD over a backing file of format '{format}' (allowed: vhd, raw)"
+            )));
+        }
+    };
+    let name = backing.absolute.file_name().and_then(|n| n.to_str());
+    let paths = plan.parent_paths();
+    let (Some(name), false) = (name, paths.is_empty()) else {
+        return Err(Error::invalid(format!(
+            "the backing file's path '{}' is not UTF-8, so a VHD cannot hold it",
+            crate::util::text::printable(&backing.absolute.to_string_lossy())
+        )));
+    };
+    if name.encode_utf16().count() >= header::NAME_UNITS {
+        return Err(Error::invalid(format!(
+            "the backing file's name is longer than the {} units a VHD has room for",
+            header::NAME_UNITS - 1
+        )));
+    }
+    Ok(NewParent {
+        uuid,
+        timestamp: footer::timestamp(backing.modified),
+        name: name.to_owned(),
+        locators: locators(plan.table_end(), &paths)?,
+    })
+}
+
+/// The header's entries for data that lies in order from `at`.
+fn locators(mut at: u64, paths: &[(Code, Vec<u8>)]) -> Result<Vec<Locator>> {
+    let mut locators = Vec::new();
+    for (code, data) in paths {
+        let too_long = |_| Error::invalid("the backing file's path is too long for a VHD");
+        let room = room(data);
+        if len64(data.len()) > locator::MAX_DATA {
+            return Err(Error::invalid(format!(
+                "the backing file's path takes {} bytes (allowed: {})",
+                data.len(),
+                locator::MAX_DATA
+            )));
+        }
+        locators.push(Locator {
+            code: *code,
+            // In bytes, as Hyper-V and libvhd have it: 512 and more cannot be mistaken.
+            space: u32::try_from(room).map_err(too_long)?,
+            len: u32::try_from(data.len()).map_err(too_long)?,
+            offset: at,
+        });
+        at += room;
+    }
+    Ok(locators)
+}
+
+fn write_repeated(storage: &dyn Storage, byte: u8, range: std::ops::Range<u64>) -> Result<()> {
+    let bytes = vec![byte; clamp_len(range.end - range.start, 1 << 20)];
+    let mut at = range.start;
+    while at < range.end {
+        let len = clamp_len(range.end - at, bytes.len());
+        storage.write_at(&bytes[..len], at)?;
+        at += len64(len);
+    }
+    Ok(())
+}

@@ -1,0 +1,348 @@
+//! Dynamic and differencing disks: opening, and finding where bytes are.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+use crate::formats::vhd::batmap::{self, Batmap};
+use crate::formats::vhd::bitmap::Bitmaps;
+use crate::formats::vhd::details;
+use crate::formats::vhd::footer::{self, Footer, Kind, Strictness};
+use crate::formats::vhd::geometry::{SECTOR, SizeRule};
+use crate::formats::vhd::header::{self, Header};
+use crate::formats::vhd::layout::{self, Blocks, Bounds, UNUSED};
+use crate::formats::vhd::locator::{self, Code};
+use crate::formats::vhd::open::{self, End, Found};
+use crate::image::info::Detail;
+use crate::image::open::{OpenOptions, Purpose};
+use crate::image::table::{Endian, Table};
+use crate::image::{Backing, Caps, Driver, Fill, Image, Run, Source, Wait};
+use crate::storage::open::Access;
+use crate::storage::{Limits, Storage, Zeroing};
+use crate::util::align;
+
+/// Table words looked at for one answer of `map`.
+const LOOK_AHEAD: u64 = 4096;
+
+/// What a change of size replaces.
+#[derive(Debug)]
+pub(super) struct Shape {
+    /// As it is in the file.
+    pub(super) footer: Footer,
+    /// As it is in the file.
+    pub(super) header: Header,
+    /// The table of blocks.
+    pub(super) table: Table,
+    /// Size of the disk.
+    pub(super) size: u64,
+    /// Metadata that no block may lie upon.
+    pub(super) reserved: [Range<u64>; 3],
+    /// XenServer's batmap.
+    pub(super) batmap: batmap::Found,
+}
+
+/// An open dynamic or differencing disk.
+#[derive(Debug)]
+pub(super) struct Sparse {
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) write: bool,
+    pub(super) kind: Kind,
+    pub(super) rule: SizeRule,
+    pub(super) end: End,
+    pub(super) blocks: Blocks,
+    pub(super) shape: ArcSwap<Shape>,
+    pub(super) bitmaps: Bitmaps,
+    /// Where the file's data ends: no published block reaches past it.
+    pub(super) data_end: AtomicU64,
+    /// The parent's paths, as the locators have them.
+    pub(super) locators: Vec<(Code, String)>,
+}
+
+impl Shape {
+    /// A shape of what the file holds.
+    pub(super) fn new(
+        footer: Footer,
+        header: Header,
+        rule: SizeRule,
+        batmap: batmap::Found,
+    ) -> Self {
+        let blocks = header.block_size();
+        let room = header.max_entries() * blocks;
+        Self {
+            table: Table::new(header.table_offset(), header.max_entries(), Endian::Big),
+            size: rule.size(&footer, room),
+            reserved: layout::reserved(footer.header_offset(), &header),
+            batmap,
+            footer,
+            header,
+        }
+    }
+
+    /// The batmap, where it can be trusted.
+    pub(super) fn batmap(&self) -> Option<&Batmap> {
+        match &self.batmap {
+            batmap::Found::Trusted(map) => Some(map),
+            _ => None,
+        }
+    }
+}
+
+impl Sparse {
+    /// Opens a disk with a table, whose footer was found.
+    ///
+    /// # Errors
+    /// `Corrupt` and `Unsupported`, by name; the host's.
+    pub(super) fn open(
+        storage: Arc<dyn Storage>,
+        options: &OpenOptions,
+        found: Found,
+        rule: SizeRule,
+    ) -> Result<Self> {
+        let strictness = open::strictness(options);
+        let header = read_header(&*storage, &found.footer, strictness)?;
+        check_table(&found.footer, &header, storage.size())?;
+        let batmap = batmap::read(&*storage, &found.footer, &header)?;
+        let shape = Shape::new(found.footer, header, rule, batmap);
+        let room = header.max_entries() * header.block_size();
+        if shape.size > room && options.purpose == Purpose::Use {
+            return Err(Error::corrupt(format!(
+                "the disk has {} bytes, its table of {} entries has room for {room}",
+                shape.size,
+                header.max_entries()
+            )));
+        }
+        let locators = read_locators(&*storage, &header)?;
+        Ok(Self {
+            write: options.access == Access::Write,
+            kind: found.footer.kind(),
+            rule,
+            end: found.end,
+            blocks: Blocks::new(header.block_size()),
+            shape: ArcSwap::from_pointee(shape),
+            bitmaps: Bitmaps::default(),
+            data_end: AtomicU64::new(found.data_end),
+            locators,
+            storage,
+        })
+    }
+
+    /// Where block `index` begins in the file; `None` where it has no space.
+    pub(super) fn locate(&self, shape: &Shape, index: u64, wait: Wait) -> Result<Option<u64>> {
+        let word = shape.table.get(&*self.storage, index, wait)?;
+        let bounds = Bounds {
+            blocks: self.blocks,
+            size: shape.size,
+            data_end: self.data_end.load(Ordering::Acquire),
+            reserved: &shape.reserved,
+        };
+        bounds.locate(index, word)
+    }
+
+    /// Bytes from `at`, which block `index` does not have, that no block has; at most `len`.
+    fn without_space(&self, shape: &Shape, index: u64, at: u64, len: u64) -> u64 {
+        let end = at.saturating_add(len);
+        let mut next = index + 1;
+        while self.blocks.guest(next).start < end && next - index < LOOK_AHEAD {
+            // Only what is in memory: the answer may be shorter, never wrong.
+            match shape.table.get(&*self.storage, next, Wait::No) {
+                Ok(UNUSED) => next += 1,
+                _ => break,
+            }
+        }
+        end.min(self.blocks.guest(next).start) - at
+    }
+
+    /// The run at `at` of a block that begins at `host`.
+    fn run_in_block(
+        &self,
+        shape: &Shape,
+        host: u64,
+        at: u64,
+        len: u64,
+        wait: Wait,
+    ) -> Result<Run<'_>> {
+        let index = self.blocks.index(at);
+        let guest = self.blocks.guest(index);
+        let within = at - guest.start;
+        let len = len.min(guest.end - at);
+        let full = shape.batmap().is_some_and(|map| map.is_full(index));
+        let (present, len) = if full {
+            (true, len)
+        } else {
+            let sectors = within / SECTOR..(within + len).div_ceil(SECTOR);
+            let run = self.bitmaps.run(&*self.storage, host, sectors, wait)?;
+            let end = (within / SECTOR + run.count) * SECTOR;
+            (run.present, len.min(end - within))
+        };
+        let source = match (present, self.kind) {
+            (true, _) => Source::Stored {
+                storage: &*self.storage,
+                host: host + self.blocks.bitmap + within,
+                writable: self.write,
+            },
+            (false, Kind::Differencing) => Source::Below,
+            (false, _) => Source::Zero,
+        };
+        Ok(Run { len, source })
+    }
+}
+
+/// Reads the dynamic header.
+fn read_header(storage: &dyn Storage, footer: &Footer, strictness: Strictness) -> Result<Header> {
+    let at = footer.header_offset();
+    let inside = at
+        .checked_add(header::LEN64)
+        .is_some_and(|e| e <= storage.size());
+    if at < footer::LEN64 || !inside {
+        return Err(Error::corrupt(format!(
+            "the dynamic header is at {at:#x} with {} bytes, the file ends at {:#x} (allowed: inside the file, past the footer's copy)",
+            header::LEN64,
+            storage.size()
+        )));
+    }
+    let mut bytes = [0; header::LEN];
+    storage.read_at(&mut bytes, at)?;
+    Header::parse(&bytes, strictness)
+}
+
+/// Refuses a table that is not inside the file, or lies upon the footer's copy or the header.
+fn check_table(footer: &Footer, header: &Header, size: u64) -> Result<()> {
+    let table = header.table_offset();
+    let end = table.checked_add(header.max_entries() * 4);
+    let Some(end) = end.filter(|e| *e <= size) else {
+        return Err(Error::corrupt(format!(
+            "the table at {table:#x} with {} entries is not inside the file of {size:#x} bytes",
+            header.max_entries()
+        )));
+    };
+    let [copy, header, _] = layout::reserved(footer.header_offset(), header);
+    let clash = |r: &Range<u64>| table < r.end && r.start < end.max(table + 1);
+    if clash(&copy) || clash(&header) {
+        return Err(Error::corrupt(format!(
+            "the table at {table:#x}..{end:#x} lies upon the dynamic header at {:#x}..{:#x} or the footer's copy",
+            header.start, header.end
+        )));
+    }
+    Ok(())
+}
+
+/// The texts of the locators that can be read.
+fn read_locators(storage: &dyn Storage, header: &Header) -> Result<Vec<(Code, String)>> {
+    let mut texts = Vec::new();
+    for locator in header.locators() {
+        let len = u64::from(locator.len);
+        let end = locator.offset.checked_add(len);
+        let inside = end.is_some_and(|e| e <= storage.size());
+        if !inside || len == 0 || len > locator::MAX_DATA {
+            continue;
+        }
+        let mut data = vec![0; align::clamp_len(len, usize::MAX)];
+        storage.read_at(&mut data, locator.offset)?;
+        if let Some(text) = locator::text(locator.code, &data) {
+            texts.push((locator.code, text));
+        }
+    }
+    Ok(texts)
+}
+
+impl Image for Sparse {
+    fn driver(&self) -> &'static Driver {
+        &super::DRIVER
+    }
+
+    fn virtual_size(&self) -> u64 {
+        self.shape.load().size
+    }
+
+    fn cluster_size(&self) -> Option<u64> {
+        Some(self.blocks.data)
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            zero_align: 0,
+            discard_align: 0,
+            ..self.storage.limits()
+        }
+    }
+
+    fn caps(&self) -> Caps {
+        Caps {
+            write: self.write,
+            backing: self.kind == Kind::Differencing,
+            host_offsets: true,
+        }
+    }
+
+    fn storage(&self) -> &dyn Storage {
+        &*self.storage
+    }
+
+    fn map(&self, at: u64, len: u64, wait: Wait) -> Result<Run<'_>> {
+        let shape = self.shape.load();
+        let len = len.min(shape.size.saturating_sub(at));
+        let index = self.blocks.index(at);
+        match self.locate(&shape, index, wait)? {
+            Some(host) => self.run_in_block(&shape, host, at, len, wait),
+            None => Ok(Run {
+                len: self.without_space(&shape, index, at, len),
+                source: Source::Below,
+            }),
+        }
+    }
+
+    fn read_encoded(&self, _buf: &mut [u8], _at: u64) -> Result<()> {
+        Err(Error::unsupported("format 'vhd' has no compressed data"))
+    }
+
+    fn allocate(&self, _at: u64, _len: u64, _fill: &mut Fill<'_>) -> Result<u64> {
+        Err(Error::read_only())
+    }
+
+    fn zero(&self, _range: Range<u64>, _how: Zeroing) -> Result<()> {
+        Err(Error::read_only())
+    }
+
+    fn discard(&self, _range: Range<u64>) -> Result<()> {
+        Err(Error::read_only())
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.storage.sync()
+    }
+
+    fn close(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn backing(&self) -> Option<Backing> {
+        if self.kind != Kind::Differencing {
+            return None;
+        }
+        let shape = self.shape.load();
+        let uuid = shape.header.parent_uuid();
+        // XenServer's way of saying that the parent is a raw file.
+        let raw = uuid.is_nil();
+        Some(Backing {
+            names: locator::names(&self.locators, &shape.header.parent_name()),
+            format: Some(if raw { "raw" } else { "vhd" }.to_owned()),
+            identity: (!raw).then_some(uuid),
+        })
+    }
+
+    fn identity(&self) -> Option<Uuid> {
+        Some(self.shape.load().footer.uuid())
+    }
+
+    fn details(&self) -> Vec<Detail> {
+        let shape = self.shape.load();
+        let mut details = details::of_footer(&shape.footer, &self.end, self.rule);
+        let header = details::of_header(&shape.header, &shape.batmap, &self.locators);
+        details.extend(header);
+        details
+    }
+}

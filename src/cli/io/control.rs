@@ -6,8 +6,9 @@ use serde_json::Value;
 
 use crate::cli::io::args::Parsed;
 use crate::cli::io::command::{self, COMMANDS, Command, Needs, Outcome};
+use crate::cli::io::disk::uninterrupted;
 use crate::cli::io::report::whole;
-use crate::cli::io::session::{Session, uninterrupted};
+use crate::cli::io::session::Session;
 use crate::util::text::printable;
 
 pub(super) static INFO: Command = Command {

@@ -5,8 +5,9 @@ use std::ops::Range;
 use crate::chain::Chain;
 use crate::cli::io::args::Parsed;
 use crate::cli::io::command::{Command, Needs, Outcome};
+use crate::cli::io::disk::{failed, uninterrupted};
 use crate::cli::io::report::whole;
-use crate::cli::io::session::{Session, failed, uninterrupted};
+use crate::cli::io::session::Session;
 use crate::image::{Source, Wait};
 use crate::util::range;
 

@@ -18,6 +18,7 @@ use crate::storage::open::Access;
 mod args;
 mod command;
 mod control;
+mod disk;
 mod layout;
 mod lines;
 mod open;
@@ -30,10 +31,11 @@ mod words;
 mod write;
 
 use command::Outcome;
+use disk::{CacheMode, DiscardMode, Target};
 use lines::Lines;
 use prompt::Prompt;
 use report::OutputLost;
-use session::{CacheMode, DiscardMode, Session, Target};
+use session::Session;
 
 /// Reads and writes a disk's bytes by commands.
 #[derive(Debug, clap::Args)]

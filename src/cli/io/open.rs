@@ -7,7 +7,8 @@ use clap::ValueEnum;
 use crate::cli::common;
 use crate::cli::io::args::Parsed;
 use crate::cli::io::command::{Command, Needs, Outcome};
-use crate::cli::io::session::{CacheMode, DiscardMode, Session, Spec, Target};
+use crate::cli::io::disk::{CacheMode, DiscardMode, Spec, Target};
+use crate::cli::io::session::Session;
 use crate::storage::open::Access;
 use crate::util::text::printable;
 

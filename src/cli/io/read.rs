@@ -5,9 +5,10 @@ use std::time::Duration;
 use crate::backend::Request;
 use crate::cli::io::args::Parsed;
 use crate::cli::io::command::{Command, Needs, Outcome};
+use crate::cli::io::disk::{STEP, steps};
 use crate::cli::io::pattern::{self, Expected};
 use crate::cli::io::report::Report;
-use crate::cli::io::session::{STEP, Session, steps};
+use crate::cli::io::session::Session;
 use crate::util::align::clamp_len;
 use crate::util::buf::AlignedBuf;
 

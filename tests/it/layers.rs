@@ -176,6 +176,14 @@ impl Disk {
         Chain::new(images, Base::Zeroes, grace)
     }
 
+    /// The file of the top layer.
+    pub(crate) fn path(&self) -> PathBuf {
+        match &self.layers[0].home {
+            Home::File(path) => path.clone(),
+            Home::Memory(_) => panic!("the layers are in memory"),
+        }
+    }
+
     /// The layers in memory, top first.
     pub(crate) fn memory(&self) -> Vec<Arc<MemoryStorage>> {
         let memory = |layer: &Layer| match &layer.home {

@@ -12,6 +12,7 @@ mod map;
 mod model;
 mod mutate;
 mod oracle;
+mod refuse;
 mod resize;
 mod threads;
 mod util;

@@ -263,7 +263,7 @@ const FOOTER: usize = 512;
 const HEADER: usize = 1024;
 
 /// The ones' complement of the sum of all bytes but those of the checksum.
-fn put_checksum(bytes: &mut [u8], at: usize) {
+pub(crate) fn put_checksum(bytes: &mut [u8], at: usize) {
     bytes[at..at + 4].fill(0);
     let sum = bytes
         .iter()

@@ -1,21 +1,24 @@
 //! `vdtool create`.
 
 use std::fmt::Write as _;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::chain;
 use crate::cli::Globals;
+use crate::cli::backing::{clean, directory, refuse_itself, relative};
 use crate::cli::common::{OpenArgs, parse_driver, parse_size, print, target_driver};
 use crate::cli::exit::{Exit, usage};
+use crate::cli::interrupt::{self, Interruptible};
+use crate::cli::signal;
+use crate::cli::target::{Durable, Target};
 use crate::error::{Error, Result};
 use crate::image::Driver;
 use crate::image::create::{CreateBacking, CreateOptions};
 use crate::image::driver::Creator;
 use crate::image::options::{OptionKind, OptionValues, split_commas};
 use crate::output;
-use crate::storage::open::Access;
+use crate::storage::open::{Access, Caching, StorageOptions, open};
 use crate::util::text::printable;
 
 const HELP: &str = "\
@@ -103,8 +106,7 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
         return Err(usage("FILE, the name of the new image, is missing"));
     };
     let plan = plan(args, file, globals)?;
-    globals.say(&announcement(file, &plan))?;
-    carry_out(file, &plan)?;
+    carry_out(file, &plan, globals)?;
     Ok(Exit::Done)
 }
 
@@ -200,12 +202,12 @@ fn backing(
             absolute,
         });
     }
-    let open = OpenArgs {
+    let args = OpenArgs {
         force_share: args.force_share,
         allow_ref: args.allow_ref.clone(),
         ..OpenArgs::default()
     };
-    let chain = chain::open::open(&absolute, &open.plan(format, Access::Read)?)?;
+    let chain = chain::open::open(&absolute, &args.plan(format, Access::Read)?)?;
     for path in chain.layers().iter().filter_map(|l| l.storage().path()) {
         refuse_itself(file, path)?;
     }
@@ -227,47 +229,6 @@ fn backing(
         virtual_size: chain.virtual_size(),
         absolute,
     })
-}
-
-/// The absolute path of the directory of `file`, without symbolic links.
-fn directory(file: &Path) -> Result<PathBuf> {
-    let parent = match file.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    std::fs::canonicalize(parent).map_err(|e| Error::io("open the directory", e).at(parent))
-}
-
-/// `path` without symbolic links and `..` on the way to its last part, where it leads anywhere.
-fn clean(path: &Path) -> PathBuf {
-    match (path.parent().map(std::fs::canonicalize), path.file_name()) {
-        (Some(Ok(parent)), Some(name)) => parent.join(name),
-        _ => path.to_owned(),
-    }
-}
-
-/// Refuses to replace an image that the new one is to lie upon.
-fn refuse_itself(file: &Path, below: &Path) -> Result<()> {
-    let identity = |path| std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
-    if identity(file).is_some_and(|found| Some(found) == identity(below)) {
-        let why = "the new image would replace the backing image or one below it";
-        return Err(Error::invalid(why).at(file));
-    }
-    Ok(())
-}
-
-/// The way from `directory` to `path`; both are absolute.
-fn relative(directory: &Path, path: &Path) -> PathBuf {
-    let path: PathBuf = path.components().collect();
-    let shared = directory
-        .components()
-        .zip(path.components())
-        .take_while(|(a, b)| a == b)
-        .count();
-    let up = directory.components().skip(shared).map(|_| "..");
-    let mut way: PathBuf = up.collect();
-    way.extend(path.components().skip(shared));
-    way
 }
 
 /// What is about to be done, in qemu-img's words.
@@ -306,38 +267,28 @@ fn announcement(file: &Path, plan: &Plan) -> String {
     text
 }
 
-fn carry_out(file: &Path, plan: &Plan) -> anyhow::Result<()> {
-    use crate::storage::Storage;
-    use crate::storage::file::FileStorage;
-    let dir = directory(file)?;
-    let temp = tempfile::NamedTempFile::new_in(&dir)
-        .map_err(|e| Error::io("create beside it", e).at(file))?;
-    let handle = temp.reopen().map_err(|e| Error::io("open", e).at(file))?;
-    let storage = FileStorage::new(handle, file)?;
-    (plan.creator.create)(&storage, &plan.options).map_err(|e| e.at(file))?;
-    storage.sync()?;
-    temp.persist(file)
-        .map_err(|e| Error::io("rename into place", e.error).at(file))?;
+fn carry_out(file: &Path, plan: &Plan, globals: &Globals) -> anyhow::Result<()> {
+    signal::catch()?;
+    let target = Target::begin(file)?;
+    globals.say(&announcement(file, plan))?;
+    let options = StorageOptions {
+        access: Access::Write,
+        // It is written once, and hardly read.
+        caching: Caching::Buffered,
+        ..StorageOptions::default()
+    };
+    let named = |e: Error| target.name(e.at(target.path()));
+    let storage = Interruptible::new(open(target.path(), &options).map_err(named)?);
+    (plan.creator.create)(&storage, &plan.options).map_err(named)?;
+    interrupt::check()?;
+    drop(storage);
+    target.commit(Durable::Yes)?;
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_way_to_a_backing_image_goes_up_and_down() {
-        for (directory, path, way) in [
-            ("/d", "/d/base.vhd", "base.vhd"),
-            ("/d/e", "/d/base.vhd", "../base.vhd"),
-            ("/d", "/d/e/base.vhd", "e/base.vhd"),
-            ("/a/b", "/c/base.vhd", "../../c/base.vhd"),
-            ("/", "/base.vhd", "base.vhd"),
-        ] {
-            let found = relative(Path::new(directory), Path::new(path));
-            assert_eq!(found, Path::new(way), "{directory} {path}");
-        }
-    }
 
     #[test]
     fn the_options_of_every_format_are_taken_out_before_the_others() {

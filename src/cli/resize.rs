@@ -10,6 +10,7 @@ use crate::chain::{self, Chain};
 use crate::cli::Globals;
 use crate::cli::common::{OpenArgs, parse_driver};
 use crate::cli::exit::{Exit, usage};
+use crate::cli::{interrupt, signal};
 use crate::error::{Error, ErrorKind};
 use crate::image::{Driver, Source, Wait};
 use crate::storage::Storage;
@@ -124,6 +125,8 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
         ))
     })?;
     allowed(args, &chain, old..new)?;
+    // From here on a signal leaves the old size or the new one.
+    signal::catch()?;
     chain.resize(new)?;
     if new > old && args.preallocation != PreallocationArg::Off {
         preallocate(&chain, old..new, args.preallocation).or_else(|e| {
@@ -196,6 +199,7 @@ fn write_zeroes(storage: &dyn Storage, range: Range<u64>) -> crate::Result<()> {
     static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
     let mut at = range.start;
     while at < range.end {
+        interrupt::check()?;
         let len = clamp_len(range.end - at, ZEROES.len());
         storage.write_at(&ZEROES[..len], at)?;
         at += len64(len);

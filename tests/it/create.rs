@@ -2,6 +2,8 @@
 
 use std::os::unix::fs::MetadataExt;
 
+use rustix::process::{Pid, Signal};
+
 use crate::util::{peer, requires, scratch, vdtool};
 
 #[test]
@@ -88,6 +90,47 @@ fn an_image_does_not_replace_the_one_it_lies_upon() {
     }
     let bytes = std::fs::read(dir.path().join("base.raw")).expect("reads");
     assert_eq!(bytes, [1; 512]);
+}
+
+#[test]
+fn a_signal_leaves_nothing_behind() {
+    let dir = scratch();
+    let old = dir.path().join("old.raw");
+    std::fs::write(&old, "precious").expect("has room");
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_vdtool"))
+            .current_dir(&dir)
+            .args(["create", "-q", "-o", "preallocation=full", "old.raw", "2G"])
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let mut names = 1;
+        while names < 2 && child.try_wait().expect("waits").is_none() {
+            names = std::fs::read_dir(&dir).expect("reads").count();
+        }
+        let pid = Pid::from_child(&child);
+        rustix::process::kill_process(pid, signal).expect("is there");
+        let output = child.wait_with_output().expect("ends");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        assert_eq!(text, "vdtool: old.raw: stopped by a signal\n");
+        let names = std::fs::read_dir(&dir).expect("reads").count();
+        assert_eq!(names, 1, "something was left behind");
+        assert_eq!(std::fs::read(&old).expect("reads"), b"precious");
+    }
+}
+
+#[test]
+fn work_is_done_even_when_nobody_reads_about_it() {
+    let dir = scratch();
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_vdtool"));
+    command.current_dir(&dir).args(["create", "disk.raw", "4k"]);
+    let status = command.stdout(writer).status().expect("runs");
+    assert_eq!(status.code(), Some(0));
+    let found = dir.path().join("disk.raw").metadata().expect("is there");
+    assert_eq!(found.len(), 4096);
 }
 
 #[test]

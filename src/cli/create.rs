@@ -83,11 +83,11 @@ struct Plan {
 
 /// Options that every format takes, so that scripts for qemu-img go on working.
 #[derive(Default)]
-struct Generic {
-    size: Option<u64>,
-    backing: Option<String>,
-    backing_format: Option<&'static Driver>,
-    others: Vec<String>,
+pub(super) struct Generic {
+    pub(super) size: Option<u64>,
+    pub(super) backing: Option<String>,
+    pub(super) backing_format: Option<&'static Driver>,
+    pub(super) others: Vec<String>,
 }
 
 /// Runs the command.
@@ -142,7 +142,7 @@ fn plan(args: &Args, file: &Path, globals: &Globals) -> anyhow::Result<Plan> {
     })
 }
 
-fn creator(driver: &'static Driver) -> Result<&'static Creator> {
+pub(super) fn creator(driver: &'static Driver) -> Result<&'static Creator> {
     driver.creator.as_ref().ok_or_else(|| {
         Error::unsupported(format!("images of format '{}' cannot be made", driver.name))
     })
@@ -150,7 +150,7 @@ fn creator(driver: &'static Driver) -> Result<&'static Creator> {
 
 impl Generic {
     /// Takes them out of what was given with `-o`.
-    fn take(options: &[String]) -> anyhow::Result<Self> {
+    pub(super) fn take(options: &[String]) -> anyhow::Result<Self> {
         let mut generic = Self::default();
         let wrong = |key: &str, why: String| usage(format!("option '{key}': {why}"));
         for pair in options.iter().flat_map(|text| split_commas(text)) {

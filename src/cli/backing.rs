@@ -3,7 +3,9 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::chain::Chain;
 use crate::error::{Error, Result};
+use crate::image::create::CreateBacking;
 
 /// The absolute path of the directory of `file`, without symbolic links.
 pub(super) fn directory(file: &Path) -> Result<PathBuf> {
@@ -44,6 +46,26 @@ pub(super) fn relative(directory: &Path, path: &Path) -> PathBuf {
     let mut way: PathBuf = up.collect();
     way.extend(path.components().skip(shared));
     way
+}
+
+/// What a new image's header says about `chain`, found at `absolute` under the name `name`; `home`
+/// is the new image's directory.
+pub(super) fn describe(
+    name: &str,
+    home: &Path,
+    absolute: &Path,
+    chain: &Chain,
+) -> Result<CreateBacking> {
+    let modified = std::fs::metadata(absolute).and_then(|m| m.modified());
+    Ok(CreateBacking {
+        name: name.to_owned(),
+        relative: relative(home, absolute),
+        format: chain.top().driver().name,
+        identity: chain.top().identity(),
+        modified: modified.map_err(|e| Error::io("read its time", e).at(absolute))?,
+        virtual_size: chain.virtual_size(),
+        absolute: absolute.to_owned(),
+    })
 }
 
 #[cfg(test)]

@@ -81,13 +81,13 @@ struct Plan {
     options: CreateOptions,
 }
 
-/// What was typed about the new image, but for its format.
-struct Wanted {
-    size: Option<u64>,
-    backing: Option<String>,
-    backing_format: Option<&'static Driver>,
-    /// Options of the format.
-    others: Vec<String>,
+/// Options that every format takes, so that scripts for qemu-img go on working.
+#[derive(Default)]
+pub(super) struct Generic {
+    pub(super) size: Option<u64>,
+    pub(super) backing: Option<String>,
+    pub(super) backing_format: Option<&'static Driver>,
+    pub(super) others: Vec<String>,
 }
 
 /// Runs the command.
@@ -115,7 +115,7 @@ fn plan(args: &Args, file: &Path, globals: &Globals) -> anyhow::Result<Plan> {
     directory(file)?;
     let driver = target_driver(args.format, file, globals);
     let creator = creator(driver)?;
-    let wanted = Wanted::take(args)?;
+    let wanted = wanted(args)?;
     let texts = wanted.others.iter().map(String::as_str);
     let values =
         OptionValues::parse(creator.options, driver.name, texts).map_err(|e| usage(e.at(file)))?;
@@ -140,40 +140,44 @@ fn plan(args: &Args, file: &Path, globals: &Globals) -> anyhow::Result<Plan> {
     })
 }
 
-fn creator(driver: &'static Driver) -> Result<&'static Creator> {
+pub(super) fn creator(driver: &'static Driver) -> Result<&'static Creator> {
     driver.creator.as_ref().ok_or_else(|| {
         Error::unsupported(format!("images of format '{}' cannot be made", driver.name))
     })
 }
 
-impl Wanted {
-    /// What was typed, by arguments of their own or, as scripts for qemu-img do, with `-o`.
-    fn take(args: &Args) -> anyhow::Result<Self> {
-        let mut wanted = Self {
-            size: args.size,
-            backing: args.backing.clone(),
-            backing_format: args.backing_format,
-            others: Vec::new(),
-        };
+impl Generic {
+    /// Takes them out of what was given with `-o`.
+    pub(super) fn take(options: &[String]) -> anyhow::Result<Self> {
+        let mut generic = Self::default();
         let wrong = |key: &str, why: String| usage(format!("option '{key}': {why}"));
-        for pair in args.options.iter().flat_map(|text| split_commas(text)) {
+        for pair in options.iter().flat_map(|text| split_commas(text)) {
             match pair.split_once('=') {
                 Some(("size", text)) => {
                     let size = parse_size(text).map_err(|e| wrong("size", e))?;
-                    wanted.size.get_or_insert(size);
+                    generic.size.get_or_insert(size);
                 }
                 Some(("backing_file", text)) => {
-                    wanted.backing.get_or_insert(text.to_owned());
+                    generic.backing.get_or_insert(text.to_owned());
                 }
                 Some(("backing_fmt", text)) => {
                     let driver = parse_driver(text).map_err(|e| wrong("backing_fmt", e))?;
-                    wanted.backing_format.get_or_insert(driver);
+                    generic.backing_format.get_or_insert(driver);
                 }
-                _ => wanted.others.push(pair.replace(',', ",,")),
+                _ => generic.others.push(pair.replace(',', ",,")),
             }
         }
-        Ok(wanted)
+        Ok(generic)
     }
+}
+
+/// What was typed, by arguments of their own or, as scripts for qemu-img do, with `-o`.
+fn wanted(args: &Args) -> anyhow::Result<Generic> {
+    let mut wanted = Generic::take(&args.options)?;
+    wanted.size = args.size.or(wanted.size);
+    wanted.backing = args.backing.clone().or(wanted.backing);
+    wanted.backing_format = args.backing_format.or(wanted.backing_format);
+    Ok(wanted)
 }
 
 /// What there is to know about the image below.
@@ -181,7 +185,7 @@ fn backing(
     args: &Args,
     file: &Path,
     name: &str,
-    wanted: &Wanted,
+    wanted: &Generic,
     globals: &Globals,
 ) -> anyhow::Result<CreateBacking> {
     let home = directory(file)?;
@@ -309,25 +313,25 @@ mod tests {
     use super::*;
     use crate::cli::{Cli, Command};
 
-    fn wanted(line: &[&str]) -> anyhow::Result<Wanted> {
+    fn typed(line: &[&str]) -> anyhow::Result<Generic> {
         let words = ["vdtool", "create"].iter().chain(line);
         let cli = Cli::try_parse_from(words)?;
         let Command::Create(args) = cli.command else {
             panic!("create was typed");
         };
-        Wanted::take(&args)
+        wanted(&args)
     }
 
     #[test]
     fn options_in_the_words_of_qemu_img_stand_for_arguments() {
         let options = "size=4k,preallocation=off,backing_file=b,,c,backing_fmt=raw";
-        let found = wanted(&["-o", options, "x"]).expect("are right");
+        let found = typed(&["-o", options, "x"]).expect("are right");
         assert_eq!(found.size, Some(4096));
         assert_eq!(found.backing.as_deref(), Some("b,c"));
         assert_eq!(found.backing_format.map(|d| d.name), Some("raw"));
         assert_eq!(found.others, ["preallocation=off"]);
-        let found = wanted(&["-o", "size=4k", "x", "8k"]).expect("are right");
+        let found = typed(&["-o", "size=4k", "x", "8k"]).expect("are right");
         assert_eq!(found.size, Some(8192));
-        assert!(wanted(&["-o", "size=x", "x"]).is_err());
+        assert!(typed(&["-o", "size=x", "x"]).is_err());
     }
 }

@@ -23,6 +23,7 @@ pub mod interrupt;
 pub mod io;
 pub mod map;
 pub mod measure;
+pub mod progress;
 pub mod resize;
 pub mod signal;
 pub mod target;

@@ -188,6 +188,15 @@ fn place_new(temp: TempPath, path: &Path) -> std::result::Result<(), tempfile::P
     }
 }
 
+/// Storage beside `given`, with `options`, that has no name: it is gone when it is closed.
+///
+/// # Errors
+/// The host's.
+pub fn unnamed_beside(given: &Path, options: &StorageOptions) -> Result<Arc<dyn Storage>> {
+    let temp = beside(&follow(given)?, 0o600)?;
+    open(&temp, options).map_err(|e| e.renamed(&temp, given))
+}
+
 fn beside(path: &Path, mode: u32) -> Result<TempPath> {
     let mut prefix = OsString::from(".");
     let name = path.file_name().unwrap_or(OsStr::new("image")).as_bytes();

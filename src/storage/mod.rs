@@ -14,8 +14,8 @@ use crate::util::align::{clamp_len, len64};
 use crate::util::range;
 use mmap::{Lost, Window};
 
-pub mod barrier;
 pub mod aligned;
+pub mod barrier;
 pub mod copy;
 pub mod device;
 pub mod file;

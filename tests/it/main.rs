@@ -7,6 +7,7 @@ mod create;
 mod docs;
 mod golden;
 mod info;
+mod io;
 mod layers;
 mod map;
 mod model;

@@ -159,8 +159,12 @@ fn a_failed_command_is_one_line_and_does_not_keep_the_next_from_running() {
         ),
         ("read -b 0 1", "read failed: ".to_owned()),
         (
-            "truncate -m full 8M",
-            "truncate: no preallocation 'full'".to_owned(),
+            "truncate -m metadata 8M",
+            "truncate: no mode 'metadata' (allowed: off, falloc, full)".to_owned(),
+        ),
+        (
+            "truncate -m full 1M",
+            format!("{disk}: truncate failed: preallocation is for growing"),
         ),
         ("open other", format!("{disk}: file open already")),
         ("frobnicate", "command 'frobnicate' not found".to_owned()),
@@ -580,8 +584,8 @@ fn beside_qemu_io(directory: &Path, format: &str, ours: &Path, theirs: &Path, li
         .output()
         .expect("qemu-io runs");
     let text = |bytes: &[u8]| without_times(&String::from_utf8_lossy(bytes));
-    assert_eq!(text(&we.stdout), text(&they.stdout));
     assert_eq!(String::from_utf8_lossy(&we.stderr), "");
+    assert_eq!(text(&we.stdout), text(&they.stdout));
     assert_eq!(we.status.code(), they.status.code());
 }
 

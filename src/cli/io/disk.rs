@@ -187,17 +187,23 @@ impl Disk {
         Ok(())
     }
 
-    /// Leaves the file as a clean close leaves it, on stable media.
+    /// Leaves the file as a clean close leaves it, on stable media; does nothing for an image that
+    /// was not written to.
     ///
     /// # Errors
     /// As `submit`; the image is no longer open then.
     pub(super) fn close(self) -> anyhow::Result<()> {
-        if !self.backend.geometry().writable {
+        if self.spec.access == Access::Read || self.spec.target == Target::Overlay {
             return Ok(());
         }
-        let closed = self.backend.chain().close();
-        closed.map_err(|e| failed("close", e))?;
-        self.flush()
+        self.flush()?;
+        let chain = self.backend.chain();
+        let closed = chain.close().and_then(|()| match self.spec.cache {
+            CacheMode::Unsafe => Ok(()),
+            // Closing is not durable by itself.
+            _ => chain.top().storage().sync(),
+        });
+        closed.map_err(|e| failed("close", e.at_opt(chain.top().storage().path())))
     }
 }
 

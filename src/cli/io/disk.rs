@@ -187,8 +187,8 @@ impl Disk {
         Ok(())
     }
 
-    /// Leaves the file as a clean close leaves it, on stable media; does nothing for an image that
-    /// was not written to.
+    /// Leaves the file as a clean close leaves it, on stable media; does nothing for one that was
+    /// opened for reading or whose writes are dropped.
     ///
     /// # Errors
     /// As `submit`; the image is no longer open then.

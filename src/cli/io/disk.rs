@@ -10,8 +10,8 @@ use clap::ValueEnum;
 use crate::backend::{Backend, Request};
 use crate::chain::open as chain_open;
 use crate::cli::common::OpenArgs;
+use crate::cli::interrupt;
 use crate::cli::io::args::Parsed;
-use crate::cli::signal;
 use crate::error::{Error, ErrorKind};
 use crate::image::Driver;
 use crate::storage::open::{Access, Caching};
@@ -229,13 +229,7 @@ pub(super) fn steps(
 /// # Errors
 /// `Cancelled`.
 pub(super) fn uninterrupted(verb: &'static str) -> anyhow::Result<()> {
-    match signal::caught() {
-        true => Err(failed(
-            verb,
-            Error::new(ErrorKind::Cancelled, "interrupted"),
-        )),
-        false => Ok(()),
-    }
+    interrupt::check().map_err(|e| failed(verb, e))
 }
 
 /// A failed request.

@@ -10,8 +10,8 @@ use clap::ValueEnum;
 use crate::backend::{Backend, Request};
 use crate::chain::open as chain_open;
 use crate::cli::common::OpenArgs;
+use crate::cli::interrupt;
 use crate::cli::io::args::Parsed;
-use crate::cli::signal;
 use crate::error::{Error, ErrorKind};
 use crate::image::Driver;
 use crate::storage::open::{Access, Caching};
@@ -187,8 +187,8 @@ impl Disk {
         Ok(())
     }
 
-    /// Leaves the file as a clean close leaves it, on stable media; does nothing for an image that
-    /// was not written to.
+    /// Leaves the file as a clean close leaves it, on stable media; does nothing for one that was
+    /// opened for reading or whose writes are dropped.
     ///
     /// # Errors
     /// As `submit`; the image is no longer open then.
@@ -229,13 +229,7 @@ pub(super) fn steps(
 /// # Errors
 /// `Cancelled`.
 pub(super) fn uninterrupted(verb: &'static str) -> anyhow::Result<()> {
-    match signal::caught() {
-        true => Err(failed(
-            verb,
-            Error::new(ErrorKind::Cancelled, "interrupted"),
-        )),
-        false => Ok(()),
-    }
+    interrupt::check().map_err(|e| failed(verb, e))
 }
 
 /// A failed request.

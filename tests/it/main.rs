@@ -14,6 +14,7 @@ mod model;
 mod mutate;
 mod oracle;
 mod refuse;
+mod regress;
 mod resize;
 mod threads;
 mod util;

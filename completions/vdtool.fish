@@ -108,8 +108,31 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l no-mmap -d 'Rea
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l image-opts -d 'Not supported; named here so that the refusal says so'
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s f -l format -d 'Format of FILE; left out: probed by content' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s t -l cache -d 'Which caches are used' -r -f -a "writeback\t'The host\'s page cache; a flush makes writes durable'
+writethrough\t'The host\'s page cache; every write is durable when it completes'
+none\t'No page cache (`O_DIRECT`)'
+directsync\t'No page cache, and every write is durable when it completes'
+unsafe\t'The host\'s page cache; a flush does nothing'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s d -l discard -d 'What becomes of discards' -r -f -a "unmap\t'They give space back'
+ignore\t'They do nothing'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s c -l cmd -d 'A command to run; repeatable' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l script -d 'A file with a command on each line, blank lines and # comments; \'-\' is standard input' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s i -l aio -d 'Accepted for qemu-io\'s sake, without effect' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s r -l read-only -d 'Open for reading only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s s -l snapshot -d 'Write to a temporary layer above the image, which is dropped at the end'
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s n -l nocache -d 'Bypass the host\'s page cache: the same as -t none'
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s U -l force-share -d 'Read even where another process has the image open for writing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l no-mmap -d 'Read by system calls, not through mappings'
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s C -l copy-on-read -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s k -l native-aio -d 'Accepted for qemu-io\'s sake, without effect'
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s q -l quiet -d 'Print errors only'
-complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s h -l help -d 'Print help'
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand completions" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize io completions help" -f -a "create" -d 'Make a new image'

@@ -123,6 +123,15 @@ impl Error {
         }
     }
 
+    /// The same error; where it is about `from`, it becomes one about `to`.
+    #[must_use]
+    pub fn renamed(mut self, from: &Path, to: &Path) -> Self {
+        if self.path.as_deref() == Some(from) {
+            self.path = Some(to.to_owned());
+        }
+        self
+    }
+
     /// What sort of failure it is.
     pub fn kind(&self) -> ErrorKind {
         self.kind

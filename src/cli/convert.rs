@@ -1,17 +1,243 @@
 //! `vdtool convert`.
 
-use crate::cli::Globals;
-use crate::cli::exit::Exit;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+
+use crate::cli::common::{OpenArgs, ProgressArgs, parse_driver, parse_size, print, target_driver};
+use crate::cli::create::creator;
+use crate::cli::exit::{Exit, usage};
+use crate::cli::target::Durable;
+use crate::cli::{Globals, signal};
+use crate::copy::{MAX_WORKERS, Scan, default_workers};
+use crate::error::Error;
+use crate::image::Driver;
+use crate::output;
+use crate::storage::open::Caching;
+
+mod place;
+mod source;
+mod stream;
+
+const HELP: &str = "\
+EXAMPLES:
+  vdtool convert disk.vhd disk.raw
+  vdtool convert -p --verify disk.raw disk.vhd
+  vdtool convert -O vhd -o subformat=fixed disk.img azure.vhd
+  vdtool convert part1.raw part2.raw whole.raw
+  vdtool convert disk.vhd - | gzip > disk.raw.gz
+  vdtool convert -n disk.vhd /dev/sdb
+
+The new image is written beside its name and renamed into place once it is whole; with -n, and on
+block devices, it is written in place.
+
+EXIT STATUS:
+  0         done
+  1         failed, or --verify found a difference; nothing new is under the target's name
+  2         wrong usage
+  63        the format has no such operation
+  130, 143  stopped by SIGINT, SIGTERM";
+
+/// How the host's page cache is used, in qemu-img's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Cache {
+    /// Not used; on stable media when done.
+    None,
+    /// Used; on stable media when done.
+    Writeback,
+    /// Used; on stable media when done.
+    Writethrough,
+    /// Not used; on stable media when done.
+    Directsync,
+    /// Used; on stable media some time later.
+    Unsafe,
+}
+
+impl Cache {
+    /// The caching it stands for, where it names one.
+    pub fn caching(self) -> Option<Caching> {
+        match self {
+            Self::None | Self::Directsync => Some(Caching::Direct),
+            Self::Writeback | Self::Writethrough | Self::Unsafe => None,
+        }
+    }
+
+    /// Whether the target must be on stable media when done.
+    fn durable(self) -> Durable {
+        match self {
+            Self::Unsafe => Durable::WhenReplacing,
+            Self::None | Self::Writeback | Self::Writethrough | Self::Directsync => Durable::Yes,
+        }
+    }
+}
 
 /// Arguments of `convert`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(
+    after_long_help = HELP,
+    override_usage = "vdtool convert [OPTIONS] SRC.. DST\n       vdtool convert -O FMT -o help"
+)]
+pub struct Args {
+    /// Format of the sources; without it their content decides.
+    #[arg(short, long, value_name = "FMT", value_parser = parse_driver)]
+    pub format: Option<&'static Driver>,
+    /// Format of the target; without it the extension decides, else it is raw.
+    #[arg(short = 'O', long, value_name = "FMT", value_parser = parse_driver)]
+    pub target_format: Option<&'static Driver>,
+    /// Options of the target's format; "help" lists them.
+    #[arg(short = 'o', long, value_name = "K=V,..")]
+    pub options: Vec<String>,
+    /// Compress the data, in formats that can.
+    #[arg(short, long)]
+    pub compress: bool,
+    /// Make an image that holds what differs from this one.
+    #[arg(short = 'B', long, value_name = "BACKING")]
+    pub backing: Option<String>,
+    /// Format of the backing image of the target; without it its content decides.
+    #[arg(short = 'F', long = "target-backing-format", value_name = "FMT", value_parser = parse_driver)]
+    pub target_backing_format: Option<&'static Driver>,
+    /// Leave out runs of zeroes of at least this size; 0: write everything, holes too [default: 4k]
+    #[arg(short = 'S', long, value_name = "SIZE", value_parser = parse_sparse)]
+    pub sparse_size: Option<u64>,
+    /// Write into an image or device that exists.
+    #[arg(short = 'n', long)]
+    pub no_create: bool,
+    /// With -n: the target reads as zeroes already.
+    #[arg(long, requires = "no_create")]
+    pub target_is_zero: bool,
+    /// Convert an internal snapshot, in formats that have them.
+    #[arg(short = 'l', long, value_name = "SNAPSHOT")]
+    pub snapshot: Option<String>,
+    /// Threads that work [default: one per core, at most 8]
+    #[arg(short = 'j', long, short_alias = 'm', value_name = "N",
+          value_parser = clap::value_parser!(u8).range(1..=MAX_WORKERS as i64))]
+    pub jobs: Option<u8>,
+    /// Accepted: the layout of the target is in order all the same.
+    #[arg(short = 'W')]
+    pub out_of_order: bool,
+    /// Accepted: data is always copied by the host where it can.
+    #[arg(short = 'C')]
+    pub copy_range: bool,
+    /// Read the new image back and compare it with the sources before it is put in place.
+    #[arg(long, conflicts_with = "salvage")]
+    pub verify: bool,
+    /// Write zeroes for what cannot be read, say where, and go on.
+    #[arg(long)]
+    pub salvage: bool,
+    /// Copy dirty bitmaps, in formats that have them.
+    #[arg(long)]
+    pub bitmaps: bool,
+    /// Most bytes a second.
+    #[arg(short, long, value_name = "SIZE", value_parser = parse_rate)]
+    pub rate_limit: Option<u64>,
+    /// How the page cache is used for the target.
+    #[arg(
+        short = 't',
+        value_enum,
+        value_name = "CACHE",
+        default_value = "unsafe"
+    )]
+    pub target_cache: Cache,
+    /// How the page cache is used for the sources.
+    #[arg(
+        short = 'T',
+        value_enum,
+        value_name = "CACHE",
+        default_value = "writeback"
+    )]
+    pub source_cache: Cache,
+    /// How progress is shown.
+    #[command(flatten)]
+    pub progress: ProgressArgs,
+    /// How the sources are opened.
+    #[command(flatten)]
+    pub open: OpenArgs,
+    /// The images to read, joined end to end, and the one to make; "-" is stdin or stdout.
+    #[arg(value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+}
+
+impl Args {
+    fn workers(&self) -> usize {
+        self.jobs.map_or_else(default_workers, usize::from)
+    }
+
+    fn scan(&self) -> Scan {
+        match self.sparse_size {
+            None => Scan::Cheapest,
+            Some(0) => Scan::Full,
+            Some(min) => Scan::Runs(min),
+        }
+    }
+}
 
 /// Runs the command.
 ///
 /// # Errors
-/// Whatever keeps it from being done.
+/// Whatever keeps it from being done; what was under the target's name is then still there.
 pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
-    let _ = (args, globals);
+    let target = args.files.last().map(PathBuf::as_path);
+    if args.options.iter().any(|o| o == "help" || o == "?") {
+        let driver = target_driver(args.target_format, target.unwrap_or(Path::new("")), globals);
+        creator(driver)?;
+        print(|out| Ok(output::options::table(out, driver)?))?;
+        return Ok(Exit::Done);
+    }
+    let Some((target, sources)) = args.files.split_last().filter(|(_, s)| !s.is_empty()) else {
+        return Err(usage(
+            "convert needs SRC, what to read, and DST, what to make",
+        ));
+    };
+    if is_stream(target) {
+        stream::to_stdout(args, sources, globals)?;
+        return Ok(Exit::Done);
+    }
+    let driver = target_driver(args.target_format, target, globals);
+    refuse(args, driver)?;
+    signal::catch()?;
+    match sources {
+        [source] if is_stream(source) => stream::from_stdin(args, driver, target, globals)?,
+        _ => {
+            let sources = source::open(args, sources)?;
+            place::convert(args, &sources, driver, target, globals)?;
+        }
+    }
     Ok(Exit::Done)
+}
+
+/// What no format has yet.
+fn refuse(args: &Args, target: &Driver) -> anyhow::Result<()> {
+    let text = if args.compress {
+        format!("format '{}' has no compressed data (-c)", target.name)
+    } else if args.snapshot.is_some() {
+        "the formats that can be read have no internal snapshots (-l)".to_owned()
+    } else if args.bitmaps {
+        format!("format '{}' has no bitmaps (--bitmaps)", target.name)
+    } else {
+        return Ok(());
+    };
+    Err(Error::unsupported(text).into())
+}
+
+fn is_stream(path: &Path) -> bool {
+    path.as_os_str() == OsStr::new("-")
+}
+
+/// The shortest run of zeroes to leave out, for clap.
+fn parse_sparse(text: &str) -> Result<u64, String> {
+    const MOST: u64 = 16 << 20;
+    match parse_size(text)? {
+        size if size.is_multiple_of(512) && size <= MOST => Ok(size),
+        size => Err(format!(
+            "{size} bytes (allowed: multiples of 512 up to {MOST}, and 0 to write everything)"
+        )),
+    }
+}
+
+fn parse_rate(text: &str) -> Result<u64, String> {
+    match parse_size(text)? {
+        0 => Err("a rate of 0 never ends (allowed: 1 and more bytes a second)".to_owned()),
+        rate => Ok(rate),
+    }
 }

@@ -1,21 +1,24 @@
 //! `vdtool create`.
 
 use std::fmt::Write as _;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use crate::chain;
+use crate::chain::{self, Chain};
 use crate::cli::Globals;
+use crate::cli::backing::{clean, directory, refuse_itself, relative};
 use crate::cli::common::{OpenArgs, parse_driver, parse_size, print, target_driver};
 use crate::cli::exit::{Exit, usage};
+use crate::cli::interrupt::{self, Interruptible};
+use crate::cli::signal;
+use crate::cli::target::{Durable, Target};
 use crate::error::{Error, Result};
 use crate::image::Driver;
 use crate::image::create::{CreateBacking, CreateOptions};
 use crate::image::driver::Creator;
 use crate::image::options::{OptionKind, OptionValues, split_commas};
 use crate::output;
-use crate::storage::open::Access;
+use crate::storage::open::{Access, Caching, StorageOptions, open};
 use crate::util::text::printable;
 
 const HELP: &str = "\
@@ -80,11 +83,11 @@ struct Plan {
 
 /// Options that every format takes, so that scripts for qemu-img go on working.
 #[derive(Default)]
-struct Generic {
-    size: Option<u64>,
-    backing: Option<String>,
-    backing_format: Option<&'static Driver>,
-    others: Vec<String>,
+pub(super) struct Generic {
+    pub(super) size: Option<u64>,
+    pub(super) backing: Option<String>,
+    pub(super) backing_format: Option<&'static Driver>,
+    pub(super) others: Vec<String>,
 }
 
 /// Runs the command.
@@ -103,27 +106,24 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
         return Err(usage("FILE, the name of the new image, is missing"));
     };
     let plan = plan(args, file, globals)?;
-    globals.say(&announcement(file, &plan))?;
-    carry_out(file, &plan)?;
+    carry_out(file, &plan, globals)?;
     Ok(Exit::Done)
 }
 
 fn plan(args: &Args, file: &Path, globals: &Globals) -> anyhow::Result<Plan> {
+    // Before the user is told anything about a file that cannot be.
+    directory(file)?;
     let driver = target_driver(args.format, file, globals);
     let creator = creator(driver)?;
-    let generic = Generic::take(&args.options)?;
-    let texts = generic.others.iter().map(String::as_str);
+    let wanted = wanted(args)?;
+    let texts = wanted.others.iter().map(String::as_str);
     let values =
         OptionValues::parse(creator.options, driver.name, texts).map_err(|e| usage(e.at(file)))?;
-    let size = args.size.or(generic.size);
-    let backing = match args.backing.as_ref().or(generic.backing.as_ref()) {
+    let backing = match &wanted.backing {
         None => None,
-        Some(name) => {
-            let format = args.backing_format.or(generic.backing_format);
-            Some(backing(args, file, name, format, size, globals)?)
-        }
+        Some(name) => Some(backing(args, file, name, &wanted, globals)?),
     };
-    let Some(size) = size.or(backing.as_ref().map(|b| b.virtual_size)) else {
+    let Some(size) = wanted.size.or(backing.as_ref().map(|b| b.virtual_size)) else {
         return Err(usage(format!(
             "{}: a new image needs a SIZE",
             file.display()
@@ -140,7 +140,7 @@ fn plan(args: &Args, file: &Path, globals: &Globals) -> anyhow::Result<Plan> {
     })
 }
 
-fn creator(driver: &'static Driver) -> Result<&'static Creator> {
+pub(super) fn creator(driver: &'static Driver) -> Result<&'static Creator> {
     driver.creator.as_ref().ok_or_else(|| {
         Error::unsupported(format!("images of format '{}' cannot be made", driver.name))
     })
@@ -148,19 +148,21 @@ fn creator(driver: &'static Driver) -> Result<&'static Creator> {
 
 impl Generic {
     /// Takes them out of what was given with `-o`.
-    fn take(options: &[String]) -> anyhow::Result<Self> {
+    pub(super) fn take(options: &[String]) -> anyhow::Result<Self> {
         let mut generic = Self::default();
         let wrong = |key: &str, why: String| usage(format!("option '{key}': {why}"));
         for pair in options.iter().flat_map(|text| split_commas(text)) {
             match pair.split_once('=') {
                 Some(("size", text)) => {
                     let size = parse_size(text).map_err(|e| wrong("size", e))?;
-                    generic.size = Some(size);
+                    generic.size.get_or_insert(size);
                 }
-                Some(("backing_file", text)) => generic.backing = Some(text.to_owned()),
+                Some(("backing_file", text)) => {
+                    generic.backing.get_or_insert(text.to_owned());
+                }
                 Some(("backing_fmt", text)) => {
                     let driver = parse_driver(text).map_err(|e| wrong("backing_fmt", e))?;
-                    generic.backing_format = Some(driver);
+                    generic.backing_format.get_or_insert(driver);
                 }
                 _ => generic.others.push(pair.replace(',', ",,")),
             }
@@ -169,27 +171,35 @@ impl Generic {
     }
 }
 
+/// What was typed, by arguments of their own or, as scripts for qemu-img do, with `-o`.
+fn wanted(args: &Args) -> anyhow::Result<Generic> {
+    let mut wanted = Generic::take(&args.options)?;
+    wanted.size = args.size.or(wanted.size);
+    wanted.backing = args.backing.clone().or(wanted.backing);
+    wanted.backing_format = args.backing_format.or(wanted.backing_format);
+    Ok(wanted)
+}
+
 /// What there is to know about the image below.
 fn backing(
     args: &Args,
     file: &Path,
     name: &str,
-    format: Option<&'static Driver>,
-    size: Option<u64>,
+    wanted: &Generic,
     globals: &Globals,
 ) -> anyhow::Result<CreateBacking> {
     let home = directory(file)?;
     let absolute = clean(&home.join(name));
+    refuse_itself(file, &absolute)?;
+    let modified = std::fs::metadata(&absolute).and_then(|m| m.modified());
     let relative = relative(&home, &absolute);
     let name = name.to_owned();
-    refuse_itself(file, &absolute)?;
     if args.backing_unsafe {
-        let (Some(format), Some(virtual_size)) = (format, size) else {
+        let (Some(format), Some(virtual_size)) = (wanted.backing_format, wanted.size) else {
             return Err(usage(
                 "-u does not open the backing image, so -F and SIZE must be given",
             ));
         };
-        let modified = std::fs::metadata(&absolute).and_then(|m| m.modified());
         return Ok(CreateBacking {
             name,
             relative,
@@ -200,24 +210,8 @@ fn backing(
             absolute,
         });
     }
-    let open = OpenArgs {
-        force_share: args.force_share,
-        allow_ref: args.allow_ref.clone(),
-        ..OpenArgs::default()
-    };
-    let chain = chain::open::open(&absolute, &open.plan(format, Access::Read)?)?;
-    for path in chain.layers().iter().filter_map(|l| l.storage().path()) {
-        refuse_itself(file, path)?;
-    }
+    let chain = open_backing(args, file, &absolute, wanted.backing_format, globals)?;
     let top = chain.top();
-    if format.is_none() {
-        globals.note(&format!(
-            "{}: the content decided that its format is {} (-F names it)",
-            absolute.display(),
-            top.driver().name
-        ));
-    }
-    let modified = std::fs::metadata(&absolute).and_then(|m| m.modified());
     Ok(CreateBacking {
         name,
         relative,
@@ -229,45 +223,32 @@ fn backing(
     })
 }
 
-/// The absolute path of the directory of `file`, without symbolic links.
-fn directory(file: &Path) -> Result<PathBuf> {
-    let parent = match file.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
+/// Opens the image below with all that lies below it in turn, so that a chain that cannot be read
+/// is not made longer.
+fn open_backing(
+    args: &Args,
+    file: &Path,
+    path: &Path,
+    format: Option<&'static Driver>,
+    globals: &Globals,
+) -> anyhow::Result<Chain> {
+    let how = OpenArgs {
+        force_share: args.force_share,
+        allow_ref: args.allow_ref.clone(),
+        ..OpenArgs::default()
     };
-    std::fs::canonicalize(parent).map_err(|e| Error::io("open the directory", e).at(parent))
-}
-
-/// `path` without symbolic links and `..` on the way to its last part, where it leads anywhere.
-fn clean(path: &Path) -> PathBuf {
-    match (path.parent().map(std::fs::canonicalize), path.file_name()) {
-        (Some(Ok(parent)), Some(name)) => parent.join(name),
-        _ => path.to_owned(),
+    let chain = chain::open::open(path, &how.plan(format, Access::Read)?)?;
+    for layer in chain.layers().iter().filter_map(|l| l.storage().path()) {
+        refuse_itself(file, layer)?;
     }
-}
-
-/// Refuses to replace an image that the new one is to lie upon.
-fn refuse_itself(file: &Path, below: &Path) -> Result<()> {
-    let identity = |path| std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
-    if identity(file).is_some_and(|found| Some(found) == identity(below)) {
-        let why = "the new image would replace the backing image or one below it";
-        return Err(Error::invalid(why).at(file));
+    if format.is_none() {
+        globals.note(&format!(
+            "{}: the content decided that its format is {} (-F names it)",
+            path.display(),
+            chain.top().driver().name
+        ));
     }
-    Ok(())
-}
-
-/// The way from `directory` to `path`; both are absolute.
-fn relative(directory: &Path, path: &Path) -> PathBuf {
-    let path: PathBuf = path.components().collect();
-    let shared = directory
-        .components()
-        .zip(path.components())
-        .take_while(|(a, b)| a == b)
-        .count();
-    let up = directory.components().skip(shared).map(|_| "..");
-    let mut way: PathBuf = up.collect();
-    way.extend(path.components().skip(shared));
-    way
+    Ok(chain)
 }
 
 /// What is about to be done, in qemu-img's words.
@@ -306,49 +287,51 @@ fn announcement(file: &Path, plan: &Plan) -> String {
     text
 }
 
-fn carry_out(file: &Path, plan: &Plan) -> anyhow::Result<()> {
-    use crate::storage::Storage;
-    use crate::storage::file::FileStorage;
-    let dir = directory(file)?;
-    let temp = tempfile::NamedTempFile::new_in(&dir)
-        .map_err(|e| Error::io("create beside it", e).at(file))?;
-    let handle = temp.reopen().map_err(|e| Error::io("open", e).at(file))?;
-    let storage = FileStorage::new(handle, file)?;
-    (plan.creator.create)(&storage, &plan.options).map_err(|e| e.at(file))?;
-    storage.sync()?;
-    temp.persist(file)
-        .map_err(|e| Error::io("rename into place", e.error).at(file))?;
+fn carry_out(file: &Path, plan: &Plan, globals: &Globals) -> anyhow::Result<()> {
+    signal::catch()?;
+    let target = Target::begin(file)?;
+    globals.say(&announcement(file, plan))?;
+    let options = StorageOptions {
+        access: Access::Write,
+        // It is written once, and hardly read.
+        caching: Caching::Buffered,
+        ..StorageOptions::default()
+    };
+    let named = |e: Error| target.name(e.at(target.path()));
+    let storage = Interruptible::new(open(target.path(), &options).map_err(named)?);
+    (plan.creator.create)(&storage, &plan.options).map_err(named)?;
+    interrupt::check()?;
+    drop(storage);
+    target.commit(Durable::Yes)?;
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use clap::Parser;
 
-    #[test]
-    fn the_way_to_a_backing_image_goes_up_and_down() {
-        for (directory, path, way) in [
-            ("/d", "/d/base.vhd", "base.vhd"),
-            ("/d/e", "/d/base.vhd", "../base.vhd"),
-            ("/d", "/d/e/base.vhd", "e/base.vhd"),
-            ("/a/b", "/c/base.vhd", "../../c/base.vhd"),
-            ("/", "/base.vhd", "base.vhd"),
-        ] {
-            let found = relative(Path::new(directory), Path::new(path));
-            assert_eq!(found, Path::new(way), "{directory} {path}");
-        }
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn typed(line: &[&str]) -> anyhow::Result<Generic> {
+        let words = ["vdtool", "create"].iter().chain(line);
+        let cli = Cli::try_parse_from(words)?;
+        let Command::Create(args) = cli.command else {
+            panic!("create was typed");
+        };
+        wanted(&args)
     }
 
     #[test]
-    fn the_options_of_every_format_are_taken_out_before_the_others() {
-        let options = [
-            "size=4k,preallocation=off".to_owned(),
-            "backing_fmt=raw".to_owned(),
-        ];
-        let generic = Generic::take(&options).expect("are right");
-        assert_eq!(generic.size, Some(4096));
-        assert_eq!(generic.backing_format.map(|d| d.name), Some("raw"));
-        assert_eq!(generic.others, ["preallocation=off"]);
-        assert!(Generic::take(&["size=x".to_owned()]).is_err());
+    fn options_in_the_words_of_qemu_img_stand_for_arguments() {
+        let options = "size=4k,preallocation=off,backing_file=b,,c,backing_fmt=raw";
+        let found = typed(&["-o", options, "x"]).expect("are right");
+        assert_eq!(found.size, Some(4096));
+        assert_eq!(found.backing.as_deref(), Some("b,c"));
+        assert_eq!(found.backing_format.map(|d| d.name), Some("raw"));
+        assert_eq!(found.others, ["preallocation=off"]);
+        let found = typed(&["-o", "size=4k", "x", "8k"]).expect("are right");
+        assert_eq!(found.size, Some(8192));
+        assert!(typed(&["-o", "size=x", "x"]).is_err());
     }
 }

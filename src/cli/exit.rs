@@ -116,7 +116,8 @@ pub fn code_of(error: &anyhow::Error) -> Exit {
     }
 }
 
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
+/// Whether an error says that whoever read our output has left.
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let error = match error.downcast_ref::<Coded>() {
         Some(coded) => &coded.error,
         None => error,

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind as ClapKind;
 use clap::{Parser, Subcommand};
 
+pub mod backing;
 pub mod check;
 pub mod common;
 pub mod compare;
@@ -18,11 +19,14 @@ pub mod convert;
 pub mod create;
 pub mod exit;
 pub mod info;
+pub mod interrupt;
 pub mod io;
 pub mod map;
 pub mod measure;
+pub mod progress;
 pub mod resize;
 pub mod signal;
+pub mod target;
 
 use crate::util::text::printable;
 use exit::Exit;
@@ -86,15 +90,18 @@ impl Globals {
         }
     }
 
-    /// Tells the user on stdout that something was done, unless `--quiet`.
+    /// Tells the user on stdout what is done, unless `--quiet`.
     ///
     /// # Errors
-    /// The host's.
+    /// The host's; that nobody listens any more is no reason to leave work undone.
     pub fn say(&self, text: &str) -> anyhow::Result<()> {
         if self.quiet {
             return Ok(());
         }
-        common::print(|out| Ok(writeln!(out, "{}", printable(text))?))
+        match common::print(|out| Ok(writeln!(out, "{}", printable(text))?)) {
+            Err(e) if exit::is_broken_pipe(&e) => Ok(()),
+            done => done,
+        }
     }
 }
 

@@ -10,7 +10,8 @@ use crate::chain::{self, Chain};
 use crate::cli::Globals;
 use crate::cli::common::{OpenArgs, parse_driver};
 use crate::cli::exit::{Exit, usage};
-use crate::error::{Error, ErrorKind};
+use crate::cli::{interrupt, signal};
+use crate::error::{Context, Error, ErrorKind};
 use crate::image::{Driver, Source, Wait};
 use crate::storage::Storage;
 use crate::storage::open::Access;
@@ -124,13 +125,9 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
         ))
     })?;
     allowed(args, &chain, old..new)?;
-    chain.resize(new)?;
-    if new > old && args.preallocation != PreallocationArg::Off {
-        preallocate(&chain, old..new, args.preallocation).or_else(|e| {
-            chain.resize(old)?;
-            Err(e)
-        })?;
-    }
+    // From here on a signal leaves the old size or the new one.
+    signal::catch()?;
+    set_size(&chain, new, args.preallocation)?;
     chain.flush()?;
     chain.close()?;
     chain.top().storage().sync()?;
@@ -144,7 +141,7 @@ fn allowed(args: &Args, chain: &Chain, sizes: Range<u64>) -> anyhow::Result<()> 
     let Range {
         start: old,
         end: new,
-    } = sizes;
+    } = sizes.clone();
     let file = &args.file;
     if new < old && !args.shrink {
         let why = format!(
@@ -153,21 +150,50 @@ fn allowed(args: &Args, chain: &Chain, sizes: Range<u64>) -> anyhow::Result<()> 
         );
         return Err(Error::invalid(why).at(file).into());
     }
-    if args.preallocation == PreallocationArg::Off {
+    may_preallocate(chain, sizes, args.preallocation).at(file)?;
+    Ok(())
+}
+
+/// Refuses a preallocation that cannot be done when the size goes from `sizes.start` to
+/// `sizes.end`, before anything is changed.
+///
+/// # Errors
+/// `Invalid` where the disk does not grow; `Unsupported` by the format.
+pub(super) fn may_preallocate(
+    chain: &Chain,
+    sizes: Range<u64>,
+    how: PreallocationArg,
+) -> crate::Result<()> {
+    if how == PreallocationArg::Off {
         return Ok(());
     }
-    if new < old {
-        let why = "--preallocation is for growing only";
-        return Err(Error::invalid(why).at(file).into());
+    if sizes.end < sizes.start {
+        return Err(Error::invalid("preallocation is for growing only"));
     }
     let image = chain.top();
     if image.cluster_size().is_some() {
         let why = format!(
-            "this image of format '{}' allocates space as it is written (--preallocation \
+            "this image of format '{}' allocates space as it is written (preallocation \
              allowed: off)",
             image.driver().name
         );
-        return Err(Error::unsupported(why).at(file).into());
+        return Err(Error::unsupported(why));
+    }
+    Ok(())
+}
+
+/// Sets the size and gives new bytes space; where that fails the size is as it was.
+///
+/// # Errors
+/// Those of [`Chain::resize`] and of the host.
+pub(super) fn set_size(chain: &Chain, new: u64, how: PreallocationArg) -> crate::Result<()> {
+    let old = chain.virtual_size();
+    chain.resize(new)?;
+    if new > old && how != PreallocationArg::Off {
+        preallocate(chain, old..new, how).or_else(|e| {
+            chain.resize(old)?;
+            Err(e)
+        })?;
     }
     Ok(())
 }
@@ -196,6 +222,7 @@ fn write_zeroes(storage: &dyn Storage, range: Range<u64>) -> crate::Result<()> {
     static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
     let mut at = range.start;
     while at < range.end {
+        interrupt::check()?;
         let len = clamp_len(range.end - at, ZEROES.len());
         storage.write_at(&ZEROES[..len], at)?;
         at += len64(len);

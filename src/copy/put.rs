@@ -186,7 +186,9 @@ impl Putter<'_> {
         let first = pieces.partition_point(|p| p.range.end <= slot.guest.start);
         let end = pieces.partition_point(|p| p.range.start < slot.guest.end);
         let pieces = pieces.get(first..end).unwrap_or_default();
-        self.reserve(home, &slot.guest, pieces)?;
+        if self.target.top().as_layout().is_none() {
+            self.reserve(home, &slot.guest, pieces)?;
+        }
         let mut at = slot.guest.start;
         for piece in pieces {
             let Some(part) = intersect(&piece.range, &slot.guest) else {

@@ -3,6 +3,7 @@
 //! Everything here writes to the writer it is given, so that a closed pipe is an error that the
 //! caller sees.  Names that come from images are escaped on their way into human text.
 
+pub mod bar;
 pub mod check;
 pub mod info;
 pub mod json;

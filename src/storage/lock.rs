@@ -78,6 +78,18 @@ pub(super) fn lock(file: BorrowedFd<'_>, access: Access) -> Result<()> {
     Ok(())
 }
 
+/// Gives up what `lock` took, at once.
+///
+/// Closing the file is not enough: a process that is being started by another thread holds a
+/// duplicate of it until it runs its own program.
+pub(super) fn unlock(file: BorrowedFd<'_>) {
+    let held = held(Access::Write).iter().map(|&p| byte(HELD, p));
+    for at in held.chain(FORBIDDEN.iter().map(|&p| byte(NOT_SHARED, p))) {
+        // A failure leaves the lock to the close.
+        let _ = fcntl(file, libc::F_OFD_SETLK, libc::F_UNLCK, at);
+    }
+}
+
 fn byte(base: i64, permission: Permission) -> i64 {
     base + permission as i64
 }

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::storage::lock::unlock;
 use crate::storage::mmap::Window;
 use crate::util::align::{clamp_len, len64};
 
@@ -16,6 +17,12 @@ use crate::util::align::{clamp_len, len64};
 pub(super) struct Positioned {
     pub(super) file: File,
     pub(super) path: PathBuf,
+}
+
+impl Drop for Positioned {
+    fn drop(&mut self) {
+        unlock(self.file.as_fd());
+    }
 }
 
 impl Positioned {

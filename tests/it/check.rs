@@ -1,6 +1,135 @@
 //! `vdtool check`.
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use serde_json::Value;
+
 use crate::util::{scratch, vdtool};
+
+/// First word of the allocation table of our dynamic VHDs.
+const TABLE: u64 = 1536;
+
+fn run(dir: &Path, line: &str) -> assert_cmd::assert::Assert {
+    vdtool().current_dir(dir).args(line.split(' ')).assert()
+}
+
+/// A dynamic VHD with data in its first block.
+fn vhd(dir: &Path, name: &str) {
+    run(dir, &format!("create -q -f vhd {name} 10M")).success();
+    vdtool()
+        .current_dir(dir)
+        .args(["io", "-q", "-c", "write -P 1 0 64k", name])
+        .assert()
+        .success();
+}
+
+fn overwrite(dir: &Path, name: &str, bytes: &[u8], at: u64) {
+    let file = OpenOptions::new().write(true).open(dir.join(name));
+    let file = file.expect("is there");
+    file.write_all_at(bytes, at).expect("has room");
+}
+
+/// Checks with JSON output; the report and the exit code.
+fn report(dir: &Path, line: &str) -> (Value, i32) {
+    let mut command = vdtool();
+    command.current_dir(dir).args(["check", "--output", "json"]);
+    let output = command.args(line.split(' ')).output().expect("runs");
+    let value = serde_json::from_slice(&output.stdout).expect("is JSON");
+    (value, output.status.code().expect("ends by itself"))
+}
+
+#[test]
+fn a_clean_image_is_clean() {
+    let dir = scratch();
+    vhd(dir.path(), "a.vhd");
+    let (found, code) = report(dir.path(), "a.vhd");
+    assert_eq!(code, 0, "{found}");
+    for (key, value) in [
+        ("corruptions", 0),
+        ("leaks", 0),
+        ("check-errors", 0),
+        ("total-clusters", 5),
+        ("allocated-clusters", 1),
+    ] {
+        assert_eq!(found[key], value, "{key}");
+    }
+    assert_eq!(found["filename"], "a.vhd");
+    assert_eq!(found["format"], "vhd");
+    run(dir.path(), "check a.vhd").success().stderr("");
+    run(dir.path(), "-q check a.vhd").success().stdout("");
+}
+
+#[test]
+fn corruption_is_found_and_repaired_where_that_is_asked_for() {
+    let dir = scratch();
+    vhd(dir.path(), "a.vhd");
+    // The size in the footer's copy, which its checksum covers.
+    overwrite(dir.path(), "a.vhd", &[0x55], 0x30);
+    let (found, code) = report(dir.path(), "a.vhd");
+    assert_eq!(code, 2, "{found}");
+    assert_ne!(found["corruptions"], 0);
+    assert_eq!(found["corruptions-fixed"], 0);
+    assert_eq!(found["findings"][0]["severity"], "corruption");
+    // Errors are printed even when nothing else is.
+    let quiet = run(dir.path(), "-q check a.vhd").code(2).stdout("");
+    assert!(!quiet.get_output().stderr.is_empty());
+    let (found, code) = report(dir.path(), "-r all a.vhd");
+    assert_eq!(code, 0, "{found}");
+    assert_eq!(found["corruptions"], 0);
+    assert_ne!(found["corruptions-fixed"], 0);
+    assert_eq!(report(dir.path(), "a.vhd").1, 0);
+}
+
+#[test]
+fn leaks_are_found_and_repaired_where_that_is_asked_for() {
+    let dir = scratch();
+    vhd(dir.path(), "a.vhd");
+    overwrite(dir.path(), "a.vhd", &[0xff; 4], TABLE);
+    let (found, code) = report(dir.path(), "a.vhd");
+    assert_eq!(code, 3, "{found}");
+    assert_ne!(found["leaks"], 0);
+    let (found, code) = report(dir.path(), "-r leaks a.vhd");
+    assert_eq!(code, 0, "{found}");
+    assert_ne!(found["leaks-fixed"], 0);
+    assert_eq!(report(dir.path(), "a.vhd").1, 0);
+}
+
+#[test]
+fn a_missing_or_wrong_parent_is_corruption() {
+    let dir = scratch();
+    vhd(dir.path(), "base.vhd");
+    run(dir.path(), "create -q -b base.vhd -F vhd child.vhd").success();
+    assert_eq!(report(dir.path(), "child.vhd").1, 0);
+    std::fs::rename(dir.path().join("base.vhd"), dir.path().join("gone")).expect("renames");
+    let (found, code) = report(dir.path(), "child.vhd");
+    assert_eq!(code, 2, "{found}");
+    assert_eq!(found["corruptions"], 1);
+    vhd(dir.path(), "base.vhd");
+    let (found, code) = report(dir.path(), "child.vhd");
+    assert_eq!(code, 2, "{found}");
+    std::fs::rename(dir.path().join("gone"), dir.path().join("base.vhd")).expect("renames");
+    assert_eq!(report(dir.path(), "child.vhd").1, 0);
+}
+
+#[test]
+fn a_parent_that_may_not_be_opened_was_not_checked() {
+    let dir = scratch();
+    std::fs::create_dir(dir.path().join("sub")).expect("can be made");
+    vhd(dir.path(), "base.vhd");
+    run(dir.path(), "create -q -b ../base.vhd -F vhd sub/child.vhd").success();
+    let (found, code) = report(dir.path(), "sub/child.vhd");
+    assert_eq!(code, 1, "{found}");
+    assert_eq!(found["check-errors"], 1);
+    assert_eq!(found["corruptions"], 0);
+    let text = found["findings"][0]["text"].as_str().expect("is text");
+    assert!(text.contains("--allow-ref"), "{text}");
+    for allowed in ["any", "base.vhd"] {
+        let line = format!("--allow-ref {allowed} sub/child.vhd");
+        assert_eq!(report(dir.path(), &line).1, 0, "{allowed}");
+    }
+}
 
 #[test]
 fn raw_has_nothing_to_check() {

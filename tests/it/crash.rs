@@ -52,8 +52,8 @@ struct Session {
 }
 
 impl Session {
-    fn record(name: &str, seed: u64, specs: &[LayerSpec], resizing: Resizing) -> Self {
-        let mut rng = Seeded::with_seed(name, seed);
+    fn record(name: &str, specs: &[LayerSpec], resizing: Resizing) -> Self {
+        let mut rng = Seeded::new(name);
         let (disk, model) = filled(Place::Memory, specs, &mut rng);
         let top = Arc::clone(&disk.memory()[0]);
         let base = top.to_bytes();
@@ -206,7 +206,7 @@ impl Session {
         seed: u64,
         what: &dyn Fn() -> String,
     ) {
-        let mut rng = Seeded::with_seed("again", seed);
+        let mut rng = Seeded::new(&format!("again {seed}"));
         if rng.bool() {
             check(self.disk.driver(), state.clone(), Repair::All);
         }
@@ -334,9 +334,8 @@ const RAW: LayerSpec = LayerSpec {
 };
 
 fn sessions(name: &str, specs: &[LayerSpec], resizing: Resizing) {
-    let first = Seeded::new(name).u64(..);
     for round in 0..3 {
-        let mut session = Session::record(name, first.wrapping_add(round), specs, resizing);
+        let mut session = Session::record(&format!("{name} {round}"), specs, resizing);
         session.every_kill();
         session.power_cuts();
     }

@@ -2,6 +2,9 @@
 
 use std::os::unix::fs::MetadataExt;
 
+use rustix::process::{Pid, Signal};
+use serde_json::Value;
+
 use crate::util::{peer, requires, scratch, vdtool};
 
 #[test]
@@ -91,6 +94,47 @@ fn an_image_does_not_replace_the_one_it_lies_upon() {
 }
 
 #[test]
+fn a_signal_leaves_nothing_behind() {
+    let dir = scratch();
+    let old = dir.path().join("old.raw");
+    std::fs::write(&old, "precious").expect("has room");
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_vdtool"))
+            .current_dir(&dir)
+            .args(["create", "-q", "-o", "preallocation=full", "old.raw", "2G"])
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let mut names = 1;
+        while names < 2 && child.try_wait().expect("waits").is_none() {
+            names = std::fs::read_dir(&dir).expect("reads").count();
+        }
+        let pid = Pid::from_child(&child);
+        rustix::process::kill_process(pid, signal).expect("is there");
+        let output = child.wait_with_output().expect("ends");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        assert_eq!(text, "vdtool: old.raw: stopped by a signal\n");
+        let names = std::fs::read_dir(&dir).expect("reads").count();
+        assert_eq!(names, 1, "something was left behind");
+        assert_eq!(std::fs::read(&old).expect("reads"), b"precious");
+    }
+}
+
+#[test]
+fn work_is_done_even_when_nobody_reads_about_it() {
+    let dir = scratch();
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_vdtool"));
+    command.current_dir(&dir).args(["create", "disk.raw", "4k"]);
+    let status = command.stdout(writer).status().expect("runs");
+    assert_eq!(status.code(), Some(0));
+    let found = dir.path().join("disk.raw").metadata().expect("is there");
+    assert_eq!(found.len(), 4096);
+}
+
+#[test]
 fn options_in_the_words_of_qemu_img_are_understood() {
     let dir = scratch();
     vdtool()
@@ -125,4 +169,71 @@ fn qemu_img_reads_what_was_made() {
         text.contains("virtual size: 3 MiB (3145728 bytes)"),
         "{text}"
     );
+}
+
+#[test]
+fn a_child_has_the_size_of_its_parent_and_names_it_from_its_own_directory() {
+    let dir = scratch();
+    std::fs::create_dir(dir.path().join("sub")).expect("can be made");
+    for line in [
+        "create -q sub/base.vhd 10M",
+        // The name is relative to the child, wherever the command is typed.
+        "create -q -b base.vhd -F vpc sub/child.vhd",
+    ] {
+        let mut command = vdtool();
+        command.current_dir(&dir).args(line.split(' '));
+        command.assert().success().stderr("");
+    }
+    let info = vdtool()
+        .current_dir(dir.path().join("sub"))
+        .args(["info", "--backing-chain", "--output", "json", "child.vhd"])
+        .output()
+        .expect("runs");
+    let layers: Vec<Value> = serde_json::from_slice(&info.stdout).expect("is a list");
+    assert_eq!(layers.len(), 2);
+    assert_eq!(layers[0]["virtual-size"], 10 << 20);
+    assert_eq!(layers[0]["backing-filename"], "base.vhd");
+    assert_eq!(layers[1]["filename"], layers[0]["full-backing-filename"]);
+}
+
+#[test]
+fn a_parent_below_the_parent_is_not_replaced_either() {
+    let dir = scratch();
+    let run = |line: &str| {
+        let mut command = vdtool();
+        command.current_dir(&dir).args(line.split(' ')).assert()
+    };
+    run("create -q a.vhd 10M").success();
+    run("create -q -b a.vhd -F vhd b.vhd").success();
+    let before = std::fs::read(dir.path().join("a.vhd")).expect("reads");
+    run("create -q -b b.vhd -F vhd a.vhd").code(1);
+    let after = std::fs::read(dir.path().join("a.vhd")).expect("reads");
+    assert!(before == after);
+}
+
+#[test]
+fn an_image_that_a_machine_has_open_is_not_replaced() {
+    if !requires("qemu-nbd") {
+        return;
+    }
+    let dir = scratch();
+    let path = dir.path().join("disk.raw");
+    std::fs::write(&path, [1; 512]).expect("has room");
+    let socket = dir.path().join("socket");
+    let mut server = std::process::Command::new("qemu-nbd")
+        .args(["-f", "raw", "-k"])
+        .arg(&socket)
+        .arg(&path)
+        .spawn()
+        .expect("starts");
+    while !socket.exists() && server.try_wait().expect("waits").is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let made = vdtool().arg("create").arg(&path).arg("1M").assert();
+    let resized = vdtool().arg("resize").arg(&path).arg("1M").assert();
+    server.kill().expect("ends");
+    server.wait().expect("ends");
+    made.code(1).stdout("");
+    resized.code(1).stdout("");
+    assert_eq!(std::fs::read(&path).expect("reads"), [1; 512]);
 }

@@ -49,14 +49,14 @@ impl Session {
         self.directory.path().join(name)
     }
 
-    /// Runs a command, whose words are separated by single spaces.
+    /// Runs a command, whose words are separated by single spaces; `_` is a space in a word.
     fn run(&mut self, line: &str) -> &mut Self {
         let output = vdtool()
-            .args(line.split(' '))
+            .args(line.split(' ').map(|word| word.replace('_', " ")))
             .current_dir(&self.directory)
             .output()
             .expect("the binary runs");
-        let _ = writeln!(self.text, "$ vdtool {line}");
+        let _ = writeln!(self.text, "$ vdtool {}", typed(line));
         self.text.push_str(&String::from_utf8_lossy(&output.stdout));
         for line in String::from_utf8_lossy(&output.stderr).lines() {
             let _ = writeln!(self.text, "stderr: {line}");
@@ -82,6 +82,15 @@ impl Session {
     }
 }
 
+/// The line as one would type it.
+fn typed(line: &str) -> String {
+    let words = line.split(' ').map(|word| match word.contains('_') {
+        true => format!("'{}'", word.replace('_', " ")),
+        false => word.to_owned(),
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
 /// One line without what depends on the host, the time or chance.
 fn filter(line: &str) -> String {
     for key in ["disk size:", "\"actual-size\":"] {
@@ -93,9 +102,12 @@ fn filter(line: &str) -> String {
     let mut out = String::new();
     let mut rest = line;
     while let Some(c) = rest.chars().next() {
-        if is_uuid(rest) {
+        if is_like(rest, UUID) {
             out.push_str("UUID");
-            rest = &rest[36..];
+            rest = &rest[UUID.len()..];
+        } else if is_like(rest, TIME) {
+            out.push_str("TIME");
+            rest = &rest[TIME.len()..];
         } else {
             out.push(c);
             rest = &rest[c.len_utf8()..];
@@ -104,12 +116,17 @@ fn filter(line: &str) -> String {
     out
 }
 
-fn is_uuid(text: &str) -> bool {
-    let shape = |(at, byte): (usize, &u8)| match at {
-        8 | 13 | 18 | 23 => *byte == b'-',
-        _ => byte.is_ascii_hexdigit(),
+const UUID: &str = "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx";
+const TIME: &str = "9999-99-99T99:99:99Z";
+
+/// Whether `text` begins as `shape` does: `x` is a hexadecimal digit, `9` a decimal one.
+fn is_like(text: &str, shape: &str) -> bool {
+    let alike = |(byte, shape): (u8, u8)| match shape {
+        b'x' => byte.is_ascii_hexdigit(),
+        b'9' => byte.is_ascii_digit(),
+        other => byte == other,
     };
-    text.len() >= 36 && text.as_bytes()[..36].iter().enumerate().all(shape)
+    text.len() >= shape.len() && text.bytes().zip(shape.bytes()).all(alike)
 }
 
 #[test]
@@ -122,6 +139,7 @@ fn the_filters_hide_what_changes_and_nothing_else() {
         filter("uuid: 01234567-89ab-cdef-0123-456789abcdef."),
         "uuid: UUID."
     );
+    assert_eq!(filter("made: 2026-11-20T22:02:46Z"), "made: TIME");
     assert_eq!(filter("länge: 0x10-20"), "länge: 0x10-20");
 }
 
@@ -146,6 +164,28 @@ fn a_raw_image_from_creation_to_shrinking() {
         .run("check data.raw")
         .run("check -r all --output json data.raw");
     session.finish("raw.txt");
+}
+
+#[test]
+fn a_vhd_and_its_child() {
+    let mut session = Session::new();
+    session
+        .run("create base.vhd 10M")
+        .run("io -q -c write_-P_1_0_64k base.vhd")
+        .run("info base.vhd")
+        .run("info --output json base.vhd")
+        .run("create -f vhd -b base.vhd child.vhd")
+        .run("io -q -c write_-P_2_2M_4k child.vhd")
+        .run("info child.vhd")
+        .run("map child.vhd")
+        .run("map --output json child.vhd")
+        .run("check base.vhd")
+        .run("check --output json child.vhd")
+        .run("resize base.vhd 12M")
+        .run("resize base.vhd 1M")
+        .run("create -f vhd big.vhd 3T")
+        .run("create -f vhd -b none.vhd x.vhd");
+    session.finish("vhd.txt");
 }
 
 #[test]
@@ -183,6 +223,8 @@ fn wrong_usage_is_one_line_and_the_right_code() {
 #[test]
 fn options_of_formats_are_listed() {
     let mut session = Session::new();
-    session.run("create -f raw -o help");
+    session
+        .run("create -f raw -o help")
+        .run("create -f vhd -o help");
     session.finish("options.txt");
 }

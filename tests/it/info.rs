@@ -75,3 +75,66 @@ fn names_of_files_cannot_move_the_cursor() {
         assert!(!printed.is_empty());
     }
 }
+
+#[test]
+fn no_other_file_is_opened_unless_that_is_asked_for() {
+    let dir = scratch();
+    for line in ["create -q a.vhd 10M", "create -q -b a.vhd -F vhd b.vhd"] {
+        let mut command = vdtool();
+        command.current_dir(&dir).args(line.split(' '));
+        command.assert().success();
+    }
+    std::fs::remove_file(dir.path().join("a.vhd")).expect("is there");
+    let info = |line: &str| {
+        let mut command = vdtool();
+        command.current_dir(&dir).args(line.split(' ')).assert()
+    };
+    let text = info("info b.vhd").success().get_output().stdout.clone();
+    let text = String::from_utf8(text).expect("is text");
+    assert!(text.contains("backing file:"), "{text}");
+    let text = info("info --backing-chain b.vhd")
+        .code(1)
+        .stdout("")
+        .get_output()
+        .stderr
+        .clone();
+    let text = String::from_utf8(text).expect("is text");
+    assert!(text.contains("a.vhd"), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+}
+
+#[test]
+fn a_vhd_has_the_size_that_qemu_img_sees() {
+    if !requires("qemu-img") {
+        return;
+    }
+    let dir = scratch();
+    for name in ["dynamic", "fixed"] {
+        let subformat = format!("subformat={name}");
+        vdtool()
+            .current_dir(&dir)
+            .args([
+                "create", "-q", "-f", "vhd", "-o", &subformat, name, "12345k",
+            ])
+            .assert()
+            .success();
+        let arguments = ["info", "-f", "vpc", "--output", "json", name];
+        let theirs = peer("qemu-img", dir.path(), arguments);
+        let ours = vdtool()
+            .current_dir(&dir)
+            .args(arguments)
+            .output()
+            .expect("runs");
+        let theirs: Value = serde_json::from_str(&theirs).expect("is JSON");
+        let ours: Value = serde_json::from_slice(&ours.stdout).expect("is JSON");
+        for key in [
+            "virtual-size",
+            "actual-size",
+            "cluster-size",
+            "filename",
+            "children",
+        ] {
+            assert_eq!(ours[key], theirs[key], "{name} {key}");
+        }
+    }
+}

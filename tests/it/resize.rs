@@ -82,3 +82,35 @@ fn new_space_is_allocated_where_that_is_asked_for() {
         assert!(found.blocks() * 512 >= 4 << 20, "{how}");
     }
 }
+
+#[test]
+fn a_vhd_grows_and_the_new_bytes_are_zeroes() {
+    let dir = scratch();
+    for subformat in ["subformat=dynamic", "subformat=fixed"] {
+        let lines: [&[&str]; 6] = [
+            &["create", "-q", "-f", "vhd", "-o", subformat, "a.vhd", "4M"],
+            &["io", "-q", "-c", "write -P 1 0 4M", "a.vhd"],
+            &["resize", "-q", "a.vhd", "+4M"],
+            &["io", "-q", "-c", "read -P 1 0 4M", "a.vhd"],
+            &["io", "-q", "-c", "read -P 0 4M 4M", "a.vhd"],
+            &["check", "-q", "a.vhd"],
+        ];
+        for line in lines {
+            vdtool().current_dir(&dir).args(line).assert().success();
+        }
+    }
+}
+
+#[test]
+fn space_cannot_be_allocated_ahead_in_an_image_that_allocates_as_it_goes() {
+    let dir = scratch();
+    let mut command = vdtool();
+    command
+        .current_dir(&dir)
+        .args(["create", "-q", "a.vhd", "4M"]);
+    command.assert().success();
+    let before = std::fs::read(dir.path().join("a.vhd")).expect("reads");
+    resize(dir.path(), &["a.vhd", "8M", "--preallocation", "full"]).code(63);
+    let after = std::fs::read(dir.path().join("a.vhd")).expect("reads");
+    assert!(before == after);
+}

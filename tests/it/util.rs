@@ -78,11 +78,6 @@ impl Seeded {
             Ok(text) => text.parse().expect("VDTOOL_SEED is a number or 'random'"),
             Err(_) => 0x5eed,
         };
-        Self::with_seed(test, seed)
-    }
-
-    /// As `new`, with a given seed.
-    pub(crate) fn with_seed(test: &str, seed: u64) -> Self {
         // FNV-1a: short, and the same on every machine.
         let salt = test.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)

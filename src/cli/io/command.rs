@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use clap::ValueEnum;
+
 use crate::cli::io::args::Parsed;
 use crate::cli::io::session::Session;
 use crate::cli::io::{control, layout, open, read, words, write};
@@ -123,6 +125,19 @@ impl Command {
     pub(super) fn misused(&self, what: &str) -> anyhow::Error {
         let line = self.line();
         anyhow::anyhow!("{}: {what} (usage: {line})", self.name)
+    }
+
+    /// The mode called `text`.
+    ///
+    /// # Errors
+    /// Names the modes there are.
+    pub(super) fn mode<M: ValueEnum>(&self, text: &str) -> anyhow::Result<M> {
+        M::from_str(text, false).map_err(|_| {
+            let names = M::value_variants().iter().filter_map(M::to_possible_value);
+            let names: Vec<String> = names.map(|v| v.get_name().to_owned()).collect();
+            let text = printable(text);
+            self.misused(&format!("no mode '{text}' (allowed: {})", names.join(", ")))
+        })
     }
 
     /// Its name and what follows it.

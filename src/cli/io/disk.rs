@@ -10,8 +10,8 @@ use clap::ValueEnum;
 use crate::backend::{Backend, Request};
 use crate::chain::open as chain_open;
 use crate::cli::common::OpenArgs;
+use crate::cli::interrupt;
 use crate::cli::io::args::Parsed;
-use crate::cli::signal;
 use crate::error::{Error, ErrorKind};
 use crate::image::Driver;
 use crate::storage::open::{Access, Caching};
@@ -187,17 +187,23 @@ impl Disk {
         Ok(())
     }
 
-    /// Leaves the file as a clean close leaves it, on stable media.
+    /// Leaves the file as a clean close leaves it, on stable media; does nothing for one that was
+    /// opened for reading or whose writes are dropped.
     ///
     /// # Errors
     /// As `submit`; the image is no longer open then.
     pub(super) fn close(self) -> anyhow::Result<()> {
-        if !self.backend.geometry().writable {
+        if self.spec.access == Access::Read || self.spec.target == Target::Overlay {
             return Ok(());
         }
-        let closed = self.backend.chain().close();
-        closed.map_err(|e| failed("close", e))?;
-        self.flush()
+        self.flush()?;
+        let chain = self.backend.chain();
+        let closed = chain.close().and_then(|()| match self.spec.cache {
+            CacheMode::Unsafe => Ok(()),
+            // Closing is not durable by itself.
+            _ => chain.top().storage().sync(),
+        });
+        closed.map_err(|e| failed("close", e.at_opt(chain.top().storage().path())))
     }
 }
 
@@ -223,13 +229,7 @@ pub(super) fn steps(
 /// # Errors
 /// `Cancelled`.
 pub(super) fn uninterrupted(verb: &'static str) -> anyhow::Result<()> {
-    match signal::caught() {
-        true => Err(failed(
-            verb,
-            Error::new(ErrorKind::Cancelled, "interrupted"),
-        )),
-        false => Ok(()),
-    }
+    interrupt::check().map_err(|e| failed(verb, e))
 }
 
 /// A failed request.

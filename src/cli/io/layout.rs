@@ -8,6 +8,8 @@ use crate::cli::io::command::{Command, Needs, Outcome};
 use crate::cli::io::disk::{failed, uninterrupted};
 use crate::cli::io::report::whole;
 use crate::cli::io::session::Session;
+use crate::cli::resize::{self, PreallocationArg};
+use crate::error::Error;
 use crate::image::{Source, Wait};
 use crate::util::range;
 
@@ -30,13 +32,13 @@ pub(super) static LENGTH: Command = Command {
 pub(super) static TRUNCATE: Command = Command {
     name: "truncate",
     aliases: &["t"],
-    usage: "[-m off] SIZE",
+    usage: "[-m MODE] SIZE",
     letters: "m:",
     operands: 1..=1,
     needs: Needs::Disk,
     about: "set the size of the disk",
     help: "\
--m  preallocation: off is the only mode here; 'vdtool resize --preallocation' has the others
+-m  off, falloc or full: what to do about the space of new bytes
 
 What lies past the new end is lost, without a question.",
     run: truncate,
@@ -68,11 +70,14 @@ pub(super) static ALLOC: Command = Command {
 
 fn truncate(session: &mut Session, parsed: &Parsed) -> anyhow::Result<Outcome> {
     let size = parsed.size_at(0)?;
-    if let Some(mode) = parsed.value('m').filter(|m| *m != "off") {
-        return Err(TRUNCATE.misused(&format!("no preallocation '{mode}' (allowed: off)")));
-    }
+    let how = match parsed.value('m') {
+        Some(mode) => TRUNCATE.mode(mode)?,
+        None => PreallocationArg::Off,
+    };
     let chain = session.disk()?.backend.chain();
-    chain.resize(size).map_err(|e| failed("truncate", e))?;
+    let fail = |e: Error| failed("truncate", e.at_opt(chain.top().storage().path()));
+    resize::may_preallocate(chain, chain.virtual_size()..size, how).map_err(fail)?;
+    resize::set_size(chain, size, how).map_err(fail)?;
     Ok(Outcome::Done)
 }
 

@@ -43,11 +43,10 @@ use session::Session;
     long_about = "Reads and writes a disk's bytes by commands.\n\n\
         The commands come from -c, then from --script; without either, from a prompt with history \
         and completion on a terminal, else from the lines of standard input.  They are those of \
-        qemu-io, with its options and its words on standard output: 'vdtool io -c help' lists \
-        them, 'vdtool io -c \"help read\"' explains one.\n\n\
+        qemu-io, with its options and, on standard output, its words.\n\n\
         A command that fails does not keep the next one from running.  SIGINT and SIGTERM end the \
-        session after the request under way; the image is closed properly then too.",
-    after_help = AFTER_HELP
+        session after the request under way, and the image is closed properly then too.",
+    after_long_help = HELP
 )]
 pub struct Args {
     /// Format of FILE; left out: probed by content.
@@ -91,20 +90,23 @@ pub struct Args {
     pub file: Option<PathBuf>,
 }
 
-const AFTER_HELP: &str = "\
-EXAMPLES
-  Write a pattern and compare it:
-    vdtool io -c 'write -P 0xaa 1M 64k' -c 'read -P 0xaa 1M 64k' disk.vhd
-  Show the first sector, taking no locks:
-    vdtool io -r -U -c 'read -v 0 512' disk.vhd
-  Try a script without changing the image:
-    vdtool io -s --script steps.txt disk.vhd
+const HELP: &str = "\
+EXAMPLES:
+  vdtool io -c 'write -P 0xaa 1M 64k' -c 'read -P 0xaa 1M 64k' disk.vhd
+  vdtool io -r -U -c 'read -v 0 512' disk.vhd
+  vdtool io -s --script steps.txt disk.vhd
+  echo 'zero -u 0 1G' | vdtool io disk.raw
 
-EXIT STATUS
+COMMANDS:
+  read, write, readv, writev, zero, discard, flush, map, alloc, length, truncate, info, open, close,
+  reopen, sleep, help, quit.  'vdtool io -c help' lists them with their options,
+  'vdtool io -c \"help read\"' explains one.
+
+EXIT STATUS:
   0    every command was done
-  1    a command failed, a pattern differed, or the image could not be opened or closed
-  2    usage
-  63   the format of FILE is not supported
+  1    a command failed, a pattern differed, or the image cannot be opened or closed
+  2    wrong usage
+  63   the format has no such operation
   130  stopped by SIGINT
   143  stopped by SIGTERM";
 

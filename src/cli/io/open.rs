@@ -2,12 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::ValueEnum;
-
 use crate::cli::common;
 use crate::cli::io::args::Parsed;
 use crate::cli::io::command::{Command, Needs, Outcome};
-use crate::cli::io::disk::{CacheMode, DiscardMode, Spec, Target};
+use crate::cli::io::disk::{CacheMode, Spec, Target};
 use crate::cli::io::session::Session;
 use crate::storage::open::Access;
 use crate::util::text::printable;
@@ -88,23 +86,14 @@ fn open(session: &mut Session, parsed: &Parsed) -> anyhow::Result<Outcome> {
         spec.cache = CacheMode::None;
     }
     if let Some(mode) = parsed.value('t') {
-        spec.cache = mode_of(&OPEN, mode)?;
+        spec.cache = OPEN.mode(mode)?;
     }
     if let Some(mode) = parsed.value('d') {
-        spec.discard = mode_of::<DiscardMode>(&OPEN, mode)?;
+        spec.discard = OPEN.mode(mode)?;
     }
     add_options(&mut spec, parsed, &OPEN)?;
     session.open(spec)?;
     Ok(Outcome::Done)
-}
-
-fn mode_of<M: ValueEnum>(command: &Command, text: &str) -> anyhow::Result<M> {
-    M::from_str(text, false).map_err(|_| {
-        let names = M::value_variants().iter().filter_map(M::to_possible_value);
-        let names: Vec<String> = names.map(|v| v.get_name().to_owned()).collect();
-        let text = printable(text);
-        command.misused(&format!("no mode '{text}' (allowed: {})", names.join(", ")))
-    })
 }
 
 /// Takes over what `-o` says: options of opening by their QEMU names, the rest to the format.
@@ -154,7 +143,7 @@ fn reopen(session: &mut Session, parsed: &Parsed) -> anyhow::Result<Outcome> {
         (false, false) => {}
     }
     if let Some(mode) = parsed.value('c') {
-        spec.cache = mode_of(&REOPEN, mode)?;
+        spec.cache = REOPEN.mode(mode)?;
     }
     add_options(&mut spec, parsed, &REOPEN)?;
     // Its own locks would keep it out, so it is closed first.

@@ -1,0 +1,312 @@
+//! The image that `convert` makes: created, written, verified, put in place.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::chain::open::{ChainOptions, References};
+use crate::chain::{self, Chain};
+use crate::cli::backing::{self, refuse_itself};
+use crate::cli::convert::{Args, Cache};
+use crate::cli::create::{Generic, creator};
+use crate::cli::exit::{complain, usage};
+use crate::cli::target::{Existing, Target, look};
+use crate::cli::{Globals, progress};
+use crate::copy::{self, Allocation, Before, Convert, Joined, Outcome};
+use crate::error::{Error, Result};
+use crate::image::Driver;
+use crate::image::create::CreateOptions;
+use crate::image::open::WriteOrder;
+use crate::image::options::OptionValues;
+use crate::storage;
+use crate::storage::open::{Access, StorageOptions};
+
+/// Warnings about unreadable places that are printed; all are counted.
+const MAX_WARNINGS: u64 = 20;
+
+/// What is written to, and how.
+struct Place<'a> {
+    args: &'a Args,
+    globals: &'a Globals,
+    driver: &'static Driver,
+    /// As the user named it.
+    name: &'a Path,
+    /// The file to open.
+    path: PathBuf,
+    before: Before,
+    order: WriteOrder,
+    /// Files below it that the user named.
+    allowed: Vec<PathBuf>,
+}
+
+/// Makes `target` hold what `sources` do.
+pub(super) fn convert(
+    args: &Args,
+    sources: &Joined,
+    driver: &'static Driver,
+    target: &Path,
+    globals: &Globals,
+) -> anyhow::Result<()> {
+    refuse_sources(sources, target)?;
+    if args.no_create {
+        return in_place(args, sources, driver, target, globals);
+    }
+    let generic = Generic::take(&args.options)?;
+    let backing = below(args, &generic, target, globals)?;
+    let create = create_options(&generic, driver, target, sources.len(), backing.as_ref())?;
+    let new = Target::begin(target)?;
+    let place = Place {
+        args,
+        globals,
+        driver,
+        name: target,
+        path: new.path().to_owned(),
+        before: match (&backing, new.in_place()) {
+            (Some(_), _) => Before::Backed,
+            (None, true) => Before::Unknown,
+            (None, false) => Before::Zeroes,
+        },
+        order: WriteOrder::Unordered,
+        allowed: backing.iter().map(|b| b.create.absolute.clone()).collect(),
+    };
+    let done = place
+        .create(&create)
+        .and_then(|()| place.fill(sources, backing.as_ref().map(|b| &b.disk)));
+    done.map_err(|e| named(e, &new))?;
+    Ok(new.commit(args.target_cache.durable())?)
+}
+
+/// Writes into an image that exists.
+fn in_place(
+    args: &Args,
+    sources: &Joined,
+    driver: &'static Driver,
+    target: &Path,
+    globals: &Globals,
+) -> anyhow::Result<()> {
+    if args.backing.is_some() || !args.options.is_empty() {
+        return Err(usage("-B and -o are for new images, and -n makes none"));
+    }
+    let place = Place {
+        args,
+        globals,
+        driver,
+        name: target,
+        path: target.to_owned(),
+        before: match args.target_is_zero {
+            true => Before::Zeroes,
+            false => Before::Unknown,
+        },
+        order: WriteOrder::Ordered,
+        allowed: Vec::new(),
+    };
+    place.fill(sources, None)
+}
+
+impl Place<'_> {
+    fn storage(&self, access: Access) -> StorageOptions {
+        let mut options = StorageOptions {
+            access,
+            ..StorageOptions::default()
+        };
+        if let Some(caching) = self.args.target_cache.caching() {
+            options.caching = caching;
+        }
+        options
+    }
+
+    fn create(&self, options: &CreateOptions) -> anyhow::Result<()> {
+        let storage = storage::open::open(&self.path, &self.storage(Access::Write))?;
+        (creator(self.driver)?.create)(&*storage, options).map_err(|e| e.at(&self.path))?;
+        Ok(())
+    }
+
+    fn open(&self, access: Access) -> anyhow::Result<Chain> {
+        let plan = self.args.open.plan(Some(self.driver), Access::Read)?;
+        let references = match plan.references {
+            References::Any => References::Any,
+            References::Confined { mut allowed } => {
+                allowed.extend(self.allowed.iter().cloned());
+                References::Confined { allowed }
+            }
+        };
+        let options = ChainOptions {
+            storage: self.storage(access),
+            format: Some(self.driver),
+            backing_format: self.args.target_backing_format,
+            references,
+            order: self.order,
+            ..ChainOptions::default()
+        };
+        Ok(chain::open::open(&self.path, &options)?)
+    }
+
+    /// Copies, closes, and verifies where that was asked for.
+    fn fill(&self, sources: &Joined, backing: Option<&Joined>) -> anyhow::Result<()> {
+        let chain = self.open(Access::Write)?;
+        let lost = Losses::default();
+        let salvage = |at: u64, len: u64, e: &Error| lost.warn(at, len, e);
+        let options = Convert {
+            workers: self.args.workers(),
+            scan: self.args.scan(),
+            before: self.before,
+            backing,
+            salvage: self.args.salvage.then_some(&salvage),
+            rate: self.args.rate_limit,
+        };
+        let total = copy::convert::total(sources, &chain, self.before);
+        let bar = progress::start("convert", total, &self.args.progress, self.globals);
+        copy::convert(sources, &chain, &options, &bar)?;
+        bar.finish();
+        chain.close()?;
+        if self.args.target_cache != Cache::Unsafe {
+            chain.flush()?;
+        }
+        drop(chain);
+        lost.sum_up(self.name);
+        match self.args.verify {
+            true => self.verify(sources),
+            false => Ok(()),
+        }
+    }
+
+    /// Reads the image back through nothing that wrote it.
+    fn verify(&self, sources: &Joined) -> anyhow::Result<()> {
+        let written = Joined::new(vec![self.open(Access::Read)?])?;
+        let total = sources.len().max(written.len());
+        let bar = progress::start("verify", total, &self.args.progress, self.globals);
+        let workers = self.args.workers();
+        let outcome = copy::compare(sources, &written, Allocation::Ignored, workers, &bar)
+            .map_err(|f| f.error)?;
+        match outcome {
+            // An image that existed and is larger keeps what it had there.
+            Outcome::Content(at) if !(self.args.no_create && at >= sources.len()) => {
+                let text = format!("differs from the source at {at:#x} when read back");
+                Err(Error::corrupt(text).at(&self.path).into())
+            }
+            _ => {
+                bar.finish();
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What could not be read while salvaging.
+#[derive(Debug, Default)]
+pub(super) struct Losses {
+    bytes: AtomicU64,
+    warnings: AtomicU64,
+}
+
+impl Losses {
+    pub(super) fn warn(&self, at: u64, len: u64, error: &Error) {
+        self.bytes.fetch_add(len, Ordering::Relaxed);
+        if self.warnings.fetch_add(1, Ordering::Relaxed) < MAX_WARNINGS {
+            let cause = std::error::Error::source(error).map(|s| format!(": {s}"));
+            complain(&format!(
+                "warning: {error}{}; {len} bytes at {at:#x} become zeroes",
+                cause.unwrap_or_default()
+            ));
+        }
+    }
+
+    /// Says how much it was in all, where it was anything.
+    pub(super) fn sum_up(&self, name: &Path) {
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        if bytes > 0 {
+            complain(&format!(
+                "warning: {}: {bytes} bytes could not be read and are zeroes",
+                name.display()
+            ));
+        }
+    }
+}
+
+/// The error about what the user named, not about the temporary file.
+fn named(error: anyhow::Error, target: &Target) -> anyhow::Error {
+    match error.downcast::<Error>() {
+        Ok(error) => target.name(error).into(),
+        Err(error) => error,
+    }
+}
+
+/// Refuses a target that is one of the sources, or lies below one.
+fn refuse_sources(sources: &Joined, target: &Path) -> Result<()> {
+    let (Existing::File(found) | Existing::Device(found)) = look(target)?.1 else {
+        return Ok(());
+    };
+    let identity = |m: &std::fs::Metadata| (m.dev(), m.ino(), m.rdev());
+    let layers = sources.chains().flat_map(Chain::layers);
+    for path in layers.filter_map(|l| l.storage().path()) {
+        if std::fs::metadata(path).is_ok_and(|m| identity(&m) == identity(&found)) {
+            let text = format!(
+                "is the target, and also {}, which is read",
+                crate::util::text::printable(&path.to_string_lossy())
+            );
+            return Err(Error::invalid(text).at(target));
+        }
+    }
+    Ok(())
+}
+
+/// The image below a new one: as its header names it, and open.
+struct Below {
+    create: crate::image::create::CreateBacking,
+    disk: Joined,
+}
+
+fn below(
+    args: &Args,
+    generic: &Generic,
+    target: &Path,
+    globals: &Globals,
+) -> anyhow::Result<Option<Below>> {
+    let Some(name) = args.backing.as_ref().or(generic.backing.as_ref()) else {
+        if args.target_backing_format.is_some() || generic.backing_format.is_some() {
+            return Err(usage("-F names the format of -B, which is missing"));
+        }
+        return Ok(None);
+    };
+    let format = args.target_backing_format.or(generic.backing_format);
+    let home = backing::directory(target)?;
+    let absolute = backing::clean(&home.join(name));
+    let chain = chain::open::open(&absolute, &args.open.plan(format, Access::Read)?)?;
+    for path in chain.layers().iter().filter_map(|l| l.storage().path()) {
+        refuse_itself(target, path)?;
+    }
+    let create = backing::describe(name, &home, &absolute, &chain)?;
+    if format.is_none() {
+        globals.note(&format!(
+            "{}: the content decided that its format is {} (-F names it)",
+            absolute.display(),
+            create.format
+        ));
+    }
+    Ok(Some(Below {
+        create,
+        disk: Joined::new(vec![chain])?,
+    }))
+}
+
+fn create_options(
+    generic: &Generic,
+    driver: &'static Driver,
+    target: &Path,
+    size: u64,
+    backing: Option<&Below>,
+) -> anyhow::Result<CreateOptions> {
+    let texts = generic.others.iter().map(String::as_str);
+    let values = OptionValues::parse(creator(driver)?.options, driver.name, texts)
+        .map_err(|e| usage(e.at(target)))?;
+    if let Some(given) = generic.size.filter(|&s| s < size) {
+        return Err(usage(format!(
+            "option 'size' is {given} (allowed: {size}, the size of the source, and more)"
+        )));
+    }
+    Ok(CreateOptions {
+        size: generic.size.unwrap_or(size),
+        backing: backing.map(|b| b.create.clone()),
+        values,
+    })
+}

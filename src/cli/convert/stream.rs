@@ -1,0 +1,135 @@
+//! `convert` from stdin and to stdout.
+
+use std::io::{IsTerminal, Read, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::chain::{Base, Chain};
+use crate::cli::convert::{Args, place, refuse, source};
+use crate::cli::exit::usage;
+use crate::cli::target::{Target, look};
+use crate::cli::{Globals, progress, target};
+use crate::copy::progress::Progress;
+use crate::copy::{Joined, stream};
+use crate::error::Error;
+use crate::formats::raw;
+use crate::image::Driver;
+use crate::image::open::OpenOptions;
+use crate::storage;
+use crate::storage::Storage;
+use crate::storage::open::{Access, StorageOptions};
+
+/// How long a read from a pipe waits before it looks whether the user wants to stop.
+const WAIT: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
+
+/// Writes the sources to stdout.  Signals end it at once: there is nothing to clean up.
+pub(super) fn to_stdout(args: &Args, sources: &[PathBuf], globals: &Globals) -> anyhow::Result<()> {
+    let driver = args.target_format.unwrap_or(&raw::DRIVER);
+    refuse(args, driver)?;
+    refuse_stream(driver, "written to")?;
+    if args.no_create || args.backing.is_some() || args.verify || !args.options.is_empty() {
+        return Err(usage("-n, -B, -o and --verify are not for stdout"));
+    }
+    let sources = source::open(args, sources)?;
+    let mut out = std::io::stdout();
+    if out.is_terminal() {
+        return Err(usage("stdout is a terminal, which is no place for a disk"));
+    }
+    let bar = progress::start("convert", sources.len(), &args.progress, globals);
+    let lost = place::Losses::default();
+    let salvage = |at: u64, len: u64, e: &Error| lost.warn(at, len, e);
+    let salvage = args.salvage.then_some(&salvage as _);
+    stream::send(&sources, &mut out, args.workers(), salvage, &bar)?;
+    out.flush()?;
+    bar.finish();
+    lost.sum_up(Path::new("stdout"));
+    Ok(())
+}
+
+/// Makes `target` hold what stdin has: at once where it is a new raw file, else by way of a file
+/// without a name beside it, since formats want the size first.
+pub(super) fn from_stdin(
+    args: &Args,
+    driver: &'static Driver,
+    path: &Path,
+    globals: &Globals,
+) -> anyhow::Result<()> {
+    refuse_stream(args.format.unwrap_or(&raw::DRIVER), "read from")?;
+    let new_file = !args.no_create && !matches!(look(path)?.1, target::Existing::Device(_));
+    let plain = args.options.is_empty() && args.backing.is_none() && !args.verify;
+    if driver.name == raw::DRIVER.name && new_file && plain && args.sparse_size.is_none() {
+        let new = Target::begin(path)?;
+        let storage = writable(new.path()).map_err(|e| new.name(e))?;
+        receive(args, &*storage, globals).map_err(|e| new.name(e))?;
+        drop(storage);
+        return Ok(new.commit(args.target_cache.durable())?);
+    }
+    let spool = target::unnamed_beside(path, &write_options())?;
+    receive(args, &*spool, globals).map_err(|e| e.renamed(path, Path::new("-")))?;
+    let options = OpenOptions::default();
+    let image = (raw::DRIVER.open)(spool, &options)?;
+    let chain = Chain::new(vec![image], Base::Zeroes, options.grace)?;
+    place::convert(args, &Joined::new(vec![chain])?, driver, path, globals)
+}
+
+fn receive(args: &Args, storage: &dyn Storage, globals: &Globals) -> crate::Result<()> {
+    let bar = progress::start("read", 0, &args.progress, globals);
+    let mut input = Patient {
+        input: std::io::stdin().lock(),
+        progress: &bar,
+    };
+    stream::receive(&mut input, storage, &bar)?;
+    bar.finish();
+    Ok(())
+}
+
+fn write_options() -> StorageOptions {
+    StorageOptions {
+        access: Access::Write,
+        ..StorageOptions::default()
+    }
+}
+
+fn writable(path: &Path) -> crate::Result<Arc<dyn Storage>> {
+    storage::open::open(path, &write_options())
+}
+
+fn refuse_stream(driver: &Driver, done: &str) -> crate::Result<()> {
+    if driver.name == raw::DRIVER.name {
+        return Ok(());
+    }
+    Err(Error::unsupported(format!(
+        "format '{}' cannot be {done} a stream (allowed: raw)",
+        driver.name
+    )))
+}
+
+/// Reads from a descriptor that may have nothing for a long time, and gives up when the user wants
+/// to stop.
+struct Patient<'a, R> {
+    input: R,
+    progress: &'a dyn Progress,
+}
+
+impl<R: Read + AsFd> Read for Patient<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            // The caller asks why, and hears that it was cancelled.
+            if self.progress.cancelled() {
+                return Err(std::io::ErrorKind::Interrupted.into());
+            }
+            let mut fds = [PollFd::new(&self.input, PollFlags::IN)];
+            match poll(&mut fds, Some(&WAIT)) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => return self.input.read(buf),
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+}

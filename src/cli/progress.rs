@@ -1,0 +1,24 @@
+//! How a command shows its progress: what was typed, and what the terminal is.
+
+use std::io::IsTerminal;
+
+use crate::cli::common::{ProgressArgs, ProgressForm};
+use crate::cli::{Globals, signal};
+use crate::output::bar::{Bar, Form};
+
+/// Shows a job of `total` bytes (0: nobody knows) as the user asked; it stops on SIGINT and
+/// SIGTERM once [`signal::catch`] was called.
+pub fn start(job: &'static str, total: u64, args: &ProgressArgs, globals: &Globals) -> Bar {
+    let form = if args.bar {
+        ProgressForm::Bar
+    } else {
+        args.progress
+    };
+    let shown = match form {
+        ProgressForm::Json => Form::Json,
+        ProgressForm::Bar => Form::Bar,
+        ProgressForm::Auto if !globals.quiet && std::io::stderr().is_terminal() => Form::Bar,
+        ProgressForm::Auto | ProgressForm::None => Form::None,
+    };
+    Bar::new(job, total, shown, signal::caught)
+}

@@ -1,0 +1,176 @@
+//! Progress of long jobs, on stderr: a bar, or one JSON object a line.
+
+use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+
+use crate::copy::progress::Progress;
+
+/// Shortest time between two lines of JSON.
+const JSON_INTERVAL: Duration = Duration::from_millis(200);
+/// Bars drawn in a second.
+const DRAWS: u8 = 10;
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// A bar with rate and remaining time; nothing where stderr is not a terminal.
+    Bar,
+    /// One JSON object a line.
+    Json,
+    /// Nothing.
+    None,
+}
+
+/// Counts the bytes of one job and shows them.
+#[derive(Debug)]
+pub struct Bar {
+    job: &'static str,
+    total: u64,
+    done: AtomicU64,
+    start: Instant,
+    cancelled: fn() -> bool,
+    shown: Shown,
+}
+
+#[derive(Debug)]
+enum Shown {
+    Bar(ProgressBar),
+    /// When the last line was written.  Innermost.
+    Json(Mutex<Option<Instant>>),
+    Nothing,
+}
+
+impl Bar {
+    /// Shows a job of `total` bytes; `cancelled` tells whether the user asked to stop.
+    pub fn new(job: &'static str, total: u64, form: Form, cancelled: fn() -> bool) -> Self {
+        let shown = match form {
+            Form::Bar => Shown::Bar(bar(job, total)),
+            Form::Json => Shown::Json(Mutex::new(None)),
+            Form::None => Shown::Nothing,
+        };
+        Self {
+            job,
+            total,
+            done: AtomicU64::new(0),
+            start: Instant::now(),
+            cancelled,
+            shown,
+        }
+    }
+
+    /// Shows that the job is done: the last thing that is shown of it.
+    pub fn finish(self) {
+        match &self.shown {
+            Shown::Bar(bar) => bar.finish(),
+            Shown::Json(_) => self.line(),
+            Shown::Nothing => {}
+        }
+    }
+
+    fn line(&self) {
+        let done = self.done.load(Ordering::Relaxed);
+        let line = line(self.job, done, self.total, self.start.elapsed());
+        // Nobody can be told that stderr is closed.
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }
+}
+
+impl Drop for Bar {
+    /// A job that failed leaves no half bar in front of the error.
+    fn drop(&mut self) {
+        if let Shown::Bar(bar) = &self.shown
+            && !bar.is_finished()
+        {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Progress for Bar {
+    fn advance(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Ordering::Relaxed);
+        match &self.shown {
+            Shown::Bar(bar) => bar.inc(bytes),
+            Shown::Json(last) => {
+                let mut last = last.lock();
+                if last.is_none_or(|at| at.elapsed() >= JSON_INTERVAL) {
+                    *last = Some(Instant::now());
+                    self.line();
+                }
+            }
+            Shown::Nothing => {}
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        (self.cancelled)()
+    }
+}
+
+fn bar(job: &'static str, total: u64) -> ProgressBar {
+    let target = ProgressDrawTarget::stderr_with_hz(DRAWS);
+    let bar = ProgressBar::with_draw_target(Some(total), target);
+    let template = if total == 0 {
+        "{msg} {bytes} {binary_bytes_per_sec}"
+    } else {
+        "{msg} {wide_bar} {percent:>3} % {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}"
+    };
+    // The templates are constants; a test shows that they are right.
+    let style = ProgressStyle::with_template(template);
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        .with_message(job)
+}
+
+/// One JSON object; a rate or a remaining time that is not known is null.
+fn line(job: &str, done: u64, total: u64, elapsed: Duration) -> Value {
+    let nanos = elapsed.as_nanos().max(1);
+    let rate = u128::from(done) * 1_000_000_000 / nanos;
+    let rest = u128::from(total.saturating_sub(done));
+    let known = total > 0 && rate > 0;
+    let eta = known.then(|| u64::try_from(rest.div_ceil(rate.max(1))).unwrap_or(u64::MAX));
+    let rate = u64::try_from(rate).ok();
+    json!({
+        "job": job,
+        "done": done,
+        "total": (total > 0).then_some(total),
+        "bytes-per-second": rate,
+        "eta-seconds": eta,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_and_the_remaining_time_come_from_what_is_done() {
+        let text = line("convert", 100, 350, Duration::from_secs(2)).to_string();
+        assert_eq!(
+            text,
+            r#"{"job":"convert","done":100,"total":350,"bytes-per-second":50,"eta-seconds":5}"#
+        );
+    }
+
+    #[test]
+    fn a_job_of_unknown_length_has_no_remaining_time() {
+        let value = line("convert", 7, 0, Duration::from_secs(1));
+        assert!(value["total"].is_null() && value["eta-seconds"].is_null());
+        assert_eq!(value["done"], 7);
+    }
+
+    #[test]
+    fn bars_are_drawn_by_templates_that_are_right() {
+        for total in [0, 10] {
+            let bar = bar("convert", total);
+            assert_eq!(bar.message(), "convert");
+        }
+        for template in ["{msg} {bytes} {binary_bytes_per_sec}", "{wide_bar} {eta}"] {
+            assert!(ProgressStyle::with_template(template).is_ok());
+        }
+    }
+}

@@ -162,7 +162,9 @@ impl Inner {
     }
 
     fn read(&self, buf: &mut [u8], host: u64) {
-        each_page(host, buf.len(), |page, within, part| {
+        let inside = clamp_len(self.len.saturating_sub(host), buf.len());
+        buf[inside..].fill(0);
+        each_page(host, inside, |page, within, part| {
             match self.pages.get(&page) {
                 Some(bytes) => {
                     buf[part.clone()].copy_from_slice(&bytes[within..within + part.len()]);
@@ -348,6 +350,17 @@ mod tests {
                 len: PAGE64
             }
         );
+    }
+
+    #[test]
+    fn any_offset_may_be_read() {
+        let storage = MemoryStorage::from_bytes(b"abc");
+        for host in [2, 3, u64::MAX - 1, u64::MAX] {
+            let mut buf = [9; 8];
+            storage.read_at(&mut buf, host).expect("reads");
+            assert_eq!(buf[0], if host == 2 { b'c' } else { 0 });
+            assert_eq!(buf[1..], [0; 7]);
+        }
     }
 
     #[test]

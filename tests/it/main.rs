@@ -16,5 +16,6 @@ mod oracle;
 mod refuse;
 mod regress;
 mod resize;
+mod storage;
 mod threads;
 mod util;

@@ -80,8 +80,9 @@ fn the_kernel_reports_bytes_that_nobody_touched_before_they_were_lost() {
 #[test]
 fn truncation_while_many_threads_read_never_shows_bytes_that_were_not_there() {
     use std::os::unix::fs::FileExt;
+    const BYTES: &[u8] = &[0xaa; 4 << 20];
     const LEN: u64 = 4 << 20;
-    let file = file_of(&[0xaa; LEN as usize]);
+    let file = file_of(BYTES);
     let mapping = Mapping::new();
     let stop = AtomicBool::new(false);
     let lost = std::thread::scope(|scope| {
@@ -108,8 +109,7 @@ fn truncation_while_many_threads_read_never_shows_bytes_that_were_not_there() {
         for round in 0..200 {
             file.set_len(round * 4099 % LEN).expect("truncates");
             std::thread::yield_now();
-            file.write_all_at(&vec![0xaa; LEN as usize], 0)
-                .expect("rewrites");
+            file.write_all_at(BYTES, 0).expect("rewrites");
         }
         stop.store(true, Ordering::Relaxed);
         readers
@@ -143,4 +143,29 @@ fn a_read_across_two_windows_is_whole() {
         .read(&file, &mut buf, WINDOW - 32)
         .expect("maps");
     assert_eq!(buf, [5; 64]);
+}
+
+/// Run by the test below in a process of its own, which this ends.
+#[test]
+#[ignore = "raises SIGBUS; only for the test that runs it in another process"]
+fn a_fault_elsewhere() {
+    let file = file_of(&[7; 4096]);
+    let window = Window::new(&file, &(0..4096)).expect("maps, so the handler is there");
+    window.read(&mut [0; 10], 0).expect("is there");
+    let lost = MmapOptions::new().len(8192).map_raw_read_only(&file);
+    let lost = lost.expect("maps past the end");
+    // SAFETY: the byte is mapped; that there is nothing behind it is the point.
+    unsafe { lost.as_ptr().add(5000).read_volatile() };
+    unreachable!("the signal ends the process");
+}
+
+#[test]
+fn a_fault_that_is_not_ours_ends_the_process_as_before() {
+    use std::os::unix::process::ExitStatusExt;
+    let test = "storage::mmap::tests::a_fault_elsewhere";
+    let output = std::process::Command::new(std::env::current_exe().expect("has a path"))
+        .args([test, "--exact", "--ignored"])
+        .output()
+        .expect("starts");
+    assert_eq!(output.status.signal(), Some(libc::SIGBUS), "{output:?}");
 }

@@ -288,6 +288,10 @@ impl Companions for Confined {
     fn open(&self, name: &str, what: &str) -> Result<Arc<dyn Storage>> {
         let access = self.storage.access;
         let found = self.namer.open(name, what, access, &self.references)?;
+        if FileId::of_file(&found.file).at(&found.path)? == self.namer.id {
+            let text = format!("names itself as its {what}");
+            return Err(Error::corrupt(text).at(&self.namer.path));
+        }
         adopt(found.file, &found.path, &self.storage)
     }
 }

@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lock_ends_with_the_storage_even_when_it_was_mapped() {
+    fn the_lock_ends_with_the_storage_though_it_was_mapped_and_duplicated() {
         let named = tempfile::NamedTempFile::new().expect("a temporary file");
         let mut options = StorageOptions {
             access: Access::Write,
@@ -216,6 +216,9 @@ mod tests {
         let writer = open(named.path(), &options).expect("opens");
         writer.write_at(&[1; 8192], 0).expect("writes");
         writer.read_at(&mut [0; 100], 50).expect("reads");
+        // As a child process has it between fork and exec.
+        let fd = writer.fd().expect("a file has one");
+        let _duplicate = fd.try_clone_to_owned().expect("duplicates");
         drop(writer);
         options.access = Access::Read;
         open(named.path(), &options).expect("nobody holds it");

@@ -104,6 +104,10 @@ fn a_companion_is_opened_by_the_same_policy() {
     let storage = companions.open("sub/file", "extent").expect("is below");
     assert_eq!(storage.size(), 8);
     let error = companions
+        .open("sub/../image", "extent")
+        .expect_err("is the image");
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    let error = companions
         .open("../secret", "extent")
         .expect_err("is above");
     assert_eq!(error.kind(), ErrorKind::Denied);

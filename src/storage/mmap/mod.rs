@@ -12,6 +12,7 @@
 
 mod sigbus;
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -23,12 +24,12 @@ use memmap2::{MmapOptions, MmapRaw};
 
 use crate::util::align::{clamp_len, down, len64};
 use crate::util::range;
-use sigbus::Registration;
+use sigbus::{Registration, Use};
 
 /// Length of the windows that stay.
-const WINDOW: u64 = 64 << 20;
+const WINDOW: u64 = 16 << 20;
 /// How many of them one file has at most.
-const SLOTS: usize = 64;
+const SLOTS: usize = 256;
 /// Windows start at a multiple of this: the largest page size there is.
 const START_ALIGN: u64 = 64 << 10;
 
@@ -51,6 +52,10 @@ impl Window {
     ///
     /// The range may reach past the end of the file; nobody may look there.
     pub(super) fn new(file: &File, host: &Range<u64>) -> Option<Self> {
+        Self::of_use(file, host, Use::Passing)
+    }
+
+    fn of_use(file: &File, host: &Range<u64>, used: Use) -> Option<Self> {
         let start = down(host.start, START_ALIGN);
         let len = usize::try_from(host.end.checked_sub(start)?).ok()?;
         if len > sigbus::MAX_LEN {
@@ -61,7 +66,7 @@ impl Window {
             .len(len)
             .map_raw_read_only(file)
             .ok()?;
-        let registration = Registration::new(map.as_ptr() as usize, map.len())?;
+        let registration = Registration::new(map.as_ptr() as usize, map.len(), used)?;
         Some(Self {
             registration,
             map,
@@ -202,9 +207,15 @@ unsafe fn scan_zero(at: *const u8, len: usize) -> bool {
 }
 
 /// The windows of one file that stay.
-#[derive(Debug)]
 pub(super) struct Mapping {
     slots: Box<[ArcSwapOption<Window>]>,
+}
+
+impl fmt::Debug for Mapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let held = self.slots.iter().filter(|s| s.load().is_some()).count();
+        f.debug_struct("Mapping").field("windows", &held).finish()
+    }
 }
 
 impl Mapping {
@@ -251,7 +262,8 @@ impl Mapping {
             Some(_) => Err(Lost),
             None => {
                 let end = start.checked_add(WINDOW).ok_or(Lost)?;
-                let window = Arc::new(Window::new(file, &(start..end)).ok_or(Lost)?);
+                let window =
+                    Arc::new(Window::of_use(file, &(start..end), Use::Staying).ok_or(Lost)?);
                 let copied = window.read(buf, host);
                 if copied.is_ok() {
                     slot.compare_and_swap(&*held, Some(window));

@@ -1,0 +1,286 @@
+//! qcow2: QEMU's copy-on-write format, versions 2 and 3, read-only.
+
+mod decode;
+mod entry;
+mod extension;
+mod feature;
+mod header;
+mod lookup;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::info::Detail;
+use crate::image::open::OpenOptions;
+use crate::image::probe::ProbeInput;
+use crate::image::{Backing, BackingName, Caps, Driver, Fill, Image, Run, Source, Wait};
+use crate::storage::open::Access;
+use crate::storage::{Limits, Storage, Zeroing};
+use crate::util::align::{clamp_len, len64};
+
+use decode::Decoded;
+use entry::{Cluster, Layout, Packed};
+use header::{Compression, Header};
+use lookup::{Place, Tables};
+
+/// The registry row.
+pub static DRIVER: Driver = Driver {
+    name: "qcow2",
+    aliases: &[],
+    extensions: &["qcow2", "qcow2c"],
+    about: "QEMU's copy-on-write format, versions 2 and 3",
+    probe,
+    open: |storage, options| Ok(Box::new(Qcow2::open(storage, options)?)),
+    open_options: &[],
+    creator: None,
+};
+
+fn probe(input: &ProbeInput<'_>) -> u8 {
+    let word = |at: usize| {
+        let bytes = input.head.get(at..at + 4)?;
+        Some(u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+    };
+    match (word(0), word(4)) {
+        (Some(header::MAGIC), Some(2 | 3)) => 100,
+        // Versions to come are refused by name, not read as raw.
+        (Some(header::MAGIC), Some(4..)) => 50,
+        _ => 0,
+    }
+}
+
+/// An open image.
+#[derive(Debug)]
+struct Qcow2 {
+    file: Arc<dyn Storage>,
+    /// Where guest data is: the file itself, or the external data file; `None`: not opened.
+    data: Option<Arc<dyn Storage>>,
+    header: Header,
+    layout: Layout,
+    tables: Tables,
+    decoded: Decoded,
+}
+
+impl Qcow2 {
+    fn open(file: Arc<dyn Storage>, options: &OpenOptions) -> Result<Self> {
+        if options.access == Access::Write {
+            return Err(Error::unsupported(
+                "images of format 'qcow2' cannot be written yet",
+            ));
+        }
+        let header = Header::read(&*file)?;
+        if header.incompatible & feature::CORRUPT != 0 {
+            return Err(Error::corrupt(
+                "the image is marked corrupt (incompatible bit 1)",
+            ));
+        }
+        let external = header.incompatible & feature::DATA_FILE != 0;
+        let data = match external {
+            true => open_data_file(&header, options)?,
+            false => Some(Arc::clone(&file)),
+        };
+        let layout = Layout {
+            cluster_bits: header.cluster_bits,
+            extended: header.extended_l2(),
+            version: header.version,
+        };
+        let (offset, len) = (header.l1_offset, u64::from(header.l1_len));
+        let tables = Tables::new(layout, header.l2_bits(), offset, len, external);
+        let decoded = Decoded::new(header.cluster_size());
+        Ok(Self {
+            file,
+            data,
+            header,
+            layout,
+            tables,
+            decoded,
+        })
+    }
+
+    fn decoded(&self, at: u64) -> Result<Arc<[u8]>> {
+        let entry = self.tables.entry_offset(&*self.file, at, Wait::Yes)?;
+        let cluster = match entry {
+            Some(entry) => self.tables.cluster(&*self.file, entry, Wait::Yes)?,
+            None => Cluster::Unallocated,
+        };
+        let Cluster::Compressed(range) = cluster else {
+            return Err(Error::corrupt(format!(
+                "the cluster at {at:#x} is not compressed"
+            )));
+        };
+        self.decoded.get(range.start, || self.decode(range, at))
+    }
+
+    fn decode(&self, range: Packed, at: u64) -> Result<Vec<u8>> {
+        let len = self.file.size();
+        if range.start >= len {
+            return Err(Error::corrupt(format!(
+                "the compressed cluster of {at:#x} is at {:#x} (the file ends at {len:#x})",
+                range.start
+            )));
+        }
+        // The last cluster's sectors may reach past the end of the file.
+        let mut input = vec![0; clamp_len(range.end.min(len) - range.start, usize::MAX)];
+        self.file.read_at(&mut input, range.start)?;
+        let size = clamp_len(self.layout.cluster_size(), usize::MAX);
+        decode::decode(self.header.compression, &input, size)
+            .map_err(|e| Error::corrupt(format!("at guest offset {at:#x}: {}", e.message())))
+    }
+
+    fn stored(&self, host: u64, at: u64) -> Result<Source<'_>> {
+        let Some(data) = &self.data else {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("the data at {at:#x} is in the external data file, which was not opened"),
+            ));
+        };
+        if host >= data.size() {
+            return Err(Error::corrupt(format!(
+                "the cluster of {at:#x} is at {host:#x} (the data file ends at {:#x})",
+                data.size()
+            )));
+        }
+        Ok(Source::Stored {
+            storage: &**data,
+            host,
+            writable: false,
+        })
+    }
+}
+
+fn open_data_file(header: &Header, options: &OpenOptions) -> Result<Option<Arc<dyn Storage>>> {
+    let Some(companions) = &options.companions else {
+        return Ok(None);
+    };
+    let name = header.data_file_name().ok_or_else(|| {
+        Error::corrupt("the image has an external data file, but does not name it")
+    })?;
+    companions.open(&name, "data file").map(Some)
+}
+
+impl Image for Qcow2 {
+    fn driver(&self) -> &'static Driver {
+        &DRIVER
+    }
+
+    fn virtual_size(&self) -> u64 {
+        self.header.size
+    }
+
+    fn cluster_size(&self) -> Option<u64> {
+        Some(self.layout.cluster_size())
+    }
+
+    fn limits(&self) -> Limits {
+        let unit = u32::try_from(self.layout.subcluster_size()).unwrap_or(0);
+        Limits {
+            align: 1,
+            buf_align: 1,
+            zero_align: unit,
+            discard_align: unit,
+        }
+    }
+
+    fn caps(&self) -> Caps {
+        Caps {
+            write: false,
+            backing: self.header.backing_name.is_some(),
+            host_offsets: true,
+        }
+    }
+
+    fn storage(&self) -> &dyn Storage {
+        &*self.file
+    }
+
+    fn map(&self, at: u64, len: u64, wait: Wait) -> Result<Run<'_>> {
+        let len = len.min(self.header.size - at);
+        let found = self.tables.find(&*self.file, at, len, wait)?;
+        let source = match found.place {
+            Place::Below => Source::Below,
+            Place::Zero => Source::Zero,
+            Place::Compressed => Source::Encoded,
+            Place::Stored { host, .. } => self.stored(host, at)?,
+        };
+        Ok(Run {
+            len: found.len,
+            source,
+        })
+    }
+
+    fn read_encoded(&self, buf: &mut [u8], at: u64) -> Result<()> {
+        let size = self.layout.cluster_size();
+        let mut done = 0;
+        while done < buf.len() {
+            let at = at + len64(done);
+            let within = clamp_len(at % size, usize::MAX);
+            let cluster = self.decoded(at)?;
+            let len = (cluster.len() - within).min(buf.len() - done);
+            buf[done..done + len].copy_from_slice(&cluster[within..within + len]);
+            done += len;
+        }
+        Ok(())
+    }
+
+    fn allocate(&self, _at: u64, _len: u64, _fill: &mut Fill<'_>) -> Result<u64> {
+        Err(Error::read_only())
+    }
+
+    fn zero(&self, _range: Range<u64>, _how: Zeroing) -> Result<()> {
+        Err(Error::read_only())
+    }
+
+    fn discard(&self, _range: Range<u64>) -> Result<()> {
+        Err(Error::read_only())
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.file.sync()
+    }
+
+    fn close(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn backing(&self) -> Option<Backing> {
+        let path = self.header.backing_name.clone()?;
+        Some(Backing {
+            names: vec![BackingName {
+                path,
+                origin: "header".to_owned(),
+            }],
+            format: self.header.backing_format(),
+            identity: None,
+        })
+    }
+
+    fn details(&self) -> Vec<Detail> {
+        let header = &self.header;
+        let compat = if header.version == 2 { "0.10" } else { "1.1" };
+        let compression = match header.compression {
+            Compression::Zlib => "zlib",
+            Compression::Zstd => "zstd",
+        };
+        let mut details = vec![
+            Detail::new("compat", compat),
+            Detail::new("compression-type", compression),
+            Detail::new("refcount-bits", 1u64 << header.refcount_order),
+        ];
+        if header.version >= 3 {
+            let lazy = header.compatible & feature::LAZY_REFCOUNTS != 0;
+            details.push(Detail::new("lazy-refcounts", lazy));
+            details.push(Detail::new("corrupt", false));
+            details.push(Detail::new(
+                "dirty",
+                header.incompatible & feature::DIRTY != 0,
+            ));
+            details.push(Detail::new("extended-l2", header.extended_l2()));
+        }
+        if let Some(name) = header.data_file_name() {
+            details.push(Detail::new("data-file", name));
+            let raw = header.autoclear & feature::DATA_FILE_RAW != 0;
+            details.push(Detail::new("data-file-raw", raw));
+        }
+        details
+    }
+}

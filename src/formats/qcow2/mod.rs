@@ -6,6 +6,8 @@ mod extension;
 mod feature;
 mod header;
 mod lookup;
+mod refblock;
+mod refcount;
 
 use std::ops::Range;
 use std::sync::Arc;

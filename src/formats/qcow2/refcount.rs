@@ -163,14 +163,16 @@ impl Refcounts {
         );
     }
 
-    /// Takes `count` free clusters in one piece, counts them once each, and says which they are.
+    /// Takes free clusters in one piece, at least `count.start` and at most `count.end - 1`, counts
+    /// them once each, and says which they are.
     ///
     /// # Errors
     /// `NoSpace` past what offsets can express; the host's; then nothing is taken, though the
     /// refcount structure may have grown.
-    pub(super) fn take(&mut self, file: &dyn Storage, count: u64) -> Result<Taken> {
+    pub(super) fn take(&mut self, file: &dyn Storage, count: Range<u64>) -> Result<Taken> {
+        debug_assert!(count.start >= 1 && count.start < count.end);
         loop {
-            let clusters = self.find_free(file, count)?;
+            let clusters = self.find_free(file, &count)?;
             if self.cover(file, &clusters)? {
                 continue;
             }
@@ -189,26 +191,25 @@ impl Refcounts {
         }
     }
 
-    fn find_free(&mut self, file: &dyn Storage, count: u64) -> Result<Range<u64>> {
-        let mut start = self.next;
-        let mut end = start;
+    fn find_free(&mut self, file: &dyn Storage, count: &Range<u64>) -> Result<Range<u64>> {
+        let mut run = self.next..self.next;
         let mut first_free = None;
-        while end - start < count {
-            if end >= MAX_HOST >> self.place.cluster_bits {
-                return Err(Error::new(
-                    ErrorKind::NoSpace,
-                    format!("the image file has no room left below {MAX_HOST:#x}"),
-                ));
+        while run.end - run.start + 1 < count.end {
+            if run.end >= MAX_HOST >> self.place.cluster_bits {
+                let text = format!("the image file has no room left below {MAX_HOST:#x}");
+                return Err(Error::new(ErrorKind::NoSpace, text));
             }
-            end += 1;
-            if self.count(file, end - 1)? != 0 {
-                start = end;
+            if self.count(file, run.end)? == 0 {
+                first_free = first_free.or(Some(run.end));
+                run.end += 1;
+            } else if run.end - run.start >= count.start {
+                break;
             } else {
-                first_free = first_free.or(Some(end - 1));
+                run = run.end + 1..run.end + 1;
             }
         }
         self.next = first_free.unwrap_or(self.next);
-        Ok(start..end)
+        Ok(run)
     }
 
     /// Sees to it that all of `clusters`, which are free, have a block; true where it had to make
@@ -418,12 +419,12 @@ mod tests {
     #[test]
     fn clusters_are_taken_in_order_and_taken_again_after_they_are_freed() {
         let (file, mut refcounts) = file(16, 4);
-        assert_eq!(refcounts.take(&file, 2).expect("room").clusters, 3..5);
-        assert_eq!(refcounts.take(&file, 1).expect("room").clusters, 5..6);
+        assert_eq!(refcounts.take(&file, 2..3).expect("room").clusters, 3..5);
+        assert_eq!(refcounts.take(&file, 1..2).expect("room").clusters, 5..6);
         refcounts.step(&file, 4..5, Step::Down).expect("was taken");
-        let again = refcounts.take(&file, 1).expect("room");
+        let again = refcounts.take(&file, 1..2).expect("room");
         assert_eq!((again.clusters, again.fresh), (4..5, false));
-        assert_eq!(refcounts.take(&file, 2).expect("room").clusters, 6..8);
+        assert_eq!(refcounts.take(&file, 2..3).expect("room").clusters, 6..8);
     }
 
     #[test]
@@ -435,7 +436,7 @@ mod tests {
             let blocks_bits = refcounts.block_bits();
             let wanted = (70u64 << blocks_bits).min(40_000);
             for _ in 0..wanted / 37 {
-                taken.push(refcounts.take(&file, 37).expect("room"));
+                taken.push(refcounts.take(&file, 1..38).expect("room"));
             }
             let mut seen = std::collections::HashSet::new();
             for cluster in taken.iter().flat_map(|t| t.clusters.clone()) {

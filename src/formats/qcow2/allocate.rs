@@ -8,7 +8,7 @@ use super::refcount::Taken;
 use crate::error::{Error, Result};
 use crate::image::{Fill, Old, Slot, Wait};
 use crate::storage::Storage;
-use crate::util::align::{clamp_len, down, len64};
+use crate::util::align::{clamp_len, down};
 use crate::util::range::intersect;
 
 /// Bytes given space in one go at most.
@@ -28,7 +28,9 @@ impl Unit {
             (Cluster::Unallocated, false) => Some(Subcluster::Below),
             (Cluster::Zero, false) => Some(Subcluster::Zero),
             (Cluster::Unallocated, true) if self.bits == 0 => Some(Subcluster::Below),
-            (Cluster::Unallocated, true) if self.bits == !0 << SUBCLUSTERS => Some(Subcluster::Zero),
+            (Cluster::Unallocated, true) if self.bits == !0 << SUBCLUSTERS => {
+                Some(Subcluster::Zero)
+            }
             _ => None,
         }
     }
@@ -47,10 +49,14 @@ impl Qcow2 {
         self.start_writing()?;
         let size = self.layout.cluster_size();
         let covered = size << self.header.l2_bits();
-        let limit = (at + len).min(down(at, covered) + covered).min(down(at, size) + MAX_SPAN);
+        let limit = (at + len)
+            .min(down(at, covered) + covered)
+            .min(down(at, size) + MAX_SPAN);
         let span = down(at, size)..limit.next_multiple_of(size);
         let writer = self.writer()?;
-        let Some(_reserved) = writer.reservations.reserve(span.clone()) else { return Ok(0) };
+        let Some(_reserved) = writer.reservations.reserve(span.clone()) else {
+            return Ok(0);
+        };
         let first = self.unit(span.start)?;
         match first.plain(self.layout.extended) {
             Some(old) => self.allocate_plain(at..limit, span, old, fill),
@@ -64,7 +70,10 @@ impl Qcow2 {
     /// The cluster at `start`, as its entry has it now.
     fn unit(&self, start: u64) -> Result<Unit> {
         let Some(entry) = self.tables.entry_offset(&*self.file, start, Wait::Yes)? else {
-            return Ok(Unit { cluster: Cluster::Unallocated, bits: 0 });
+            return Ok(Unit {
+                cluster: Cluster::Unallocated,
+                bits: 0,
+            });
         };
         let cluster = self.tables.cluster(&*self.file, entry, Wait::Yes)?;
         let bits = self.tables.bits(&*self.file, entry, Wait::Yes)?;
@@ -82,21 +91,29 @@ impl Qcow2 {
         let size = self.layout.cluster_size();
         let mut count = 1;
         while span.start + count * size < span.end
-            && self.unit(span.start + count * size)?.plain(self.layout.extended) == Some(old)
+            && self
+                .unit(span.start + count * size)?
+                .plain(self.layout.extended)
+                == Some(old)
         {
             count += 1;
         }
-        let table = self.own_table(span.start >> (self.layout.cluster_bits + self.header.l2_bits()))?;
+        let table =
+            self.own_table(span.start >> (self.layout.cluster_bits + self.header.l2_bits()))?;
         let space = self.space(span.start, count)?;
         let guest = span.start..span.start + space.count * size;
         let unit = self.layout.subcluster_size();
-        let whole = request.start - request.start % unit
-            ..request.end.next_multiple_of(unit).min(guest.end);
+        let whole =
+            request.start - request.start % unit..request.end.next_multiple_of(unit).min(guest.end);
         let slot = Slot {
             guest: whole.start..whole.end.min(self.size()),
             storage: self.data()?,
             host: space.host + (whole.start - guest.start),
-            old: if old == Subcluster::Zero { Old::Zero } else { Old::Below },
+            old: if old == Subcluster::Zero {
+                Old::Zero
+            } else {
+                Old::Below
+            },
             zeroed: space.fresh,
         };
         let filled = fill(slot).and_then(|()| self.finish(&space, &guest));
@@ -106,13 +123,20 @@ impl Qcow2 {
         }
         let mut words = Vec::new();
         for index in 0..space.count {
-            words.push(space.host + index * size | COPIED);
+            words.push((space.host + index * size) | COPIED);
             if self.layout.extended {
                 let cluster = guest.start + index * size..guest.start + (index + 1) * size;
                 let stored = intersect(&cluster, &whole).map_or(0, |part| {
-                    mask(&(part.start - cluster.start..part.end - cluster.start), unit)
+                    mask(
+                        &(part.start - cluster.start..part.end - cluster.start),
+                        unit,
+                    )
                 });
-                let zero = if old == Subcluster::Zero { !stored & !0 >> SUBCLUSTERS } else { 0 };
+                let zero = if old == Subcluster::Zero {
+                    !stored & !0 >> SUBCLUSTERS
+                } else {
+                    0
+                };
                 words.push(stored | zero << SUBCLUSTERS);
             }
         }
@@ -126,7 +150,9 @@ impl Qcow2 {
         let start = down(request.start, size);
         let within = request.start - start..request.end - start;
         let own = match unit.cluster {
-            Cluster::Standard { host, copied: true, .. } => Some(host),
+            Cluster::Standard {
+                host, copied: true, ..
+            } => Some(host),
             _ => None,
         };
         if own.is_some() && self.all_stored(unit, &within)? {
@@ -134,7 +160,12 @@ impl Qcow2 {
         }
         let table = self.own_table(start >> (self.layout.cluster_bits + self.header.l2_bits()))?;
         let space = match own {
-            Some(host) => Space { host, count: 1, fresh: false, taken: None },
+            Some(host) => Space {
+                host,
+                count: 1,
+                fresh: false,
+                taken: None,
+            },
             None => self.space(start, 1)?,
         };
         let old = self.old_bytes(unit, start)?;
@@ -183,22 +214,27 @@ impl Qcow2 {
         fill: &mut Fill<'_>,
     ) -> Result<()> {
         let old = match (kind, old) {
-            (Subcluster::Stored, Some(bytes)) => {
-                Old::Bytes(&bytes[clamp_len(part.start, bytes.len())..clamp_len(part.end, bytes.len())])
-            }
+            (Subcluster::Stored, Some(bytes)) => Old::Bytes(
+                &bytes[clamp_len(part.start, bytes.len())..clamp_len(part.end, bytes.len())],
+            ),
             (Subcluster::Below, _) => Old::Below,
             _ => Old::Zero,
         };
         let guest = start + part.start..(start + part.end).min(self.size());
         let storage = self.data()?;
-        fill(Slot { guest, storage, host: space.host + part.start, old, zeroed: space.fresh })
+        fill(Slot {
+            guest,
+            storage,
+            host: space.host + part.start,
+            old,
+            zeroed: space.fresh,
+        })
     }
 
     fn all_stored(&self, unit: Unit, within: &Range<u64>) -> Result<bool> {
         let mut parts = self.parts(unit)?.into_iter();
-        Ok(parts.all(|(kind, part)| {
-            kind == Subcluster::Stored || intersect(&part, within).is_none()
-        }))
+        Ok(parts
+            .all(|(kind, part)| kind == Subcluster::Stored || intersect(&part, within).is_none()))
     }
 
     /// The cluster cut into runs of subclusters that read alike, as ranges within it.
@@ -230,7 +266,11 @@ impl Qcow2 {
     fn old_bytes(&self, unit: Unit, start: u64) -> Result<Option<Vec<u8>>> {
         match unit.cluster {
             Cluster::Compressed(_) => Ok(Some(self.decoded(start)?.to_vec())),
-            Cluster::Standard { host, copied: false, zero: false } => {
+            Cluster::Standard {
+                host,
+                copied: false,
+                zero: false,
+            } => {
                 let mut bytes = vec![0; clamp_len(self.layout.cluster_size(), usize::MAX)];
                 self.data()?.read_at(&mut bytes, host)?;
                 Ok(Some(bytes))
@@ -243,13 +283,19 @@ impl Qcow2 {
     /// external data file, at the guest offset itself.
     fn space(&self, start: u64, count: u64) -> Result<Space> {
         if self.external().is_some() {
-            return Ok(Space { host: start, count, fresh: false, taken: None });
+            return Ok(Space {
+                host: start,
+                count,
+                fresh: false,
+                taken: None,
+            });
         }
         if let Some(space) = self.assigned_space(start, count)? {
             return Ok(space);
         }
         let taken = self.take(1..count + 1)?;
-        self.tables.forget_fresh(&taken);
+        self.tables
+            .forget(taken.host..taken.host + (count << self.layout.cluster_bits));
         Ok(Space::new(taken))
     }
 
@@ -262,7 +308,8 @@ impl Qcow2 {
     /// After the fill: the file reaches the end of the clusters, and data comes before metadata.
     fn finish(&self, space: &Space, guest: &Range<u64>) -> Result<()> {
         let data = self.data()?;
-        let len = (guest.end.min(self.size()) - guest.start).min(space.count * self.layout.cluster_size());
+        let len = (guest.end.min(self.size()) - guest.start)
+            .min(space.count * self.layout.cluster_size());
         let end = space.host + len;
         if data.size() < end {
             // Grows the file and never cuts it, whatever other threads write behind us.
@@ -274,7 +321,8 @@ impl Qcow2 {
     /// Shows new entries to readers, from the one of guest offset `start` on.
     pub(super) fn publish(&self, table: u64, start: u64, words: &[u64]) -> Result<()> {
         let index = (start >> self.layout.cluster_bits) & ((1 << self.header.l2_bits()) - 1);
-        self.tables.publish(&*self.file, table + index * self.layout.entry_len(), words)
+        self.tables
+            .publish(&*self.file, table + index * self.layout.entry_len(), words)
     }
 
     /// Lets go of what a cluster's old entry referred to.
@@ -293,7 +341,9 @@ impl Qcow2 {
 
     /// Where guest data is.
     pub(super) fn data(&self) -> Result<&dyn Storage> {
-        self.data.as_deref().ok_or_else(|| Error::unsupported("the data file was not opened"))
+        self.data
+            .as_deref()
+            .ok_or_else(|| Error::unsupported("the data file was not opened"))
     }
 }
 
@@ -313,7 +363,12 @@ pub(super) struct Space {
 impl Space {
     pub(super) fn new(taken: Taken) -> Self {
         let count = taken.clusters.end - taken.clusters.start;
-        Self { host: taken.host, count, fresh: taken.fresh, taken: Some(taken) }
+        Self {
+            host: taken.host,
+            count,
+            fresh: taken.fresh,
+            taken: Some(taken),
+        }
     }
 }
 
@@ -326,6 +381,5 @@ mod tests {
         assert_eq!(mask(&(0..2048), 2048), 1);
         assert_eq!(mask(&(2048..8192), 2048), 0b1110);
         assert_eq!(mask(&(0..65_536), 2048), 0xffff_ffff);
-        assert_eq!(len64(0), 0);
     }
 }

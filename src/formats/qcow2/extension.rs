@@ -12,10 +12,6 @@ const END: u32 = 0;
 pub(super) const BACKING_FORMAT: u32 = 0xe279_2aca;
 /// Names of feature bits.
 pub(super) const FEATURE_NAMES: u32 = 0x6803_f857;
-/// Where the directory of dirty bitmaps is.
-pub(super) const BITMAPS: u32 = 0x2385_2875;
-/// Where the LUKS header is.
-pub(super) const ENCRYPTION: u32 = 0x0537_be77;
 /// Name of the external data file.
 pub(super) const DATA_FILE_NAME: u32 = 0x4441_5441;
 /// Most extensions looked at.

@@ -19,12 +19,11 @@ const KNOWN: u64 = DIRTY | CORRUPT | DATA_FILE | COMPRESSION | EXTENDED_L2;
 /// Compatible: refcounts are written lazily while the dirty bit is set.
 pub(super) const LAZY_REFCOUNTS: u64 = 1 << 0;
 
-/// Autoclear: the bitmaps extension is consistent with the image.
-pub(super) const BITMAPS: u64 = 1 << 0;
 /// Autoclear: the external data file can be read as a raw image.
 pub(super) const DATA_FILE_RAW: u64 = 1 << 1;
-/// Every autoclear bit that this driver keeps up.
-pub(super) const KNOWN_AUTOCLEAR: u64 = BITMAPS | DATA_FILE_RAW;
+/// Autoclear bits that still hold after this driver has written.  Bitmaps are not among them:
+/// they would have to record the writes.
+pub(super) const KEPT_AUTOCLEAR: u64 = DATA_FILE_RAW;
 
 /// Names of bits, as an image's feature name table has them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

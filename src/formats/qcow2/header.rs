@@ -15,7 +15,7 @@ use crate::util::align::{clamp_len, is_aligned, len64};
 /// First four bytes: `QFI` and 0xfb.
 pub(super) const MAGIC: u32 = 0x5146_49fb;
 /// Length of a version 2 header.
-pub(super) const LEN_V2: usize = 72;
+const LEN_V2: u32 = 72;
 /// Length of the version 3 fields that every version 3 image has.
 pub(super) const LEN_V3: usize = 104;
 /// Smallest and largest cluster: 512 bytes and 2 MiB.
@@ -196,7 +196,7 @@ impl Header {
     /// Reads what follows the known fields; returns the header's length.
     fn read_rest(&mut self, storage: &dyn Storage, raw: &Raw) -> Result<u32> {
         if self.version == 2 {
-            return Ok(72);
+            return Ok(LEN_V2);
         }
         let len = raw.header_len.get();
         let max = MAX_HEADER_LEN.min(1 << self.cluster_bits);

@@ -118,7 +118,24 @@ impl Tables {
         Ok(cluster)
     }
 
-    fn bits(&self, file: &dyn Storage, host: u64, wait: Wait) -> Result<u64> {
+    /// Writes entries of one second-level table to the file from `host` on, then shows them.
+    pub(super) fn publish(&self, file: &dyn Storage, host: u64, words: &[u64]) -> Result<()> {
+        self.words.publish(file, host, words)
+    }
+
+    /// Writes entry `index` of the first-level table to the file, then shows it.
+    pub(super) fn publish_l1(&self, file: &dyn Storage, index: u64, word: u64) -> Result<()> {
+        self.words
+            .publish(file, self.l1_offset + index * 8, &[word])
+    }
+
+    /// Forgets what it knows of a range that is about to be written by other means.
+    pub(super) fn forget(&self, host: std::ops::Range<u64>) {
+        self.words.forget(host);
+    }
+
+    /// The second word of the entry at `host`: the bits of its subclusters; 0 without them.
+    pub(super) fn bits(&self, file: &dyn Storage, host: u64, wait: Wait) -> Result<u64> {
         if self.layout.extended {
             self.words.get(file, host + 8, wait)
         } else {

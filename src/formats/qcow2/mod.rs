@@ -1,5 +1,6 @@
-//! qcow2: QEMU's copy-on-write format, versions 2 and 3, read-only.
+//! qcow2: QEMU's copy-on-write format, versions 2 and 3.
 
+mod allocate;
 mod decode;
 mod entry;
 mod extension;
@@ -8,6 +9,8 @@ mod header;
 mod lookup;
 mod refblock;
 mod refcount;
+mod space;
+mod writer;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -25,6 +28,8 @@ use decode::Decoded;
 use entry::{Cluster, Layout, Packed};
 use header::{Compression, Header};
 use lookup::{Place, Tables};
+use refcount::Refcounts;
+use writer::Writer;
 
 /// The registry row.
 pub static DRIVER: Driver = Driver {
@@ -61,6 +66,8 @@ struct Qcow2 {
     layout: Layout,
     tables: Tables,
     decoded: Decoded,
+    /// `None`: opened for reading.
+    writer: Option<Writer>,
 }
 
 impl Qcow2 {
@@ -89,6 +96,10 @@ impl Qcow2 {
         let (offset, len) = (header.l1_offset, u64::from(header.l1_len));
         let tables = Tables::new(layout, header.l2_bits(), offset, len, external);
         let decoded = Decoded::new(header.cluster_size());
+        let writer = match options.access {
+            Access::Read => None,
+            Access::Write => Some(open_writer(&*file, &header, options)?),
+        };
         Ok(Self {
             file,
             data,
@@ -96,7 +107,19 @@ impl Qcow2 {
             layout,
             tables,
             decoded,
+            writer,
         })
+    }
+
+    /// Virtual size in bytes.
+    fn size(&self) -> u64 {
+        self.header.size
+    }
+
+    /// The external data file, where there is one and it is open.
+    fn external(&self) -> Option<&dyn Storage> {
+        let external = self.header.incompatible & feature::DATA_FILE != 0;
+        self.data.as_deref().filter(|_| external)
     }
 
     fn decoded(&self, at: u64) -> Result<Arc<[u8]>> {
@@ -129,7 +152,7 @@ impl Qcow2 {
             .map_err(|e| Error::corrupt(format!("at guest offset {at:#x}: {}", e.message())))
     }
 
-    fn stored(&self, host: u64, at: u64) -> Result<Source<'_>> {
+    fn stored(&self, host: u64, copied: bool, at: u64) -> Result<Source<'_>> {
         let Some(data) = &self.data else {
             return Err(Error::new(
                 ErrorKind::NotFound,
@@ -145,9 +168,29 @@ impl Qcow2 {
         Ok(Source::Stored {
             storage: &**data,
             host,
-            writable: false,
+            writable: copied && self.writer.is_some(),
         })
     }
+}
+
+fn open_writer(file: &dyn Storage, header: &Header, options: &OpenOptions) -> Result<Writer> {
+    if header.incompatible & feature::DIRTY != 0 {
+        return Err(Error::corrupt(
+            "the image was not closed cleanly and its refcounts may be wrong (dirty bit); check -r all mends it",
+        ));
+    }
+    let place = refcount::Place {
+        cluster_bits: header.cluster_bits,
+        width: refblock::Width::new(header.refcount_order),
+        table: header.reftable_offset,
+        table_clusters: u64::from(header.reftable_clusters),
+    };
+    let refcounts = Refcounts::new(place, file.size(), options.order);
+    Ok(Writer::new(
+        refcounts,
+        options.order,
+        Arc::clone(&options.grace),
+    ))
 }
 
 fn open_data_file(header: &Header, options: &OpenOptions) -> Result<Option<Arc<dyn Storage>>> {
@@ -185,7 +228,7 @@ impl Image for Qcow2 {
 
     fn caps(&self) -> Caps {
         Caps {
-            write: false,
+            write: self.writer.is_some(),
             backing: self.header.backing_name.is_some(),
             host_offsets: true,
         }
@@ -202,7 +245,7 @@ impl Image for Qcow2 {
             Place::Below => Source::Below,
             Place::Zero => Source::Zero,
             Place::Compressed => Source::Encoded,
-            Place::Stored { host, .. } => self.stored(host, at)?,
+            Place::Stored { host, copied } => self.stored(host, copied, at)?,
         };
         Ok(Run {
             len: found.len,
@@ -224,24 +267,37 @@ impl Image for Qcow2 {
         Ok(())
     }
 
-    fn allocate(&self, _at: u64, _len: u64, _fill: &mut Fill<'_>) -> Result<u64> {
-        Err(Error::read_only())
+    fn allocate(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
+        self.allocate_range(at, len, fill)
     }
 
-    fn zero(&self, _range: Range<u64>, _how: Zeroing) -> Result<()> {
-        Err(Error::read_only())
+    fn zero(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
+        self.zero_range(&range, how)
     }
 
-    fn discard(&self, _range: Range<u64>) -> Result<()> {
-        Err(Error::read_only())
+    fn discard(&self, range: Range<u64>) -> Result<()> {
+        self.discard_range(&range)
     }
 
     fn flush(&self) -> Result<()> {
-        self.file.sync()
+        if let Some(data) = self.external() {
+            data.sync()?;
+        }
+        self.file.sync()?;
+        if self.writer.is_some() {
+            self.release_freed()
+        } else {
+            Ok(())
+        }
     }
 
     fn close(&self) -> Result<()> {
-        Ok(())
+        self.release_assigned()?;
+        self.release_freed()
+    }
+
+    fn as_layout(&self) -> Option<&dyn crate::image::Layout> {
+        self.writer.is_some().then_some(self)
     }
 
     fn backing(&self) -> Option<Backing> {

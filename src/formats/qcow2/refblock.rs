@@ -74,7 +74,7 @@ mod tests {
     fn counters_of_every_width_keep_their_neighbours() {
         for order in 0..=6 {
             let width = Width::new(order);
-            let count = 512 * 8 >> order;
+            let count = (512 * 8) >> order;
             let mut block = vec![0; 512];
             let value = |i: usize| (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) & width.max();
             (0..count).for_each(|i| width.set(&mut block, i, value(i)));

@@ -6,6 +6,7 @@ use super::Qcow2;
 use super::allocate::Space;
 use super::entry::{COPIED, Cluster, SUBCLUSTERS, ZERO};
 use super::feature;
+use super::refcount::{Step, Taken};
 use crate::error::{Error, Result};
 use crate::image::{Layout as AssignLayout, Wait};
 use crate::storage::Zeroing;
@@ -30,7 +31,9 @@ impl Qcow2 {
         let raw_data = self.external().is_some();
         if raw_data && self.header.autoclear & feature::DATA_FILE_RAW != 0 {
             // The data file must read as the disk does, so the zeroes belong there.
-            return Err(Error::unsupported("the data file must itself read as zeroes"));
+            return Err(Error::unsupported(
+                "the data file must itself read as zeroes",
+            ));
         }
         if self.header.version < 3 && self.header.backing_name.is_some() {
             return Err(Error::unsupported("version 2 images have no zero clusters"));
@@ -47,7 +50,9 @@ impl Qcow2 {
     pub(super) fn discard_range(&self, range: &Range<u64>) -> Result<()> {
         self.start_writing()?;
         if self.external().is_some() || self.header.backing_name.is_some() {
-            return Err(Error::unsupported("the range cannot be dropped by metadata alone"));
+            return Err(Error::unsupported(
+                "the range cannot be dropped by metadata alone",
+            ));
         }
         self.each_cluster(range, Become::Unallocated)
     }
@@ -59,7 +64,10 @@ impl Qcow2 {
         let mut at = range.start;
         while at < range.end {
             let end = range.end.min(down(at, covered) + covered);
-            let empty = self.tables.entry_offset(&*self.file, at, Wait::Yes)?.is_none();
+            let empty = self
+                .tables
+                .entry_offset(&*self.file, at, Wait::Yes)?
+                .is_none();
             if empty && self.header.backing_name.is_none() {
                 at = end;
                 continue;
@@ -97,14 +105,18 @@ impl Qcow2 {
             }
         }
         self.publish(table, span.start, &words)?;
-        freed.into_iter().try_for_each(|cluster| self.free_cluster(cluster))
+        freed
+            .into_iter()
+            .try_for_each(|cluster| self.free_cluster(cluster))
     }
 
     /// The new entry, and whether the cluster's space stays its own.
     fn changed(&self, cluster: Cluster, target: Become) -> (Vec<u64>, bool) {
         let external = self.external().is_some();
         let own = match cluster {
-            Cluster::Standard { host, copied: true, .. } => Some(host),
+            Cluster::Standard {
+                host, copied: true, ..
+            } => Some(host),
             _ => None,
         };
         let keep = own.filter(|_| target == Become::ZeroKept || external);
@@ -122,7 +134,9 @@ impl Qcow2 {
         let writer = self.writer()?;
         let mut assigned = writer.assigned.lock();
         let first = start >> self.layout.cluster_bits;
-        let Some(space) = assigned.remove(&first) else { return Ok(None) };
+        let Some(space) = assigned.remove(&first) else {
+            return Ok(None);
+        };
         let size = self.layout.cluster_size();
         let mut run = space;
         let mut taken = 1;
@@ -168,19 +182,32 @@ impl Qcow2 {
                 continue;
             };
             let taken = self.take(1..free.end - free.start + 1)?;
-            self.tables.forget_fresh(&taken);
             let count = taken.clusters.end - taken.clusters.start;
+            self.tables.forget(taken.host..taken.host + (count << bits));
             self.reserve_host(taken.host..taken.host + (count << bits))?;
             let mut assigned = self.writer()?.assigned.lock();
             for index in 0..count {
                 let host = taken.host + (index << bits);
                 let cluster = taken.clusters.start + index;
-                let one = super::refcount::Taken { host, clusters: cluster..cluster + 1, ..taken };
+                let one = Taken {
+                    host,
+                    clusters: cluster..cluster + 1,
+                    ..taken
+                };
                 assigned.insert(free.start + index, one);
             }
             at = free.start + count;
         }
         Ok(())
+    }
+
+    /// Gives back what was assigned and not used.
+    pub(super) fn release_assigned(&self) -> Result<()> {
+        let writer = self.writer()?;
+        let assigned = std::mem::take(&mut *writer.assigned.lock());
+        let mut refcounts = writer.refcounts.lock();
+        let mut clusters = assigned.into_values().map(|taken| taken.clusters);
+        clusters.try_for_each(|run| refcounts.step(&*self.file, run, Step::Down))
     }
 
     /// The first run of guest clusters in a range that have no space and none assigned.

@@ -5,6 +5,7 @@
 //! (held while a table is made or copied); `freed`; `refcounts`.  Nothing is held while guest
 //! data is written but the reservation.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,6 +40,8 @@ pub(super) struct Writer {
     pub(super) reservations: Reservations,
     stripes: [Mutex<()>; STRIPES],
     freed: Mutex<Vec<Freed>>,
+    /// Clusters taken ahead for guest clusters that have none yet, by guest cluster.
+    pub(super) assigned: Mutex<HashMap<u64, Taken>>,
     barrier: Barrier,
     data_barrier: Barrier,
     order: WriteOrder,
@@ -61,6 +64,7 @@ impl Writer {
             reservations: Reservations::default(),
             stripes: std::array::from_fn(|_| Mutex::default()),
             freed: Mutex::default(),
+            assigned: Mutex::default(),
             barrier: Barrier::default(),
             data_barrier: Barrier::default(),
             order,
@@ -117,7 +121,11 @@ impl Qcow2 {
     pub(super) fn untake(&self, taken: &Taken) {
         if let Some(writer) = &self.writer {
             // Where this fails too, they stay a leak.
-            let step = writer.refcounts.lock().step(&*self.file, taken.clusters.clone(), Step::Down);
+            let step =
+                writer
+                    .refcounts
+                    .lock()
+                    .step(&*self.file, taken.clusters.clone(), Step::Down);
             drop(step);
         }
     }
@@ -136,11 +144,15 @@ impl Qcow2 {
             return Ok(host);
         }
         let taken = self.take(1..2)?;
-        if let Err(e) = self.fill_table(taken.host, old).and_then(|()| self.settle()) {
+        if let Err(e) = self
+            .fill_table(taken.host, old)
+            .and_then(|()| self.settle())
+        {
             self.untake(&taken);
             return Err(e);
         }
-        self.tables.publish_l1(&*self.file, l1_index, taken.host | COPIED)?;
+        self.tables
+            .publish_l1(&*self.file, l1_index, taken.host | COPIED)?;
         if let Some(old) = old {
             self.free(old..old + self.layout.cluster_size())?;
         }
@@ -182,7 +194,10 @@ impl Qcow2 {
             let mut freed = writer.freed.lock();
             let mut old = std::mem::take(&mut *freed);
             old.sort_by_key(|f| f.since);
-            let kept = old.iter().position(|f| !writer.grace.passed(f.since)).unwrap_or(old.len());
+            let kept = old
+                .iter()
+                .position(|f| !writer.grace.passed(f.since))
+                .unwrap_or(old.len());
             *freed = old.split_off(kept);
             old
         };

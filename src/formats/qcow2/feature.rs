@@ -25,6 +25,28 @@ pub(super) const DATA_FILE_RAW: u64 = 1 << 1;
 /// they would have to record the writes.
 pub(super) const KEPT_AUTOCLEAR: u64 = DATA_FILE_RAW;
 
+/// Every bit with the name that others show where they do not know it.
+const NAMES: [(u8, u8, &str); 7] = [
+    (0, 0, "dirty bit"),
+    (0, 1, "corrupt bit"),
+    (0, 2, "external data file"),
+    (0, 3, "compression type"),
+    (0, 4, "extended L2 entries"),
+    (1, 0, "lazy refcounts"),
+    (2, 0, "bitmaps"),
+];
+
+/// The feature name table of a new image.
+pub(super) fn name_table() -> Vec<u8> {
+    let row = |(kind, bit, name): &(u8, u8, &str)| {
+        let mut row = vec![*kind, *bit];
+        row.extend(name.as_bytes());
+        row.resize(ROW, 0);
+        row
+    };
+    NAMES.iter().flat_map(row).collect()
+}
+
 /// Names of bits, as an image's feature name table has them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct FeatureNames(Vec<FeatureName>);

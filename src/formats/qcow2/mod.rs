@@ -1,6 +1,7 @@
 //! qcow2: QEMU's copy-on-write format, versions 2 and 3.
 
 mod allocate;
+mod create;
 mod decode;
 mod entry;
 mod extension;
@@ -16,6 +17,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::driver::Creator;
 use crate::image::info::Detail;
 use crate::image::open::OpenOptions;
 use crate::image::probe::ProbeInput;
@@ -40,7 +42,12 @@ pub static DRIVER: Driver = Driver {
     probe,
     open: |storage, options| Ok(Box::new(Qcow2::open(storage, options)?)),
     open_options: &[],
-    creator: None,
+    creator: Some(Creator {
+        create: create::create,
+        measure: create::measure,
+        cluster_size: create::cluster_size,
+        options: create::OPTIONS,
+    }),
 };
 
 fn probe(input: &ProbeInput<'_>) -> u8 {
@@ -72,11 +79,6 @@ struct Qcow2 {
 
 impl Qcow2 {
     fn open(file: Arc<dyn Storage>, options: &OpenOptions) -> Result<Self> {
-        if options.access == Access::Write {
-            return Err(Error::unsupported(
-                "images of format 'qcow2' cannot be written yet",
-            ));
-        }
         let header = Header::read(&*file)?;
         if header.incompatible & feature::CORRUPT != 0 {
             return Err(Error::corrupt(

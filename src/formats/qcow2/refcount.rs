@@ -81,6 +81,7 @@ impl Refcounts {
     }
 
     /// Where they are now.
+    #[cfg(test)]
     pub(super) fn place(&self) -> Place {
         self.place
     }
@@ -116,11 +117,11 @@ impl Refcounts {
             file.read_at(&mut bytes, host)?;
             self.keep(index, host, bytes);
         }
-        let clock = self.clock;
-        Ok(self.blocks.get_mut(&index).map(|block| {
-            block.used = clock;
-            block
-        }))
+        let mut block = self.blocks.get_mut(&index);
+        if let Some(block) = &mut block {
+            block.used = self.clock;
+        }
+        Ok(block)
     }
 
     fn block_host(&self, file: &dyn Storage, index: u64) -> Result<Option<u64>> {

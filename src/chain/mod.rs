@@ -13,6 +13,7 @@ pub mod extent;
 pub mod open;
 mod overlay;
 mod read;
+mod reference;
 mod write;
 
 #[cfg(test)]

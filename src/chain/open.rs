@@ -1,17 +1,19 @@
 //! From a path to a chain: formats, the layers below, and the policy for files an image names.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::chain::{Base, Chain};
-use crate::error::{Context, Result};
-use crate::formats::DRIVERS;
+use crate::chain::reference::{Confined, FileId, Namer, Trust};
+use crate::chain::{Base, Chain, MAX_LAYERS};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::formats::{self, DRIVERS};
 use crate::image::open::{OpenOptions, Purpose, WriteOrder};
 use crate::image::options::OptionValues;
-use crate::image::{Driver, Image, probe};
-use crate::storage;
-use crate::storage::open::{Access, StorageOptions};
+use crate::image::{Backing, Driver, Image, probe};
+use crate::storage::open::{Access, StorageOptions, adopt, open_file};
 use crate::util::grace::Grace;
+use crate::util::text::printable;
 
 /// Which files an image may make us open.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +52,8 @@ pub struct ChainOptions {
     pub storage: StorageOptions,
     /// Format of the top layer; `None`: probed by content.
     pub format: Option<&'static Driver>,
-    /// Format of the layer below the top where it is not recorded; `None`: probed once.
+    /// Format of backing files whose format is not recorded; `None`: such a file is probed, and what
+    /// it names in turn is not opened.
     pub backing_format: Option<&'static Driver>,
     /// What to do about the layers below.
     pub follow: Follow,
@@ -87,32 +90,224 @@ impl ChainOptions {
 ///
 /// # Errors
 /// Those of the host and of the formats; `Denied` where an image names a file that the policy
-/// does not let us open; `OutOfRange` for too many layers; `Corrupt` for a cycle.
+/// does not let us open; `NotFound` where a backing file is nowhere; `OutOfRange` for too many
+/// layers; `Corrupt` for a cycle, and for a backing file that is not the one meant.  The path is
+/// that of the layer at fault.
 pub fn open(path: &Path, options: &ChainOptions) -> Result<Chain> {
-    let grace = Arc::new(Grace::default());
-    let image = open_image(path, options, &grace)?;
-    let base = if image.backing().is_some() {
-        Base::NotOpened
-    } else {
-        Base::Zeroes
+    let mut walk = Walk {
+        options,
+        grace: Arc::default(),
+        layers: Vec::new(),
     };
-    Chain::new(vec![image], base, grace)
+    let top = walk.top(path)?;
+    walk.layers.push(top);
+    let base = loop {
+        let Some(backing) = walk.backing() else {
+            break Base::Zeroes;
+        };
+        if options.follow == Follow::No {
+            break Base::NotOpened;
+        }
+        let below = walk.below(&backing)?;
+        walk.layers.push(below);
+    };
+    let layers = walk.layers.into_iter().map(|l| l.image).collect();
+    Chain::new(layers, base, walk.grace)
 }
 
-fn open_image(path: &Path, options: &ChainOptions, grace: &Arc<Grace>) -> Result<Box<dyn Image>> {
-    let storage = storage::open::open(path, &options.storage)?;
-    let driver = match options.format {
-        Some(driver) => driver,
-        None => probe::probe(DRIVERS, &*storage)?,
+/// Opens the image at `path` and none of the files that it names.
+///
+/// # Errors
+/// Those of [`open`] for one layer.
+pub fn open_top(path: &Path, options: &ChainOptions) -> Result<Chain> {
+    let options = ChainOptions {
+        follow: Follow::No,
+        ..options.clone()
     };
-    let texts = options.values.iter().map(String::as_str);
-    let image = OpenOptions {
-        companions: None,
-        access: options.storage.access,
-        order: options.order,
-        purpose: options.purpose,
-        grace: Arc::clone(grace),
-        values: OptionValues::parse(driver.open_options, driver.name, texts).at(path)?,
-    };
-    (driver.open)(storage, &image).at(path)
+    open(path, &options)
 }
+
+/// The layers opened so far, and how to open more.
+struct Walk<'a> {
+    options: &'a ChainOptions,
+    grace: Arc<Grace>,
+    layers: Vec<Layer>,
+}
+
+struct Layer {
+    image: Box<dyn Image>,
+    namer: Namer,
+}
+
+/// What one layer is opened with.
+struct How<'a> {
+    storage: StorageOptions,
+    format: Option<&'static Driver>,
+    /// How far it is trusted where its format is stated, and where it is probed.
+    stated: Trust,
+    probed: Trust,
+    order: WriteOrder,
+    purpose: Purpose,
+    values: &'a [String],
+}
+
+impl Walk<'_> {
+    fn top(&self, path: &Path) -> Result<Layer> {
+        let how = How {
+            storage: self.options.storage,
+            format: self.options.format,
+            stated: Trust::Stated,
+            probed: Trust::Probed,
+            order: self.options.order,
+            purpose: self.options.purpose,
+            values: &self.options.values,
+        };
+        self.layer(open_file(path, how.storage.access)?, path, &how)
+    }
+
+    /// What the last layer says lies below it.
+    fn backing(&self) -> Option<Backing> {
+        self.layers.last()?.image.backing()
+    }
+
+    /// Opens the layer below the last: the first of its names that is there and is the image
+    /// meant.
+    fn below(&self, backing: &Backing) -> Result<Layer> {
+        let Some(above) = self.layers.last().map(|l| &l.namer) else {
+            return Err(Error::invalid("a chain has at least one layer"));
+        };
+        if self.layers.len() >= MAX_LAYERS {
+            let text = format!("is layer {MAX_LAYERS} and names another (allowed: {MAX_LAYERS})");
+            return Err(Error::new(ErrorKind::OutOfRange, text).at(&above.path));
+        }
+        let how = How {
+            storage: StorageOptions {
+                access: Access::Read,
+                ..self.options.storage
+            },
+            format: self.backing_format(backing, above)?,
+            stated: above.trust,
+            probed: Trust::None,
+            order: WriteOrder::default(),
+            purpose: Purpose::default(),
+            values: &[],
+        };
+        let mut refusal: Option<Error> = None;
+        for name in &backing.names {
+            match self.candidate(above, &name.path, backing, &how) {
+                Ok(layer) => return Ok(layer),
+                Err(e) if is_missing(&e) => {}
+                // What is there but wrong says more than what may not be looked at.
+                Err(e) => match &refusal {
+                    Some(first) if first.kind() != ErrorKind::Denied => {}
+                    _ => refusal = Some(e),
+                },
+            }
+        }
+        Err(refusal.unwrap_or_else(|| missing(above, backing)))
+    }
+
+    fn backing_format(&self, backing: &Backing, above: &Namer) -> Result<Option<&'static Driver>> {
+        let Some(name) = &backing.format else {
+            return Ok(self.options.backing_format);
+        };
+        let unknown = || {
+            let text = format!(
+                "says that its backing file is of format '{}', which vdtool does not have",
+                printable(name)
+            );
+            Error::unsupported(text).at(&above.path)
+        };
+        formats::by_name(name).ok_or_else(unknown).map(Some)
+    }
+
+    /// Opens what one name leads to.
+    fn candidate(
+        &self,
+        above: &Namer,
+        name: &str,
+        backing: &Backing,
+        how: &How<'_>,
+    ) -> Result<Layer> {
+        let found = above.open(name, "backing file", Access::Read, &self.options.references)?;
+        let id = FileId::of_file(&found.file).at(&found.path)?;
+        if let Some(same) = self.layers.iter().find(|l| l.namer.id == id) {
+            let text = format!(
+                "names '{}' as its backing file: a cycle, since that is {}, above it in the chain",
+                printable(name),
+                printable(&same.namer.path.to_string_lossy())
+            );
+            return Err(Error::corrupt(text).at(&above.path));
+        }
+        let layer = self.layer(found.file, &found.path, how)?;
+        match (backing.identity, layer.image.identity()) {
+            (Some(wanted), is) if !wanted.is_nil() && is != Some(wanted) => {
+                let is = is.map_or("none".to_owned(), |is| is.to_string());
+                let text = format!(
+                    "names '{}' as its backing file, which is another image (its UUID is {is}, \
+                     expected {wanted})",
+                    printable(name)
+                );
+                Err(Error::corrupt(text).at(&above.path))
+            }
+            _ => Ok(layer),
+        }
+    }
+
+    fn layer(&self, file: File, path: &Path, how: &How<'_>) -> Result<Layer> {
+        let trust = match how.format {
+            Some(_) => how.stated,
+            None => how.probed,
+        };
+        let namer = Namer::new(&file, path, trust)?;
+        let storage = adopt(file, path, &how.storage)?;
+        let driver = match how.format {
+            Some(driver) => driver,
+            None => probe::probe(DRIVERS, &*storage).at(path)?,
+        };
+        let companions = Confined {
+            namer: namer.clone(),
+            references: self.options.references.clone(),
+            storage: how.storage,
+        };
+        let texts = how.values.iter().map(String::as_str);
+        let image = OpenOptions {
+            companions: match self.options.follow {
+                Follow::Yes => Some(Arc::new(companions)),
+                Follow::No => None,
+            },
+            access: how.storage.access,
+            order: how.order,
+            purpose: how.purpose,
+            grace: Arc::clone(&self.grace),
+            values: OptionValues::parse(driver.open_options, driver.name, texts).at(path)?,
+        };
+        let image = (driver.open)(storage, &image).at(path)?;
+        Ok(Layer { image, namer })
+    }
+}
+
+/// Whether nothing is there, be it that a part of the way is no directory.
+fn is_missing(error: &Error) -> bool {
+    error.kind() == ErrorKind::NotFound || error.errno() == libc::ENOTDIR
+}
+
+/// The error for a backing file that no name leads to.
+fn missing(above: &Namer, backing: &Backing) -> Error {
+    let names: Vec<String> = backing
+        .names
+        .iter()
+        .map(|n| format!("'{}' ({})", printable(&n.path), printable(&n.origin)))
+        .collect();
+    let text = match names.is_empty() {
+        true => "has a backing file, but no name for it".to_owned(),
+        false => format!(
+            "its backing file is not there (looked for {})",
+            names.join(", ")
+        ),
+    };
+    Error::new(ErrorKind::NotFound, text).at(&above.path)
+}
+
+#[cfg(test)]
+mod tests;

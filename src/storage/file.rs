@@ -109,10 +109,9 @@ impl FileStorage {
 
     /// Refuses an `end` that the file no longer reaches.
     fn check_not_truncated(&self, end: u64) -> Result<()> {
-        let metadata = self.host.file.metadata();
-        let now = metadata
-            .map_err(|e| self.host.fail("read the length".to_owned(), e))?
-            .len();
+        let stat = rustix::fs::fstat(&self.host.file);
+        let stat = stat.map_err(|e| self.host.fail("read the length".to_owned(), e))?;
+        let now = u64::try_from(stat.st_size).unwrap_or(0);
         // What we cut off ourselves meanwhile is no loss.
         match now < end.min(self.size()) {
             true => Err(self.host.shrank(now, self.size())),

@@ -1,3 +1,4 @@
 //! Tests of the library and of the binary, as one program.
 
 mod util;
+mod vhd;

@@ -18,3 +18,4 @@ mod regress;
 mod resize;
 mod threads;
 mod util;
+mod vhd;

@@ -60,8 +60,47 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l no-mmap -d 'Read 
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l image-opts -d 'Not supported; named here so that the refusal says so'
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s f -l format -d 'Format of the sources; without it their content decides' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s O -l target-format -d 'Format of the target; without it the extension decides, else it is raw' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s o -l options -d 'Options of the target\'s format; "help" lists them' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s B -l backing -d 'Make an image that holds what differs from this one' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s F -l target-backing-format -d 'Format of the backing image of the target; without it its content decides' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s S -l sparse-size -d 'Leave out runs of zeroes of at least this size; 0: write everything, holes too [default: 4k]' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s l -l snapshot -d 'Convert an internal snapshot, in formats that have them' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s j -l jobs -d 'Threads that work [default: one per core, at most 8]' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s r -l rate-limit -d 'Most bytes a second' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s t -d 'How the page cache is used for the target' -r -f -a "none\t'Not used; on stable media when done'
+writeback\t'Used; on stable media when done'
+writethrough\t'Used; on stable media when done'
+directsync\t'Not used; on stable media when done'
+unsafe\t'Used; on stable media some time later'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s T -d 'How the page cache is used for the sources' -r -f -a "none\t'Not used; on stable media when done'
+writeback\t'Used; on stable media when done'
+writethrough\t'Used; on stable media when done'
+directsync\t'Not used; on stable media when done'
+unsafe\t'Used; on stable media some time later'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l progress -d 'How to show progress, on stderr' -r -f -a "auto\t'A bar on a terminal, nothing elsewhere'
+bar\t'A bar'
+json\t'One JSON object a line on stderr'
+none\t'Nothing'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s c -l compress -d 'Compress the data, in formats that can'
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s n -l no-create -d 'Write into an image or device that exists'
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l target-is-zero -d 'With -n: the target reads as zeroes already'
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s W -d 'Accepted: the layout of the target is in order all the same'
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s C -d 'Accepted: data is always copied by the host where it can'
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l verify -d 'Read the new image back and compare it with the sources before it is put in place'
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l salvage -d 'Write zeroes for what cannot be read, say where, and go on'
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l bitmaps -d 'Copy dirty bitmaps, in formats that have them'
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s p -d 'Show a progress bar: the same as --progress bar'
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s U -l force-share -d 'Read even where another process has the image open for writing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l no-mmap -d 'Read by system calls, not through mappings'
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l image-opts -d 'Not supported; named here so that the refusal says so'
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s q -l quiet -d 'Print errors only'
-complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s h -l help -d 'Print help'
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -s f -l format -d 'Format of the image; without it the content decides' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -s r -l repair -d 'Repair what is found' -r -f -a "leaks\t'Leaks only: metadata that data depends on is not touched'
 all\t'Everything that can be repaired without losing data'"
@@ -90,10 +129,46 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l no-mmap -d 'Read b
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l image-opts -d 'Not supported; named here so that the refusal says so'
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -s f -l format -d 'Format of the first image; without it the content decides' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -s F -l second-format -d 'Format of the second image; without it the content decides' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -s T -d 'How the page cache is used' -r -f -a "none\t'Not used; on stable media when done'
+writeback\t'Used; on stable media when done'
+writethrough\t'Used; on stable media when done'
+directsync\t'Not used; on stable media when done'
+unsafe\t'Used; on stable media some time later'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l output -d 'How to print the result' -r -f -a "human\t'For people'
+json\t'For programs; keys as qemu-img has them'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l progress -d 'How to show progress, on stderr' -r -f -a "auto\t'A bar on a terminal, nothing elsewhere'
+bar\t'A bar'
+json\t'One JSON object a line on stderr'
+none\t'Nothing'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -s s -l strict -d 'Sizes must be equal too, and data, zeroes and holes in the same places'
+complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -s p -d 'Show a progress bar: the same as --progress bar'
+complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -s U -l force-share -d 'Read even where another process has the image open for writing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l no-mmap -d 'Read by system calls, not through mappings'
+complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l image-opts -d 'Not supported; named here so that the refusal says so'
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -s q -l quiet -d 'Print errors only'
-complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -s h -l help -d 'Print help'
+complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -s f -l format -d 'Format of FILE; without it the content decides' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -s O -l target-format -d 'Format of the new image [default: raw]' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -s o -l options -d 'Options of the new image\'s format; "help" lists them' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -s l -l snapshot -d 'Measure an internal snapshot, in formats that have them' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l size -d 'Size of a disk without data, instead of FILE' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l output -d 'How to print the result' -r -f -a "human\t'For people'
+json\t'For programs; keys as qemu-img has them'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -s U -l force-share -d 'Read even where another process has the image open for writing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l no-mmap -d 'Read by system calls, not through mappings'
+complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l image-opts -d 'Not supported; named here so that the refusal says so'
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -s q -l quiet -d 'Print errors only'
-complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -s h -l help -d 'Print help'
+complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -s f -l format -d 'Format of the image; without it the content decides' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l preallocation -d 'What to do about the space of new bytes' -r -f -a "off\t'Nothing'
 falloc\t'It is allocated'

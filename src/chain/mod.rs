@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Image, Source, Wait};
+use crate::image::{Image, LayerBelow, Source, Wait};
 use crate::util::grace::{Grace, Ticket};
 
 pub mod extent;
@@ -142,7 +142,14 @@ impl Chain {
             ))
             .at_opt(path));
         };
-        resize.resize(virtual_size).map_err(|e| e.at_opt(path))
+        let below = match self.layers.get(1) {
+            Some(layer) => LayerBelow::Size(layer.virtual_size()),
+            None if self.base == Base::NotOpened => LayerBelow::NotOpened,
+            None => LayerBelow::Nothing,
+        };
+        resize
+            .resize(virtual_size, below)
+            .map_err(|e| e.at_opt(path))
     }
 
     /// Finds the bytes from `at`, looking no further than `len`, which is not 0; `at` lies inside

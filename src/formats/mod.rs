@@ -1,12 +1,13 @@
 //! One entry per format, and the registry.
 
+pub mod qcow2;
 pub mod raw;
 pub mod vhd;
 
 use crate::image::Driver;
 
 /// Every format, best first; `raw` last, because it accepts anything.
-pub static DRIVERS: &[&Driver] = &[&vhd::DRIVER, &raw::DRIVER];
+pub static DRIVERS: &[&Driver] = &[&qcow2::DRIVER, &vhd::DRIVER, &raw::DRIVER];
 
 /// The driver called `name`, by its name or an alias.
 pub fn by_name(name: &str) -> Option<&'static Driver> {

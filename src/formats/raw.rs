@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::error::{Error, Result};
 use crate::image::create::{CreateOptions, PREALLOCATION, Preallocation};
 use crate::image::driver::Creator;
-use crate::image::{Caps, Driver, Fill, Image, Resize, Run, Source, Wait};
+use crate::image::{Caps, Driver, Fill, Image, LayerBelow, Resize, Run, Source, Wait};
 use crate::storage::open::Access;
 use crate::storage::{Limits, Storage, Zeroing};
 
@@ -149,7 +149,7 @@ impl Image for Raw {
 }
 
 impl Resize for Raw {
-    fn resize(&self, virtual_size: u64) -> Result<()> {
+    fn resize(&self, virtual_size: u64, _below: LayerBelow) -> Result<()> {
         if !self.write {
             return Err(Error::read_only());
         }
@@ -178,7 +178,7 @@ mod tests {
         image
             .as_resize()
             .expect("raw resizes")
-            .resize(2000)
+            .resize(2000, LayerBelow::Nothing)
             .expect("grows");
         assert_eq!(storage.to_bytes().len(), 2000);
         zero_or_write(&*storage, 0..10, Zeroing::KeepSpace).expect("zeroes");

@@ -228,7 +228,18 @@ pub trait Resize {
     ///
     /// # Errors
     /// `OutOfRange` past what the format can hold; the host's; then the size is as it was.
-    fn resize(&self, virtual_size: u64) -> Result<()>;
+    fn resize(&self, virtual_size: u64, below: LayerBelow) -> Result<()>;
+}
+
+/// What is known of the image below one that is resized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayerBelow {
+    /// There is none.
+    Nothing,
+    /// Its virtual size in bytes.
+    Size(u64),
+    /// There is one, which was not opened.
+    NotOpened,
 }
 
 /// Assignment of host space in guest order, ahead of the writes.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::util::{peer, requires, scratch, skipped, vdtool};
+use crate::util::{peer, requires, scratch, vdtool};
 
 /// What a session printed and how it ended.
 #[derive(Debug)]
@@ -245,6 +245,62 @@ fn a_snapshot_shows_its_writes_and_leaves_the_image_alone() {
     assert_eq!(bench.bytes(), vec![9; 1 << 20]);
 }
 
+/// A new dynamic VHD of 8 MiB beside the bench's image.
+fn vhd(bench: &Bench) -> PathBuf {
+    let path = bench.directory.path().join("x.vhd");
+    let made = vdtool()
+        .args(["create", "-q", "-f", "vhd"])
+        .arg(&path)
+        .arg("8M")
+        .output()
+        .expect("the binary runs");
+    assert!(made.status.success(), "{made:?}");
+    path
+}
+
+#[test]
+fn a_snapshot_of_an_image_with_a_format_leaves_its_file_alone() {
+    let mut bench = Bench::new();
+    bench.disk = vhd(&bench);
+    let before = bench.bytes();
+    let commands = [
+        "write -q 3M 3M",
+        "read -qP 0xcd 3M 3M",
+        "read -qP 0 0 3M",
+        "map",
+    ];
+    let arguments: Vec<&str> = commands.iter().flat_map(|c| ["-c", c]).collect();
+    let ended = bench.io(&[&["-s"], arguments.as_slice()].concat(), "");
+    assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
+    let map = [
+        "3 MiB (0x300000) bytes not allocated at offset 0 bytes (0x0)",
+        "3 MiB (0x300000) bytes     allocated at offset 3 MiB (0x300000)",
+        "2 MiB (0x200000) bytes not allocated at offset 6 MiB (0x600000)",
+    ];
+    assert_eq!(ended.stdout.lines().collect::<Vec<_>>(), map);
+    assert!(bench.bytes() == before);
+}
+
+#[test]
+fn a_zero_that_may_not_write_data_is_refused_within_a_cluster() {
+    let mut bench = Bench::new();
+    bench.disk = vhd(&bench);
+    let ended = bench.commands(&["write -q 2M 2M", "zero -nu 2M 512", "read -qP 0xcd 2M 2M"]);
+    assert_eq!((ended.code, ended.stdout.as_str()), (1, ""));
+    assert!(
+        ended
+            .stderr
+            .contains("write failed: zeroing 0x200000..0x200200 needs")
+    );
+    let ended = bench.commands(&[
+        "zero -qnu 2M 2M",
+        "read -qP 0 2M 2M",
+        "write -q 0 1",
+        "zero -q 0 1",
+    ]);
+    assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
+}
+
 #[test]
 fn a_read_only_image_takes_no_change_and_reopening_lifts_that() {
     let bench = Bench::new();
@@ -322,16 +378,7 @@ fn images_are_opened_and_closed_within_a_session() {
 fn a_raw_image_that_was_probed_stays_raw_when_it_is_reopened() {
     let bench = Bench::new();
     // The footer of a VHD at both ends: probing it now would find another format.
-    let vhd = bench.directory.path().join("x.vhd");
-    let made = vdtool()
-        .args(["create", "-q", "-f", "vhd"])
-        .arg(&vhd)
-        .arg("1M")
-        .output()
-        .expect("the binary runs");
-    if !made.status.success() {
-        return skipped("this build makes no vhd images");
-    }
+    vhd(&bench);
     let ended = bench.commands(&["write -q -s x.vhd 0 512", "reopen", "info", "length"]);
     assert!(ended.stdout.starts_with("format name: raw\n"), "{ended:?}");
     assert!(ended.stdout.ends_with("4 MiB\n"), "{ended:?}");

@@ -19,3 +19,4 @@ mod resize;
 mod storage;
 mod threads;
 mod util;
+mod vhd;

@@ -72,14 +72,15 @@ fn a_target_that_cannot_be_made_leaves_nothing() {
     let directory = scratch.path();
     fs::create_dir(directory.join("folder")).expect("creates");
     fs::write(directory.join("a.raw"), [7; 5000]).expect("writes");
-    for target in ["folder", "missing/b.raw", "/proc/b.raw", "a.raw/b.raw"] {
-        fails(
-            directory,
-            &["convert", "-O", "raw", "a.raw", target],
-            1,
-            target,
-        );
-        fails(directory, &["create", "-f", "vhd", target, "1M"], 1, target);
+    for (target, part) in [
+        ("folder", "folder"),
+        ("missing/b.raw", "missing"),
+        ("/proc/b.raw", "/proc"),
+        ("a.raw/b.raw", "a.raw"),
+    ] {
+        let convert = ["convert", "-O", "raw", "a.raw", target];
+        fails(directory, &convert, 1, part);
+        fails(directory, &["create", "-f", "vhd", target, "1M"], 1, part);
     }
     assert_eq!(names(directory), ["a.raw", "folder"]);
     assert_eq!(fs::read(directory.join("a.raw")).expect("reads"), [7; 5000]);

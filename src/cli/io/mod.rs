@@ -1,6 +1,6 @@
 //! `vdtool io`: commands on a disk's bytes, from arguments, a script or a prompt.
 //!
-//! One row of [`command::COMMANDS`] per command.  What is read or measured goes to stdout, in the
+//! One row of `command::COMMANDS` per command.  What is read or measured goes to stdout, in the
 //! words of `qemu-io`, because scripts look for them; errors go to stderr.
 
 use std::fs::File;

@@ -130,9 +130,13 @@ impl Report {
     fn human(&self) -> String {
         let seconds = self.seconds();
         format!(
-            "{}, 1 ops; {} sec ({}/sec and {:.4} ops/sec)",
+            "{}, 1 ops; {} ({}/sec and {:.4} ops/sec)",
             amount(self.len as f64),
-            clock(self.time, Hours::WhereReached),
+            if self.time < Duration::from_secs(1) {
+                format!("00.{:02} sec", self.time.subsec_millis() / 10)
+            } else {
+                clock(self.time)
+            },
             amount(self.len as f64 / seconds),
             1.0 / seconds
         )
@@ -143,31 +147,17 @@ impl Report {
         format!(
             "{},1,{},{:.3},{:.3}",
             self.len,
-            clock(self.time, Hours::Always),
+            clock(self.time),
             self.len as f64 / seconds,
             1.0 / seconds
         )
     }
 }
 
-/// Whether a time shows its hours and minutes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Hours {
-    Always,
-    WhereReached,
-}
-
-fn clock(time: Duration, hours: Hours) -> String {
+fn clock(time: Duration) -> String {
     let total = time.as_secs();
     let (h, m, s) = (total / 3600, total / 60 % 60, total % 60);
-    let hundredths = time.subsec_millis() / 10;
-    if hours == Hours::Always || h > 0 {
-        format!("{h}:{m:02}:{s:02}.{hundredths:02}")
-    } else if m > 0 {
-        format!("{m:02}:{s:02}.{hundredths:02}")
-    } else {
-        format!("{s:02}.{hundredths:02}")
-    }
+    format!("{h}:{m:02}:{s:02}.{:02}", time.subsec_millis() / 10)
 }
 
 /// A number of bytes in the largest unit it reaches, with three decimals where it is not whole.
@@ -239,11 +229,13 @@ mod tests {
             "4 KiB, 1 ops; 00.12 sec (32 KiB/sec and 8.0000 ops/sec)"
         );
         assert_eq!(report.machine(), "4096,1,0:00:00.12,32768.000,8.000");
+        let long = Report {
+            time: Duration::from_secs(3600 + 64),
+            ..report
+        };
         assert_eq!(
-            clock(Duration::from_secs(61), Hours::WhereReached),
-            "01:01.00"
+            long.human(),
+            "4 KiB, 1 ops; 1:01:04.00 (1.118 bytes/sec and 0.0003 ops/sec)"
         );
-        let long = Duration::from_secs(3600 + 61);
-        assert_eq!(clock(long, Hours::WhereReached), "1:01:01.00");
     }
 }

@@ -7,14 +7,14 @@ use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use uuid::Uuid;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::formats::vhd::details;
 use crate::formats::vhd::footer::Footer;
 use crate::formats::vhd::geometry::SizeRule;
 use crate::formats::vhd::open::{End, Found};
 use crate::image::info::Detail;
 use crate::image::open::{OpenOptions, Purpose};
-use crate::image::{Caps, Driver, Fill, Image, Run, Source, Wait};
+use crate::image::{Caps, Check, Driver, Fill, Image, Layout, Resize, Run, Source, Wait};
 use crate::storage::open::Access;
 use crate::storage::{Limits, Storage, Zeroing};
 
@@ -146,5 +146,32 @@ impl Image for Fixed {
 
     fn details(&self) -> Vec<Detail> {
         details::of_footer(&self.state.lock().footer, &self.end, self.rule)
+    }
+
+    fn as_check(&self) -> Option<&dyn Check> {
+        Some(self)
+    }
+
+    fn as_resize(&self) -> Option<&dyn Resize> {
+        Some(self)
+    }
+
+    fn as_layout(&self) -> Option<&dyn Layout> {
+        Some(self)
+    }
+}
+
+impl Layout for Fixed {
+    fn assign(&self, ranges: &[Range<u64>]) -> Result<()> {
+        if !self.write {
+            return Err(Error::read_only());
+        }
+        for range in ranges {
+            match self.storage.reserve(range.clone()) {
+                Err(e) if e.kind() == ErrorKind::Unsupported => break,
+                done => done?,
+            }
+        }
+        Ok(())
     }
 }

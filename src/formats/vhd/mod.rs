@@ -5,8 +5,11 @@
 //! numbers, one per block; a block is a bitmap, one bit per sector, and its data.  In a dynamic
 //! disk a sector whose bit is 0 reads as zeroes, in a differencing disk it is in the parent.
 
+mod allocate;
 mod batmap;
 mod bitmap;
+mod check;
+mod check_blocks;
 mod create;
 mod details;
 mod fixed;
@@ -16,7 +19,10 @@ mod header;
 mod layout;
 mod locator;
 mod open;
+mod resize;
+mod space;
 mod sparse;
+mod sync;
 
 use crate::image::Driver;
 use crate::image::options::{OptionKind, OptionSpec};

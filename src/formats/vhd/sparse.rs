@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
+use parking_lot::{Condvar, Mutex};
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
@@ -17,13 +18,16 @@ use crate::formats::vhd::header::{self, Header};
 use crate::formats::vhd::layout::{self, Blocks, Bounds, UNUSED};
 use crate::formats::vhd::locator::{self, Code};
 use crate::formats::vhd::open::{self, End, Found};
+use crate::formats::vhd::space::Space;
+use crate::formats::vhd::sync::Syncs;
 use crate::image::info::Detail;
-use crate::image::open::{OpenOptions, Purpose};
+use crate::image::open::{OpenOptions, Purpose, WriteOrder};
 use crate::image::table::{Endian, Table};
-use crate::image::{Backing, Caps, Driver, Fill, Image, Run, Source, Wait};
+use crate::image::{Backing, Caps, Check, Driver, Fill, Image, Layout, Resize, Run, Source, Wait};
 use crate::storage::open::Access;
 use crate::storage::{Limits, Storage, Zeroing};
 use crate::util::align;
+use crate::util::grace::Grace;
 
 /// Table words looked at for one answer of `map`.
 const LOOK_AHEAD: u64 = 4096;
@@ -60,6 +64,14 @@ pub(super) struct Sparse {
     pub(super) data_end: AtomicU64,
     /// The parent's paths, as the locators have them.
     pub(super) locators: Vec<(Code, String)>,
+    pub(super) order: WriteOrder,
+    pub(super) grace: Arc<Grace>,
+    /// Held while space is taken, never while data is written.  Outermost: tables and bitmaps
+    /// lock theirs under it.
+    pub(super) space: Mutex<Space>,
+    /// Told when a guest range is no longer busy.
+    pub(super) changed: Condvar,
+    pub(super) syncs: Syncs,
 }
 
 impl Shape {
@@ -116,6 +128,10 @@ impl Sparse {
             )));
         }
         let locators = read_locators(&*storage, &header)?;
+        let found_footer = match found.end {
+            End::Whole | End::Short => Some(found.data_end),
+            End::Killed | End::Damaged(_) => None,
+        };
         Ok(Self {
             write: options.access == Access::Write,
             kind: found.footer.kind(),
@@ -126,6 +142,11 @@ impl Sparse {
             bitmaps: Bitmaps::default(),
             data_end: AtomicU64::new(found.data_end),
             locators,
+            order: options.order,
+            grace: Arc::clone(&options.grace),
+            space: Mutex::new(Space::new(found_footer)),
+            changed: Condvar::new(),
+            syncs: Syncs::default(),
             storage,
         })
     }
@@ -263,9 +284,14 @@ impl Image for Sparse {
     }
 
     fn limits(&self) -> Limits {
+        // A differencing disk frees no blocks: the parent would show.
+        let unit = match self.kind {
+            Kind::Differencing => 0,
+            Kind::Dynamic | Kind::Fixed => u32::try_from(self.blocks.data).unwrap_or(0),
+        };
         Limits {
-            zero_align: 0,
-            discard_align: 0,
+            zero_align: unit,
+            discard_align: unit,
             ..self.storage.limits()
         }
     }
@@ -299,24 +325,24 @@ impl Image for Sparse {
         Err(Error::unsupported("format 'vhd' has no compressed data"))
     }
 
-    fn allocate(&self, _at: u64, _len: u64, _fill: &mut Fill<'_>) -> Result<u64> {
-        Err(Error::read_only())
+    fn allocate(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
+        self.allocate_at(at, len, fill)
     }
 
-    fn zero(&self, _range: Range<u64>, _how: Zeroing) -> Result<()> {
-        Err(Error::read_only())
+    fn zero(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
+        self.zero_blocks(&range, how)
     }
 
-    fn discard(&self, _range: Range<u64>) -> Result<()> {
-        Err(Error::read_only())
+    fn discard(&self, range: Range<u64>) -> Result<()> {
+        self.free_blocks(&range)
     }
 
     fn flush(&self) -> Result<()> {
-        self.storage.sync()
+        self.flush_all()
     }
 
     fn close(&self) -> Result<()> {
-        Ok(())
+        self.trim(&mut self.space.lock(), &self.shape.load())
     }
 
     fn backing(&self) -> Option<Backing> {
@@ -344,5 +370,17 @@ impl Image for Sparse {
         let header = details::of_header(&shape.header, &shape.batmap, &self.locators);
         details.extend(header);
         details
+    }
+
+    fn as_layout(&self) -> Option<&dyn Layout> {
+        Some(self)
+    }
+
+    fn as_check(&self) -> Option<&dyn Check> {
+        Some(self)
+    }
+
+    fn as_resize(&self) -> Option<&dyn Resize> {
+        Some(self)
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use parking_lot::{Mutex, RwLock};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Caps, Driver, Fill, Image, Old, Resize, Run, Slot, Source, Wait};
+use crate::image::{Caps, Driver, Fill, Image, LayerBelow, Old, Resize, Run, Slot, Source, Wait};
 use crate::storage::file::FileStorage;
 use crate::storage::{Limits, Storage, Zeroing, zero_or_write};
 use crate::util::align;
@@ -273,7 +273,7 @@ impl Image for Overlay {
 }
 
 impl Resize for Overlay {
-    fn resize(&self, virtual_size: u64) -> Result<()> {
+    fn resize(&self, virtual_size: u64, _below: LayerBelow) -> Result<()> {
         let _turn = self.next.lock();
         let mut state = self.state.write();
         if virtual_size < state.size {

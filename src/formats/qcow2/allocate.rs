@@ -1,0 +1,385 @@
+//! Giving guest ranges space: what each cluster holds, new clusters, filling, publishing.
+
+use std::ops::Range;
+
+use super::Qcow2;
+use super::entry::{COPIED, Cluster, SUBCLUSTERS, Subcluster};
+use super::refcount::Taken;
+use crate::error::{Error, Result};
+use crate::image::{Fill, Old, Slot, Wait};
+use crate::storage::Storage;
+use crate::util::align::{clamp_len, down};
+use crate::util::range::intersect;
+
+/// Bytes given space in one go at most.
+const MAX_SPAN: u64 = 64 << 20;
+
+/// One cluster as its entry describes it, under a reservation.
+#[derive(Debug, Clone, Copy)]
+struct Unit {
+    cluster: Cluster,
+    bits: u64,
+}
+
+impl Unit {
+    /// The whole cluster reads from one place that is not in this file.
+    fn plain(self, extended: bool) -> Option<Subcluster> {
+        match (self.cluster, extended) {
+            (Cluster::Unallocated, false) => Some(Subcluster::Below),
+            (Cluster::Zero, false) => Some(Subcluster::Zero),
+            (Cluster::Unallocated, true) if self.bits == 0 => Some(Subcluster::Below),
+            (Cluster::Unallocated, true) if self.bits == !0 << SUBCLUSTERS => {
+                Some(Subcluster::Zero)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Bits for the subclusters of `part`, a range within a cluster in whole subclusters.
+fn mask(part: &Range<u64>, unit: u64) -> u64 {
+    let (first, end) = (part.start / unit, part.end.div_ceil(unit));
+    let below = |n: u64| if n >= 64 { !0 } else { (1u64 << n) - 1 };
+    below(end) & !below(first)
+}
+
+impl Qcow2 {
+    /// [`crate::image::Image::allocate`].
+    pub(super) fn allocate_range(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
+        self.start_writing()?;
+        let size = self.layout.cluster_size();
+        let covered = size << self.header.l2_bits();
+        let limit = (at + len)
+            .min(down(at, covered) + covered)
+            .min(down(at, size) + MAX_SPAN);
+        let span = down(at, size)..limit.next_multiple_of(size);
+        let writer = self.writer()?;
+        let Some(_reserved) = writer.reservations.reserve(span.clone()) else {
+            return Ok(0);
+        };
+        let first = self.unit(span.start)?;
+        match first.plain(self.layout.extended) {
+            Some(old) => self.allocate_plain(at..limit, span, old, fill),
+            None => {
+                let request = at..limit.min(span.start + size);
+                self.allocate_one(&request, first, fill)
+            }
+        }
+    }
+
+    /// The cluster at `start`, as its entry has it now.
+    fn unit(&self, start: u64) -> Result<Unit> {
+        let Some(entry) = self.tables.entry_offset(&*self.file, start, Wait::Yes)? else {
+            return Ok(Unit {
+                cluster: Cluster::Unallocated,
+                bits: 0,
+            });
+        };
+        let cluster = self.tables.cluster(&*self.file, entry, Wait::Yes)?;
+        let bits = self.tables.bits(&*self.file, entry, Wait::Yes)?;
+        Ok(Unit { cluster, bits })
+    }
+
+    /// Gives new space to clusters that all read alike from elsewhere.
+    fn allocate_plain(
+        &self,
+        request: Range<u64>,
+        span: Range<u64>,
+        old: Subcluster,
+        fill: &mut Fill<'_>,
+    ) -> Result<u64> {
+        let size = self.layout.cluster_size();
+        let mut count = 1;
+        while span.start + count * size < span.end
+            && self
+                .unit(span.start + count * size)?
+                .plain(self.layout.extended)
+                == Some(old)
+        {
+            count += 1;
+        }
+        let table =
+            self.own_table(span.start >> (self.layout.cluster_bits + self.header.l2_bits()))?;
+        let space = self.space(span.start, count)?;
+        let guest = span.start..span.start + space.count * size;
+        let unit = self.layout.subcluster_size();
+        let whole =
+            request.start - request.start % unit..request.end.next_multiple_of(unit).min(guest.end);
+        let slot = Slot {
+            guest: whole.start..whole.end.min(self.size()),
+            storage: self.data()?,
+            host: space.host + (whole.start - guest.start),
+            old: if old == Subcluster::Zero {
+                Old::Zero
+            } else {
+                Old::Below
+            },
+            zeroed: space.fresh,
+        };
+        let filled = fill(slot).and_then(|()| self.finish(&space, &guest));
+        if let Err(e) = filled {
+            self.untake_space(&space);
+            return Err(e);
+        }
+        let mut words = Vec::new();
+        for index in 0..space.count {
+            words.push((space.host + index * size) | COPIED);
+            if self.layout.extended {
+                let cluster = guest.start + index * size..guest.start + (index + 1) * size;
+                let stored = intersect(&cluster, &whole).map_or(0, |part| {
+                    mask(
+                        &(part.start - cluster.start..part.end - cluster.start),
+                        unit,
+                    )
+                });
+                let zero = if old == Subcluster::Zero {
+                    !stored & !0 >> SUBCLUSTERS
+                } else {
+                    0
+                };
+                words.push(stored | zero << SUBCLUSTERS);
+            }
+        }
+        self.publish(table, guest.start, &words)?;
+        Ok(request.end.min(guest.end) - request.start)
+    }
+
+    /// Gives space to the request's part of one cluster that holds something already.
+    fn allocate_one(&self, request: &Range<u64>, unit: Unit, fill: &mut Fill<'_>) -> Result<u64> {
+        let (size, part_len) = (self.layout.cluster_size(), self.layout.subcluster_size());
+        let start = down(request.start, size);
+        let within = request.start - start..request.end - start;
+        let own = match unit.cluster {
+            Cluster::Standard {
+                host, copied: true, ..
+            } => Some(host),
+            _ => None,
+        };
+        if own.is_some() && self.all_stored(unit, &within)? {
+            return Ok(0);
+        }
+        let table = self.own_table(start >> (self.layout.cluster_bits + self.header.l2_bits()))?;
+        let space = match own {
+            Some(host) => Space {
+                host,
+                count: 1,
+                fresh: false,
+                taken: None,
+            },
+            None => self.space(start, 1)?,
+        };
+        let old = self.old_bytes(unit, start)?;
+        let mut bits = unit.bits;
+        let mut done = Ok(());
+        for (kind, part) in self.parts(unit)? {
+            let grown = down(within.start, part_len)..within.end.next_multiple_of(part_len);
+            let slot_part = match (kind, own.is_some()) {
+                (Subcluster::Stored, true) => continue,
+                (Subcluster::Stored, false) => part,
+                _ => match intersect(&part, &grown) {
+                    Some(part) => part,
+                    None => continue,
+                },
+            };
+            bits |= mask(&slot_part, part_len);
+            bits &= !(mask(&slot_part, part_len) << SUBCLUSTERS);
+            done = self.fill_part(start, &slot_part, kind, &space, old.as_deref(), fill);
+            if done.is_err() {
+                break;
+            }
+        }
+        let guest = start..start + size;
+        if let Err(e) = done.and_then(|()| self.finish(&space, &guest)) {
+            self.untake_space(&space);
+            return Err(e);
+        }
+        let mut words = vec![space.host | COPIED];
+        if self.layout.extended {
+            words.push(bits);
+        }
+        self.publish(table, start, &words)?;
+        if own.is_none() {
+            self.free_cluster(unit.cluster)?;
+        }
+        Ok(request.end - request.start)
+    }
+
+    fn fill_part(
+        &self,
+        start: u64,
+        part: &Range<u64>,
+        kind: Subcluster,
+        space: &Space,
+        old: Option<&[u8]>,
+        fill: &mut Fill<'_>,
+    ) -> Result<()> {
+        let old = match (kind, old) {
+            (Subcluster::Stored, Some(bytes)) => Old::Bytes(
+                &bytes[clamp_len(part.start, bytes.len())..clamp_len(part.end, bytes.len())],
+            ),
+            (Subcluster::Below, _) => Old::Below,
+            _ => Old::Zero,
+        };
+        let guest = start + part.start..(start + part.end).min(self.size());
+        let storage = self.data()?;
+        fill(Slot {
+            guest,
+            storage,
+            host: space.host + part.start,
+            old,
+            zeroed: space.fresh,
+        })
+    }
+
+    fn all_stored(&self, unit: Unit, within: &Range<u64>) -> Result<bool> {
+        let mut parts = self.parts(unit)?.into_iter();
+        Ok(parts
+            .all(|(kind, part)| kind == Subcluster::Stored || intersect(&part, within).is_none()))
+    }
+
+    /// The cluster cut into runs of subclusters that read alike, as ranges within it.
+    fn parts(&self, unit: Unit) -> Result<Vec<(Subcluster, Range<u64>)>> {
+        let (size, len) = (self.layout.cluster_size(), self.layout.subcluster_size());
+        let whole = match unit.cluster {
+            Cluster::Compressed(_) => Some(Subcluster::Stored),
+            _ if self.layout.extended => None,
+            Cluster::Standard { zero: false, .. } => Some(Subcluster::Stored),
+            Cluster::Standard { .. } | Cluster::Zero => Some(Subcluster::Zero),
+            Cluster::Unallocated => Some(Subcluster::Below),
+        };
+        if let Some(kind) = whole {
+            return Ok(vec![(kind, 0..size)]);
+        }
+        let mut parts: Vec<(Subcluster, Range<u64>)> = Vec::new();
+        for index in 0..SUBCLUSTERS {
+            let kind = self.layout.subcluster(&unit.cluster, unit.bits, index)?;
+            let start = u64::from(index) * len;
+            match parts.last_mut() {
+                Some((last, part)) if *last == kind => part.end = start + len,
+                _ => parts.push((kind, start..start + len)),
+            }
+        }
+        Ok(parts)
+    }
+
+    /// The old content of a cluster that must move: decoded, or as another snapshot still has it.
+    fn old_bytes(&self, unit: Unit, start: u64) -> Result<Option<Vec<u8>>> {
+        match unit.cluster {
+            Cluster::Compressed(_) => Ok(Some(self.decoded(start)?.to_vec())),
+            Cluster::Standard {
+                host,
+                copied: false,
+                zero: false,
+            } => {
+                let mut bytes = vec![0; clamp_len(self.layout.cluster_size(), usize::MAX)];
+                self.data()?.read_at(&mut bytes, host)?;
+                Ok(Some(bytes))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Space for up to `count` clusters from guest offset `start`: assigned, new, or, with an
+    /// external data file, at the guest offset itself.
+    fn space(&self, start: u64, count: u64) -> Result<Space> {
+        if self.external().is_some() {
+            return Ok(Space {
+                host: start,
+                count,
+                fresh: false,
+                taken: None,
+            });
+        }
+        if let Some(space) = self.assigned_space(start, count)? {
+            return Ok(space);
+        }
+        let taken = self.take(1..count + 1)?;
+        self.tables
+            .forget(taken.host..taken.host + (count << self.layout.cluster_bits));
+        Ok(Space::new(taken))
+    }
+
+    fn untake_space(&self, space: &Space) {
+        if let Some(taken) = &space.taken {
+            self.untake(taken);
+        }
+    }
+
+    /// After the fill: the file reaches the end of the clusters, and data comes before metadata.
+    fn finish(&self, space: &Space, guest: &Range<u64>) -> Result<()> {
+        let data = self.data()?;
+        let len = (guest.end.min(self.size()) - guest.start)
+            .min(space.count * self.layout.cluster_size());
+        let end = space.host + len;
+        if data.size() < end {
+            // Grows the file and never cuts it, whatever other threads write behind us.
+            data.write_at(&[0], end - 1)?;
+        }
+        self.settle()
+    }
+
+    /// Shows new entries to readers, from the one of guest offset `start` on.
+    pub(super) fn publish(&self, table: u64, start: u64, words: &[u64]) -> Result<()> {
+        let index = (start >> self.layout.cluster_bits) & ((1 << self.header.l2_bits()) - 1);
+        self.tables
+            .publish(&*self.file, table + index * self.layout.entry_len(), words)
+    }
+
+    /// Lets go of what a cluster's old entry referred to.
+    pub(super) fn free_cluster(&self, cluster: Cluster) -> Result<()> {
+        match cluster {
+            Cluster::Compressed(packed) => {
+                // Each cluster that it touches was counted once for it.
+                self.free(packed.start..packed.end)
+            }
+            Cluster::Standard { host, .. } if self.external().is_none() => {
+                self.free(host..host + self.layout.cluster_size())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Where guest data is.
+    pub(super) fn data(&self) -> Result<&dyn Storage> {
+        self.data
+            .as_deref()
+            .ok_or_else(|| Error::unsupported("the data file was not opened"))
+    }
+}
+
+/// Space for clusters, contiguous in the data file.
+#[derive(Debug)]
+pub(super) struct Space {
+    /// Offset of the first.
+    pub(super) host: u64,
+    /// How many.
+    pub(super) count: u64,
+    /// They read as zeroes.
+    pub(super) fresh: bool,
+    /// What to give back on failure.
+    taken: Option<Taken>,
+}
+
+impl Space {
+    pub(super) fn new(taken: Taken) -> Self {
+        let count = taken.clusters.end - taken.clusters.start;
+        Self {
+            host: taken.host,
+            count,
+            fresh: taken.fresh,
+            taken: Some(taken),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_cover_whole_subclusters() {
+        assert_eq!(mask(&(0..2048), 2048), 1);
+        assert_eq!(mask(&(2048..8192), 2048), 0b1110);
+        assert_eq!(mask(&(0..65_536), 2048), 0xffff_ffff);
+    }
+}

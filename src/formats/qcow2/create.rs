@@ -1,0 +1,305 @@
+//! New images: header, refcounts, an empty first-level table.
+
+use std::ops::Range;
+
+use super::extension;
+use super::feature;
+use super::header::{MAGIC, MAX_BACKING_NAME, MAX_L1_BYTES, MAX_REFTABLE_BYTES};
+use super::refblock::Width;
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::create::CreateOptions;
+use crate::image::options::{OptionKind, OptionSpec};
+use crate::storage::Storage;
+use crate::util::align::{clamp_len, len64};
+
+/// The `-o` options.
+pub(super) const OPTIONS: &[OptionSpec] = &[
+    OptionSpec {
+        name: "compat",
+        kind: OptionKind::Choice(&["0.10", "v2", "1.1", "v3"]),
+        default: "1.1",
+        help: "version: 0.10 (v2) or 1.1 (v3)",
+    },
+    OptionSpec {
+        name: "cluster_size",
+        kind: OptionKind::Size,
+        default: "64k",
+        help: "unit of allocation: a power of two from 512 to 2M",
+    },
+    OptionSpec {
+        name: "refcount_bits",
+        kind: OptionKind::Number,
+        default: "16",
+        help: "width of a reference count: 1, 2, 4, 8, 16, 32 or 64",
+    },
+    OptionSpec {
+        name: "lazy_refcounts",
+        kind: OptionKind::Bool,
+        default: "off",
+        help: "let QEMU put off refcount updates",
+    },
+    OptionSpec {
+        name: "extended_l2",
+        kind: OptionKind::Bool,
+        default: "off",
+        help: "allocation bits for 32 subclusters in each cluster",
+    },
+    OptionSpec {
+        name: "compression_type",
+        kind: OptionKind::Choice(&["zlib", "zstd"]),
+        default: "zlib",
+        help: "how clusters are compressed",
+    },
+];
+
+/// What is to be made, checked.
+#[derive(Debug)]
+struct Plan {
+    version: u32,
+    cluster_bits: u32,
+    refcount_order: u32,
+    incompatible: u64,
+    compatible: u64,
+    compression: u8,
+    size: u64,
+    l1_len: u64,
+}
+
+impl Plan {
+    fn new(options: &CreateOptions) -> Result<Self> {
+        let values = &options.values;
+        let version = match values.text("compat") {
+            Some("0.10" | "v2") => 2,
+            _ => 3,
+        };
+        let extended = values.bool("extended_l2") == Some(true);
+        let lazy = values.bool("lazy_refcounts") == Some(true);
+        let zstd = values.text("compression_type") == Some("zstd");
+        let cluster_bits = cluster_bits(options)?;
+        let refcount_order = refcount_order(values.number("refcount_bits").unwrap_or(16))?;
+        if version == 2 && (extended || lazy || zstd || refcount_order != 4) {
+            return Err(Error::invalid(
+                "extended_l2, lazy_refcounts, zstd and refcount_bits other than 16 need compat=1.1",
+            ));
+        }
+        if extended && cluster_bits < super::header::EXTENDED_MIN_BITS {
+            return Err(Error::invalid(format!(
+                "cluster_size is {} with extended_l2 (allowed: 16k to 2M)",
+                1u64 << cluster_bits
+            )));
+        }
+        let l2_bits = cluster_bits - if extended { 4 } else { 3 };
+        let size = options
+            .size
+            .checked_next_multiple_of(512)
+            .unwrap_or(u64::MAX);
+        let l1_len = size.div_ceil(1 << (cluster_bits + l2_bits));
+        if l1_len * 8 > MAX_L1_BYTES {
+            let most = (MAX_L1_BYTES / 8) << (cluster_bits + l2_bits);
+            return Err(Error::new(
+                ErrorKind::OutOfRange,
+                format!(
+                    "the size is {size} (allowed: {most} with clusters of {})",
+                    1u64 << cluster_bits
+                ),
+            ));
+        }
+        let bit = |on: bool, bit: u64| if on { bit } else { 0 };
+        Ok(Self {
+            version,
+            cluster_bits,
+            refcount_order,
+            incompatible: bit(extended, feature::EXTENDED_L2) | bit(zstd, feature::COMPRESSION),
+            compatible: bit(lazy, feature::LAZY_REFCOUNTS),
+            compression: u8::from(zstd),
+            size,
+            l1_len,
+        })
+    }
+
+    fn cluster_size(&self) -> u64 {
+        1 << self.cluster_bits
+    }
+
+    /// Where things are, in clusters.
+    fn layout(&self) -> Layout {
+        let size = self.cluster_size();
+        let l1 = (self.l1_len * 8).div_ceil(size).max(1);
+        let per_block = 1u64 << Width::new(self.refcount_order).block_bits(self.cluster_bits);
+        let mut blocks = 1u64;
+        loop {
+            let table = (blocks * 8).div_ceil(size);
+            let all = 1 + table + blocks + l1;
+            if blocks * per_block >= all {
+                let table = 1..1 + table;
+                let blocks = table.end..table.end + blocks;
+                return Layout {
+                    l1: blocks.end..blocks.end + l1,
+                    table,
+                    blocks,
+                };
+            }
+            blocks += 1;
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Layout {
+    table: Range<u64>,
+    blocks: Range<u64>,
+    l1: Range<u64>,
+}
+
+/// log2 of the cluster size asked for.
+fn cluster_bits(options: &CreateOptions) -> Result<u32> {
+    let size = options.values.number("cluster_size").unwrap_or(64 << 10);
+    if !size.is_power_of_two() || !(512..=2 << 20).contains(&size) {
+        return Err(Error::invalid(format!(
+            "cluster_size is {size} (allowed: a power of two from 512 to 2M)"
+        )));
+    }
+    Ok(size.trailing_zeros())
+}
+
+fn refcount_order(bits: u64) -> Result<u32> {
+    if !bits.is_power_of_two() || bits > 64 {
+        return Err(Error::invalid(format!(
+            "refcount_bits is {bits} (allowed: 1, 2, 4, 8, 16, 32, 64)"
+        )));
+    }
+    Ok(bits.trailing_zeros())
+}
+
+/// Bytes of a cluster with these options.
+pub(super) fn cluster_size(options: &CreateOptions) -> Result<u64> {
+    cluster_bits(options).map(|bits| 1 << bits)
+}
+
+/// Formats an empty object.
+pub(super) fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
+    let plan = Plan::new(options)?;
+    let layout = plan.layout();
+    let size = plan.cluster_size();
+    if layout.table.end - layout.table.start > MAX_REFTABLE_BYTES.div_ceil(size) {
+        return Err(Error::new(
+            ErrorKind::OutOfRange,
+            "the refcount table would be too long",
+        ));
+    }
+    let header = header(&plan, &layout, options)?;
+    storage.set_len(0)?;
+    storage.set_len(layout.l1.end * size)?;
+    write_refcounts(storage, &plan, &layout)?;
+    // Last, so that a file cut short on the way is no image.
+    storage.write_at(&header, 0)
+}
+
+fn write_refcounts(storage: &dyn Storage, plan: &Plan, layout: &Layout) -> Result<()> {
+    let (size, width) = (plan.cluster_size(), Width::new(plan.refcount_order));
+    let per_block = 1u64 << width.block_bits(plan.cluster_bits);
+    let mut table = Vec::new();
+    for (index, cluster) in layout.blocks.clone().enumerate() {
+        let mut block = vec![0; clamp_len(size, usize::MAX)];
+        let used = layout
+            .l1
+            .end
+            .saturating_sub(len64(index) * per_block)
+            .min(per_block);
+        (0..clamp_len(used, usize::MAX)).for_each(|i| width.set(&mut block, i, 1));
+        storage.write_at(&block, cluster * size)?;
+        table.extend((cluster * size).to_be_bytes());
+    }
+    storage.write_at(&table, layout.table.start * size)
+}
+
+/// The first cluster's bytes: fields, extensions, backing name.
+fn header(plan: &Plan, layout: &Layout, options: &CreateOptions) -> Result<Vec<u8>> {
+    let size = plan.cluster_size();
+    let mut tail = Vec::new();
+    if let Some(backing) = &options.backing {
+        push_extension(
+            &mut tail,
+            extension::BACKING_FORMAT,
+            backing.format.as_bytes(),
+        );
+    }
+    if plan.version >= 3 {
+        push_extension(&mut tail, extension::FEATURE_NAMES, &feature::name_table());
+    }
+    tail.extend([0; 8]);
+    let header_len = if plan.version == 2 { 72 } else { 112 };
+    let name = options.backing.as_ref().map_or("", |b| &b.name);
+    let name_at = header_len + len64(tail.len());
+    if len64(name.len()) > u64::from(MAX_BACKING_NAME) || name_at + len64(name.len()) > size {
+        let most = u64::from(MAX_BACKING_NAME).min(size.saturating_sub(name_at));
+        return Err(Error::invalid(format!(
+            "the backing file's name has {} bytes (allowed: {most})",
+            name.len()
+        )));
+    }
+    let mut bytes = Vec::new();
+    let push32 = |bytes: &mut Vec<u8>, value: u32| bytes.extend(value.to_be_bytes());
+    push32(&mut bytes, MAGIC);
+    push32(&mut bytes, plan.version);
+    bytes.extend(if name.is_empty() { 0 } else { name_at }.to_be_bytes());
+    push32(&mut bytes, u32::try_from(name.len()).unwrap_or(0));
+    push32(&mut bytes, plan.cluster_bits);
+    bytes.extend(plan.size.to_be_bytes());
+    push32(&mut bytes, 0);
+    push32(&mut bytes, u32::try_from(plan.l1_len).unwrap_or(0));
+    bytes.extend((layout.l1.start * size).to_be_bytes());
+    bytes.extend((layout.table.start * size).to_be_bytes());
+    push32(
+        &mut bytes,
+        u32::try_from(layout.table.end - layout.table.start).unwrap_or(0),
+    );
+    push32(&mut bytes, 0);
+    bytes.extend(0u64.to_be_bytes());
+    if plan.version >= 3 {
+        for bits in [plan.incompatible, plan.compatible, 0] {
+            bytes.extend(bits.to_be_bytes());
+        }
+        push32(&mut bytes, plan.refcount_order);
+        push32(&mut bytes, 112);
+        bytes.extend([plan.compression, 0, 0, 0, 0, 0, 0, 0]);
+    }
+    bytes.extend(tail);
+    bytes.extend(name.as_bytes());
+    Ok(bytes)
+}
+
+fn push_extension(bytes: &mut Vec<u8>, kind: u32, data: &[u8]) {
+    bytes.extend(kind.to_be_bytes());
+    bytes.extend(u32::try_from(data.len()).unwrap_or(0).to_be_bytes());
+    bytes.extend(data);
+    bytes.resize(bytes.len().next_multiple_of(8), 0);
+}
+
+/// Length of the file with `data_clusters` clusters of data: as `create` and the allocator lay
+/// them out, tables and refcounts included.
+pub(super) fn measure(options: &CreateOptions, data_clusters: u64) -> Result<u64> {
+    let plan = Plan::new(options)?;
+    let size = plan.cluster_size();
+    let entry = if plan.incompatible & feature::EXTENDED_L2 != 0 {
+        16
+    } else {
+        8
+    };
+    let l2 = (plan.size.div_ceil(size) * entry).div_ceil(size);
+    let l1 = (plan.l1_len * 8).div_ceil(size).max(1);
+    let per_block = 1u64 << Width::new(plan.refcount_order).block_bits(plan.cluster_bits);
+    let fixed = 1 + l1 + l2 + data_clusters;
+    let (mut blocks, mut table) = (0, 0);
+    loop {
+        let all = fixed + blocks + table;
+        let (next_blocks, next_table) = (
+            all.div_ceil(per_block),
+            (all.div_ceil(per_block) * 8).div_ceil(size),
+        );
+        if (next_blocks, next_table) == (blocks, table) {
+            return Ok(all * size);
+        }
+        (blocks, table) = (next_blocks, next_table);
+    }
+}

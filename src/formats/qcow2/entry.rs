@@ -1,0 +1,238 @@
+//! Entries of first-level and second-level tables, decoded.
+
+use crate::error::{Error, Result};
+use crate::util::align::is_aligned;
+
+/// Bits 9 to 55: where a table or cluster is.
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+/// Bit 63: the refcount of what it points at is exactly one, so it may be changed in place.
+pub(super) const COPIED: u64 = 1 << 63;
+/// Bit 62 of a second-level entry: the cluster is compressed.
+pub(super) const COMPRESSED: u64 = 1 << 62;
+/// Bit 0 of a second-level entry (version 3, not extended): the cluster reads as zeroes.
+pub(super) const ZERO: u64 = 1;
+/// Subclusters of a cluster with extended entries.
+pub(super) const SUBCLUSTERS: u32 = 32;
+
+/// What decides how entries are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Layout {
+    /// log2 of the cluster size.
+    pub(super) cluster_bits: u32,
+    /// Entries have a second word with bits for subclusters.
+    pub(super) extended: bool,
+    /// Version 2: there are no zero clusters.
+    pub(super) version: u32,
+}
+
+/// Where a cluster is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cluster {
+    /// Nowhere: the layer below has it.
+    Unallocated,
+    /// At `host`; `copied` allows changes in place.
+    Standard {
+        /// Offset in the data file.
+        host: u64,
+        /// The refcount is exactly one.
+        copied: bool,
+        /// Reads as zeroes all the same.
+        zero: bool,
+    },
+    /// Reads as zeroes and has no space.
+    Zero,
+    /// Compressed, in these bytes of the image file; the stream may end before the range does.
+    Compressed(Packed),
+}
+
+/// Host bytes of a compressed cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Packed {
+    /// Offset of the first byte in the image file.
+    pub(super) start: u64,
+    /// End of its last sector.
+    pub(super) end: u64,
+}
+
+/// How one subcluster reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Subcluster {
+    /// The layer below has it.
+    Below,
+    /// Zeroes.
+    Zero,
+    /// At its place in the cluster.
+    Stored,
+}
+
+impl Layout {
+    /// Cluster size in bytes.
+    pub(super) fn cluster_size(self) -> u64 {
+        1 << self.cluster_bits
+    }
+
+    /// Size of a subcluster in bytes; that of a cluster without extended entries.
+    pub(super) fn subcluster_size(self) -> u64 {
+        if self.extended {
+            self.cluster_size() / u64::from(SUBCLUSTERS)
+        } else {
+            self.cluster_size()
+        }
+    }
+
+    /// Bytes of a second-level entry.
+    pub(super) fn entry_len(self) -> u64 {
+        if self.extended { 16 } else { 8 }
+    }
+
+    /// Where the second-level table of a first-level entry is; `None`: there is none.
+    pub(super) fn table(self, entry: u64) -> Result<Option<u64>> {
+        let host = entry & OFFSET;
+        if host == 0 {
+            return Ok(None);
+        }
+        self.check_aligned("L2 table", host)?;
+        Ok(Some(host))
+    }
+
+    /// A second-level entry's first word.
+    pub(super) fn cluster(self, entry: u64) -> Result<Cluster> {
+        if entry & COMPRESSED != 0 {
+            return self.compressed(entry).map(Cluster::Compressed);
+        }
+        let host = entry & OFFSET;
+        let zero = entry & ZERO != 0 && !self.extended && self.version >= 3;
+        match (host, zero) {
+            (0, true) => Ok(Cluster::Zero),
+            (0, false) if entry & COPIED == 0 => Ok(Cluster::Unallocated),
+            (0, false) => Ok(Cluster::Standard {
+                host,
+                copied: true,
+                zero,
+            }),
+            _ => {
+                self.check_aligned("cluster", host)?;
+                Ok(Cluster::Standard {
+                    host,
+                    copied: entry & COPIED != 0,
+                    zero,
+                })
+            }
+        }
+    }
+
+    /// The entry's host bytes: an offset in the low bits, a count of further sectors above it.
+    fn compressed(self, entry: u64) -> Result<Packed> {
+        let split = 62 - (self.cluster_bits - 8);
+        let host = entry & ((1 << split) - 1);
+        let sectors = (entry & !(COPIED | COMPRESSED)) >> split;
+        let end = (host - host % 512).checked_add((sectors + 1) * 512);
+        end.map(|end| Packed { start: host, end }).ok_or_else(|| {
+            Error::corrupt(format!(
+                "compressed cluster entry {entry:#018x} ends past 2^64"
+            ))
+        })
+    }
+
+    fn check_aligned(self, what: &str, host: u64) -> Result<()> {
+        if is_aligned(host, self.cluster_size()) {
+            return Ok(());
+        }
+        Err(Error::corrupt(format!(
+            "an {what} entry points at {host:#x} (allowed: multiples of {:#x})",
+            self.cluster_size()
+        )))
+    }
+
+    /// How a subcluster reads, from the entry's two words.
+    pub(super) fn subcluster(self, cluster: &Cluster, bits: u64, index: u32) -> Result<Subcluster> {
+        let stored = bits & (1 << index) != 0;
+        let zero = bits & (1 << (index + SUBCLUSTERS)) != 0;
+        match (stored, zero, cluster) {
+            (true, true, _) => Err(Error::corrupt(format!(
+                "subcluster {index} is both stored and zero (bitmap {bits:#018x})"
+            ))),
+            (true, false, Cluster::Standard { .. }) => Ok(Subcluster::Stored),
+            (true, false, _) => Err(Error::corrupt(format!(
+                "subcluster {index} is stored in a cluster that has no space (bitmap {bits:#018x})"
+            ))),
+            (false, true, _) => Ok(Subcluster::Zero),
+            (false, false, _) => Ok(Subcluster::Below),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LAYOUT: Layout = Layout {
+        cluster_bits: 16,
+        extended: false,
+        version: 3,
+    };
+
+    #[test]
+    fn entries_decode_as_the_specification_says() {
+        let packed = |start, end| Cluster::Compressed(Packed { start, end });
+        let standard = |host, copied, zero| Cluster::Standard { host, copied, zero };
+        let cases = [
+            (0, Cluster::Unallocated),
+            (ZERO, Cluster::Zero),
+            (0x5_0000, standard(0x5_0000, false, false)),
+            (COPIED | 0x5_0000, standard(0x5_0000, true, false)),
+            (COPIED | 0x5_0000 | ZERO, standard(0x5_0000, true, true)),
+            (COMPRESSED | 0x5_0123, packed(0x5_0123, 0x5_0200)),
+            (COMPRESSED | 3 << 54 | 0x5_0123, packed(0x5_0123, 0x5_0800)),
+        ];
+        for (entry, expected) in cases {
+            assert_eq!(
+                LAYOUT.cluster(entry).expect("valid"),
+                expected,
+                "{entry:#x}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_misaligned_offset_is_corrupt() {
+        assert!(LAYOUT.cluster(0x5_0200).is_err());
+        assert!(LAYOUT.table(0x5_0200).is_err());
+        assert_eq!(LAYOUT.table(COPIED).expect("no table"), None);
+    }
+
+    #[test]
+    fn version_2_knows_no_zero_clusters() {
+        let layout = Layout {
+            version: 2,
+            ..LAYOUT
+        };
+        assert_eq!(
+            layout.cluster(ZERO).expect("the bit is reserved"),
+            Cluster::Unallocated
+        );
+    }
+
+    #[test]
+    fn a_subcluster_that_is_stored_and_zero_at_once_is_corrupt() {
+        let layout = Layout {
+            extended: true,
+            ..LAYOUT
+        };
+        let cluster = layout.cluster(COPIED | 0x5_0000).expect("valid");
+        assert_eq!(
+            layout.subcluster(&cluster, 1, 0).expect("valid"),
+            Subcluster::Stored
+        );
+        assert_eq!(
+            layout.subcluster(&cluster, 1 << 32, 0).expect("valid"),
+            Subcluster::Zero
+        );
+        assert_eq!(
+            layout.subcluster(&cluster, 2, 0).expect("valid"),
+            Subcluster::Below
+        );
+        assert!(layout.subcluster(&cluster, 1 << 32 | 1, 0).is_err());
+        assert!(layout.subcluster(&Cluster::Unallocated, 1, 0).is_err());
+    }
+}

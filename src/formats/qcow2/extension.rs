@@ -1,0 +1,71 @@
+//! Header extensions: kind, length, data, padded to eight bytes.  Unknown ones are kept.
+
+use std::ops::Range;
+
+use crate::error::{Error, Result};
+use crate::storage::Storage;
+use crate::util::align::{clamp_len, len64};
+
+/// Ends the list.
+const END: u32 = 0;
+/// Name of the backing file's format.
+pub(super) const BACKING_FORMAT: u32 = 0xe279_2aca;
+/// Names of feature bits.
+pub(super) const FEATURE_NAMES: u32 = 0x6803_f857;
+/// Name of the external data file.
+pub(super) const DATA_FILE_NAME: u32 = 0x4441_5441;
+/// Most extensions looked at.
+const MAX_COUNT: usize = 256;
+
+/// One extension.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Extension {
+    /// Its kind, one of the constants above or unknown.
+    pub(super) kind: u32,
+    /// Its data, without padding.
+    pub(super) data: Vec<u8>,
+}
+
+/// Reads the extensions in a range of the first cluster.  The list ends with its end marker or
+/// with the range.
+pub(super) fn read(storage: &dyn Storage, range: Range<u64>) -> Result<Vec<Extension>> {
+    let mut bytes = vec![0; clamp_len(range.end.saturating_sub(range.start), 2 << 20)];
+    storage.read_at(&mut bytes, range.start)?;
+    let mut rest = &bytes[..];
+    let mut list = Vec::new();
+    while let Some((head, tail)) = rest.split_first_chunk::<8>() {
+        let kind = u32::from_be_bytes([head[0], head[1], head[2], head[3]]);
+        let len = u32::from_be_bytes([head[4], head[5], head[6], head[7]]);
+        if kind == END {
+            break;
+        }
+        let at = range.end - len64(rest.len());
+        let data = tail
+            .get(..clamp_len(u64::from(len), usize::MAX))
+            .ok_or_else(|| {
+                Error::corrupt(format!(
+                    "header extension {kind:#010x} at {at:#x} has {len} bytes (allowed: {})",
+                    tail.len()
+                ))
+            })?;
+        if list.len() >= MAX_COUNT {
+            return Err(Error::corrupt(format!(
+                "there are more than {MAX_COUNT} header extensions"
+            )));
+        }
+        list.push(Extension {
+            kind,
+            data: data.to_vec(),
+        });
+        rest = tail
+            .get(data.len().next_multiple_of(8)..)
+            .unwrap_or_default();
+    }
+    Ok(list)
+}
+
+/// The text of the first extension of a kind.
+pub(super) fn text(list: &[Extension], kind: u32) -> Option<String> {
+    let found = list.iter().find(|e| e.kind == kind)?;
+    Some(String::from_utf8_lossy(&found.data).into_owned())
+}

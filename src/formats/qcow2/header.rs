@@ -1,0 +1,376 @@
+//! The header of a qcow2 image, versions 2 and 3, as QEMU's "qcow2 image format" lays it out.
+//!
+//! [`Header`] is validated: its offsets are aligned, its tables lie within what the bounds below
+//! allow, and it keeps whatever it does not know so that a rewrite changes nothing else.
+
+use zerocopy::big_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::extension::{self, Extension};
+use super::feature::{self, FeatureNames};
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::Storage;
+use crate::util::align::{clamp_len, is_aligned, len64};
+
+/// First four bytes: `QFI` and 0xfb.
+pub(super) const MAGIC: u32 = 0x5146_49fb;
+/// Length of a version 2 header.
+const LEN_V2: u32 = 72;
+/// Length of the version 3 fields that every version 3 image has.
+pub(super) const LEN_V3: usize = 104;
+/// Smallest and largest cluster: 512 bytes and 2 MiB.
+pub(super) const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
+/// Smallest cluster with extended entries: 16 KiB, so that a subcluster is at least a sector.
+pub(super) const EXTENDED_MIN_BITS: u32 = 14;
+/// Longest first-level table in bytes; 32 MiB, as QEMU has it.
+pub(super) const MAX_L1_BYTES: u64 = 32 << 20;
+/// Longest refcount table in bytes; 8 MiB, as QEMU has it.
+pub(super) const MAX_REFTABLE_BYTES: u64 = 8 << 20;
+/// Longest backing file name in bytes.
+pub(super) const MAX_BACKING_NAME: u32 = 1023;
+/// Most internal snapshots, as QEMU has it.
+pub(super) const MAX_SNAPSHOTS: u32 = 65_536;
+/// Longest header with what may follow the known fields.
+const MAX_HEADER_LEN: u32 = 4096;
+
+/// The fields on disk, all big-endian.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Raw {
+    /// 0: [`MAGIC`].
+    magic: U32,
+    /// 4: 2 or 3.
+    version: U32,
+    /// 8: offset of the backing file's name; 0: no backing file.
+    backing_offset: U64,
+    /// 16: its length in bytes.
+    backing_len: U32,
+    /// 20: log2 of the cluster size.
+    cluster_bits: U32,
+    /// 24: virtual size in bytes.
+    size: U64,
+    /// 32: 0 none, 1 AES, 2 LUKS.
+    crypt_method: U32,
+    /// 36: entries of the active first-level table.
+    l1_len: U32,
+    /// 40: its offset.
+    l1_offset: U64,
+    /// 48: offset of the refcount table.
+    reftable_offset: U64,
+    /// 56: its length in clusters.
+    reftable_clusters: U32,
+    /// 60: number of internal snapshots.
+    snapshot_count: U32,
+    /// 64: offset of the snapshot table.
+    snapshots_offset: U64,
+    /// 72: bits that a reader must understand.
+    incompatible: U64,
+    /// 80: bits that a reader may ignore.
+    compatible: U64,
+    /// 88: bits that a writer which does not know them clears.
+    autoclear: U64,
+    /// 96: log2 of the width of a refcount in bits.
+    refcount_order: U32,
+    /// 100: length of the header; where the extensions begin.
+    header_len: U32,
+}
+
+const _: () = assert!(size_of::<Raw>() == LEN_V3);
+
+/// How clusters are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Compression {
+    /// Raw deflate.
+    Zlib,
+    /// Zstandard.
+    Zstd,
+}
+
+/// A validated header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Header {
+    /// 2 or 3.
+    pub(super) version: u32,
+    /// log2 of the cluster size in bytes.
+    pub(super) cluster_bits: u32,
+    /// Virtual size in bytes.
+    pub(super) size: u64,
+    /// Entries of the active first-level table.
+    pub(super) l1_len: u32,
+    /// Its offset.
+    pub(super) l1_offset: u64,
+    /// Offset of the refcount table.
+    pub(super) reftable_offset: u64,
+    /// Its length in clusters.
+    pub(super) reftable_clusters: u32,
+    /// Number of internal snapshots.
+    pub(super) snapshot_count: u32,
+    /// Offset of the snapshot table.
+    pub(super) snapshots_offset: u64,
+    /// Bits that a reader must understand; 0 in version 2.
+    pub(super) incompatible: u64,
+    /// Bits that a reader may ignore; 0 in version 2.
+    pub(super) compatible: u64,
+    /// Bits that a writer which does not know them clears; 0 in version 2.
+    pub(super) autoclear: u64,
+    /// log2 of the width of a refcount in bits; 4 in version 2.
+    pub(super) refcount_order: u32,
+    /// How clusters are compressed.
+    pub(super) compression: Compression,
+    /// Name of the backing file.
+    pub(super) backing_name: Option<String>,
+    /// Header bytes after the known fields, kept as they are.
+    pub(super) rest: Vec<u8>,
+    /// Extensions, in order, kept as they are.
+    pub(super) extensions: Vec<Extension>,
+}
+
+impl Header {
+    /// Reads and validates the header of `storage`.
+    pub(super) fn read(storage: &dyn Storage) -> Result<Self> {
+        let mut bytes = [0; LEN_V3];
+        storage.read_at(&mut bytes, 0)?;
+        let raw =
+            Raw::read_from_bytes(&bytes).map_err(|_| Error::corrupt("the header is too short"))?;
+        let mut header = Self::from_raw(&raw)?;
+        let header_len = header.read_rest(storage, &raw)?;
+        let end = match raw.backing_offset.get() {
+            0 => header.cluster_size(),
+            offset => offset.min(header.cluster_size()),
+        };
+        header.extensions = extension::read(storage, u64::from(header_len)..end)?;
+        header
+            .feature_names()
+            .check_incompatible(header.incompatible)?;
+        header.backing_name = read_backing_name(storage, &raw, header.cluster_size())?;
+        header.check()?;
+        header.check_encryption(raw.crypt_method.get())?;
+        Ok(header)
+    }
+
+    fn from_raw(raw: &Raw) -> Result<Self> {
+        if raw.magic.get() != MAGIC {
+            let text = format!(
+                "is not a qcow2 image (magic {:#010x}, allowed {MAGIC:#010x})",
+                raw.magic
+            );
+            return Err(Error::new(ErrorKind::WrongFormat, text));
+        }
+        let version = raw.version.get();
+        if version != 2 && version != 3 {
+            let text = format!("qcow2 version {version} is not supported (allowed: 2, 3)");
+            return Err(Error::unsupported(text));
+        }
+        let cluster_bits = raw.cluster_bits.get();
+        if !CLUSTER_BITS.contains(&cluster_bits) {
+            return Err(Error::corrupt(format!(
+                "the header's cluster_bits are {cluster_bits} (allowed: 9 to 21)"
+            )));
+        }
+        let v3 = |value| if version == 3 { value } else { 0 };
+        Ok(Self {
+            version,
+            cluster_bits,
+            size: raw.size.get(),
+            l1_len: raw.l1_len.get(),
+            l1_offset: raw.l1_offset.get(),
+            reftable_offset: raw.reftable_offset.get(),
+            reftable_clusters: raw.reftable_clusters.get(),
+            snapshot_count: raw.snapshot_count.get(),
+            snapshots_offset: raw.snapshots_offset.get(),
+            incompatible: v3(raw.incompatible.get()),
+            compatible: v3(raw.compatible.get()),
+            autoclear: v3(raw.autoclear.get()),
+            refcount_order: if version == 3 {
+                raw.refcount_order.get()
+            } else {
+                4
+            },
+            compression: Compression::Zlib,
+            backing_name: None,
+            rest: Vec::new(),
+            extensions: Vec::new(),
+        })
+    }
+
+    /// Reads what follows the known fields; returns the header's length.
+    fn read_rest(&mut self, storage: &dyn Storage, raw: &Raw) -> Result<u32> {
+        if self.version == 2 {
+            return Ok(LEN_V2);
+        }
+        let len = raw.header_len.get();
+        let max = MAX_HEADER_LEN.min(1 << self.cluster_bits);
+        if !(104..=max).contains(&len) {
+            return Err(Error::corrupt(format!(
+                "the header's header_length is {len} (allowed: 104 to {max})"
+            )));
+        }
+        self.rest = vec![0; clamp_len(u64::from(len), usize::MAX) - LEN_V3];
+        storage.read_at(&mut self.rest, len64(LEN_V3))?;
+        self.compression = match self.rest.first().copied().unwrap_or(0) {
+            0 => Compression::Zlib,
+            1 => Compression::Zstd,
+            other => {
+                let text =
+                    format!("compression type {other} is not supported (allowed: 0 zlib, 1 zstd)");
+                return Err(Error::unsupported(text));
+            }
+        };
+        let flagged = self.incompatible & feature::COMPRESSION != 0;
+        if flagged != (self.compression != Compression::Zlib) {
+            return Err(Error::corrupt(format!(
+                "the header's compression type is {:?}, but its incompatible bits {:#x} say otherwise",
+                self.compression, self.incompatible
+            )));
+        }
+        Ok(len)
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.refcount_order > 6 {
+            return Err(Error::corrupt(format!(
+                "the header's refcount_order is {} (allowed: 0 to 6)",
+                self.refcount_order
+            )));
+        }
+        if self.extended_l2() && self.cluster_bits < EXTENDED_MIN_BITS {
+            return Err(Error::corrupt(format!(
+                "the header's cluster_bits are {} with extended L2 entries (allowed: 14 to 21)",
+                self.cluster_bits
+            )));
+        }
+        self.check_tables()
+    }
+
+    fn check_tables(&self) -> Result<()> {
+        let l1_bytes = u64::from(self.l1_len) * 8;
+        if l1_bytes > MAX_L1_BYTES {
+            return Err(Error::corrupt(format!(
+                "the L1 table has {} entries (allowed: {})",
+                self.l1_len,
+                MAX_L1_BYTES / 8
+            )));
+        }
+        if u64::from(self.l1_len) < self.l1_needed(self.size) {
+            return Err(Error::corrupt(format!(
+                "the L1 table has {} entries, a disk of {} bytes needs {}",
+                self.l1_len,
+                self.size,
+                self.l1_needed(self.size)
+            )));
+        }
+        let reftable = u64::from(self.reftable_clusters) << self.cluster_bits;
+        if reftable > MAX_REFTABLE_BYTES.max(self.cluster_size()) {
+            return Err(Error::corrupt(format!(
+                "the refcount table has {reftable} bytes (allowed: {MAX_REFTABLE_BYTES})"
+            )));
+        }
+        if self.snapshot_count > MAX_SNAPSHOTS {
+            return Err(Error::corrupt(format!(
+                "the header counts {} snapshots (allowed: {MAX_SNAPSHOTS})",
+                self.snapshot_count
+            )));
+        }
+        self.check_table_place("L1 table", self.l1_offset, l1_bytes)?;
+        self.check_table_place("refcount table", self.reftable_offset, reftable)?;
+        let snapshots = u64::from(self.snapshot_count != 0);
+        self.check_table_place("snapshot table", self.snapshots_offset, snapshots)
+    }
+
+    fn check_table_place(&self, name: &str, offset: u64, len: u64) -> Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        let fits = offset
+            .checked_add(len)
+            .is_some_and(|end| i64::try_from(end).is_ok());
+        if !is_aligned(offset, self.cluster_size()) || offset == 0 || !fits {
+            return Err(Error::corrupt(format!(
+                "the {name} is at {offset:#x} (allowed: a non-zero multiple of the cluster size {:#x})",
+                self.cluster_size()
+            )));
+        }
+        Ok(())
+    }
+
+    fn check_encryption(&self, method: u32) -> Result<()> {
+        match method {
+            0 => Ok(()),
+            1 => Err(Error::unsupported(
+                "the image is encrypted with AES, which is not supported",
+            )),
+            2 => Err(Error::unsupported(
+                "the image is encrypted with LUKS, which is not supported",
+            )),
+            other => Err(Error::corrupt(format!(
+                "the header's encryption method is {other} (allowed: 0 to 2)"
+            ))),
+        }
+    }
+
+    /// Cluster size in bytes.
+    pub(super) fn cluster_size(&self) -> u64 {
+        1 << self.cluster_bits
+    }
+
+    /// Whether entries of second-level tables have two words.
+    pub(super) fn extended_l2(&self) -> bool {
+        self.incompatible & feature::EXTENDED_L2 != 0
+    }
+
+    /// log2 of the number of entries in a second-level table.
+    pub(super) fn l2_bits(&self) -> u32 {
+        self.cluster_bits - if self.extended_l2() { 4 } else { 3 }
+    }
+
+    /// First-level entries that a disk of `size` bytes needs.
+    pub(super) fn l1_needed(&self, size: u64) -> u64 {
+        size.div_ceil(1 << (self.cluster_bits + self.l2_bits()))
+    }
+
+    /// Names of feature bits that the image itself gives.
+    pub(super) fn feature_names(&self) -> FeatureNames {
+        let table = self
+            .extensions
+            .iter()
+            .find(|e| e.kind == extension::FEATURE_NAMES);
+        table
+            .map(|e| FeatureNames::parse(&e.data))
+            .unwrap_or_default()
+    }
+
+    /// The backing file's format, where it is recorded.
+    pub(super) fn backing_format(&self) -> Option<String> {
+        extension::text(&self.extensions, extension::BACKING_FORMAT)
+    }
+
+    /// Name of the external data file, where it is recorded.
+    pub(super) fn data_file_name(&self) -> Option<String> {
+        extension::text(&self.extensions, extension::DATA_FILE_NAME)
+    }
+}
+
+fn read_backing_name(storage: &dyn Storage, raw: &Raw, cluster: u64) -> Result<Option<String>> {
+    let (offset, len) = (raw.backing_offset.get(), raw.backing_len.get());
+    if offset == 0 || len == 0 {
+        return Ok(None);
+    }
+    if len > MAX_BACKING_NAME {
+        return Err(Error::corrupt(format!(
+            "the backing file's name has {len} bytes (allowed: {MAX_BACKING_NAME})"
+        )));
+    }
+    if offset
+        .checked_add(u64::from(len))
+        .is_none_or(|end| end > cluster)
+    {
+        return Err(Error::corrupt(format!(
+            "the backing file's name is at {offset:#x}, {len} bytes long (allowed: within the first cluster of {cluster:#x})"
+        )));
+    }
+    let mut name = vec![0; clamp_len(u64::from(len), usize::MAX)];
+    storage.read_at(&mut name, offset)?;
+    let text = String::from_utf8(name);
+    text.map(Some)
+        .map_err(|_| Error::corrupt("the backing file's name is not UTF-8"))
+}

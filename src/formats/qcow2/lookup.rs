@@ -1,0 +1,250 @@
+//! From a guest offset to a place: the two table levels, merged into runs.
+
+use super::entry::{Cluster, Layout, Subcluster};
+use crate::error::{Error, Result};
+use crate::image::Wait;
+use crate::image::words::{Endian, Words};
+use crate::storage::Storage;
+use crate::util::align::is_aligned;
+use std::sync::atomic::AtomicU64;
+
+/// Bytes of table in one cached page.
+const PAGE: u64 = 4096;
+/// Pages cached: 16 MiB of tables, which cover 128 GiB of clusters of 64 KiB.
+const PAGES: usize = 4096;
+/// Clusters that one look-up merges at most.
+const MERGE: u64 = 4096;
+
+/// Where a run of guest bytes is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The layer below has it.
+    Below,
+    /// Zeroes.
+    Zero,
+    /// At `host` of the data file; `copied` allows changes in place.
+    Stored {
+        /// Offset in the data file.
+        host: u64,
+        /// Nothing else refers to it.
+        copied: bool,
+    },
+    /// Compressed.
+    Compressed,
+}
+
+/// A run of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Found {
+    /// Bytes from the offset asked for.
+    pub(super) len: u64,
+    /// Where they are.
+    pub(super) place: Place,
+}
+
+/// A first-level table and the second-level tables it points at.
+#[derive(Debug)]
+pub(super) struct Tables {
+    layout: Layout,
+    l2_bits: u32,
+    l1_offset: u64,
+    l1_len: u64,
+    words: Words<AtomicU64>,
+    /// Whether guest data is in another file, where offset 0 is as good as any.
+    data_file: bool,
+}
+
+impl Tables {
+    /// The table of `l1_len` entries at `l1_offset`.
+    pub(super) fn new(
+        layout: Layout,
+        l2_bits: u32,
+        l1_offset: u64,
+        l1_len: u64,
+        data_file: bool,
+    ) -> Self {
+        let words = Words::new(PAGE, PAGES, Endian::Big);
+        Self {
+            layout,
+            l2_bits,
+            l1_offset,
+            l1_len,
+            words,
+            data_file,
+        }
+    }
+
+    /// Entry `index` of the first-level table.
+    pub(super) fn l1_entry(&self, file: &dyn Storage, index: u64, wait: Wait) -> Result<u64> {
+        if index >= self.l1_len {
+            return Err(Error::corrupt(format!(
+                "L1 entry {index} is needed (the table has {})",
+                self.l1_len
+            )));
+        }
+        self.words.get(file, self.l1_offset + index * 8, wait)
+    }
+
+    /// Offset of the entry of `at` in its second-level table; `None` where there is no table.
+    pub(super) fn entry_offset(
+        &self,
+        file: &dyn Storage,
+        at: u64,
+        wait: Wait,
+    ) -> Result<Option<u64>> {
+        let cluster = at >> self.layout.cluster_bits;
+        let l1 = self.l1_entry(file, cluster >> self.l2_bits, wait)?;
+        let Some(table) = self.layout.table(l1)? else {
+            return Ok(None);
+        };
+        if table >= file.size() {
+            return Err(Error::corrupt(format!(
+                "the L2 table of {at:#x} is at {table:#x} (the file ends at {:#x})",
+                file.size()
+            )));
+        }
+        let index = cluster & ((1 << self.l2_bits) - 1);
+        Ok(Some(table + index * self.layout.entry_len()))
+    }
+
+    /// The first word of the entry at `host`, decoded.
+    pub(super) fn cluster(&self, file: &dyn Storage, host: u64, wait: Wait) -> Result<Cluster> {
+        let cluster = self.layout.cluster(self.words.get(file, host, wait)?)?;
+        if matches!(cluster, Cluster::Standard { host: 0, .. }) && !self.data_file {
+            return Err(Error::corrupt(format!(
+                "the L2 entry at {host:#x} points at the header (allowed: a cluster after it)"
+            )));
+        }
+        Ok(cluster)
+    }
+
+    /// Writes entries of one second-level table to the file from `host` on, then shows them.
+    pub(super) fn publish(&self, file: &dyn Storage, host: u64, words: &[u64]) -> Result<()> {
+        self.words.publish(file, host, words)
+    }
+
+    /// Writes entry `index` of the first-level table to the file, then shows it.
+    pub(super) fn publish_l1(&self, file: &dyn Storage, index: u64, word: u64) -> Result<()> {
+        self.words
+            .publish(file, self.l1_offset + index * 8, &[word])
+    }
+
+    /// Forgets what it knows of a range that is about to be written by other means.
+    pub(super) fn forget(&self, host: std::ops::Range<u64>) {
+        self.words.forget(host);
+    }
+
+    /// The second word of the entry at `host`: the bits of its subclusters; 0 without them.
+    pub(super) fn bits(&self, file: &dyn Storage, host: u64, wait: Wait) -> Result<u64> {
+        if self.layout.extended {
+            self.words.get(file, host + 8, wait)
+        } else {
+            Ok(0)
+        }
+    }
+
+    /// The run at `at`, looking no further than `len` and the end of the second-level table.
+    pub(super) fn find(&self, file: &dyn Storage, at: u64, len: u64, wait: Wait) -> Result<Found> {
+        let cluster_size = self.layout.cluster_size();
+        let covered = cluster_size << self.l2_bits;
+        let in_table = covered - at % covered;
+        let len = len.min(in_table).min(MERGE * cluster_size);
+        let Some(first) = self.entry_offset(file, at, wait)? else {
+            return Ok(Found {
+                len,
+                place: Place::Below,
+            });
+        };
+        let mut found: Option<Found> = None;
+        let mut next = at;
+        let end = at + len;
+        while next < end {
+            let entries = (next >> self.layout.cluster_bits) - (at >> self.layout.cluster_bits);
+            let entry = first + entries * self.layout.entry_len();
+            let part = self.find_in_cluster(file, entry, next, end, wait)?;
+            match &mut found {
+                None => found = Some(part),
+                Some(run) if continues(run, &part) => run.len += part.len,
+                Some(_) => break,
+            }
+            next += part.len;
+        }
+        Ok(found.unwrap_or(Found {
+            len,
+            place: Place::Below,
+        }))
+    }
+
+    /// The run at `at` within the cluster that the entry at `entry` describes.
+    fn find_in_cluster(
+        &self,
+        file: &dyn Storage,
+        entry: u64,
+        at: u64,
+        end: u64,
+        wait: Wait,
+    ) -> Result<Found> {
+        let cluster = self.cluster(file, entry, wait)?;
+        let size = self.layout.cluster_size();
+        let within = at % size;
+        let rest = (size - within).min(end - at);
+        if self.layout.extended && !matches!(cluster, Cluster::Compressed(_)) {
+            let bits = self.bits(file, entry, wait)?;
+            return self.find_subclusters(&cluster, bits, within, rest);
+        }
+        let place = match cluster {
+            Cluster::Unallocated => Place::Below,
+            Cluster::Zero | Cluster::Standard { zero: true, .. } => Place::Zero,
+            Cluster::Standard { host, copied, .. } => Place::Stored {
+                host: host + within,
+                copied,
+            },
+            Cluster::Compressed(_) => Place::Compressed,
+        };
+        Ok(Found { len: rest, place })
+    }
+
+    fn find_subclusters(
+        &self,
+        cluster: &Cluster,
+        bits: u64,
+        within: u64,
+        rest: u64,
+    ) -> Result<Found> {
+        let unit = self.layout.subcluster_size();
+        let kind_at = |offset: u64| {
+            let index = u32::try_from(offset / unit).unwrap_or(u32::MAX);
+            self.layout.subcluster(cluster, bits, index)
+        };
+        let kind = kind_at(within)?;
+        let mut len = unit - within % unit;
+        while len < rest && kind_at(within + len)? == kind {
+            len += unit;
+        }
+        let place = match (kind, cluster) {
+            (Subcluster::Zero, _) => Place::Zero,
+            (Subcluster::Stored, Cluster::Standard { host, copied, .. }) => {
+                debug_assert!(is_aligned(*host, self.layout.cluster_size()));
+                Place::Stored {
+                    host: host + within,
+                    copied: *copied,
+                }
+            }
+            _ => Place::Below,
+        };
+        Ok(Found {
+            len: len.min(rest),
+            place,
+        })
+    }
+}
+
+/// Whether `next` continues the run: the same kind and, where stored, next in the file.
+fn continues(run: &Found, next: &Found) -> bool {
+    match (run.place, next.place) {
+        (Place::Stored { host, copied }, Place::Stored { host: h, copied: c }) => {
+            copied == c && host.checked_add(run.len) == Some(h)
+        }
+        (a, b) => a == b,
+    }
+}

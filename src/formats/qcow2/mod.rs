@@ -1,0 +1,346 @@
+//! qcow2: QEMU's copy-on-write format, versions 2 and 3.
+
+mod allocate;
+mod create;
+mod decode;
+mod entry;
+mod extension;
+mod feature;
+mod header;
+mod lookup;
+mod refblock;
+mod refcount;
+mod space;
+mod writer;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::driver::Creator;
+use crate::image::info::Detail;
+use crate::image::open::OpenOptions;
+use crate::image::probe::ProbeInput;
+use crate::image::{Backing, BackingName, Caps, Driver, Fill, Image, Run, Source, Wait};
+use crate::storage::open::Access;
+use crate::storage::{Limits, Storage, Zeroing};
+use crate::util::align::{clamp_len, len64};
+
+use decode::Decoded;
+use entry::{Cluster, Layout, Packed};
+use header::{Compression, Header};
+use lookup::{Place, Tables};
+use refcount::Refcounts;
+use writer::Writer;
+
+/// The registry row.
+pub static DRIVER: Driver = Driver {
+    name: "qcow2",
+    aliases: &[],
+    extensions: &["qcow2", "qcow2c"],
+    about: "QEMU's copy-on-write format, versions 2 and 3",
+    probe,
+    open: |storage, options| Ok(Box::new(Qcow2::open(storage, options)?)),
+    open_options: &[],
+    creator: Some(Creator {
+        create: create::create,
+        measure: create::measure,
+        cluster_size: create::cluster_size,
+        options: create::OPTIONS,
+    }),
+};
+
+fn probe(input: &ProbeInput<'_>) -> u8 {
+    let word = |at: usize| {
+        let bytes = input.head.get(at..at + 4)?;
+        Some(u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+    };
+    match (word(0), word(4)) {
+        (Some(header::MAGIC), Some(2 | 3)) => 100,
+        // Versions to come are refused by name, not read as raw.
+        (Some(header::MAGIC), Some(4..)) => 50,
+        _ => 0,
+    }
+}
+
+/// An open image.
+#[derive(Debug)]
+struct Qcow2 {
+    file: Arc<dyn Storage>,
+    /// Where guest data is: the file itself, or the external data file; `None`: not opened.
+    data: Option<Arc<dyn Storage>>,
+    header: Header,
+    layout: Layout,
+    tables: Tables,
+    decoded: Decoded,
+    /// `None`: opened for reading.
+    writer: Option<Writer>,
+}
+
+impl Qcow2 {
+    fn open(file: Arc<dyn Storage>, options: &OpenOptions) -> Result<Self> {
+        let header = Header::read(&*file)?;
+        if header.incompatible & feature::CORRUPT != 0 {
+            return Err(Error::corrupt(
+                "the image is marked corrupt (incompatible bit 1)",
+            ));
+        }
+        let external = header.incompatible & feature::DATA_FILE != 0;
+        let data = match external {
+            true => open_data_file(&header, options)?,
+            false => Some(Arc::clone(&file)),
+        };
+        let layout = Layout {
+            cluster_bits: header.cluster_bits,
+            extended: header.extended_l2(),
+            version: header.version,
+        };
+        let (offset, len) = (header.l1_offset, u64::from(header.l1_len));
+        let tables = Tables::new(layout, header.l2_bits(), offset, len, external);
+        let decoded = Decoded::new(header.cluster_size());
+        let writer = match options.access {
+            Access::Read => None,
+            Access::Write => Some(open_writer(&*file, &header, options)?),
+        };
+        Ok(Self {
+            file,
+            data,
+            header,
+            layout,
+            tables,
+            decoded,
+            writer,
+        })
+    }
+
+    /// Virtual size in bytes.
+    fn size(&self) -> u64 {
+        self.header.size
+    }
+
+    /// The external data file, where there is one and it is open.
+    fn external(&self) -> Option<&dyn Storage> {
+        let external = self.header.incompatible & feature::DATA_FILE != 0;
+        self.data.as_deref().filter(|_| external)
+    }
+
+    fn decoded(&self, at: u64) -> Result<Arc<[u8]>> {
+        let entry = self.tables.entry_offset(&*self.file, at, Wait::Yes)?;
+        let cluster = match entry {
+            Some(entry) => self.tables.cluster(&*self.file, entry, Wait::Yes)?,
+            None => Cluster::Unallocated,
+        };
+        let Cluster::Compressed(range) = cluster else {
+            return Err(Error::corrupt(format!(
+                "the cluster at {at:#x} is not compressed"
+            )));
+        };
+        self.decoded.get(range.start, || self.decode(range, at))
+    }
+
+    fn decode(&self, range: Packed, at: u64) -> Result<Vec<u8>> {
+        let len = self.file.size();
+        if range.start >= len {
+            return Err(Error::corrupt(format!(
+                "the compressed cluster of {at:#x} is at {:#x} (the file ends at {len:#x})",
+                range.start
+            )));
+        }
+        // The last cluster's sectors may reach past the end of the file.
+        let mut input = vec![0; clamp_len(range.end.min(len) - range.start, usize::MAX)];
+        self.file.read_at(&mut input, range.start)?;
+        let size = clamp_len(self.layout.cluster_size(), usize::MAX);
+        decode::decode(self.header.compression, &input, size)
+            .map_err(|e| Error::corrupt(format!("at guest offset {at:#x}: {}", e.message())))
+    }
+
+    fn stored(&self, host: u64, copied: bool, at: u64) -> Result<Source<'_>> {
+        let Some(data) = &self.data else {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("the data at {at:#x} is in the external data file, which was not opened"),
+            ));
+        };
+        if host >= data.size() {
+            return Err(Error::corrupt(format!(
+                "the cluster of {at:#x} is at {host:#x} (the data file ends at {:#x})",
+                data.size()
+            )));
+        }
+        Ok(Source::Stored {
+            storage: &**data,
+            host,
+            writable: copied && self.writer.is_some(),
+        })
+    }
+}
+
+fn open_writer(file: &dyn Storage, header: &Header, options: &OpenOptions) -> Result<Writer> {
+    if header.incompatible & feature::DIRTY != 0 {
+        return Err(Error::corrupt(
+            "the image was not closed cleanly and its refcounts may be wrong (dirty bit); check -r all mends it",
+        ));
+    }
+    let place = refcount::Place {
+        cluster_bits: header.cluster_bits,
+        width: refblock::Width::new(header.refcount_order),
+        table: header.reftable_offset,
+        table_clusters: u64::from(header.reftable_clusters),
+    };
+    let refcounts = Refcounts::new(place, file.size(), options.order);
+    Ok(Writer::new(
+        refcounts,
+        options.order,
+        Arc::clone(&options.grace),
+    ))
+}
+
+fn open_data_file(header: &Header, options: &OpenOptions) -> Result<Option<Arc<dyn Storage>>> {
+    let Some(companions) = &options.companions else {
+        return Ok(None);
+    };
+    let name = header.data_file_name().ok_or_else(|| {
+        Error::corrupt("the image has an external data file, but does not name it")
+    })?;
+    companions.open(&name, "data file").map(Some)
+}
+
+impl Image for Qcow2 {
+    fn driver(&self) -> &'static Driver {
+        &DRIVER
+    }
+
+    fn virtual_size(&self) -> u64 {
+        self.header.size
+    }
+
+    fn cluster_size(&self) -> Option<u64> {
+        Some(self.layout.cluster_size())
+    }
+
+    fn limits(&self) -> Limits {
+        let unit = u32::try_from(self.layout.subcluster_size()).unwrap_or(0);
+        Limits {
+            align: 1,
+            buf_align: 1,
+            zero_align: unit,
+            discard_align: unit,
+        }
+    }
+
+    fn caps(&self) -> Caps {
+        Caps {
+            write: self.writer.is_some(),
+            backing: self.header.backing_name.is_some(),
+            host_offsets: true,
+        }
+    }
+
+    fn storage(&self) -> &dyn Storage {
+        &*self.file
+    }
+
+    fn map(&self, at: u64, len: u64, wait: Wait) -> Result<Run<'_>> {
+        let len = len.min(self.header.size - at);
+        let found = self.tables.find(&*self.file, at, len, wait)?;
+        let source = match found.place {
+            Place::Below => Source::Below,
+            Place::Zero => Source::Zero,
+            Place::Compressed => Source::Encoded,
+            Place::Stored { host, copied } => self.stored(host, copied, at)?,
+        };
+        Ok(Run {
+            len: found.len,
+            source,
+        })
+    }
+
+    fn read_encoded(&self, buf: &mut [u8], at: u64) -> Result<()> {
+        let size = self.layout.cluster_size();
+        let mut done = 0;
+        while done < buf.len() {
+            let at = at + len64(done);
+            let within = clamp_len(at % size, usize::MAX);
+            let cluster = self.decoded(at)?;
+            let len = (cluster.len() - within).min(buf.len() - done);
+            buf[done..done + len].copy_from_slice(&cluster[within..within + len]);
+            done += len;
+        }
+        Ok(())
+    }
+
+    fn allocate(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
+        self.allocate_range(at, len, fill)
+    }
+
+    fn zero(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
+        self.zero_range(&range, how)
+    }
+
+    fn discard(&self, range: Range<u64>) -> Result<()> {
+        self.discard_range(&range)
+    }
+
+    fn flush(&self) -> Result<()> {
+        if let Some(data) = self.external() {
+            data.sync()?;
+        }
+        self.file.sync()?;
+        if self.writer.is_some() {
+            self.release_freed()
+        } else {
+            Ok(())
+        }
+    }
+
+    fn close(&self) -> Result<()> {
+        self.release_assigned()?;
+        self.release_freed()
+    }
+
+    fn as_layout(&self) -> Option<&dyn crate::image::Layout> {
+        self.writer.is_some().then_some(self)
+    }
+
+    fn backing(&self) -> Option<Backing> {
+        let path = self.header.backing_name.clone()?;
+        Some(Backing {
+            names: vec![BackingName {
+                path,
+                origin: "header".to_owned(),
+            }],
+            format: self.header.backing_format(),
+            identity: None,
+        })
+    }
+
+    fn details(&self) -> Vec<Detail> {
+        let header = &self.header;
+        let compat = if header.version == 2 { "0.10" } else { "1.1" };
+        let compression = match header.compression {
+            Compression::Zlib => "zlib",
+            Compression::Zstd => "zstd",
+        };
+        let mut details = vec![
+            Detail::new("compat", compat),
+            Detail::new("compression-type", compression),
+            Detail::new("refcount-bits", 1u64 << header.refcount_order),
+        ];
+        if header.version >= 3 {
+            let lazy = header.compatible & feature::LAZY_REFCOUNTS != 0;
+            details.push(Detail::new("lazy-refcounts", lazy));
+            details.push(Detail::new("corrupt", false));
+            details.push(Detail::new(
+                "dirty",
+                header.incompatible & feature::DIRTY != 0,
+            ));
+            details.push(Detail::new("extended-l2", header.extended_l2()));
+        }
+        if let Some(name) = header.data_file_name() {
+            details.push(Detail::new("data-file", name));
+            let raw = header.autoclear & feature::DATA_FILE_RAW != 0;
+            details.push(Detail::new("data-file-raw", raw));
+        }
+        details
+    }
+}

@@ -1,0 +1,469 @@
+//! Refcounts: which clusters of the file are in use, and how often; finding free ones.
+//!
+//! Counts are written through as they change.  Raising a count before anything points at the
+//! cluster, and lowering it after nothing does any more, means that a crash leaves at worst a
+//! leak; the callers see to that order.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::AtomicU64;
+
+use super::refblock::Width;
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::Wait;
+use crate::image::open::WriteOrder;
+use crate::image::words::{Endian, Words};
+use crate::storage::Storage;
+use crate::util::align::{clamp_len, is_aligned, len64};
+
+/// Bytes of refcount blocks kept in memory.
+const CACHE_BYTES: u64 = 4 << 20;
+/// Where the header has the table's offset (8 bytes) and its length in clusters (4 bytes).
+const HEADER_FIELD: u64 = 48;
+/// Host offsets have 56 bits.
+const MAX_HOST: u64 = 1 << 56;
+
+/// Up or down by one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// One more thing points at it.
+    Up,
+    /// One fewer.
+    Down,
+}
+
+/// Where the refcounts of an image are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    /// log2 of the cluster size.
+    pub(super) cluster_bits: u32,
+    /// Width of a counter.
+    pub(super) width: Width,
+    /// Offset of the table.
+    pub(super) table: u64,
+    /// Its length in clusters.
+    pub(super) table_clusters: u64,
+}
+
+#[derive(Debug)]
+struct Block {
+    host: u64,
+    bytes: Vec<u8>,
+    used: u64,
+}
+
+/// The refcounts of one image.  Behind one mutex: all changes are made by one thread at a time.
+#[derive(Debug)]
+pub(super) struct Refcounts {
+    place: Place,
+    table: Words<AtomicU64>,
+    blocks: HashMap<u64, Block>,
+    clock: u64,
+    /// No cluster before this one is free.
+    next: u64,
+    /// No cluster from this one on has ever held anything.
+    fresh: u64,
+    order: WriteOrder,
+}
+
+impl Refcounts {
+    /// The refcounts at `place` of a file that is `len` bytes long.
+    pub(super) fn new(place: Place, len: u64, order: WriteOrder) -> Self {
+        Self {
+            place,
+            table: Words::new(4096, 64, Endian::Big),
+            blocks: HashMap::new(),
+            clock: 0,
+            next: 0,
+            fresh: len.div_ceil(1 << place.cluster_bits),
+            order,
+        }
+    }
+
+    /// Where they are now.
+    #[cfg(test)]
+    pub(super) fn place(&self) -> Place {
+        self.place
+    }
+
+    fn cluster_size(&self) -> u64 {
+        1 << self.place.cluster_bits
+    }
+
+    fn block_bits(&self) -> u32 {
+        self.place.width.block_bits(self.place.cluster_bits)
+    }
+
+    fn table_len(&self) -> u64 {
+        (self.place.table_clusters << self.place.cluster_bits) / 8
+    }
+
+    /// How many things point at a cluster.
+    pub(super) fn count(&mut self, file: &dyn Storage, cluster: u64) -> Result<u64> {
+        let (width, bits) = (self.place.width, self.block_bits());
+        let index = clamp_len(cluster & ((1 << bits) - 1), usize::MAX);
+        let block = self.block(file, cluster >> bits)?;
+        Ok(block.map_or(0, |block| width.get(&block.bytes, index)))
+    }
+
+    /// The block with index `index`; `None` where there is none, so that its counts are 0.
+    fn block(&mut self, file: &dyn Storage, index: u64) -> Result<Option<&mut Block>> {
+        self.clock += 1;
+        if !self.blocks.contains_key(&index) {
+            let Some(host) = self.block_host(file, index)? else {
+                return Ok(None);
+            };
+            let mut bytes = vec![0; clamp_len(self.cluster_size(), usize::MAX)];
+            file.read_at(&mut bytes, host)?;
+            self.keep(index, host, bytes);
+        }
+        let mut block = self.blocks.get_mut(&index);
+        if let Some(block) = &mut block {
+            block.used = self.clock;
+        }
+        Ok(block)
+    }
+
+    fn block_host(&self, file: &dyn Storage, index: u64) -> Result<Option<u64>> {
+        if index >= self.table_len() {
+            return Ok(None);
+        }
+        let host = self
+            .table
+            .get(file, self.place.table + index * 8, Wait::Yes)?;
+        if host == 0 {
+            return Ok(None);
+        }
+        if !is_aligned(host, self.cluster_size()) || host >= file.size() {
+            return Err(Error::corrupt(format!(
+                "refcount table entry {index} is {host:#x} (allowed: multiples of {:#x} below {:#x})",
+                self.cluster_size(),
+                file.size()
+            )));
+        }
+        Ok(Some(host))
+    }
+
+    fn keep(&mut self, index: u64, host: u64, bytes: Vec<u8>) {
+        let most = clamp_len(CACHE_BYTES >> self.place.cluster_bits, usize::MAX).max(2);
+        if self.blocks.len() >= most {
+            let oldest = self
+                .blocks
+                .iter()
+                .min_by_key(|(_, b)| b.used)
+                .map(|(i, _)| *i);
+            oldest.and_then(|i| self.blocks.remove(&i));
+        }
+        self.blocks.insert(
+            index,
+            Block {
+                host,
+                bytes,
+                used: self.clock,
+            },
+        );
+    }
+
+    /// Takes free clusters in one piece, at least `count.start` and at most `count.end - 1`, counts
+    /// them once each, and says which they are.
+    ///
+    /// # Errors
+    /// `NoSpace` past what offsets can express; the host's; then nothing is taken, though the
+    /// refcount structure may have grown.
+    pub(super) fn take(&mut self, file: &dyn Storage, count: Range<u64>) -> Result<Taken> {
+        debug_assert!(count.start >= 1 && count.start < count.end);
+        loop {
+            let clusters = self.find_free(file, &count)?;
+            if self.cover(file, &clusters)? {
+                continue;
+            }
+            self.step(file, clusters.clone(), Step::Up)?;
+            if clusters.start == self.next {
+                self.next = clusters.end;
+            }
+            let fresh = clusters.start >= self.fresh;
+            self.fresh = self.fresh.max(clusters.end);
+            let bits = self.place.cluster_bits;
+            return Ok(Taken {
+                host: clusters.start << bits,
+                clusters,
+                fresh,
+            });
+        }
+    }
+
+    fn find_free(&mut self, file: &dyn Storage, count: &Range<u64>) -> Result<Range<u64>> {
+        let mut run = self.next..self.next;
+        let mut first_free = None;
+        while run.end - run.start + 1 < count.end {
+            if run.end >= MAX_HOST >> self.place.cluster_bits {
+                let text = format!("the image file has no room left below {MAX_HOST:#x}");
+                return Err(Error::new(ErrorKind::NoSpace, text));
+            }
+            if self.count(file, run.end)? == 0 {
+                first_free = first_free.or(Some(run.end));
+                run.end += 1;
+            } else if run.end - run.start >= count.start {
+                break;
+            } else {
+                run = run.end + 1..run.end + 1;
+            }
+        }
+        self.next = first_free.unwrap_or(self.next);
+        Ok(run)
+    }
+
+    /// Sees to it that all of `clusters`, which are free, have a block; true where it had to make
+    /// one, which takes free clusters itself.
+    fn cover(&mut self, file: &dyn Storage, clusters: &Range<u64>) -> Result<bool> {
+        let bits = self.block_bits();
+        for index in clusters.start >> bits..=(clusters.end - 1) >> bits {
+            if index >= self.table_len() {
+                self.grow_table(file, index)?;
+                return Ok(true);
+            }
+            if self.block_host(file, index)?.is_none() {
+                let at = clusters.start.max(index << bits);
+                self.make_block(file, index, at)?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Makes block `index` in `cluster`, which is free and which it counts itself.
+    fn make_block(&mut self, file: &dyn Storage, index: u64, cluster: u64) -> Result<()> {
+        let host = cluster << self.place.cluster_bits;
+        let mut bytes = vec![0; clamp_len(self.cluster_size(), usize::MAX)];
+        let own = clamp_len(cluster - (index << self.block_bits()), usize::MAX);
+        self.place.width.set(&mut bytes, own, 1);
+        file.write_at(&bytes, host)?;
+        self.settle(file)?;
+        self.table
+            .publish(file, self.place.table + index * 8, &[host])?;
+        self.fresh = self.fresh.max(cluster + 1);
+        self.keep(index, host, bytes);
+        Ok(())
+    }
+
+    /// A longer table that has an entry `index`, in clusters that no block counts yet, with the
+    /// blocks that count it right behind it.
+    fn grow_table(&mut self, file: &dyn Storage, index: u64) -> Result<()> {
+        let (bits, size) = (self.block_bits(), self.cluster_size());
+        let old = self.place;
+        let len = (index + 1).max(self.table_len() + self.table_len() / 2 + 1);
+        let table_clusters = (len * 8).div_ceil(size);
+        let first = self.table_len().max(self.fresh.div_ceil(1 << bits));
+        let mut blocks = 1;
+        while (table_clusters + blocks).div_ceil(1 << bits) > blocks {
+            blocks += 1;
+        }
+        let table_clusters = table_clusters.max(((first + blocks) * 8).div_ceil(size));
+        let start = first << bits;
+        let mut table = vec![0; clamp_len(table_clusters << self.place.cluster_bits, usize::MAX)];
+        let old_bytes = clamp_len(self.table_len() * 8, usize::MAX);
+        file.read_at(&mut table[..old_bytes], old.table)?;
+        let mut used = table_clusters + blocks;
+        for block in 0..blocks {
+            let mut bytes = vec![0; clamp_len(size, usize::MAX)];
+            let here = used.min(1 << bits);
+            (0..clamp_len(here, usize::MAX)).for_each(|i| self.place.width.set(&mut bytes, i, 1));
+            used -= here;
+            let host = (start + table_clusters + block) << self.place.cluster_bits;
+            file.write_at(&bytes, host)?;
+            let entry = clamp_len((first + block) * 8, usize::MAX);
+            table[entry..entry + 8].copy_from_slice(&host.to_be_bytes());
+        }
+        let host = start << self.place.cluster_bits;
+        file.write_at(&table, host)?;
+        self.settle(file)?;
+        self.point_header(file, host, table_clusters)?;
+        self.fresh = self.fresh.max(start + table_clusters + blocks);
+        self.settle(file)?;
+        let freed = old.table >> self.place.cluster_bits;
+        self.step(file, freed..freed + old.table_clusters, Step::Down)
+    }
+
+    fn point_header(&mut self, file: &dyn Storage, table: u64, clusters: u64) -> Result<()> {
+        let count = u32::try_from(clusters).map_err(|_| {
+            Error::new(
+                ErrorKind::NoSpace,
+                "the refcount table has no room left to grow",
+            )
+        })?;
+        let mut field = table.to_be_bytes().to_vec();
+        field.extend(count.to_be_bytes());
+        file.write_at(&field, HEADER_FIELD)?;
+        self.place = Place {
+            table,
+            table_clusters: clusters,
+            ..self.place
+        };
+        self.table.forget(0..u64::MAX);
+        Ok(())
+    }
+
+    /// What was written so far comes before what is written next, in a power cut too.
+    fn settle(&self, file: &dyn Storage) -> Result<()> {
+        if self.order == WriteOrder::Ordered {
+            file.sync()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Counts each of `clusters` up or down by one.
+    ///
+    /// # Errors
+    /// `Corrupt` where a count would leave its range or has no block; the host's.  Clusters
+    /// before the one at fault are changed.
+    pub(super) fn step(
+        &mut self,
+        file: &dyn Storage,
+        clusters: Range<u64>,
+        step: Step,
+    ) -> Result<()> {
+        let bits = self.block_bits();
+        let mut at = clusters.start;
+        while at < clusters.end {
+            let index = at >> bits;
+            let end = clusters.end.min((index + 1) << bits);
+            self.step_in_block(file, index, at..end, step)?;
+            at = end;
+        }
+        Ok(())
+    }
+
+    fn step_in_block(
+        &mut self,
+        file: &dyn Storage,
+        index: u64,
+        clusters: Range<u64>,
+        step: Step,
+    ) -> Result<()> {
+        let (width, bits) = (self.place.width, self.block_bits());
+        let low = |cluster: u64| clamp_len(cluster - (index << bits), usize::MAX);
+        let span = low(clusters.start)..low(clusters.end);
+        let wrong = |cluster: usize, count: u64| {
+            let cluster = (index << bits) + len64(cluster);
+            Error::corrupt(format!(
+                "the refcount of cluster {cluster} is {count} and cannot go {step:?}"
+            ))
+        };
+        let Some(block) = self.block(file, index)? else {
+            return Err(wrong(span.start, 0));
+        };
+        let mut freed = None;
+        let before = block.bytes.clone();
+        for cluster in span.clone() {
+            let count = width.get(&block.bytes, cluster);
+            let changed = match step {
+                Step::Up => count.checked_add(1).filter(|c| *c <= width.max()),
+                Step::Down => count.checked_sub(1),
+            };
+            let Some(changed) = changed else {
+                block.bytes = before;
+                return Err(wrong(cluster, count));
+            };
+            width.set(&mut block.bytes, cluster, changed);
+            if changed == 0 {
+                freed = freed.or(Some((index << bits) + len64(cluster)));
+            }
+        }
+        let bytes = width.bytes(span.start, span.end);
+        let host = block.host + len64(bytes.start);
+        if let Err(e) = file.write_at(&block.bytes[bytes], host) {
+            block.bytes = before;
+            return Err(e);
+        }
+        self.next = self.next.min(freed.unwrap_or(u64::MAX));
+        Ok(())
+    }
+}
+
+/// Clusters that were taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Taken {
+    /// Offset of the first.
+    pub(super) host: u64,
+    /// Which they are.
+    pub(super) clusters: Range<u64>,
+    /// They never held anything: they read as zeroes.
+    pub(super) fresh: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::memory::MemoryStorage;
+
+    /// A file with a header cluster, a table and one block that counts the three.
+    fn file(cluster_bits: u32, order: u32) -> (MemoryStorage, Refcounts) {
+        let size = 1usize << cluster_bits;
+        let width = Width::new(order);
+        let mut bytes = vec![0; 3 * size];
+        bytes[size..size + 8].copy_from_slice(&(2 * size as u64).to_be_bytes());
+        (0..3).for_each(|i| width.set(&mut bytes[2 * size..], i, 1));
+        let place = Place {
+            cluster_bits,
+            width,
+            table: size as u64,
+            table_clusters: 1,
+        };
+        let len = bytes.len() as u64;
+        (
+            MemoryStorage::from_bytes(&bytes),
+            Refcounts::new(place, len, WriteOrder::Unordered),
+        )
+    }
+
+    #[test]
+    fn clusters_are_taken_in_order_and_taken_again_after_they_are_freed() {
+        let (file, mut refcounts) = file(16, 4);
+        assert_eq!(refcounts.take(&file, 2..3).expect("room").clusters, 3..5);
+        assert_eq!(refcounts.take(&file, 1..2).expect("room").clusters, 5..6);
+        refcounts.step(&file, 4..5, Step::Down).expect("was taken");
+        let again = refcounts.take(&file, 1..2).expect("room");
+        assert_eq!((again.clusters, again.fresh), (4..5, false));
+        assert_eq!(refcounts.take(&file, 2..3).expect("room").clusters, 6..8);
+    }
+
+    #[test]
+    fn small_clusters_grow_blocks_and_table_and_count_everything_once() {
+        for order in 0..=6 {
+            let (file, mut refcounts) = file(9, order);
+            let mut taken = Vec::<Taken>::new();
+            // Past what one table of 64 entries counts, so that the table grows.
+            let blocks_bits = refcounts.block_bits();
+            let wanted = (70u64 << blocks_bits).min(40_000);
+            for _ in 0..wanted / 37 {
+                taken.push(refcounts.take(&file, 1..38).expect("room"));
+            }
+            let mut seen = std::collections::HashSet::new();
+            for cluster in taken.iter().flat_map(|t| t.clusters.clone()) {
+                assert!(seen.insert(cluster), "cluster {cluster} was taken twice");
+                assert_eq!(refcounts.count(&file, cluster).expect("reads"), 1);
+            }
+            let place = refcounts.place();
+            let reopened = &mut Refcounts::new(place, file.size(), WriteOrder::Unordered);
+            for cluster in seen {
+                assert_eq!(reopened.count(&file, cluster).expect("reads"), 1);
+            }
+            let table = place.table >> 9;
+            assert_eq!(
+                reopened.count(&file, table).expect("reads"),
+                1,
+                "order {order}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_count_never_leaves_its_range() {
+        let (file, mut refcounts) = file(16, 0);
+        assert!(refcounts.step(&file, 2..3, Step::Up).is_err());
+        assert!(refcounts.step(&file, 5..6, Step::Down).is_err());
+        assert_eq!(refcounts.count(&file, 2).expect("reads"), 1);
+        assert_eq!(refcounts.count(&file, 5).expect("reads"), 0);
+    }
+}

@@ -1,0 +1,246 @@
+//! Zeroing and discarding by metadata; space assigned ahead in guest order.
+
+use std::ops::Range;
+
+use super::Qcow2;
+use super::allocate::Space;
+use super::entry::{COPIED, Cluster, SUBCLUSTERS, ZERO};
+use super::feature;
+use super::refcount::{Step, Taken};
+use crate::error::{Error, Result};
+use crate::image::{Layout as AssignLayout, Wait};
+use crate::storage::Zeroing;
+use crate::util::align::down;
+use crate::util::range;
+
+/// What a cluster is to become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Become {
+    /// Zero, its space given back.
+    Zero,
+    /// Zero, its space kept where it is its own.
+    ZeroKept,
+    /// Unallocated.
+    Unallocated,
+}
+
+impl Qcow2 {
+    /// [`crate::image::Image::zero`].
+    pub(super) fn zero_range(&self, range: &Range<u64>, how: Zeroing) -> Result<()> {
+        self.start_writing()?;
+        let raw_data = self.external().is_some();
+        if raw_data && self.header.autoclear & feature::DATA_FILE_RAW != 0 {
+            // The data file must read as the disk does, so the zeroes belong there.
+            return Err(Error::unsupported(
+                "the data file must itself read as zeroes",
+            ));
+        }
+        if self.header.version < 3 && self.header.backing_name.is_some() {
+            return Err(Error::unsupported("version 2 images have no zero clusters"));
+        }
+        let target = match how {
+            _ if self.header.version < 3 => Become::Unallocated,
+            Zeroing::MayUnmap => Become::Zero,
+            Zeroing::KeepSpace => Become::ZeroKept,
+        };
+        self.each_cluster(range, target)
+    }
+
+    /// [`crate::image::Image::discard`].
+    pub(super) fn discard_range(&self, range: &Range<u64>) -> Result<()> {
+        self.start_writing()?;
+        if self.external().is_some() || self.header.backing_name.is_some() {
+            return Err(Error::unsupported(
+                "the range cannot be dropped by metadata alone",
+            ));
+        }
+        self.each_cluster(range, Become::Unallocated)
+    }
+
+    /// Changes whole clusters, skipping what has no table where there is nothing to change.
+    fn each_cluster(&self, range: &Range<u64>, target: Become) -> Result<()> {
+        let size = self.layout.cluster_size();
+        let covered = size << self.header.l2_bits();
+        let mut at = range.start;
+        while at < range.end {
+            let end = range.end.min(down(at, covered) + covered);
+            let empty = self
+                .tables
+                .entry_offset(&*self.file, at, Wait::Yes)?
+                .is_none();
+            if empty && self.header.backing_name.is_none() {
+                at = end;
+                continue;
+            }
+            let next = end.min(at + (1 << 10) * size);
+            self.change_clusters(at..next, target)?;
+            at = next;
+        }
+        self.release_freed()
+    }
+
+    /// Changes the clusters of a range within one second-level table.
+    fn change_clusters(&self, range: Range<u64>, target: Become) -> Result<()> {
+        let size = self.layout.cluster_size();
+        let span = range.start..range.end.next_multiple_of(size);
+        let writer = self.writer()?;
+        let _reserved = loop {
+            if let Some(reserved) = writer.reservations.reserve(span.clone()) {
+                break reserved;
+            }
+        };
+        let bits = self.layout.cluster_bits + self.header.l2_bits();
+        let table = self.own_table(span.start >> bits)?;
+        let mut words = Vec::new();
+        let mut freed = Vec::new();
+        for start in (span.start..span.end).step_by(usize::try_from(size).unwrap_or(usize::MAX)) {
+            let cluster = match self.tables.entry_offset(&*self.file, start, Wait::Yes)? {
+                Some(entry) => self.tables.cluster(&*self.file, entry, Wait::Yes)?,
+                None => Cluster::Unallocated,
+            };
+            let (entry, kept) = self.changed(cluster, target);
+            words.extend(entry);
+            if !kept {
+                freed.push(cluster);
+            }
+        }
+        self.publish(table, span.start, &words)?;
+        freed
+            .into_iter()
+            .try_for_each(|cluster| self.free_cluster(cluster))
+    }
+
+    /// The new entry, and whether the cluster's space stays its own.
+    fn changed(&self, cluster: Cluster, target: Become) -> (Vec<u64>, bool) {
+        let external = self.external().is_some();
+        let own = match cluster {
+            Cluster::Standard {
+                host, copied: true, ..
+            } => Some(host),
+            _ => None,
+        };
+        let keep = own.filter(|_| target == Become::ZeroKept || external);
+        let zero = target != Become::Unallocated;
+        let word = keep.map_or(0, |host| host | COPIED);
+        if self.layout.extended {
+            let bits = if zero { !0 << SUBCLUSTERS } else { 0 };
+            return (vec![word, bits], keep.is_some());
+        }
+        (vec![word | if zero { ZERO } else { 0 }], keep.is_some())
+    }
+
+    /// Space that [`AssignLayout::assign`] set aside for clusters from guest offset `start` on.
+    pub(super) fn assigned_space(&self, start: u64, count: u64) -> Result<Option<Space>> {
+        let writer = self.writer()?;
+        let mut assigned = writer.assigned.lock();
+        let first = start >> self.layout.cluster_bits;
+        let Some(space) = assigned.remove(&first) else {
+            return Ok(None);
+        };
+        let size = self.layout.cluster_size();
+        let mut run = space;
+        let mut taken = 1;
+        while taken < count {
+            match assigned.get(&(first + taken)) {
+                Some(next) if next.host == run.host + taken * size && next.fresh == run.fresh => {
+                    assigned.remove(&(first + taken));
+                    taken += 1;
+                }
+                _ => break,
+            }
+        }
+        run.clusters.end = run.clusters.start + taken;
+        Ok(Some(Space::new(run)))
+    }
+}
+
+impl AssignLayout for Qcow2 {
+    fn assign(&self, ranges: &[Range<u64>]) -> Result<()> {
+        self.start_writing()?;
+        if self.external().is_some() {
+            return ranges.iter().try_for_each(|r| self.reserve_host(r.clone()));
+        }
+        for range in ranges {
+            self.assign_range(range)?;
+        }
+        Ok(())
+    }
+}
+
+impl Qcow2 {
+    fn assign_range(&self, range: &Range<u64>) -> Result<()> {
+        let bits = self.layout.cluster_bits;
+        let mut at = range.start >> bits;
+        let end = range.end.div_ceil(1 << bits);
+        while at < end {
+            // Tables come first, in guest order too.
+            self.own_table(at >> self.header.l2_bits())?;
+            let in_table = ((at >> self.header.l2_bits()) + 1) << self.header.l2_bits();
+            let stop = end.min(in_table);
+            let Some(free) = self.unassigned(at..stop)? else {
+                at = stop;
+                continue;
+            };
+            let taken = self.take(1..free.end - free.start + 1)?;
+            let count = taken.clusters.end - taken.clusters.start;
+            self.tables.forget(taken.host..taken.host + (count << bits));
+            self.reserve_host(taken.host..taken.host + (count << bits))?;
+            let mut assigned = self.writer()?.assigned.lock();
+            for index in 0..count {
+                let host = taken.host + (index << bits);
+                let cluster = taken.clusters.start + index;
+                let one = Taken {
+                    host,
+                    clusters: cluster..cluster + 1,
+                    ..taken
+                };
+                assigned.insert(free.start + index, one);
+            }
+            at = free.start + count;
+        }
+        Ok(())
+    }
+
+    /// Gives back what was assigned and not used.
+    pub(super) fn release_assigned(&self) -> Result<()> {
+        let writer = self.writer()?;
+        let assigned = std::mem::take(&mut *writer.assigned.lock());
+        let mut refcounts = writer.refcounts.lock();
+        let mut clusters = assigned.into_values().map(|taken| taken.clusters);
+        clusters.try_for_each(|run| refcounts.step(&*self.file, run, Step::Down))
+    }
+
+    /// The first run of guest clusters in a range that have no space and none assigned.
+    fn unassigned(&self, clusters: Range<u64>) -> Result<Option<Range<u64>>> {
+        let writer = self.writer()?;
+        let mut run: Option<Range<u64>> = None;
+        for index in clusters {
+            let start = index << self.layout.cluster_bits;
+            let entry = self.tables.entry_offset(&*self.file, start, Wait::Yes)?;
+            let cluster = match entry {
+                Some(entry) => self.tables.cluster(&*self.file, entry, Wait::Yes)?,
+                None => Cluster::Unallocated,
+            };
+            let free = !matches!(cluster, Cluster::Standard { copied: true, .. })
+                && !writer.assigned.lock().contains_key(&index);
+            match (&mut run, free) {
+                (None, true) => run = Some(index..index + 1),
+                (Some(run), true) => run.end = index + 1,
+                (Some(_), false) => break,
+                (None, false) => {}
+            }
+        }
+        Ok(run)
+    }
+
+    fn reserve_host(&self, host: Range<u64>) -> Result<()> {
+        use crate::error::ErrorKind;
+        if range::len(&host) == 0 {
+            return Ok(());
+        }
+        match self.data()?.reserve(host) {
+            Err(e) if e.kind() == ErrorKind::Unsupported => Ok(()),
+            done => done,
+        }
+    }
+}

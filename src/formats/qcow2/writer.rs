@@ -1,0 +1,233 @@
+//! What an image opened for writing has beyond a read-only one: refcounts, reservations, freed
+//! space, and the order of writes.
+//!
+//! Locks, outermost first: a reservation of the guest range; the stripe of its second-level table
+//! (held while a table is made or copied); `freed`; `refcounts`.  Nothing is held while guest
+//! data is written but the reservation.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use super::Qcow2;
+use super::entry::COPIED;
+use super::feature;
+use super::refcount::{Refcounts, Step, Taken};
+use crate::error::{Error, Result};
+use crate::image::Wait;
+use crate::image::open::WriteOrder;
+use crate::image::reserve::Reservations;
+use crate::storage::Zeroing;
+use crate::storage::barrier::Barrier;
+use crate::util::align::clamp_len;
+use crate::util::grace::{Grace, Moment};
+use crate::util::range;
+
+/// Tables that are made or copied at the same time.
+const STRIPES: usize = 16;
+/// Freed ranges kept before they must be given back.
+const MAX_FREED: usize = 4096;
+/// Offset of the autoclear bits in the header.
+const AUTOCLEAR_FIELD: u64 = 88;
+
+/// What an image opened for writing has beyond a read-only one.
+#[derive(Debug)]
+pub(super) struct Writer {
+    pub(super) refcounts: Mutex<Refcounts>,
+    pub(super) reservations: Reservations,
+    stripes: [Mutex<()>; STRIPES],
+    freed: Mutex<Vec<Freed>>,
+    /// Clusters taken ahead for guest clusters that have none yet, by guest cluster.
+    pub(super) assigned: Mutex<HashMap<u64, Taken>>,
+    barrier: Barrier,
+    data_barrier: Barrier,
+    order: WriteOrder,
+    grace: Arc<Grace>,
+    started: AtomicBool,
+}
+
+/// Clusters that nothing refers to any more, but that readers may still be reading and that a
+/// power cut may bring back.
+#[derive(Debug)]
+struct Freed {
+    clusters: Range<u64>,
+    since: Moment,
+}
+
+impl Writer {
+    pub(super) fn new(refcounts: Refcounts, order: WriteOrder, grace: Arc<Grace>) -> Self {
+        Self {
+            refcounts: Mutex::new(refcounts),
+            reservations: Reservations::default(),
+            stripes: std::array::from_fn(|_| Mutex::default()),
+            freed: Mutex::default(),
+            assigned: Mutex::default(),
+            barrier: Barrier::default(),
+            data_barrier: Barrier::default(),
+            order,
+            grace,
+            started: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Qcow2 {
+    /// The writer's parts.
+    pub(super) fn writer(&self) -> Result<&Writer> {
+        self.writer.as_ref().ok_or_else(Error::read_only)
+    }
+
+    /// Before the first change: what the header promises and this driver does not keep up is
+    /// taken back, durably.
+    pub(super) fn start_writing(&self) -> Result<()> {
+        let writer = self.writer()?;
+        if writer.started.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let _refcounts = writer.refcounts.lock();
+        if writer.started.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let kept = self.header.autoclear & feature::KEPT_AUTOCLEAR;
+        if self.header.version >= 3 && kept != self.header.autoclear {
+            self.file.write_at(&kept.to_be_bytes(), AUTOCLEAR_FIELD)?;
+            self.file.sync()?;
+        }
+        writer.started.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// All writes so far, of metadata and data, come before those that follow, in a power cut too.
+    pub(super) fn settle(&self) -> Result<()> {
+        let writer = self.writer()?;
+        if writer.order == WriteOrder::Unordered {
+            return Ok(());
+        }
+        if let Some(data) = self.external() {
+            writer.data_barrier.pass(data)?;
+        }
+        writer.barrier.pass(&*self.file)
+    }
+
+    /// Takes clusters of the image file.
+    pub(super) fn take(&self, count: Range<u64>) -> Result<Taken> {
+        self.writer()?.refcounts.lock().take(&*self.file, count)
+    }
+
+    /// Gives clusters back that were taken and that nothing refers to yet.
+    pub(super) fn untake(&self, taken: &Taken) {
+        if let Some(writer) = &self.writer {
+            // Where this fails too, they stay a leak.
+            let step =
+                writer
+                    .refcounts
+                    .lock()
+                    .step(&*self.file, taken.clusters.clone(), Step::Down);
+            drop(step);
+        }
+    }
+
+    /// Where the second-level table of a first-level entry is, which may be changed in place:
+    /// makes it, or copies it where snapshots share it.
+    pub(super) fn own_table(&self, l1_index: u64) -> Result<u64> {
+        let writer = self.writer()?;
+        let stripe = clamp_len(l1_index, usize::MAX) % STRIPES;
+        let _stripe = writer.stripes[stripe].lock();
+        let entry = self.tables.l1_entry(&*self.file, l1_index, Wait::Yes)?;
+        let old = self.layout.table(entry)?;
+        if let Some(host) = old
+            && entry & COPIED != 0
+        {
+            return Ok(host);
+        }
+        let taken = self.take(1..2)?;
+        if let Err(e) = self
+            .fill_table(taken.host, old)
+            .and_then(|()| self.settle())
+        {
+            self.untake(&taken);
+            return Err(e);
+        }
+        self.tables
+            .publish_l1(&*self.file, l1_index, taken.host | COPIED)?;
+        if let Some(old) = old {
+            self.free(old..old + self.layout.cluster_size())?;
+        }
+        Ok(taken.host)
+    }
+
+    fn fill_table(&self, host: u64, old: Option<u64>) -> Result<()> {
+        let mut bytes = vec![0; clamp_len(self.layout.cluster_size(), usize::MAX)];
+        if let Some(old) = old {
+            self.file.read_at(&mut bytes, old)?;
+        }
+        self.tables.forget(host..host + self.layout.cluster_size());
+        self.file.write_at(&bytes, host)
+    }
+
+    /// Lets go of a range of the image file: its clusters are given back once no reader can be
+    /// there any more and what referred to it is gone from stable media too.
+    pub(super) fn free(&self, host: Range<u64>) -> Result<()> {
+        let writer = self.writer()?;
+        let bits = self.layout.cluster_bits;
+        let clusters = host.start >> bits..host.end.div_ceil(1 << bits);
+        let mut freed = writer.freed.lock();
+        let since = writer.grace.now();
+        match freed.last_mut() {
+            Some(last) if last.clusters.end == clusters.start && last.since == since => {
+                last.clusters.end = clusters.end;
+            }
+            _ => freed.push(Freed { clusters, since }),
+        }
+        let full = freed.len() >= MAX_FREED;
+        drop(freed);
+        if full { self.release_freed() } else { Ok(()) }
+    }
+
+    /// Gives back what was freed and has passed its grace point.
+    pub(super) fn release_freed(&self) -> Result<()> {
+        let writer = self.writer()?;
+        let passed: Vec<Freed> = {
+            let mut freed = writer.freed.lock();
+            let mut old = std::mem::take(&mut *freed);
+            old.sort_by_key(|f| f.since);
+            let kept = old
+                .iter()
+                .position(|f| !writer.grace.passed(f.since))
+                .unwrap_or(old.len());
+            *freed = old.split_off(kept);
+            old
+        };
+        if passed.is_empty() {
+            return Ok(());
+        }
+        self.settle()?;
+        let mut clusters: Vec<Range<u64>> = passed.into_iter().map(|f| f.clusters).collect();
+        clusters.sort_by_key(|c| c.start);
+        let mut refcounts = writer.refcounts.lock();
+        for run in clusters {
+            for cluster in run {
+                self.release(&mut refcounts, cluster)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn release(&self, refcounts: &mut Refcounts, cluster: u64) -> Result<()> {
+        refcounts.step(&*self.file, cluster..cluster + 1, Step::Down)?;
+        if refcounts.count(&*self.file, cluster)? == 0 {
+            let bits = self.layout.cluster_bits;
+            let host = cluster << bits..(cluster + 1) << bits;
+            let host = host.start..host.end.min(self.file.size());
+            if range::len(&host) > 0 {
+                // Where the host cannot, the space is reused all the same.
+                drop(self.file.zero(host, Zeroing::MayUnmap));
+            }
+            self.decoded.clear();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,325 @@
+//! Checking and repairing: footers, headers, locators.  Blocks are in `check_blocks`.
+
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use crate::error::{Error, Result};
+use crate::formats::vhd::batmap;
+use crate::formats::vhd::fixed::Fixed;
+use crate::formats::vhd::footer::{self, Creator, Footer, Kind, Strictness};
+use crate::formats::vhd::geometry::{Geometry, SECTOR};
+use crate::formats::vhd::open::End;
+use crate::formats::vhd::sparse::{Shape, Sparse};
+use crate::image::Check;
+use crate::image::check::{Repair, Report, Severity};
+use crate::util::align;
+
+/// Clocks may differ by this much before a time lies in the future.
+const SLACK: u32 = 86_400;
+
+/// Adds something that is odd but changes nothing.
+pub(super) fn note(report: &mut Report, text: impl Into<String>) {
+    report.add(Severity::Note, 1, text.into(), None);
+}
+
+/// Adds a corruption, and what was done about it.
+pub(super) fn corruption(report: &mut Report, text: impl Into<String>, repaired: Option<&str>) {
+    let repaired = repaired.map(str::to_owned);
+    report.add(Severity::Corruption, 1, text.into(), repaired);
+}
+
+/// What is odd about a footer that can be read.
+fn footer_fields(report: &mut Report, footer: &Footer) {
+    let features = footer.features();
+    if features & 2 == 0 || features & !Footer::known_features() != 0 {
+        note(
+            report,
+            format!("the footer's feature bits are {features:#x} (expected: 0x2 or 0x3)"),
+        );
+    }
+    if !footer.reserved_is_zero() {
+        note(report, "the footer's reserved bytes are not zero");
+    }
+    if footer.hidden() > 2 {
+        note(
+            report,
+            format!("the hidden byte is {} (expected: 0 to 2)", footer.hidden()),
+        );
+    }
+    if footer.saved_state() > 1 {
+        note(
+            report,
+            format!(
+                "the saved state is {} (expected: 0 or 1)",
+                footer.saved_state()
+            ),
+        );
+    }
+    in_future(report, "the footer's time", footer.timestamp());
+    let (geometry, size) = (footer.geometry(), footer.current_size());
+    let largest = Geometry::for_size(size).bytes();
+    if geometry != Geometry::MAX && geometry.bytes() > largest.max(size) {
+        note(
+            report,
+            format!(
+                "the geometry describes {} bytes, more than the disk's {size}",
+                geometry.bytes()
+            ),
+        );
+    }
+}
+
+fn in_future(report: &mut Report, what: &str, timestamp: u32) {
+    let now = footer::timestamp(SystemTime::now());
+    if timestamp > now.saturating_add(SLACK) {
+        note(report, format!("{what} lies in the future"));
+    }
+}
+
+fn may_write(repair: Repair, write: bool) -> Result<()> {
+    match repair == Repair::Nothing || write {
+        true => Ok(()),
+        false => Err(Error::read_only()),
+    }
+}
+
+impl Check for Fixed {
+    fn check(&self, repair: Repair) -> Result<Report> {
+        may_write(repair, self.write)?;
+        let mut report = Report::default();
+        let state = *self.state.lock();
+        self.check_footer(&mut report, &state.footer, state.data_end, repair)?;
+        footer_fields(&mut report, &state.footer);
+        let wanted = self.rule.size(&state.footer, state.data_end);
+        if wanted > state.data_end {
+            corruption(
+                &mut report,
+                format!(
+                    "the disk has {wanted} bytes, the file only {} before its footer",
+                    state.data_end
+                ),
+                None,
+            );
+        }
+        // Readers that go by the other size must keep what they see.
+        let largest = wanted
+            .max(state.footer.current_size())
+            .max(state.footer.geometry().bytes());
+        let end = align::up(largest, SECTOR).unwrap_or(u64::MAX);
+        report.image_end_offset = state.data_end;
+        if end < state.data_end {
+            let text = format!(
+                "{} bytes at {end:#x} before the footer belong to nothing",
+                state.data_end - end
+            );
+            let repaired = repair != Repair::Nothing;
+            if repaired {
+                self.move_footer(state.footer, end)?;
+                report.image_end_offset = end;
+            }
+            let did = repaired.then(|| "the footer was moved and the file cut".to_owned());
+            report.add(Severity::Leak, 1, text, did);
+        }
+        Ok(report)
+    }
+}
+
+impl Fixed {
+    fn check_footer(
+        &self,
+        report: &mut Report,
+        footer: &Footer,
+        host: u64,
+        repair: Repair,
+    ) -> Result<()> {
+        let all = repair == Repair::All;
+        let write = || self.storage.write_at(&footer.sealed().to_bytes(), host);
+        match &self.end {
+            End::Damaged(why) => {
+                if all {
+                    write()?;
+                    self.storage.sync()?;
+                }
+                let did = all.then_some("its checksum was written anew");
+                corruption(report, why.as_str(), did);
+            }
+            End::Short => short(report, all.then(write))?,
+            End::Whole | End::Killed => {}
+        }
+        Ok(())
+    }
+}
+
+fn short(report: &mut Report, written: Option<Result<()>>) -> Result<()> {
+    let did = written.transpose()?.map(|()| "the byte was added".into());
+    let text = "the footer lacks its last byte, as old versions of Virtual PC wrote it";
+    report.add(Severity::Note, 1, text.into(), did);
+    Ok(())
+}
+
+impl Check for Sparse {
+    fn check(&self, repair: Repair) -> Result<Report> {
+        may_write(repair, self.write)?;
+        let mut report = Report::default();
+        let shape = self.shape.load_full();
+        footer_fields(&mut report, &shape.footer);
+        self.check_header(&mut report, &shape, repair)?;
+        self.check_locators(&mut report, &shape);
+        let used = self.check_blocks(&mut report, &shape, repair)?;
+        self.check_end(&mut report, &shape, used, repair)?;
+        self.check_copy(&mut report, &shape, repair)?;
+        self.check_batmap_header(&mut report, &shape, repair)?;
+        if repair != Repair::Nothing {
+            self.storage.sync()?;
+        }
+        Ok(report)
+    }
+}
+
+impl Sparse {
+    fn check_header(&self, report: &mut Report, shape: &Shape, repair: Repair) -> Result<()> {
+        let header = &shape.header;
+        if !header.checksum_is_right() {
+            let all = repair == Repair::All;
+            if all {
+                let bytes = header.sealed().to_bytes();
+                self.storage
+                    .write_at(&bytes, shape.footer.header_offset())?;
+            }
+            corruption(
+                report,
+                "the dynamic header's checksum is wrong",
+                all.then_some("it was written anew"),
+            );
+        }
+        if !header.reserved_is_zero() {
+            note(report, "the dynamic header's reserved bytes are not zero");
+        }
+        let room = header.max_entries() * header.block_size();
+        if shape.size > room {
+            corruption(
+                report,
+                format!(
+                    "the disk has {} bytes, its table has room for {room}",
+                    shape.size
+                ),
+                None,
+            );
+        }
+        let (uuid, name) = (header.parent_uuid(), header.parent_name());
+        match self.kind {
+            Kind::Differencing => {
+                in_future(report, "the parent's time", header.parent_timestamp());
+            }
+            _ if !uuid.is_nil() || !name.is_empty() || !header.locators().is_empty() => {
+                note(report, "a disk without a parent names one");
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn check_locators(&self, report: &mut Report, shape: &Shape) {
+        let locators = shape.header.locators();
+        for (i, locator) in locators.iter().enumerate() {
+            let word = locator.code.word();
+            if !locator.code.is_defined() {
+                note(report, format!("locator {i} is of unknown kind '{word}'"));
+            }
+            if locators[..i].iter().any(|l| l.code == locator.code) {
+                note(
+                    report,
+                    format!("locator {i} is the second of kind '{word}'"),
+                );
+            }
+            let end = locator.offset.checked_add(u64::from(locator.len));
+            if end.is_none_or(|end| end > self.storage.size()) {
+                let text = format!(
+                    "locator {i} ('{word}') has {} bytes at {:#x}, past the end of the file",
+                    locator.len, locator.offset
+                );
+                corruption(report, text, None);
+            }
+        }
+    }
+
+    /// The footer at the end; `used` is where blocks and metadata end.
+    fn check_end(
+        &self,
+        report: &mut Report,
+        shape: &Shape,
+        used: u64,
+        repair: Repair,
+    ) -> Result<()> {
+        let all = repair == Repair::All;
+        let size = self.storage.size();
+        let found = self.space.lock().footer();
+        let write = |host| {
+            let bytes = shape.footer.sealed().to_bytes();
+            self.storage.write_at(&bytes, host)?;
+            self.storage.sync()
+        };
+        match &self.end {
+            End::Whole => {}
+            End::Short => short(report, all.then(|| write(found.unwrap_or(size))))?,
+            End::Killed | End::Damaged(_) => {
+                let text = match &self.end {
+                    End::Damaged(why) => format!("the footer at the end is damaged: {why}"),
+                    _ => "the footer at the end is all 0xc7: tapdisk has the image open, or did not close it".to_owned(),
+                };
+                // In its place where nothing else is there, else behind all that is in use.
+                let last = size.saturating_sub(footer::LEN64);
+                let host = match last >= used && last.is_multiple_of(SECTOR) {
+                    true => last,
+                    false => align::up(size.max(used), SECTOR).unwrap_or(size),
+                };
+                if all {
+                    write(host)?;
+                    self.space.lock().footer_is_at(host);
+                    self.data_end.store(host, Ordering::Release);
+                }
+                let did = all.then_some("it was written anew");
+                corruption(report, text, did);
+            }
+        }
+        Ok(())
+    }
+
+    /// The copy at the start against the footer in use.
+    fn check_copy(&self, report: &mut Report, shape: &Shape, repair: Repair) -> Result<()> {
+        let mut bytes = [0; footer::LEN];
+        self.storage.read_at(&mut bytes, 0)?;
+        let text = match Footer::parse(&bytes, Strictness::Strict) {
+            Ok(copy) if copy == shape.footer => return Ok(()),
+            Ok(_) => "the copy of the footer at 0x0 differs from the footer at the end".to_owned(),
+            Err(e) => format!("the copy of the footer at 0x0 is damaged: {}", e.message()),
+        };
+        let all = repair == Repair::All;
+        if all {
+            self.storage
+                .write_at(&shape.footer.sealed().to_bytes(), 0)?;
+        }
+        let did = all.then_some("it was written anew from the footer at the end");
+        corruption(report, text, did);
+        Ok(())
+    }
+
+    fn check_batmap_header(
+        &self,
+        report: &mut Report,
+        shape: &Shape,
+        repair: Repair,
+    ) -> Result<()> {
+        if let batmap::Found::Damaged(why) = &shape.batmap {
+            let all = repair == Repair::All;
+            if all {
+                // XenServer refuses its own images without a batmap; others need none.
+                let footer = shape.footer.created_by(Creator::Win);
+                self.replace_footers(&self.space.lock(), shape, footer)?;
+            }
+            let did = all.then_some("it was dropped: the creator is now 'win '");
+            corruption(report, format!("XenServer's batmap: {why}"), did);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,379 @@
+//! Checking and repairing the blocks of disks with a table.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+use crate::error::{ErrorKind, Result};
+use crate::formats::vhd::batmap;
+use crate::formats::vhd::check::{corruption, note};
+use crate::formats::vhd::footer::Kind;
+use crate::formats::vhd::geometry::SECTOR;
+use crate::formats::vhd::layout::{Bounds, UNUSED};
+use crate::formats::vhd::sparse::{Shape, Sparse};
+use crate::image::Wait;
+use crate::image::check::{Repair, Report, Severity};
+use crate::storage::Zeroing;
+use crate::util::align::{clamp_len, len64};
+use crate::util::range;
+
+/// Blocks looked at for overlaps, 8 bytes each: 8 TiB of disk in blocks of 2 MiB.
+const MAX_BLOCKS: usize = 4 << 20;
+/// Space between blocks that is padding: data at multiples of 4 KiB.
+const PADDING: u64 = 4096;
+/// A block is copied in pieces of this.
+const STEP: u64 = 256 << 10;
+
+/// A block that lies inside the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Placed {
+    word: u32,
+    index: u32,
+}
+
+impl Placed {
+    fn host(self) -> u64 {
+        u64::from(self.word) * SECTOR
+    }
+}
+
+/// What the walk over the table found.
+#[derive(Debug, Default)]
+struct Walk {
+    placed: Vec<Placed>,
+    /// Blocks that lie past the end of the file, whole.
+    absent: Vec<u64>,
+    /// Blocks that lie upon metadata, but for their bitmap.
+    misplaced: Vec<u64>,
+    /// Words behind the last block of the disk.
+    surplus: Vec<u64>,
+    /// What is wrong with blocks that are left as they are.
+    texts: Vec<String>,
+    /// Whether some word names space that is not looked at further.
+    unsafe_to_cut: bool,
+    too_many: bool,
+}
+
+impl Sparse {
+    /// Checks table, blocks, batmap and unused space; where blocks and metadata end.
+    pub(super) fn check_blocks(
+        &self,
+        report: &mut Report,
+        shape: &Shape,
+        repair: Repair,
+    ) -> Result<u64> {
+        let mut walk = self.walk(report, shape)?;
+        for text in &walk.texts {
+            corruption(report, text.as_str(), None);
+        }
+        self.repair_surplus(report, shape, &walk.surplus, repair)?;
+        self.repair_absent(report, shape, &walk, repair)?;
+        walk.placed.sort_unstable();
+        let twice = self.overlaps(&walk.placed);
+        self.repair_overlaps(report, shape, &walk, &twice, repair)?;
+        self.check_batmap(report, shape, &walk.placed)?;
+        if walk.too_many {
+            report.check_errors += 1;
+            note(
+                report,
+                format!(
+                    "overlaps and unused space were looked for among the first {MAX_BLOCKS} blocks only"
+                ),
+            );
+        }
+        let moved = !twice.is_empty() || !walk.misplaced.is_empty();
+        if moved || walk.too_many {
+            // What is unused is for the next check to say.
+            walk.unsafe_to_cut = true;
+        }
+        let used = self.check_space(report, shape, &walk, repair)?;
+        report.image_end_offset = used;
+        Ok(used)
+    }
+
+    fn walk(&self, report: &mut Report, shape: &Shape) -> Result<Walk> {
+        let mut walk = Walk::default();
+        let blocks = self.blocks.count(shape.size);
+        report.total_clusters = blocks;
+        let bounds = Bounds {
+            blocks: self.blocks,
+            size: shape.size,
+            data_end: self.data_end.load(Ordering::Acquire),
+            reserved: &shape.reserved,
+        };
+        let mut last: Option<u64> = None;
+        self.each_word(shape, |index, word| {
+            if word == UNUSED {
+                return Ok(());
+            }
+            if index >= blocks {
+                keep(&mut walk.surplus, index, &mut walk.too_many);
+                return Ok(());
+            }
+            report.allocated_clusters += 1;
+            let host = u64::from(word) * SECTOR;
+            let follows = |l: u64| host >= l && host - l < PADDING;
+            report.fragmented_clusters += u64::from(last.is_some_and(|l| !follows(l)));
+            last = Some(host + self.blocks.len());
+            match bounds.locate(index, word) {
+                Ok(_) if walk.placed.len() < MAX_BLOCKS => {
+                    let index = u32::try_from(index).unwrap_or(u32::MAX);
+                    walk.placed.push(Placed { word, index });
+                }
+                Ok(_) => walk.too_many = true,
+                Err(e) => self.misfit(&mut walk, &bounds, index, host, e.message()),
+            }
+            Ok(())
+        })?;
+        Ok(walk)
+    }
+
+    /// Sorts a word that `locate` refused by what can be done about it.
+    fn misfit(&self, walk: &mut Walk, bounds: &Bounds<'_>, index: u64, host: u64, text: &str) {
+        let bitmap = host..host + self.blocks.bitmap;
+        let upon = |r: &Range<u64>| range::intersect(r, &bitmap).is_some();
+        if host >= bounds.data_end {
+            keep(&mut walk.absent, index, &mut walk.too_many);
+        } else if host + self.blocks.len() <= bounds.data_end && !bounds.reserved.iter().any(upon) {
+            keep(&mut walk.misplaced, index, &mut walk.too_many);
+        } else {
+            walk.unsafe_to_cut = true;
+            if walk.texts.len() < Report::MAX_FINDINGS {
+                walk.texts.push(text.to_owned());
+            }
+        }
+    }
+
+    /// Words behind the disk's last block: nothing reads them.
+    fn repair_surplus(
+        &self,
+        report: &mut Report,
+        shape: &Shape,
+        surplus: &[u64],
+        repair: Repair,
+    ) -> Result<()> {
+        for index in surplus {
+            let fix = repair != Repair::Nothing;
+            if fix {
+                shape.table.publish(&*self.storage, *index, UNUSED)?;
+            }
+            let text = format!("table entry {index} is past the last block of the disk and in use");
+            let did = fix.then(|| "it was set to unused".to_owned());
+            report.add(Severity::Leak, 1, text, did);
+        }
+        Ok(())
+    }
+
+    fn repair_absent(
+        &self,
+        report: &mut Report,
+        shape: &Shape,
+        walk: &Walk,
+        repair: Repair,
+    ) -> Result<()> {
+        // In a differencing disk the parent's data would show where there was other data.
+        let fix = repair == Repair::All && self.kind == Kind::Dynamic;
+        for index in &walk.absent {
+            let word = shape.table.get(&*self.storage, *index, Wait::Yes)?;
+            if fix {
+                shape.table.publish(&*self.storage, *index, UNUSED)?;
+            }
+            let text = format!(
+                "block {index}: its table entry {word:#x} lies past the end of the data: its content is lost"
+            );
+            let did = fix.then_some("it was set to unused: it reads as zeroes");
+            corruption(report, text, did);
+        }
+        Ok(())
+    }
+
+    /// Blocks that share bytes with the block before them in the file.
+    fn overlaps(&self, placed: &[Placed]) -> Vec<Placed> {
+        let mut end = 0;
+        let mut twice = Vec::new();
+        for block in placed {
+            if block.host() < end {
+                twice.push(*block);
+            }
+            end = end.max(block.host() + self.blocks.len());
+        }
+        twice
+    }
+
+    /// Gives blocks that lie upon others, or upon metadata, a copy of their own.
+    fn repair_overlaps(
+        &self,
+        report: &mut Report,
+        shape: &Shape,
+        walk: &Walk,
+        twice: &[Placed],
+        repair: Repair,
+    ) -> Result<()> {
+        let twice = twice.iter().map(|b| (u64::from(b.index), "another block"));
+        let misplaced = walk.misplaced.iter().map(|i| (*i, "metadata"));
+        for (index, upon) in twice.chain(misplaced).collect::<Vec<_>>() {
+            let word = shape.table.get(&*self.storage, index, Wait::Yes)?;
+            let mut did = None;
+            if repair == Repair::All {
+                did = self.copy_away(shape, index, u64::from(word) * SECTOR)?;
+            }
+            let text = format!("block {index}: its table entry {word:#x} puts it upon {upon}");
+            corruption(report, text, did);
+        }
+        Ok(())
+    }
+
+    /// Copies a block to space of its own; `None` where no space may be taken.
+    fn copy_away(&self, shape: &Shape, index: u64, from: u64) -> Result<Option<&'static str>> {
+        let mut space = self.space.lock();
+        if space.footer().is_none() {
+            return Ok(None);
+        }
+        let spot = match self.take(&mut space, shape, index) {
+            Ok(spot) => spot,
+            Err(e) if e.kind() == ErrorKind::Corrupt => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let mut buf = vec![0; clamp_len(STEP.min(self.blocks.len()), usize::MAX)];
+        let mut done = 0;
+        let stamp = self.syncs.stamp();
+        while done < self.blocks.len() {
+            let step = clamp_len(self.blocks.len() - done, buf.len());
+            self.storage.read_at(&mut buf[..step], from + done)?;
+            self.storage.write_at(&buf[..step], spot.host + done)?;
+            done += len64(step);
+        }
+        self.syncs.wait(&*self.storage, stamp)?;
+        let word = u32::try_from(spot.host / SECTOR).unwrap_or(UNUSED);
+        shape.table.publish(&*self.storage, index, word)?;
+        self.bitmaps.forget();
+        Ok(Some("it was given a copy of its own"))
+    }
+
+    /// The batmap against the bitmaps of the blocks it calls full.
+    fn check_batmap(&self, report: &mut Report, shape: &Shape, placed: &[Placed]) -> Result<()> {
+        let Some(map) = shape.batmap() else {
+            return Ok(());
+        };
+        for block in placed.iter().filter(|b| map.is_full(u64::from(b.index))) {
+            let mut at = 0;
+            while at < self.blocks.sectors() {
+                let sectors = at..self.blocks.sectors();
+                let run = self
+                    .bitmaps
+                    .run(&*self.storage, block.host(), sectors, Wait::Yes)?;
+                if !run.present {
+                    let text = format!(
+                        "block {}: the batmap calls it full, its bitmap at {:#x} lacks sector {at}",
+                        block.index,
+                        block.host()
+                    );
+                    // Which of the two is right cannot be told.
+                    corruption(report, text, None);
+                    break;
+                }
+                at += run.count;
+            }
+        }
+        Ok(())
+    }
+
+    /// Space that nothing refers to; where that which is in use ends.
+    fn check_space(
+        &self,
+        report: &mut Report,
+        shape: &Shape,
+        walk: &Walk,
+        repair: Repair,
+    ) -> Result<u64> {
+        let data_end = self.data_end.load(Ordering::Acquire);
+        let fix = repair != Repair::Nothing && !walk.unsafe_to_cut && walk.misplaced.is_empty();
+        let mut used = 0;
+        for part in self.parts(shape, walk) {
+            // A batmap that cannot be trusted may still be somebody's.
+            let guarded = matches!(shape.batmap, batmap::Found::Damaged(_))
+                && used <= shape.table.host() + shape.table.len() * 4;
+            if part.start > used && part.start - used >= PADDING && !guarded {
+                self.check_gap(report, used..part.start, fix)?;
+            }
+            used = used.max(part.end);
+        }
+        let used = used.next_multiple_of(SECTOR);
+        // The last block may lack what the disk does not show.
+        if data_end < used || data_end - used < PADDING || walk.unsafe_to_cut {
+            return Ok(used);
+        }
+        let unused = data_end - used;
+        let text = format!("{unused} bytes at {used:#x} before the footer belong to nothing");
+        let mut did = None;
+        let mut space = self.space.lock();
+        if fix && walk.absent.is_empty() && space.footer().is_some() {
+            self.cut(&mut space, shape, used)?;
+            did = Some("the footer was moved and the file cut".to_owned());
+        }
+        let count = unused.div_ceil(self.blocks.len());
+        report.add(Severity::Leak, count, text, did);
+        Ok(used)
+    }
+
+    /// Everything in the file that something refers to, in order.
+    fn parts<'w>(
+        &self,
+        shape: &Shape,
+        walk: &'w Walk,
+    ) -> impl Iterator<Item = Range<u64>> + use<'w> {
+        let mut metadata = self.metadata(shape);
+        metadata.sort_unstable_by_key(|r| r.start);
+        let len = self.blocks.len();
+        let mut metadata = metadata.into_iter().peekable();
+        let mut blocks = walk
+            .placed
+            .iter()
+            .map(move |b| b.host()..b.host() + len)
+            .peekable();
+        std::iter::from_fn(move || match (metadata.peek(), blocks.peek()) {
+            (Some(m), Some(b)) if m.start <= b.start => metadata.next(),
+            (_, Some(_)) => blocks.next(),
+            (_, None) => metadata.next(),
+        })
+    }
+
+    /// Space between two parts: lost where the host keeps data for it.
+    fn check_gap(&self, report: &mut Report, gap: Range<u64>, fix: bool) -> Result<()> {
+        let run = self.storage.run(gap.start, gap.end - gap.start)?;
+        let mut data = run.data;
+        if !run.data && run.len < gap.end - gap.start {
+            let rest = gap.end - gap.start - run.len;
+            // Holes end at pages of the host, gaps do not.
+            data = rest >= PADDING && self.storage.run(gap.start + run.len, rest)?.data;
+        } else if run.data && run.len < PADDING && run.len < gap.end - gap.start {
+            let at = gap.start + run.len;
+            let next = self.storage.run(at, gap.end - at)?;
+            data = next.data || next.len + PADDING < gap.end - at;
+        }
+        if !data {
+            return Ok(());
+        }
+        let mut did = None;
+        if fix {
+            match self.storage.zero(gap.clone(), Zeroing::MayUnmap) {
+                Ok(()) => did = Some("its space was given back".to_owned()),
+                Err(e) if e.kind() == ErrorKind::Unsupported => {}
+                Err(e) => return Err(e),
+            }
+        }
+        let len = gap.end - gap.start;
+        let text = format!(
+            "{len} bytes at {:#x} between blocks belong to nothing",
+            gap.start
+        );
+        report.add(Severity::Leak, len.div_ceil(self.blocks.len()), text, did);
+        Ok(())
+    }
+}
+
+fn keep(list: &mut Vec<u64>, index: u64, too_many: &mut bool) {
+    match list.len() < Report::MAX_FINDINGS {
+        true => list.push(index),
+        false => *too_many = true,
+    }
+}

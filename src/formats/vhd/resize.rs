@@ -1,0 +1,352 @@
+//! Change of a disk's size.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::formats::vhd::batmap;
+use crate::formats::vhd::fixed::Fixed;
+use crate::formats::vhd::footer::{self, Creator, Footer, Kind};
+use crate::formats::vhd::geometry::{Geometry, MAX_SIZE, SECTOR, SizeRule};
+use crate::formats::vhd::layout::UNUSED;
+use crate::formats::vhd::open::End;
+use crate::formats::vhd::space::Space;
+use crate::formats::vhd::sparse::{Shape, Sparse};
+use crate::image::{LayerBelow, Resize, Slot, Wait};
+use crate::storage::{Zeroing, zero_or_write};
+use crate::util::align::{clamp_len, len64};
+use crate::util::range;
+
+/// Table bytes written at a time.
+const STEP: usize = 64 << 10;
+/// Bytes of the header from its table's offset to its checksum: one write within one sector.
+const TABLE_FIELDS: Range<usize> = 16..40;
+
+/// Refuses sizes that the format cannot hold, and images of which only one size counts by force.
+fn check_size(size: u64, rule: SizeRule) -> Result<()> {
+    if rule != SizeRule::Auto {
+        return Err(Error::unsupported(
+            "a disk is not resized while size_rule forces one of its sizes (allowed: size_rule=auto)",
+        ));
+    }
+    if !size.is_multiple_of(SECTOR) {
+        return Err(Error::invalid(format!(
+            "a VHD of {size} bytes (allowed: a multiple of 512)"
+        )));
+    }
+    if size > MAX_SIZE {
+        return Err(Error::new(
+            ErrorKind::OutOfRange,
+            format!("a VHD of {size} bytes (allowed: up to {MAX_SIZE}, 2040 GiB)"),
+        ));
+    }
+    Ok(())
+}
+
+/// The footer for another size: of one whose creator's readers go by the geometry, the geometry
+/// is exact, or so large that all go by the current size.
+fn resized(footer: &Footer, size: u64) -> Footer {
+    let by_geometry = [*b"vpc ", *b"qemu"].contains(&footer.creator_app());
+    let geometry = Geometry::for_size(size);
+    let geometry = match by_geometry && geometry.bytes() != size {
+        true => Geometry::MAX,
+        false => geometry,
+    };
+    footer.resized(size, geometry)
+}
+
+impl Resize for Fixed {
+    fn resize(&self, virtual_size: u64, _below: LayerBelow) -> Result<()> {
+        if !self.write {
+            return Err(Error::read_only());
+        }
+        check_size(virtual_size, self.rule)?;
+        let state = *self.state.lock();
+        let size = self.size.load(Ordering::Acquire);
+        if virtual_size == size && state.footer.current_size() == size {
+            return Ok(());
+        }
+        let footer = resized(&state.footer, virtual_size);
+        // What lies between the disk and its footer is not zero yet.
+        let slack = size..state.data_end.min(virtual_size);
+        if !slack.is_empty() {
+            zero_or_write(&*self.storage, slack, Zeroing::MayUnmap)?;
+        }
+        self.move_footer(footer, virtual_size)?;
+        self.size.store(virtual_size, Ordering::Release);
+        Ok(())
+    }
+}
+
+impl Fixed {
+    /// Puts the footer, the only one there is, at `host`, and ends the file behind it.
+    ///
+    /// At every moment a whole footer is at the end of the file: the old one until the new one is
+    /// on stable media.
+    pub(super) fn move_footer(&self, footer: Footer, host: u64) -> Result<()> {
+        let mut state = self.state.lock();
+        let old = state.data_end;
+        // Never upon the old one: a write that is cut short would leave none.
+        let host = match host.abs_diff(old) < footer::LEN64 {
+            true => old.next_multiple_of(SECTOR) + footer::LEN64,
+            false => host,
+        };
+        self.storage.write_at(&footer.sealed().to_bytes(), host)?;
+        self.storage.sync()?;
+        if host > old {
+            self.storage.write_at(&[0; footer::LEN], old)?;
+        } else {
+            self.storage.set_len(host + footer::LEN64)?;
+        }
+        state.footer = footer.sealed();
+        state.data_end = host;
+        Ok(())
+    }
+}
+
+impl Resize for Sparse {
+    fn resize(&self, virtual_size: u64, below: LayerBelow) -> Result<()> {
+        if !self.write {
+            return Err(Error::read_only());
+        }
+        check_size(virtual_size, self.rule)?;
+        if matches!(self.end, End::Killed | End::Damaged(_)) {
+            return Err(Error::corrupt(
+                "the footer at the end is damaged (allowed: resizing after `check -r all`)",
+            ));
+        }
+        let shape = self.shape.load_full();
+        match virtual_size.cmp(&shape.size) {
+            std::cmp::Ordering::Equal => Ok(()),
+            std::cmp::Ordering::Less => self.shrink(&shape, virtual_size),
+            std::cmp::Ordering::Greater => self.grow(&shape, virtual_size, below),
+        }
+    }
+}
+
+impl Sparse {
+    /// Grows: what becomes visible is made zero first, then there is a table for it, then the
+    /// footers say so.
+    fn grow(&self, shape: &Arc<Shape>, size: u64, below: LayerBelow) -> Result<()> {
+        let hidden = self.hidden_below(shape.size..size, below)?;
+        self.zero_padding(shape, size)?;
+        let entries = self.blocks.count(size);
+        let mut now = Arc::clone(shape);
+        if entries > shape.table.len() {
+            now = self.enlarge_table(shape, entries)?;
+        } else {
+            for index in self.blocks.count(shape.size)..entries {
+                if shape.table.get(&*self.storage, index, Wait::Yes)? != UNUSED {
+                    shape.table.publish(&*self.storage, index, UNUSED)?;
+                }
+            }
+        }
+        self.ordered(self.syncs.stamp())?;
+        if let Some(hidden) = hidden {
+            self.cover(&now, hidden)?;
+        }
+        self.set_size(&now, size)
+    }
+
+    /// The new bytes at which the image below has data, which must not show.
+    fn hidden_below(&self, new: Range<u64>, below: LayerBelow) -> Result<Option<Range<u64>>> {
+        if self.kind != Kind::Differencing {
+            return Ok(None);
+        }
+        match below {
+            LayerBelow::Nothing => Ok(None),
+            LayerBelow::Size(size) => Ok(range::intersect(&new, &(new.start..size.max(new.start)))),
+            LayerBelow::NotOpened => Err(Error::unsupported(
+                "a differencing disk does not grow while its parent is not open: data of the parent could show",
+            )),
+        }
+    }
+
+    /// Zeroes what the last block holds past the disk's old end.
+    fn zero_padding(&self, shape: &Shape, size: u64) -> Result<()> {
+        let start = shape.size;
+        if start.is_multiple_of(self.blocks.data) {
+            return Ok(());
+        }
+        let index = self.blocks.index(start);
+        let Some(host) = self.locate(shape, index, Wait::Yes)? else {
+            return Ok(());
+        };
+        let block = self.blocks.guest(index);
+        let end = block.end.min(size);
+        let data = host + self.blocks.bitmap;
+        // The file may end within the block, where its writer cut off what the disk did not show.
+        let mut space = self.space.lock();
+        self.tail(&mut space, shape)?;
+        self.make_room(&mut space, shape, data + self.blocks.data, 0)?;
+        drop(space);
+        let part = data + (start - block.start)..data + (end - block.start);
+        zero_or_write(&*self.storage, part, Zeroing::MayUnmap)
+    }
+
+    /// Gives new bytes zeroes of their own, since the image below has data there.
+    fn cover(&self, shape: &Shape, hidden: Range<u64>) -> Result<()> {
+        let mut fill = |slot: Slot<'_>| {
+            let host = slot.host..slot.host + range::len(&slot.guest);
+            match slot.zeroed {
+                true => Ok(()),
+                false => zero_or_write(slot.storage, host, Zeroing::MayUnmap),
+            }
+        };
+        let mut at = hidden.start;
+        while at < hidden.end {
+            let index = self.blocks.index(at);
+            let block = self.blocks.guest(index);
+            let end = hidden.end.min(block.end);
+            if let Some(host) = self.locate(shape, index, Wait::Yes)? {
+                let sectors = (at - block.start) / SECTOR..(end - block.start).div_ceil(SECTOR);
+                let run = self.bitmaps.run(&*self.storage, host, sectors, Wait::Yes)?;
+                if run.present {
+                    // Its padding was zeroed before.
+                    at = (at + run.count * SECTOR).min(end);
+                    continue;
+                }
+            }
+            at += self.allocate_at(at, end - at, &mut fill)?;
+        }
+        Ok(())
+    }
+
+    /// Makes room for `entries` words: in place where nothing is in the way, else at the end.
+    fn enlarge_table(&self, shape: &Arc<Shape>, entries: u64) -> Result<Arc<Shape>> {
+        let count = u32::try_from(entries)
+            .map_err(|_| Error::new(ErrorKind::OutOfRange, "the table would be too long"))?;
+        let mut space = self.space.lock();
+        let mut shape = Arc::clone(shape);
+        // tapdisk finds its batmap behind the table: where that grows, the batmap is dropped.
+        if !matches!(shape.batmap, batmap::Found::None) {
+            self.tail(&mut space, &shape)?;
+            self.replace_footers(&space, &shape, shape.footer.created_by(Creator::Win))?;
+            shape = self.shape.load_full();
+        }
+        let stamp = self.syncs.stamp();
+        let old = shape.table.host();
+        let host = match self.extend_in_place(&mut space, &shape, old + entries * 4)? {
+            true => old,
+            false => {
+                let host = self.take_bytes(&mut space, &shape, entries * 4)?;
+                self.copy_table(&shape, host)?;
+                host
+            }
+        };
+        let fresh = host + shape.table.len() * 4..(host + entries * 4).next_multiple_of(SECTOR);
+        self.write_unused(fresh)?;
+        self.ordered(stamp)?;
+        let stamp = self.syncs.stamp();
+        let header = shape.header.with_table(host, count);
+        let fields = &header.to_bytes()[TABLE_FIELDS];
+        let at = shape.footer.header_offset() + len64(TABLE_FIELDS.start);
+        self.storage.write_at(fields, at)?;
+        self.ordered(stamp)?;
+        let shape = Shape::new(shape.footer, header, self.rule, batmap::Found::None);
+        let shape = Arc::new(shape);
+        self.shape.store(Arc::clone(&shape));
+        Ok(shape)
+    }
+
+    /// Has the table end at `end`, if only unused space is between.
+    fn extend_in_place(&self, space: &mut Space, shape: &Shape, end: u64) -> Result<bool> {
+        let start = shape.table.host() + shape.table.len() * 4;
+        let end = end.next_multiple_of(SECTOR);
+        let tail = self.tail(space, shape)?;
+        if tail <= start.next_multiple_of(SECTOR) {
+            // Nothing is behind the table.
+            self.take_until(space, shape, end)?;
+            return Ok(true);
+        }
+        let wanted = start..end;
+        if end > tail || space.lists(&wanted, self.blocks) || self.is_metadata(shape, &wanted) {
+            return Ok(false);
+        }
+        let mut free = true;
+        self.each_word(shape, |_, word| {
+            let host = u64::from(word) * SECTOR;
+            let block = host..host + self.blocks.len();
+            free &= word == UNUSED || range::intersect(&block, &wanted).is_none();
+            Ok(())
+        })?;
+        Ok(free)
+    }
+
+    fn copy_table(&self, shape: &Shape, to: u64) -> Result<()> {
+        let len = shape.table.len() * 4;
+        let mut buf = vec![0; clamp_len(len, STEP)];
+        let mut done = 0;
+        while done < len {
+            let step = clamp_len(len - done, buf.len());
+            self.storage
+                .read_at(&mut buf[..step], shape.table.host() + done)?;
+            self.storage.write_at(&buf[..step], to + done)?;
+            done += len64(step);
+        }
+        Ok(())
+    }
+
+    fn write_unused(&self, range: Range<u64>) -> Result<()> {
+        let buf = vec![0xff; clamp_len(range::len(&range), STEP)];
+        let mut at = range.start;
+        while at < range.end {
+            let step = clamp_len(range.end - at, buf.len());
+            self.storage.write_at(&buf[..step], at)?;
+            at += len64(step);
+        }
+        Ok(())
+    }
+
+    /// Shrinks: the footers first, then what they no longer show is given back.
+    fn shrink(&self, shape: &Arc<Shape>, size: u64) -> Result<()> {
+        let blocks = self.blocks.count(size)..self.blocks.count(shape.size);
+        for index in blocks.clone() {
+            self.locate(shape, index, Wait::Yes)?;
+        }
+        self.set_size(shape, size)?;
+        let shape = self.shape.load_full();
+        let mut space = self.space.lock();
+        let freeable = self.is_disjoint(&mut space, &shape)?;
+        let mut slots = Vec::new();
+        for index in blocks {
+            let word = shape.table.get(&*self.storage, index, Wait::Yes)?;
+            if word != UNUSED {
+                shape.table.publish(&*self.storage, index, UNUSED)?;
+                slots.extend(freeable.then_some(word));
+            }
+        }
+        self.free(&mut space, slots);
+        drop(space);
+        self.zero_cut(&shape)
+    }
+
+    /// Zeroes what the last block holds past the disk's end.
+    fn zero_cut(&self, shape: &Shape) -> Result<()> {
+        let index = self.blocks.index(shape.size);
+        let block = self.blocks.guest(index);
+        if shape.size == block.start {
+            return Ok(());
+        }
+        let Some(host) = self.locate(shape, index, Wait::Yes)? else {
+            return Ok(());
+        };
+        let data = host + self.blocks.bitmap;
+        let end = (data + self.blocks.data).min(self.data_end.load(Ordering::Acquire));
+        zero_or_write(
+            &*self.storage,
+            data + (shape.size - block.start)..end,
+            Zeroing::MayUnmap,
+        )
+    }
+
+    /// Writes both footers for another size, and shows it.
+    fn set_size(&self, shape: &Shape, size: u64) -> Result<()> {
+        let mut space = self.space.lock();
+        let footer = resized(&shape.footer, size);
+        self.tail(&mut space, shape)?;
+        self.complete(&mut space, shape)?;
+        self.replace_footers(&space, shape, footer)
+    }
+}

@@ -1,0 +1,545 @@
+//! The space of the file: which of it is free, and where the footer goes when more is needed.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::formats::vhd::batmap;
+use crate::formats::vhd::footer::{self, Footer};
+use crate::formats::vhd::geometry::SECTOR;
+use crate::formats::vhd::layout::{Blocks, Bounds, UNUSED};
+use crate::formats::vhd::sparse::{Shape, Sparse};
+use crate::formats::vhd::sync::Stamp;
+use crate::image::open::WriteOrder;
+use crate::storage::Zeroing;
+use crate::util::align::{self, clamp_len, len64};
+use crate::util::buf::is_zero;
+use crate::util::grace::Moment;
+use crate::util::range;
+
+/// The file grows by at most this much more than is needed, so that moving the footer costs one
+/// sync for many blocks.
+const AHEAD: u64 = 32 << 20;
+/// Blocks the file grows ahead by, at most.
+const AHEAD_BLOCKS: u64 = 15;
+/// Freed blocks remembered for reuse, 4 bytes each; more than that are left for `check`.
+const MAX_FREED: usize = 1 << 20;
+/// Table bytes read at a time.
+const STEP: u64 = 64 << 10;
+
+/// Blocks that were made unreachable together.
+#[derive(Debug)]
+struct Freed {
+    slots: Vec<u32>,
+    moment: Moment,
+    stamp: Stamp,
+}
+
+/// Space assigned to blocks ahead of their writes: neighbours in the disk and in the file.
+#[derive(Debug, Clone, Copy)]
+struct Assigned {
+    count: u64,
+    host: u64,
+}
+
+/// Space for one block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Spot {
+    /// Where it begins.
+    pub(super) host: u64,
+    /// Whether it reads as zeroes.
+    pub(super) zeroed: bool,
+}
+
+/// What is known of the file's space.
+#[derive(Debug, Default)]
+pub(super) struct Space {
+    /// Guest ranges that some thread is filling.
+    pub(super) busy: Vec<Range<u64>>,
+    /// First byte past everything in use, from which on all is zero; `None` until it was looked for.
+    tail: Option<u64>,
+    /// Where the footer at the end is, while there is one.
+    footer: Option<u64>,
+    /// Whether the file's end is not as a clean close leaves it.
+    grown: bool,
+    /// Where a footer was that is still to be erased before space after it is taken.
+    stale: Option<u64>,
+    /// Freed blocks that may still be read, or named by the table on stable media.
+    pending: VecDeque<Freed>,
+    /// Freed blocks that may be taken.
+    ready: Vec<u32>,
+    /// The same, and they read as zeroes.
+    clean: Vec<u32>,
+    /// How many are in these three.
+    freed: usize,
+    assigned: BTreeMap<u64, Assigned>,
+    /// Whether no two blocks lie upon each other, once that was looked for.
+    disjoint: Option<bool>,
+}
+
+impl Space {
+    /// Space of a file whose footer is at `footer`.
+    pub(super) fn new(footer: Option<u64>) -> Self {
+        Self {
+            footer,
+            ..Self::default()
+        }
+    }
+
+    /// Whether some thread is filling part of a guest range.
+    pub(super) fn is_busy(&self, guest: &Range<u64>) -> bool {
+        self.busy
+            .iter()
+            .any(|b| range::intersect(b, guest).is_some())
+    }
+
+    /// Ends what `busy` had of a guest range.
+    pub(super) fn release(&mut self, guest: &Range<u64>) {
+        self.busy.retain(|b| b != guest);
+    }
+
+    /// Where the footer at the end is, while there is one.
+    pub(super) fn footer(&self) -> Option<u64> {
+        self.footer
+    }
+
+    /// A footer was written at `host`, at the end of the file.
+    pub(super) fn footer_is_at(&mut self, host: u64) {
+        self.footer = Some(host);
+        self.tail = None;
+    }
+
+    /// Whether part of a range of the file is freed or assigned.
+    pub(super) fn lists(&self, host: &Range<u64>, blocks: Blocks) -> bool {
+        let freed = self.pending.iter().flat_map(|f| &f.slots);
+        let mut freed = freed.chain(&self.ready).chain(&self.clean);
+        let hit = |at: u64, len: u64| range::intersect(&(at..at + len), host).is_some();
+        freed.any(|slot| hit(u64::from(*slot) * SECTOR, blocks.len()))
+            || self
+                .assigned
+                .values()
+                .any(|run| hit(run.host, run.count * blocks.stride()))
+    }
+
+    /// Takes the space that was assigned to a block.
+    fn take_assigned(&mut self, index: u64, stride: u64) -> Option<u64> {
+        let (&first, &run) = self.assigned.range(..=index).next_back()?;
+        let before = index - first;
+        if before >= run.count {
+            return None;
+        }
+        self.assigned.remove(&first);
+        let host = run.host + before * stride;
+        for (first, count, host) in [
+            (first, before, run.host),
+            (index + 1, run.count - before - 1, host + stride),
+        ] {
+            if count > 0 {
+                self.assigned.insert(first, Assigned { count, host });
+            }
+        }
+        Some(host)
+    }
+
+    /// Whether a block has space assigned to it.
+    pub(super) fn is_assigned(&self, index: u64) -> bool {
+        let run = self.assigned.range(..=index).next_back();
+        run.is_some_and(|(first, run)| index - first < run.count)
+    }
+}
+
+impl Sparse {
+    /// Finds space for block `index`.
+    pub(super) fn take(&self, space: &mut Space, shape: &Shape, index: u64) -> Result<Spot> {
+        let tail = self.tail(space, shape)?;
+        if let Some(host) = space.take_assigned(index, self.blocks.stride()) {
+            return Ok(Spot { host, zeroed: true });
+        }
+        self.settle(space);
+        if let Some(slot) = space.clean.pop() {
+            space.freed -= 1;
+            let host = u64::from(slot) * SECTOR;
+            return Ok(Spot { host, zeroed: true });
+        }
+        if let Some(slot) = space.ready.pop() {
+            space.freed -= 1;
+            let host = u64::from(slot) * SECTOR;
+            let zeroed = self.punch(host).is_ok();
+            return Ok(Spot { host, zeroed });
+        }
+        let host = self.blocks.place(tail);
+        let end = self.limit(host + self.blocks.len())?;
+        let ahead = (self.blocks.stride() * AHEAD_BLOCKS).min(AHEAD);
+        let ahead = align::down(ahead, self.blocks.stride());
+        self.make_room(space, shape, end, ahead)?;
+        space.tail = Some(end);
+        Ok(Spot { host, zeroed: true })
+    }
+
+    /// Assigns space to the blocks from `index` on, `count` of them; the file's range they get.
+    pub(super) fn assign_run(
+        &self,
+        space: &mut Space,
+        shape: &Shape,
+        index: u64,
+        count: u64,
+    ) -> Result<Range<u64>> {
+        let tail = self.tail(space, shape)?;
+        let host = self.blocks.place(tail);
+        let len = (count - 1)
+            .checked_mul(self.blocks.stride())
+            .and_then(|l| l.checked_add(self.blocks.len()));
+        let end = self.limit(len.and_then(|l| l.checked_add(host)).unwrap_or(u64::MAX))?;
+        self.make_room(space, shape, end, 0)?;
+        space.tail = Some(end);
+        space.assigned.insert(index, Assigned { count, host });
+        Ok(host..end)
+    }
+
+    /// Takes `len` bytes at a sector of the file for metadata; they read as zeroes.
+    pub(super) fn take_bytes(&self, space: &mut Space, shape: &Shape, len: u64) -> Result<u64> {
+        let host = self.tail(space, shape)?.next_multiple_of(SECTOR);
+        let end = self.limit(host + len.next_multiple_of(SECTOR))?;
+        self.make_room(space, shape, end, 0)?;
+        space.tail = Some(end);
+        Ok(host)
+    }
+
+    /// Takes all up to `end` for metadata.
+    pub(super) fn take_until(&self, space: &mut Space, shape: &Shape, end: u64) -> Result<()> {
+        self.make_room(space, shape, self.limit(end)?, 0)?;
+        space.tail = Some(end);
+        Ok(())
+    }
+
+    /// Has the footer right behind `used`, which is past everything in use.
+    pub(super) fn cut(&self, space: &mut Space, shape: &Shape, used: u64) -> Result<()> {
+        space.tail = Some(used);
+        space.grown = true;
+        self.trim(space, shape)
+    }
+
+    /// Writes both footers anew, one after the other, so that one is whole at any time.
+    pub(super) fn replace_footers(
+        &self,
+        space: &Space,
+        shape: &Shape,
+        footer: Footer,
+    ) -> Result<()> {
+        let Some(host) = space.footer else {
+            return Err(Error::corrupt(
+                "there is no whole footer at the end (allowed: repairing that first)",
+            ));
+        };
+        let bytes = footer.sealed().to_bytes();
+        for at in [host, 0] {
+            let stamp = self.syncs.stamp();
+            self.storage.write_at(&bytes, at)?;
+            self.ordered(stamp)?;
+        }
+        let batmap = batmap::read(&*self.storage, &footer, &shape.header)?;
+        let shape = Shape::new(footer, shape.header, self.rule, batmap);
+        self.shape.store(Arc::new(shape));
+        Ok(())
+    }
+
+    /// Whether metadata lies in a range of the file.
+    pub(super) fn is_metadata(&self, shape: &Shape, host: &Range<u64>) -> bool {
+        self.metadata(shape)
+            .iter()
+            .any(|part| range::intersect(part, host).is_some())
+    }
+
+    /// Where all metadata is, but for the footer at the end.
+    pub(super) fn metadata(&self, shape: &Shape) -> Vec<Range<u64>> {
+        let data_end = self.data_end.load(Ordering::Acquire);
+        let locators = shape.header.locators();
+        let locators = locators
+            .iter()
+            .map(|l| l.offset..l.offset.saturating_add(l.space_bytes()))
+            .filter(|part| part.end <= data_end);
+        let batmap = shape.batmap().into_iter().flat_map(|map| map.ranges());
+        let reserved = shape.reserved.iter().chain(batmap).cloned();
+        reserved.chain(locators).collect()
+    }
+
+    /// Space that was taken but never published may be taken again.
+    pub(super) fn give_back(&self, space: &mut Space, host: u64) {
+        if let Ok(slot) = u32::try_from(host / SECTOR)
+            && space.freed < MAX_FREED
+        {
+            space.ready.push(slot);
+            space.freed += 1;
+        }
+    }
+
+    /// Space of blocks that were just made unreachable.
+    pub(super) fn free(&self, space: &mut Space, mut slots: Vec<u32>) {
+        slots.truncate(MAX_FREED - space.freed.min(MAX_FREED));
+        space.freed += slots.len();
+        if !slots.is_empty() {
+            space.pending.push_back(Freed {
+                slots,
+                moment: self.grace.now(),
+                stamp: self.syncs.stamp(),
+            });
+        }
+    }
+
+    /// Makes freed space ready that nobody can read any more, and that no table on stable media
+    /// names any more.
+    pub(super) fn settle(&self, space: &mut Space) {
+        while let Some(freed) = space.pending.front() {
+            let durable = self.order == WriteOrder::Unordered || self.syncs.is_durable(freed.stamp);
+            if !durable || !self.grace.passed(freed.moment) {
+                break;
+            }
+            if let Some(freed) = space.pending.pop_front() {
+                space.ready.extend(freed.slots);
+            }
+        }
+    }
+
+    /// Gives the space of freed blocks back to the host, as far as that may be done yet.
+    pub(super) fn punch_ready(&self, space: &mut Space) {
+        self.settle(space);
+        // A hint: what cannot be punched now is zeroed when it is taken.
+        while let Some(slot) = space.ready.last()
+            && self.punch(u64::from(*slot) * SECTOR).is_ok()
+        {
+            space.clean.extend(space.ready.pop());
+        }
+    }
+
+    fn punch(&self, host: u64) -> Result<()> {
+        self.storage
+            .zero(host..host + self.blocks.len(), Zeroing::MayUnmap)
+    }
+
+    /// Refuses space past where table words end.
+    fn limit(&self, end: u64) -> Result<u64> {
+        if end / SECTOR < u64::from(UNUSED) {
+            return Ok(end);
+        }
+        Err(Error::new(
+            ErrorKind::NoSpace,
+            "the file would grow beyond 2 TiB, where the format ends",
+        ))
+    }
+
+    /// Moves the footer so that all before `end` is free of it, and then `ahead` more.
+    ///
+    /// The new footer is on stable media before anything may touch the old one.
+    pub(super) fn make_room(
+        &self,
+        space: &mut Space,
+        shape: &Shape,
+        end: u64,
+        ahead: u64,
+    ) -> Result<()> {
+        space.grown = true;
+        self.erase_stale(space)?;
+        if self.order == WriteOrder::Unordered {
+            space.stale = space.footer.take_if(|f| *f < end);
+            self.erase_stale(space)?;
+            self.data_end.fetch_max(end, Ordering::AcqRel);
+            return Ok(());
+        }
+        if space.footer.is_some_and(|f| f >= end) {
+            return Ok(());
+        }
+        let new = self.limit(end + ahead).unwrap_or(end);
+        self.write_footer(shape, new)?;
+        space.stale = space.footer.replace(new);
+        self.data_end.store(new, Ordering::Release);
+        self.erase_stale(space)
+    }
+
+    /// Writes the footer at `host` and waits until it is on stable media.
+    pub(super) fn write_footer(&self, shape: &Shape, host: u64) -> Result<()> {
+        let stamp = self.syncs.stamp();
+        let bytes = shape.footer.sealed().to_bytes();
+        self.storage.write_at(&bytes, host)?;
+        self.ordered(stamp)
+    }
+
+    /// Returns once what was written since `stamp` is on stable media, where order matters.
+    pub(super) fn ordered(&self, stamp: Stamp) -> Result<()> {
+        match self.order {
+            WriteOrder::Ordered => self.syncs.wait(&*self.storage, stamp),
+            WriteOrder::Unordered => Ok(()),
+        }
+    }
+
+    fn erase_stale(&self, space: &mut Space) -> Result<()> {
+        if let Some(old) = space.stale {
+            self.storage.write_at(&[0; footer::LEN], old)?;
+            space.stale = None;
+        }
+        Ok(())
+    }
+
+    /// The first byte past everything in use.
+    pub(super) fn tail(&self, space: &mut Space, shape: &Shape) -> Result<u64> {
+        if let Some(tail) = space.tail {
+            return Ok(tail);
+        }
+        let used = self.used_end(shape)?;
+        let tail = match space.footer {
+            // What lies between is taken only where it is a hole: nobody's data.
+            Some(at) if used < at && self.is_hole(used..at)? => used,
+            Some(at) => used.max(at),
+            None => used.max(self.storage.size()),
+        };
+        space.tail = Some(tail);
+        Ok(tail)
+    }
+
+    fn is_hole(&self, host: Range<u64>) -> Result<bool> {
+        const PAGE: u64 = 64 << 10;
+        let run = self.storage.run(host.start, host.end - host.start)?;
+        let known = if run.data { 0 } else { run.len };
+        let rest = host.start + known..host.end;
+        if rest.is_empty() || rest.end - rest.start > PAGE {
+            return Ok(rest.is_empty());
+        }
+        let mut bytes = vec![0; clamp_len(rest.end - rest.start, usize::MAX)];
+        self.storage.read_at(&mut bytes, rest.start)?;
+        Ok(is_zero(&bytes))
+    }
+
+    /// The end of the last block or metadata.
+    ///
+    /// # Errors
+    /// `Corrupt` where the table points outside the file: space that it names must not be taken.
+    fn used_end(&self, shape: &Shape) -> Result<u64> {
+        let bounds = Bounds {
+            blocks: self.blocks,
+            size: shape.size,
+            data_end: self.data_end.load(Ordering::Acquire),
+            reserved: &shape.reserved,
+        };
+        let mut end = self.metadata_end(shape);
+        let blocks = self.blocks.count(shape.size);
+        self.each_word(shape, |index, word| {
+            let host = match bounds.locate(index, word) {
+                Ok(host) => host,
+                // Past the disk's end nothing is read: such words do not count.
+                Err(_) if index >= blocks => None,
+                Err(e) => return Err(e),
+            };
+            end = end.max(host.map_or(0, |h| h + self.blocks.len()));
+            Ok(())
+        })?;
+        Ok(end)
+    }
+
+    /// The end of the last metadata, but for the footer.
+    fn metadata_end(&self, shape: &Shape) -> u64 {
+        let parts = self.metadata(shape);
+        let end = parts.iter().map(|part| part.end).max();
+        end.unwrap_or_default().next_multiple_of(SECTOR)
+    }
+
+    /// Calls `f` with each word of the table, straight from the file.
+    pub(super) fn each_word(
+        &self,
+        shape: &Shape,
+        mut f: impl FnMut(u64, u32) -> Result<()>,
+    ) -> Result<()> {
+        let len = shape.table.len() * 4;
+        let mut bytes = vec![0; clamp_len(len.min(STEP), usize::MAX)];
+        let mut at = 0;
+        while at < len {
+            let step = clamp_len(len - at, bytes.len());
+            let part = &mut bytes[..step];
+            self.storage.read_at(part, shape.table.host() + at)?;
+            for (i, word) in part.as_chunks::<4>().0.iter().enumerate() {
+                f(at / 4 + len64(i), u32::from_be_bytes(*word))?;
+            }
+            at += len64(step);
+        }
+        Ok(())
+    }
+
+    /// Whether no two blocks lie upon each other, so that the space of one may be freed.
+    pub(super) fn is_disjoint(&self, space: &mut Space, shape: &Shape) -> Result<bool> {
+        if let Some(disjoint) = space.disjoint {
+            return Ok(disjoint);
+        }
+        let mut words = Vec::new();
+        let mut fits = true;
+        self.each_word(shape, |_, word| {
+            fits &= words.len() < 4 * MAX_FREED;
+            if word != UNUSED && fits {
+                words.push(word);
+            }
+            Ok(())
+        })?;
+        words.sort_unstable();
+        let sectors = self.blocks.len() / SECTOR;
+        let apart = words
+            .windows(2)
+            .all(|pair| u64::from(pair[1]) - u64::from(pair[0]) >= sectors);
+        space.disjoint = Some(apart && fits);
+        Ok(apart && fits)
+    }
+
+    /// Leaves the file's end as a clean close leaves it: the footer right behind what is in use.
+    pub(super) fn trim(&self, space: &mut Space, shape: &Shape) -> Result<()> {
+        if !space.grown && space.freed == 0 {
+            return Ok(());
+        }
+        if !space.pending.is_empty() {
+            // What the table on stable media may still name is not to be overwritten.
+            self.ordered(self.syncs.stamp())?;
+        }
+        let mut tail = self.tail(space, shape)?;
+        self.settle(space);
+        self.return_assigned(space);
+        let floor = self.metadata_end(shape);
+        let unused: Vec<u32> = space.clean.drain(..).collect();
+        space.ready.extend(unused);
+        space.ready.sort_unstable();
+        let gap = self.blocks.stride() - self.blocks.len();
+        while let Some(slot) = space.ready.last() {
+            let host = u64::from(*slot) * SECTOR;
+            if host < floor || tail > host + self.blocks.len() + gap {
+                break;
+            }
+            tail = host;
+            space.ready.pop();
+            space.freed -= 1;
+        }
+        self.punch_ready(space);
+        self.write_footer(shape, tail)?;
+        self.storage.set_len(tail + footer::LEN64)?;
+        space.footer = Some(tail);
+        space.tail = Some(tail);
+        space.grown = false;
+        self.data_end.store(tail, Ordering::Release);
+        Ok(())
+    }
+
+    /// Turns space that was assigned and never used into free blocks.
+    fn return_assigned(&self, space: &mut Space) {
+        for (_, run) in std::mem::take(&mut space.assigned) {
+            for i in 0..run.count {
+                self.give_back(space, run.host + i * self.blocks.stride());
+            }
+        }
+    }
+
+    /// Writes the footer where an unordered image has none, so that the file is whole.
+    pub(super) fn complete(&self, space: &mut Space, shape: &Shape) -> Result<()> {
+        if self.order == WriteOrder::Ordered || space.footer.is_some() {
+            return Ok(());
+        }
+        let tail = self.tail(space, shape)?;
+        self.write_footer(shape, tail)?;
+        space.footer = Some(tail);
+        Ok(())
+    }
+}

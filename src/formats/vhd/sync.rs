@@ -1,0 +1,187 @@
+//! Syncs shared by all that wait: however many threads need one at a moment, one is made.
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::error::{Error, Result};
+use crate::storage::Storage;
+
+#[derive(Debug, Default)]
+struct State {
+    /// Syncs begun so far; they are numbered from 1.
+    begun: u64,
+    /// Number of the last sync that succeeded.
+    done: u64,
+    /// Whether one is under way.
+    running: bool,
+    /// Syncs that failed.
+    failed: u64,
+    /// How the last of them failed.
+    errno: i32,
+    /// Failures that `flush` has told of.
+    told: u64,
+}
+
+/// Group commit for one storage object.
+#[derive(Debug, Default)]
+pub(super) struct Syncs {
+    state: Mutex<State>,
+    ended: Condvar,
+}
+
+/// The moment of a change; tells later whether it is on stable media.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamp {
+    begun: u64,
+    failed: u64,
+}
+
+impl Syncs {
+    /// The present moment.  Take it before the writes for `wait`, after them for `is_durable`.
+    pub(super) fn stamp(&self) -> Stamp {
+        let state = self.state.lock();
+        Stamp {
+            begun: state.begun,
+            failed: state.failed,
+        }
+    }
+
+    /// Whether what was written before `stamp` is known to be on stable media.
+    pub(super) fn is_durable(&self, stamp: Stamp) -> bool {
+        let state = self.state.lock();
+        state.done > stamp.begun && state.failed == stamp.failed
+    }
+
+    /// Returns once a sync that began after the call has ended.
+    ///
+    /// # Errors
+    /// The host's, and those of every sync since `since`: what it was to make durable is lost
+    /// even where a later one succeeds.
+    pub(super) fn wait(&self, storage: &dyn Storage, since: Stamp) -> Result<()> {
+        let mut state = self.state.lock();
+        let need = state.begun + 1;
+        loop {
+            if state.failed != since.failed {
+                return Err(failure(state.errno));
+            }
+            if state.done >= need {
+                return Ok(());
+            }
+            if state.running {
+                self.ended.wait(&mut state);
+                continue;
+            }
+            state.running = true;
+            state.begun += 1;
+            let number = state.begun;
+            let result = parking_lot::MutexGuard::unlocked(&mut state, || storage.sync());
+            state.running = false;
+            match &result {
+                Ok(()) => state.done = state.done.max(number),
+                Err(e) => {
+                    state.failed += 1;
+                    state.errno = e.errno();
+                }
+            }
+            self.ended.notify_all();
+            result?;
+        }
+    }
+
+    /// Makes all completed writes durable.
+    ///
+    /// # Errors
+    /// The host's; a sync that failed since the last flush is told of once.
+    pub(super) fn flush(&self, storage: &dyn Storage) -> Result<()> {
+        let since = {
+            let mut state = self.state.lock();
+            if state.failed != state.told {
+                state.told = state.failed;
+                return Err(failure(state.errno));
+            }
+            Stamp {
+                begun: state.begun,
+                failed: state.failed,
+            }
+        };
+        let result = self.wait(storage, since);
+        if result.is_err() {
+            let mut state = self.state.lock();
+            state.told = state.failed;
+        }
+        result
+    }
+}
+
+fn failure(errno: i32) -> Error {
+    Error::io("sync", std::io::Error::from_raw_os_error(errno))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+    use crate::storage::memory::{Change, Fault, MemoryStorage, Op};
+
+    fn fail_one(storage: &MemoryStorage) {
+        storage.inject(Fault {
+            op: Op::Sync,
+            after: 0,
+            count: 1,
+            errno: libc::EIO,
+        });
+    }
+
+    #[test]
+    fn a_wait_ends_with_a_sync_of_its_own_time() {
+        let storage = MemoryStorage::new();
+        storage.record();
+        let syncs = Syncs::default();
+        let stamp = syncs.stamp();
+        assert!(!syncs.is_durable(stamp));
+        syncs.wait(&storage, stamp).expect("syncs");
+        assert!(syncs.is_durable(stamp));
+        assert!(!syncs.is_durable(syncs.stamp()));
+        syncs.wait(&storage, stamp).expect("syncs again");
+        assert_eq!(storage.changes(), [Change::Sync, Change::Sync]);
+    }
+
+    #[test]
+    fn a_failure_reaches_everyone_whose_writes_it_may_have_lost() {
+        let storage = MemoryStorage::new();
+        let syncs = Syncs::default();
+        let early = syncs.stamp();
+        fail_one(&storage);
+        assert_eq!(
+            syncs.wait(&storage, early).expect_err("fails").errno(),
+            libc::EIO
+        );
+        syncs.wait(&storage, early).expect_err("was lost");
+        assert!(!syncs.is_durable(early));
+        syncs
+            .wait(&storage, syncs.stamp())
+            .expect("later writes are not");
+        assert!(!syncs.is_durable(early), "a later sync brings nothing back");
+        syncs.flush(&storage).expect_err("a flush tells of it");
+        syncs.flush(&storage).expect("but once");
+    }
+
+    #[test]
+    fn many_waiters_share_few_syncs() {
+        let storage = MemoryStorage::new();
+        storage.record();
+        let syncs = Syncs::default();
+        let barrier = Barrier::new(16);
+        std::thread::scope(|scope| {
+            for _ in 0..16 {
+                scope.spawn(|| {
+                    let stamp = syncs.stamp();
+                    barrier.wait();
+                    syncs.wait(&storage, stamp).expect("syncs");
+                    assert!(syncs.is_durable(stamp));
+                });
+            }
+        });
+        assert!((1..=16).contains(&storage.changes().len()));
+    }
+}

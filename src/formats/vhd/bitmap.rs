@@ -17,9 +17,10 @@ use crate::storage::Storage;
 use crate::util::align::clamp_len;
 
 /// Bytes of bitmap in a page: one sector, the bits of 2 MiB.
-const PAGE: u64 = 512;
+const PAGE: usize = 512;
+const PAGE64: u64 = 512;
 /// Bits in a page.
-const PAGE_BITS: u64 = PAGE * 8;
+const PAGE_BITS: u64 = PAGE64 * 8;
 const WORDS: usize = 64;
 /// Pages kept: 512 KiB.
 const SLOTS: u64 = 1024;
@@ -74,7 +75,7 @@ impl Bitmaps {
         let page = sectors.start / PAGE_BITS;
         let first = sectors.start % PAGE_BITS;
         let end = (sectors.end - page * PAGE_BITS).min(PAGE_BITS);
-        let words = self.page(storage, host + page * PAGE, wait)?;
+        let words = self.page(storage, host + page * PAGE64, wait)?;
         let present = words.bit(first);
         let count = words.same(first, end, present) - first;
         Ok(SectorRun { present, count })
@@ -101,7 +102,7 @@ impl Bitmaps {
         if let Some(page) = slot.load_full().filter(|p| p.host == host) {
             return Ok(page);
         }
-        let mut bytes = [0; PAGE as usize];
+        let mut bytes = [0; PAGE];
         storage.read_at(&mut bytes, host)?;
         let page = Arc::new(Page::from_bytes(host, &bytes));
         slot.store(Some(Arc::clone(&page)));
@@ -110,7 +111,7 @@ impl Bitmaps {
 
     fn slot(&self, host: u64) -> &ArcSwapOption<Page> {
         // Bitmaps are about a block apart; the division brings those of neighbours together.
-        let mixed = (host / PAGE).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let mixed = (host / PAGE64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         &self.slots[clamp_len(mixed % SLOTS, usize::MAX)]
     }
 
@@ -125,7 +126,7 @@ impl Bitmaps {
         while at < sectors.end {
             let index = at / PAGE_BITS;
             let end = sectors.end.min((index + 1) * PAGE_BITS);
-            let page = self.load(storage, host + index * PAGE)?;
+            let page = self.load(storage, host + index * PAGE64)?;
             let mut bytes = page.to_bytes();
             for bit in at - index * PAGE_BITS..end - index * PAGE_BITS {
                 bytes[clamp_len(bit / 8, usize::MAX)] |= 0x80 >> (bit % 8);
@@ -156,7 +157,7 @@ impl Bitmaps {
         let _fill = self.fill.lock();
         storage.write_at(&bytes, host)?;
         // Pages of a block that was here before are not what the file holds now.
-        for host in (host..host + len).step_by(PAGE as usize) {
+        for host in (host..host + len).step_by(PAGE) {
             let slot = self.slot(host);
             if slot.load().as_ref().is_some_and(|p| p.host == host) {
                 slot.store(None);
@@ -175,7 +176,7 @@ impl Bitmaps {
 }
 
 impl Page {
-    fn from_bytes(host: u64, bytes: &[u8; PAGE as usize]) -> Self {
+    fn from_bytes(host: u64, bytes: &[u8; PAGE]) -> Self {
         let (words, _) = bytes.as_chunks::<8>();
         Self {
             host,
@@ -183,15 +184,15 @@ impl Page {
         }
     }
 
-    fn to_bytes(&self) -> [u8; PAGE as usize] {
-        let mut bytes = [0; PAGE as usize];
+    fn to_bytes(&self) -> [u8; PAGE] {
+        let mut bytes = [0; PAGE];
         for (to, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(&self.words) {
             *to = word.load(Ordering::Acquire).to_be_bytes();
         }
         bytes
     }
 
-    fn store(&self, bytes: &[u8; PAGE as usize]) {
+    fn store(&self, bytes: &[u8; PAGE]) {
         for (word, from) in self.words.iter().zip(bytes.as_chunks::<8>().0) {
             word.store(u64::from_be_bytes(*from), Ordering::Release);
         }

@@ -103,6 +103,7 @@ pub fn convert(
         before: options.before,
         pace: options.rate.map(Pace::new),
         progress,
+        runs: scanner.runs,
         reserve: AtomicBool::new(true),
     };
     let skips = options.before == Before::Zeroes && options.scan != Scan::Full;

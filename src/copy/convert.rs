@@ -103,6 +103,7 @@ pub fn convert(
         before: options.before,
         pace: options.rate.map(Pace::new),
         progress,
+        runs: scanner.runs,
         reserve: AtomicBool::new(true),
     };
     let skips = options.before == Before::Zeroes && options.scan != Scan::Full;
@@ -248,4 +249,167 @@ fn zero_run(sources: &Joined, at: u64, end: u64) -> Result<u64> {
         }
     }
     Ok(reached - at)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::copy::joined::tests::{joined, raw_chain};
+    use crate::copy::progress::Silent;
+    use crate::storage::Storage;
+    use crate::storage::memory::{Change, Fault, MemoryStorage, Op};
+
+    const MIB: usize = 1 << 20;
+
+    fn options(before: Before) -> Convert<'static> {
+        Convert {
+            workers: 3,
+            scan: Scan::Cheapest,
+            before,
+            backing: None,
+            salvage: None,
+            rate: None,
+        }
+    }
+
+    /// Data, and runs of zeroes of many lengths.
+    fn pattern(len: usize) -> Vec<u8> {
+        let mut rng = fastrand::Rng::with_seed(11);
+        let mut bytes = vec![0; len];
+        let mut at = 0;
+        while at < len {
+            let end = (at + rng.usize(1..300_000)).min(len);
+            if rng.bool() {
+                rng.fill(&mut bytes[at..end]);
+            }
+            at = end;
+        }
+        bytes
+    }
+
+    fn convert_to(
+        target: &Arc<MemoryStorage>,
+        disks: &[&[u8]],
+        options: &Convert<'_>,
+    ) -> Result<()> {
+        let chain = raw_chain(Arc::clone(target) as Arc<dyn Storage>);
+        convert(&joined(disks), &chain, options, &Silent)
+    }
+
+    #[test]
+    fn sources_joined_at_odd_places_arrive_whole_whatever_was_there() {
+        let bytes = pattern(34 * MIB + 123);
+        let (a, rest) = bytes.split_at(13 * MIB + 77);
+        let (b, c) = rest.split_at(1);
+        let cases = [
+            (Before::Zeroes, 0, Scan::Cheapest),
+            (Before::Zeroes, 0, Scan::Runs(1 << 20)),
+            (Before::Zeroes, 0, Scan::Runs(512)),
+            (Before::Unknown, 9, Scan::Cheapest),
+            (Before::Unknown, 9, Scan::Full),
+        ];
+        for (before, old, scan) in cases {
+            let target = Arc::new(MemoryStorage::from_bytes(&vec![old; bytes.len() + 50]));
+            let options = Convert {
+                scan,
+                ..options(before)
+            };
+            convert_to(&target, &[a, b, c], &options).expect("memory takes all");
+            let found = target.to_bytes();
+            assert!(found[..bytes.len()] == bytes, "{before:?} {scan:?}");
+            assert!(found[bytes.len()..].iter().all(|&b| b == old));
+        }
+    }
+
+    #[test]
+    fn zeroes_are_not_written_to_a_new_target_unless_asked_for() {
+        let mut bytes = vec![0; 8 * MIB];
+        bytes[5 * MIB] = 1;
+        for (scan, most) in [(Scan::Cheapest, 4096), (Scan::Full, 8 * MIB)] {
+            let target = Arc::new(MemoryStorage::from_bytes(&vec![0; bytes.len()]));
+            target.record();
+            let options = Convert {
+                scan,
+                ..options(Before::Zeroes)
+            };
+            convert_to(&target, &[&bytes], &options).expect("memory takes all");
+            let written = target.changes().iter().fold(0, |sum, change| match change {
+                Change::Write { bytes, .. } => sum + bytes.len(),
+                _ => sum,
+            });
+            assert_eq!(written, most, "{scan:?}");
+        }
+    }
+
+    #[test]
+    fn a_target_that_is_too_small_is_refused_and_untouched() {
+        let target = Arc::new(MemoryStorage::from_bytes(&[7; 100]));
+        let error = convert_to(&target, &[&[1; 101]], &options(Before::Unknown));
+        assert_eq!(error.expect_err("too small").kind(), ErrorKind::OutOfRange);
+        assert_eq!(target.to_bytes(), [7; 100]);
+    }
+
+    #[test]
+    fn a_full_target_ends_the_job() {
+        let target = Arc::new(MemoryStorage::from_bytes(&vec![0; 80 * MIB]));
+        target.inject(Fault {
+            op: Op::Change,
+            after: 5,
+            count: usize::MAX,
+            errno: libc::ENOSPC,
+        });
+        let error = convert_to(&target, &[&vec![1; 80 * MIB]], &options(Before::Zeroes));
+        assert_eq!(error.expect_err("is full").kind(), ErrorKind::NoSpace);
+    }
+
+    #[test]
+    fn what_cannot_be_read_ends_the_job_or_becomes_zeroes_that_are_told_of() {
+        let source = || {
+            let source = MemoryStorage::from_bytes(&vec![1; 64 << 10]);
+            source.inject(Fault {
+                op: Op::Read,
+                after: 0,
+                count: 3,
+                errno: libc::EIO,
+            });
+            Joined::new(vec![raw_chain(Arc::new(source))]).expect("short")
+        };
+        let target = Arc::new(MemoryStorage::from_bytes(&vec![0; 64 << 10]));
+        let chain = raw_chain(Arc::clone(&target) as Arc<dyn Storage>);
+        convert(&source(), &chain, &options(Before::Zeroes), &Silent).expect_err("EIO");
+
+        let told = Mutex::new(Vec::new());
+        let lost = |at: u64, len: u64, _: &Error| told.lock().push((at, len));
+        let salvaging = Convert {
+            salvage: Some(&lost),
+            ..options(Before::Zeroes)
+        };
+        convert(&source(), &chain, &salvaging, &Silent).expect("goes on");
+        // The first failure is of the whole read, which is then tried again unit by unit.
+        assert_eq!(told.into_inner(), [(0, 4096), (4096, 4096)]);
+        let found = target.to_bytes();
+        assert!(found[..8192].iter().all(|&b| b == 0));
+        assert!(found[8192..].iter().all(|&b| b == 1));
+    }
+
+    #[test]
+    fn work_ranges_are_whole_clusters() {
+        assert_eq!(lcm(6, 4), Some(12));
+        assert_eq!(lcm(u64::MAX, 2), None);
+        let target = raw_chain(Arc::new(MemoryStorage::new()));
+        let sources = joined(&[&[1; 512]]);
+        let size = |scan| {
+            let options = Convert {
+                scan,
+                ..options(Before::Zeroes)
+            };
+            range_size(&sources, &target, &options)
+        };
+        assert_eq!(size(Scan::Cheapest), RANGE);
+        assert_eq!(size(Scan::Runs(512)), 512 * MAX_UNITS);
+    }
 }

@@ -18,6 +18,7 @@ mod put;
 mod salvage;
 mod scan;
 pub mod stream;
+mod transfer;
 
 pub use compare::{Allocation, Failure, Outcome, Step, compare};
 pub use convert::{Convert, Scan, convert};

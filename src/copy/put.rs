@@ -9,17 +9,14 @@ use crate::copy::pace::Pace;
 use crate::copy::plan::Before;
 use crate::copy::progress::Progress;
 use crate::copy::salvage::Reader;
-use crate::copy::scan::{Content, IO_STEP, Piece, Scratch};
+use crate::copy::scan::{Content, IO_STEP, Piece, Runs, Scratch};
+use crate::copy::transfer::{Gaps, Transfer};
 use crate::error::{ErrorKind, Result};
 use crate::image::{Slot, Source, Wait};
-use crate::storage::{self, Storage, Zeroing, zero_or_write};
+use crate::storage::{Storage, Zeroing, zero_or_write};
 use crate::util::align::{clamp_len, len64};
 use crate::util::range::{self, intersect};
 
-/// Bytes copied between two looks at whether the user wants to stop.
-const COPY_STEP: u64 = 4 << 20;
-/// With a limit on the rate, bytes copied at a time.
-const PACED_STEP: u64 = 256 << 10;
 /// Pieces closer together than this are given space together: one larger piece costs the host
 /// less than two.
 const RESERVE_GAP: u64 = 64 << 10;
@@ -33,6 +30,8 @@ pub(super) struct Putter<'a> {
     pub(super) before: Before,
     pub(super) pace: Option<Pace>,
     pub(super) progress: &'a dyn Progress,
+    /// How zero runs in stored data are found; `None`: they are data.
+    pub(super) runs: Option<Runs>,
     /// Whether the host may still be able to reserve space.
     pub(super) reserve: AtomicBool,
 }
@@ -43,6 +42,8 @@ struct Home<'a> {
     storage: &'a dyn Storage,
     guest: u64,
     host: u64,
+    /// What becomes of zero runs in stored data.
+    gaps: Gaps,
 }
 
 impl Home<'_> {
@@ -89,6 +90,10 @@ impl Putter<'_> {
                             storage,
                             guest: at,
                             host,
+                            gaps: match self.before {
+                                Before::Zeroes => Gaps::GiveBack,
+                                Before::Unknown | Before::Backed => Gaps::Clear,
+                            },
                         };
                         self.stored(home, at..at + len, rest, scratch)?
                     }
@@ -182,6 +187,10 @@ impl Putter<'_> {
             storage: slot.storage,
             guest: slot.guest.start,
             host: slot.host,
+            gaps: match slot.zeroed {
+                true => Gaps::GiveBack,
+                false => Gaps::Clear,
+            },
         };
         let first = pieces.partition_point(|p| p.range.end <= slot.guest.start);
         let end = pieces.partition_point(|p| p.range.start < slot.guest.end);
@@ -234,8 +243,18 @@ impl Putter<'_> {
     ) -> Result<()> {
         match piece.from {
             Content::Stored { storage, host } => {
-                let from = host + (part.start - piece.range.start);
-                self.copy(storage, from, home.storage, home.hosts(part))
+                let transfer = Transfer {
+                    src: storage,
+                    from: host + (part.start - piece.range.start),
+                    dst: home.storage,
+                    to: home.hosts(part),
+                    runs: self.runs,
+                    gaps: home.gaps,
+                };
+                transfer.run(&mut scratch.reader, &|bytes| {
+                    self.pace(bytes);
+                    self.progress.check()
+                })
             }
             Content::Read => self.read_write(home, part, scratch),
             Content::Kept(first) => {
@@ -246,23 +265,6 @@ impl Putter<'_> {
             Content::Fill => self.write_zeroes(home, part, scratch),
             Content::Zeroes | Content::Done => Ok(()),
         }
-    }
-
-    fn copy(&self, src: &dyn Storage, from: u64, dst: &dyn Storage, to: Range<u64>) -> Result<()> {
-        let step = if self.pace.is_some() {
-            PACED_STEP
-        } else {
-            COPY_STEP
-        };
-        let mut at = to.start;
-        while at < to.end {
-            let len = (to.end - at).min(step);
-            self.pace(len);
-            self.progress.check()?;
-            storage::copy::copy(src, from + (at - to.start), dst, at, len)?;
-            at += len;
-        }
-        Ok(())
     }
 
     fn read_write(&self, home: Home<'_>, range: &Range<u64>, scratch: &mut Scratch) -> Result<()> {
@@ -330,6 +332,8 @@ impl Putter<'_> {
                 self.reserve.store(false, Ordering::Relaxed);
                 Ok(())
             }
+            // There are zeroes in it that need no space: perhaps the rest fits.
+            Err(e) if e.kind() == ErrorKind::NoSpace => Ok(()),
             done => done,
         }
     }

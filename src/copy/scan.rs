@@ -10,15 +10,16 @@ use crate::copy::find::{Found, Place};
 use crate::copy::joined::Joined;
 use crate::copy::plan::{Action, Before, Space, action};
 use crate::copy::salvage::Reader;
+use crate::copy::transfer::any_data;
 use crate::error::{ErrorKind, Result};
 use crate::image::{Source, Wait};
 use crate::storage::{self, Storage};
-use crate::util::align::{clamp_len, len64};
+use crate::util::align::{self, clamp_len, len64};
 use crate::util::buf::is_zero;
 use crate::util::range;
 
-/// Stored data is scanned in pieces of this many bytes.
-const SCAN_STEP: u64 = 4 << 20;
+/// Smaller clusters than this are not looked at one by one.
+const PROBE_MIN: u64 = 64 << 10;
 /// Decoded bytes a worker keeps between scanning and writing.
 pub(super) const KEEP: usize = 4 << 20;
 /// Bytes that pass through a worker's buffer at a time.
@@ -36,7 +37,7 @@ pub(super) struct Piece<'a> {
 /// What a piece shall hold.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Content<'a> {
-    /// The bytes at `host`.
+    /// The bytes at `host`; there may be zero runs among them.
     Stored {
         /// The object that holds them.
         storage: &'a dyn Storage,
@@ -60,6 +61,7 @@ pub(super) enum Content<'a> {
 pub(super) struct Scratch {
     pub(super) kept: Vec<u8>,
     pub(super) io: Vec<u8>,
+    pub(super) reader: storage::copy::Reader,
 }
 
 impl Scratch {
@@ -161,23 +163,49 @@ impl<'a> Scanner<'a> {
             push(pieces, 0, at..at + found.len, Content::Done);
             return Ok(());
         }
-        let Some(runs) = self.runs else {
-            push(pieces, 0, at..at + found.len, content);
+        match (self.runs, self.target.top().as_layout()) {
+            (Some(runs), Some(_)) => self.probe(at..at + found.len, content, runs, pieces, scratch),
+            _ => {
+                push(pieces, 0, at..at + found.len, content);
+                Ok(())
+            }
+        }
+    }
+
+    /// For a target that gives space by the cluster: leaves out clusters that only have zeroes.
+    fn probe(
+        &self,
+        range: Range<u64>,
+        content: Content<'a>,
+        runs: Runs,
+        pieces: &mut Vec<Piece<'a>>,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let Content::Stored { storage, host } = content else {
             return Ok(());
         };
-        let mut done = 0;
-        while done < found.len {
-            let step = (found.len - done).min(SCAN_STEP);
-            let from = host + done;
-            for part in storage::copy::nonzero(storage, from..from + step, runs.unit)? {
-                let guest = at + (part.start - host)..at + (part.end - host);
-                let content = Content::Stored {
-                    storage,
-                    host: part.start,
-                };
-                push(pieces, runs.min, guest, content);
+        let content = |guest: u64| Content::Stored {
+            storage,
+            host: host + (guest - range.start),
+        };
+        let hosts =
+            |part: &Range<u64>| host + (part.start - range.start)..host + (part.end - range.start);
+        let cluster = self.target.top().cluster_size().unwrap_or(1).max(1);
+        if cluster < PROBE_MIN {
+            for part in storage::copy::nonzero(storage, hosts(&range), runs.unit)? {
+                let first = range.start + (part.start - host);
+                let part = first..first + range::len(&part);
+                push(pieces, runs.min, part, content(first));
             }
-            done += step;
+            return Ok(());
+        }
+        let mut at = range.start;
+        while at < range.end {
+            let next = align::up(at + 1, cluster).map_or(range.end, |n| n.min(range.end));
+            if any_data(&mut scratch.reader, storage, hosts(&(at..next)))? {
+                push(pieces, 0, at..next, content(at));
+            }
+            at = next;
         }
         Ok(())
     }

@@ -147,6 +147,14 @@ fn offload(src: &dyn Storage, from: u64, dst: &dyn Storage, to: u64, len: u64) -
     Ok(done)
 }
 
+/// Whether [`copy`] between the two is done by a server, so that no other way can be as fast.
+pub fn offloads(src: &dyn Storage, dst: &dyn Storage) -> bool {
+    match (src.fd(), dst.fd()) {
+        (Some(src), Some(dst)) => same_remote(src, dst),
+        _ => false,
+    }
+}
+
 fn same_remote(src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> bool {
     let device = |fd| rustix::fs::fstat(fd).map(|s| s.st_dev).ok();
     FileSystem::of(src) == FileSystem::Remote

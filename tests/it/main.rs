@@ -1,6 +1,8 @@
 //! Tests of the library and of the binary, as one program.
 
 mod check;
+mod compare;
+mod convert;
 mod corpus;
 mod crash;
 mod create;

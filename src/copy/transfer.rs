@@ -1,0 +1,191 @@
+//! Stored data on its way: each chunk is mapped once, scanned for zeroes and written from there.
+
+use std::ops::Range;
+
+use crate::copy::scan::Runs;
+use crate::error::{ErrorKind, Result};
+use crate::storage::copy::{CHUNK, Reader, copy, offloads};
+use crate::storage::{Storage, Zeroing, zero_or_write};
+use crate::util::align::len64;
+use crate::util::range::{self, push_merged};
+
+/// Zero runs shorter than this are not worth a call of their own.
+const WORTH: u64 = 64 << 10;
+
+/// What becomes of zero runs in the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gaps {
+    /// It reads as zeroes there; space that long ones were given is given back.
+    GiveBack,
+    /// They must be zeroed.
+    Clear,
+}
+
+/// Bytes of one object that belong into another.
+#[derive(Debug, Clone)]
+pub(super) struct Transfer<'a> {
+    pub(super) src: &'a dyn Storage,
+    pub(super) from: u64,
+    pub(super) dst: &'a dyn Storage,
+    pub(super) to: Range<u64>,
+    /// How zero runs are found; `None`: they are data.
+    pub(super) runs: Option<Runs>,
+    pub(super) gaps: Gaps,
+}
+
+impl Transfer<'_> {
+    /// Moves all of it; `before` is called ahead of each chunk with the bytes it has.
+    pub(super) fn run(
+        &self,
+        reader: &mut Reader,
+        before: &dyn Fn(u64) -> Result<()>,
+    ) -> Result<()> {
+        let offloads = offloads(self.src, self.dst);
+        // Zeroes that nothing was done about begin here.
+        let mut gap = self.to.start;
+        let mut at = self.to.start;
+        while at < self.to.end {
+            let len = (self.to.end - at).min(len64(CHUNK));
+            before(len)?;
+            let host = self.from + (at - self.to.start);
+            let mut chunk = reader.chunk(self.src, host..host + len)?;
+            let parts = match self.runs {
+                None => std::iter::once(host..host + len).collect(),
+                Some(runs) => self.close_gaps(chunk.nonzero(runs.unit)?, runs.min),
+            };
+            for part in parts {
+                let to = at + (part.start - host)..at + (part.end - host);
+                self.gap(gap..to.start)?;
+                gap = to.end;
+                match offloads {
+                    true => copy(self.src, part.start, self.dst, to.start, range::len(&part))?,
+                    false => chunk.write(part, self.dst, to.start)?,
+                }
+            }
+            at += len;
+        }
+        self.gap(gap..at)
+    }
+
+    /// The parts, and with them the gaps that are too short to be left out.
+    fn close_gaps(&self, parts: Vec<Range<u64>>, min: u64) -> Vec<Range<u64>> {
+        let min = match self.gaps {
+            Gaps::Clear => min.max(WORTH),
+            Gaps::GiveBack => min,
+        };
+        let mut closed: Vec<Range<u64>> = Vec::with_capacity(parts.len());
+        for part in parts {
+            match closed.last_mut() {
+                Some(last) if part.start - last.end < min => last.end = part.end,
+                _ => push_merged(&mut closed, part),
+            }
+        }
+        closed
+    }
+
+    fn gap(&self, gap: Range<u64>) -> Result<()> {
+        match self.gaps {
+            _ if gap.is_empty() => Ok(()),
+            Gaps::Clear => zero_or_write(self.dst, gap, Zeroing::MayUnmap),
+            Gaps::GiveBack if range::len(&gap) < WORTH => Ok(()),
+            Gaps::GiveBack => match self.dst.zero(gap, Zeroing::MayUnmap) {
+                Err(e) if e.kind() == ErrorKind::Unsupported => Ok(()),
+                done => done,
+            },
+        }
+    }
+}
+
+/// Whether any byte of `host` is not zero; looks no further than the first that is not.
+pub(super) fn any_data(reader: &mut Reader, src: &dyn Storage, host: Range<u64>) -> Result<bool> {
+    const FIRST: usize = 4096;
+    let mut head = [0; FIRST];
+    let head = &mut head[..crate::util::align::clamp_len(range::len(&host), FIRST)];
+    src.read_at(head, host.start)?;
+    if !crate::util::buf::is_zero(head) {
+        return Ok(true);
+    }
+    let mut at = host.start + len64(head.len());
+    let mut step = len64(FIRST) * 15;
+    while at < host.end {
+        let end = at.saturating_add(step).min(host.end);
+        if !reader.chunk(src, at..end)?.nonzero(end - at)?.is_empty() {
+            return Ok(true);
+        }
+        at = end;
+        step = len64(CHUNK);
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::memory::MemoryStorage;
+
+    const RUNS: Runs = Runs {
+        unit: 4096,
+        min: 4096,
+    };
+
+    /// Three MiB with data at a few places, some of them at the seams of chunks.
+    fn source() -> Vec<u8> {
+        let mut bytes = vec![0; 3 << 20];
+        for (at, len) in [
+            (5000, 10),
+            (1 << 20, 70_000),
+            ((2 << 20) - 1, 2),
+            ((3 << 20) - 1, 1),
+        ] {
+            bytes[at..at + len].fill(7);
+        }
+        bytes
+    }
+
+    #[test]
+    fn whatever_becomes_of_gaps_the_target_reads_as_the_source() {
+        let bytes = source();
+        let src = MemoryStorage::from_bytes(&bytes);
+        for (gaps, old) in [(Gaps::GiveBack, 0), (Gaps::Clear, 9)] {
+            for (first, end) in [(0, bytes.len()), (100, bytes.len() - 5000), (5000, 5010)] {
+                let dst = MemoryStorage::from_bytes(&vec![old; bytes.len() + 50]);
+                let transfer = Transfer {
+                    src: &src,
+                    from: len64(first),
+                    dst: &dst,
+                    to: 50..50 + len64(end - first),
+                    runs: Some(RUNS),
+                    gaps,
+                };
+                transfer
+                    .run(&mut Reader::new(), &|_| Ok(()))
+                    .expect("memory takes all");
+                let found = dst.to_bytes();
+                assert!(
+                    found[50..50 + end - first] == bytes[first..end],
+                    "{gaps:?} {first}"
+                );
+                assert!(found[..50].iter().all(|&b| b == old));
+                assert!(found[50 + end - first..].iter().all(|&b| b == old));
+            }
+        }
+    }
+
+    #[test]
+    fn data_is_found_wherever_it_is() {
+        let bytes = source();
+        let src = MemoryStorage::from_bytes(&bytes);
+        let mut reader = Reader::new();
+        for (range, expected) in [
+            (0..3 << 20, true),
+            (8192..1 << 20, false),
+            (8192..(1 << 20) + 1, true),
+            (0..5000, false),
+            (1_200_000..(2 << 20) - 1, false),
+            (1_200_000..2 << 20, true),
+        ] {
+            let found = any_data(&mut reader, &src, range.clone()).expect("memory reads");
+            assert_eq!(found, expected, "{range:?}");
+        }
+    }
+}

@@ -65,7 +65,7 @@ fn info(session: &mut Session, _parsed: &Parsed) -> anyhow::Result<Outcome> {
     out.line(&format!("format name: {}", top.driver().name))?;
     let cluster = whole(top.cluster_size().unwrap_or(0));
     out.line(&format!("cluster size: {cluster}"))?;
-    // No format here has VM state; scripts cut this output at its line count.
+    // VM state is not supported; the line is there for scripts that count lines.
     out.line("vm state offset: 0 bytes")?;
     let details = top.details();
     if !details.is_empty() {

@@ -24,7 +24,7 @@ pub(super) static READ: Command = Command {
     needs: Needs::Disk,
     about: "read a range, and show it or compare it with a pattern",
     help: "\
--b  the VM state instead of the disk (refused: no format here has one)
+-b  the VM state instead of the disk (refused: not supported)
 -C  report as bytes,operations,time,bytes/s,operations/s
 -l  length of the part to compare, with -P
 -p  no effect
@@ -78,7 +78,7 @@ The read is complete when the command ends; aio_flush need not follow.",
 
 fn read(session: &mut Session, parsed: &Parsed, command: &Command) -> anyhow::Result<Outcome> {
     if parsed.has('b') {
-        anyhow::bail!("read failed: no format here has VM state, so -b is not supported");
+        anyhow::bail!("read failed: -b is refused: VM state is not supported");
     }
     let at = parsed.size_at(0)?;
     let len = parsed.sizes_from(1)?;

@@ -25,7 +25,7 @@ pub(super) static WRITE: Command = Command {
     needs: Needs::Disk,
     about: "write a pattern, a file or zeroes to a range",
     help: "\
--b  the VM state instead of the disk (refused: no format here has one)
+-b  the VM state instead of the disk (refused: not supported)
 -c  compressed (refused where the format has no compression)
 -C  report as bytes,operations,time,bytes/s,operations/s
 -f  durable when it completes (FUA)
@@ -141,7 +141,7 @@ pub(super) static AIO_FLUSH: Command = Command {
 
 fn write(session: &mut Session, parsed: &Parsed, command: &Command) -> anyhow::Result<Outcome> {
     if parsed.has('b') {
-        anyhow::bail!("write failed: no format here has VM state, so -b is not supported");
+        anyhow::bail!("write failed: -b is refused: VM state is not supported");
     }
     let sources = ['z', 'P', 's'].map(|c| usize::from(parsed.has(c)));
     if sources.iter().sum::<usize>() > 1 {

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
-use crate::chain::open::{ChainOptions, Follow};
 use crate::chain::{self, Chain};
 use crate::cli::Globals;
 use crate::cli::common::{OpenArgs, parse_driver};
@@ -111,11 +110,8 @@ impl Change {
 /// # Errors
 /// Whatever keeps it from being done.
 pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
-    let options = ChainOptions {
-        // The bytes of the layers below do not matter, so they need not be there.
-        follow: Follow::No,
-        ..args.open.plan(args.format, Access::Write)?
-    };
+    // The layers below are opened too: what they have past the old size must not show.
+    let options = args.open.plan(args.format, Access::Write)?;
     let chain = chain::open::open(&args.file, &options)?;
     let old = chain.virtual_size();
     let new = args.size.apply(old).ok_or_else(|| {

@@ -379,6 +379,55 @@ fn a_differencing_vhd_that_is_resized_survives_kills_and_power_cuts() {
     sessions("over raw", &specs, Resizing::Yes);
 }
 
+fn qcow2(options: &'static str, size: u64) -> LayerSpec {
+    LayerSpec {
+        format: "qcow2",
+        options,
+        size,
+    }
+}
+
+#[test]
+fn a_qcow2_survives_kills_and_power_cuts() {
+    for options in [
+        "cluster_size=512",
+        "cluster_size=512,refcount_bits=64",
+        "cluster_size=4k,refcount_bits=1",
+        "compat=0.10,cluster_size=4k",
+        "cluster_size=64k",
+        "extended_l2=on,cluster_size=16k",
+    ] {
+        sessions(options, &[qcow2(options, 130 * 512)], Resizing::No);
+    }
+}
+
+#[test]
+fn a_qcow2_that_is_resized_survives_kills_and_power_cuts() {
+    for options in [
+        "cluster_size=512",
+        "cluster_size=4k",
+        "extended_l2=on,cluster_size=16k",
+    ] {
+        sessions(options, &[qcow2(options, 130 * 512)], Resizing::Yes);
+    }
+}
+
+#[test]
+fn a_qcow2_over_another_image_survives_kills_and_power_cuts() {
+    let specs = [qcow2("cluster_size=4k", 130 * 512), RAW];
+    sessions("qcow2 over raw", &specs, Resizing::Yes);
+    let specs = [
+        qcow2("extended_l2=on,cluster_size=16k", 130 * 512),
+        qcow2("cluster_size=512", 130 * 512),
+    ];
+    sessions("qcow2 over qcow2", &specs, Resizing::Yes);
+    let specs = [
+        qcow2("compat=0.10,cluster_size=4k", 130 * 512),
+        vhd("block_size=8k", 130 * 512),
+    ];
+    sessions("qcow2 over vhd", &specs, Resizing::No);
+}
+
 /// Operations during which the host fails now and then: what was acknowledged stays, what failed
 /// is there in part or not at all, and the image is sound.
 fn with_faults(name: &str, specs: &[LayerSpec], op: Op, errno: i32) {
@@ -428,7 +477,14 @@ fn with_faults(name: &str, specs: &[LayerSpec], op: Op, errno: i32) {
 fn a_full_disk_loses_nothing_that_was_acknowledged() {
     let dynamic = [vhd("block_size=4k", 130 * 512)];
     let child = [vhd("block_size=8k", 130 * 512), RAW];
-    for (name, specs) in [("dynamic", &dynamic[..]), ("child", &child[..])] {
+    let small = [qcow2("cluster_size=512", 130 * 512)];
+    let over = [qcow2("extended_l2=on,cluster_size=16k", 130 * 512), RAW];
+    for (name, specs) in [
+        ("dynamic", &dynamic[..]),
+        ("child", &child[..]),
+        ("qcow2", &small[..]),
+        ("qcow2 child", &over[..]),
+    ] {
         with_faults(name, specs, Op::Change, libc::ENOSPC);
     }
 }
@@ -437,7 +493,14 @@ fn a_full_disk_loses_nothing_that_was_acknowledged() {
 fn a_host_that_fails_to_sync_loses_nothing_that_it_has() {
     let dynamic = [vhd("block_size=4k", 130 * 512)];
     let child = [vhd("block_size=8k", 130 * 512), RAW];
-    for (name, specs) in [("dynamic", &dynamic[..]), ("child", &child[..])] {
+    let small = [qcow2("cluster_size=512", 130 * 512)];
+    let over = [qcow2("extended_l2=on,cluster_size=16k", 130 * 512), RAW];
+    for (name, specs) in [
+        ("dynamic", &dynamic[..]),
+        ("child", &child[..]),
+        ("qcow2", &small[..]),
+        ("qcow2 child", &over[..]),
+    ] {
         with_faults(name, specs, Op::Sync, libc::EIO);
     }
 }

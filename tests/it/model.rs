@@ -359,3 +359,65 @@ fn a_chain_of_two_differencing_vhds_over_raw_agrees_with_a_byte_vector() {
     let specs = [vhd("", 5 << 20), vhd("block_size=32k", 3 << 20), RAW];
     Session::new("three layers over raw", Place::Memory, &specs).run();
 }
+
+fn qcow2(options: &'static str, size: u64) -> LayerSpec {
+    LayerSpec {
+        format: "qcow2",
+        options,
+        size,
+    }
+}
+
+#[test]
+fn a_qcow2_with_the_smallest_clusters_agrees_with_a_byte_vector() {
+    let specs = [qcow2("cluster_size=512", 300 * 1024 + 512)];
+    Session::new("qcow2 512", Place::Memory, &specs).run();
+    let specs = [qcow2("cluster_size=512,refcount_bits=64", 100 * 1024)];
+    Session::new("qcow2 512, 64 bits", Place::Memory, &specs).run();
+}
+
+#[test]
+fn a_qcow2_with_small_clusters_agrees_with_a_byte_vector() {
+    let specs = [qcow2("cluster_size=4k,refcount_bits=1", (1 << 20) + 1536)];
+    Session::new("qcow2 4k", Place::Memory, &specs).run();
+    Session::new("qcow2 4k file", Place::Files, &specs).run();
+}
+
+#[test]
+fn a_qcow2_with_the_usual_clusters_agrees_with_a_byte_vector() {
+    let specs = [qcow2("", (3 << 20) + 512)];
+    Session::new("qcow2 64k", Place::Memory, &specs).run();
+    Session::new("qcow2 64k file", Place::Files, &specs).run();
+}
+
+#[test]
+fn a_qcow2_of_version_2_agrees_with_a_byte_vector() {
+    let specs = [qcow2("compat=0.10,cluster_size=8k", 1 << 20)];
+    Session::new("qcow2 v2", Place::Memory, &specs).run();
+    let specs = [qcow2("compat=0.10,cluster_size=4k", 1 << 20), RAW];
+    Session::new("qcow2 v2 over raw", Place::Memory, &specs).run();
+}
+
+#[test]
+fn a_qcow2_with_subclusters_agrees_with_a_byte_vector() {
+    let specs = [qcow2("extended_l2=on,cluster_size=16k", (1 << 20) + 512)];
+    Session::new("qcow2 extended 16k", Place::Memory, &specs).run();
+    let specs = [qcow2("extended_l2=on,cluster_size=64k", 2 << 20), RAW];
+    Session::new("qcow2 extended over raw", Place::Memory, &specs).run();
+}
+
+#[test]
+fn a_qcow2_over_other_images_agrees_with_a_byte_vector() {
+    let specs = [qcow2("cluster_size=4k", 1 << 20), RAW];
+    Session::new("qcow2 over raw", Place::Memory, &specs).run();
+    let specs = [
+        qcow2("cluster_size=4k", 1 << 20),
+        qcow2("cluster_size=64k", 900 << 10),
+    ];
+    Session::new("qcow2 over qcow2", Place::Memory, &specs).run();
+    let specs = [
+        qcow2("cluster_size=512", 300 << 10),
+        vhd("block_size=16k", 1 << 20),
+    ];
+    Session::new("qcow2 over vhd", Place::Memory, &specs).run();
+}

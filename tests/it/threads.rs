@@ -27,6 +27,14 @@ fn vhd(options: &'static str, size: u64) -> LayerSpec {
     }
 }
 
+fn qcow2(options: &'static str, size: u64) -> LayerSpec {
+    LayerSpec {
+        format: "qcow2",
+        options,
+        size,
+    }
+}
+
 fn raw(size: u64) -> LayerSpec {
     LayerSpec {
         format: "raw",
@@ -61,6 +69,35 @@ fn shapes() -> Vec<(&'static str, Place, Vec<LayerSpec>)> {
                 vhd("block_size=8k", size),
                 vhd("block_size=64k", size),
                 vhd("", size),
+            ],
+        ),
+        (
+            "qcow2 512",
+            Place::Memory,
+            vec![qcow2("cluster_size=512", size)],
+        ),
+        (
+            "qcow2 4k file",
+            Place::Files,
+            vec![qcow2("cluster_size=4k,refcount_bits=1", size)],
+        ),
+        ("qcow2 64k", Place::Memory, vec![qcow2("", size)]),
+        (
+            "qcow2 extended",
+            Place::Memory,
+            vec![qcow2("extended_l2=on,cluster_size=16k", size)],
+        ),
+        (
+            "qcow2 version 2 over raw",
+            Place::Memory,
+            vec![qcow2("compat=0.10,cluster_size=4k", size), raw(size - 5000)],
+        ),
+        (
+            "qcow2 over qcow2",
+            Place::Memory,
+            vec![
+                qcow2("extended_l2=on,cluster_size=32k", size),
+                qcow2("cluster_size=4k", size),
             ],
         ),
     ]

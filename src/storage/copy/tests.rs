@@ -138,3 +138,27 @@ fn a_chunk_longer_than_allowed_is_refused() {
     let error = Reader::new().chunk(&src, 0..len64(CHUNK) + 1).map(|_| ());
     assert_eq!(error.expect_err("too long").kind(), ErrorKind::Invalid);
 }
+
+/// Needs a directory on a file system that shares blocks, named by `VDTOOL_REFLINK_DIR`.
+#[test]
+fn blocks_are_shared_where_the_file_system_can() {
+    let Some(dir) = std::env::var_os("VDTOOL_REFLINK_DIR") else {
+        eprintln!("skipped: VDTOOL_REFLINK_DIR names no directory");
+        return;
+    };
+    let storage = || {
+        let file = tempfile::tempfile_in(&dir).expect("a temporary file");
+        FileStorage::new(file, Path::new("scratch")).expect("wraps")
+    };
+    let (src, dst) = (storage(), storage());
+    src.write_at(&pattern(1 << 20), 0).expect("writes");
+    let error = share(&src, 0, &dst, 0, 1 << 20).expect_err("the target is too short");
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    dst.set_len(2 << 20).expect("grows");
+    share(&src, 65536, &dst, 1 << 20, 65536).expect("shares");
+    let mut buf = vec![0; 65536];
+    dst.read_at(&mut buf, 1 << 20).expect("reads");
+    assert!(buf == pattern(1 << 20)[65536..131_072]);
+    let error = share(&src, 1, &dst, 0, 4096).expect_err("not aligned");
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+}

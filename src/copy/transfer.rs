@@ -98,22 +98,15 @@ impl Transfer<'_> {
 
 /// Whether any byte of `host` is not zero; looks no further than the first that is not.
 pub(super) fn any_data(reader: &mut Reader, src: &dyn Storage, host: Range<u64>) -> Result<bool> {
-    const FIRST: usize = 4096;
-    let mut head = [0; FIRST];
-    let head = &mut head[..crate::util::align::clamp_len(range::len(&host), FIRST)];
-    src.read_at(head, host.start)?;
-    if !crate::util::buf::is_zero(head) {
-        return Ok(true);
-    }
-    let mut at = host.start + len64(head.len());
-    let mut step = len64(FIRST) * 15;
+    let mut at = host.start;
+    let mut step = 4096;
     while at < host.end {
         let end = at.saturating_add(step).min(host.end);
         if !reader.chunk(src, at..end)?.nonzero(end - at)?.is_empty() {
             return Ok(true);
         }
         at = end;
-        step = len64(CHUNK);
+        step = (step * 16).min(len64(CHUNK));
     }
     Ok(false)
 }

@@ -103,7 +103,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__check)
-            opts="-f -r -U -q -h --format --repair --output --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -r -T -U -q -h --format --repair --output --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -123,6 +123,10 @@ _vdtool() {
                     ;;
                 -r)
                     COMPREPLY=($(compgen -W "leaks all" -- "${cur}"))
+                    return 0
+                    ;;
+                -T)
+                    COMPREPLY=($(compgen -W "none writeback writethrough directsync unsafe" -- "${cur}"))
                     return 0
                     ;;
                 --output)

@@ -104,6 +104,11 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s h -l help -d '
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -s f -l format -d 'Format of the image; without it the content decides' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -s r -l repair -d 'Repair what is found' -r -f -a "leaks\t'Leaks only: metadata that data depends on is not touched'
 all\t'Everything that can be repaired without losing data'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand check" -s T -d 'How the page cache is used' -r -f -a "none\t'Not used; on stable media when done'
+writeback\t'Used; on stable media when done'
+writethrough\t'Used; on stable media when done'
+directsync\t'Not used; on stable media when done'
+unsafe\t'Used; on stable media some time later'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l output -d 'How to print the result' -r -f -a "human\t'For people'
 json\t'For programs; keys as qemu-img has them'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F

@@ -8,6 +8,7 @@ use crate::chain;
 use crate::chain::open::{ChainOptions, Follow};
 use crate::cli::Globals;
 use crate::cli::common::{OpenArgs, OutputArgs, OutputFormat, parse_driver, print};
+use crate::cli::convert::Cache;
 use crate::cli::exit::{Exit, coded, complain};
 use crate::error::{Error, ErrorKind};
 use crate::image::Driver;
@@ -54,6 +55,14 @@ pub struct Args {
     /// Repair what is found.
     #[arg(short, long, value_enum, value_name = "WHAT")]
     pub repair: Option<RepairArg>,
+    /// How the page cache is used.
+    #[arg(
+        short = 'T',
+        value_enum,
+        value_name = "CACHE",
+        default_value = "writeback"
+    )]
+    pub cache: Cache,
     /// How to print it.
     #[command(flatten)]
     pub output: OutputArgs,
@@ -87,11 +96,14 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
         Some(RepairArg::Leaks) => (Repair::Leaks, Access::Write),
         Some(RepairArg::All) => (Repair::All, Access::Write),
     };
-    let options = ChainOptions {
+    let mut options = ChainOptions {
         follow: Follow::No,
         purpose: Purpose::Check,
         ..plan(access)?
     };
+    if let Some(caching) = args.cache.caching() {
+        options.storage.caching = caching;
+    }
     let mut checked = check(&args.file, &options, repair)?;
     if checked.has_backing {
         let options = ChainOptions {

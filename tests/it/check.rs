@@ -58,6 +58,7 @@ fn a_clean_image_is_clean() {
     assert_eq!(found["filename"], "a.vhd");
     assert_eq!(found["format"], "vhd");
     run(dir.path(), "check a.vhd").success().stderr("");
+    run(dir.path(), "check -T none a.vhd").success().stderr("");
     run(dir.path(), "-q check a.vhd").success().stdout("");
 }
 

@@ -213,6 +213,7 @@ fn wrong_usage_is_one_line_and_the_right_code() {
         .run("resize --force-share x 2M")
         .run("check")
         .run("check --image-opts x")
+        .run("check -T sometimes x")
         .run("check -r some x")
         .run("map -s none x")
         .run("completions tcsh")

@@ -18,8 +18,9 @@ use crate::util::range;
 
 /// Blocks looked at for overlaps, 8 bytes each: 8 TiB of disk in blocks of 2 MiB.
 const MAX_BLOCKS: usize = 4 << 20;
-/// Space between blocks that is padding: data at multiples of 4 KiB.
-const PADDING: u64 = 4096;
+/// Less than this between blocks is padding: some writers have data at multiples of 4 KiB, and
+/// Hyper-V leaves 4 KiB free behind the table.
+const PADDING: u64 = 8192;
 /// A block is copied in pieces of this.
 const STEP: u64 = 256 << 10;
 

@@ -384,3 +384,107 @@ impl Image for Sparse {
         Some(self)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::formats::vhd::batmap::tests::{add, tap_footer};
+    use crate::formats::vhd::create::CREATOR;
+    use crate::image::LayerBelow;
+    use crate::image::check::Repair;
+    use crate::image::create::CreateOptions;
+    use crate::storage::memory::MemoryStorage;
+
+    const BLOCK: u64 = 2 << 20;
+
+    fn open_for_writing(storage: &Arc<MemoryStorage>) -> Box<dyn Image> {
+        let options = OpenOptions {
+            access: Access::Write,
+            ..OpenOptions::default()
+        };
+        open::open(Arc::clone(storage) as Arc<dyn Storage>, &options).expect("opens")
+    }
+
+    /// A disk of four blocks as tapdisk leaves it, whose batmap calls block 1 full; of blocks 0
+    /// and 1, which have space, both bitmaps are empty.
+    fn by_tapdisk() -> Arc<MemoryStorage> {
+        let storage = Arc::new(MemoryStorage::new());
+        let options = CreateOptions {
+            size: 4 * BLOCK,
+            ..CreateOptions::default()
+        };
+        (CREATOR.create)(&*storage, &options).expect("creates");
+        let mut bytes = [0; footer::LEN];
+        storage.read_at(&mut bytes, 0).expect("reads");
+        let footer = Footer::parse(&bytes, Strictness::Strict).expect("is whole");
+        let bytes = tap_footer(&footer).to_bytes();
+        add(&storage, 2048, &[1]);
+        storage.write_at(&bytes, 0).expect("writes");
+        storage.write_at(&bytes, 3072).expect("writes");
+        let image = open_for_writing(&storage);
+        for index in [0, 1] {
+            let mut hosts = Vec::new();
+            let mut fill = |slot: crate::image::Slot<'_>| {
+                hosts.push(slot.host);
+                Ok(())
+            };
+            image
+                .allocate(index * BLOCK, 512, &mut fill)
+                .expect("allocates");
+            for host in hosts {
+                storage.write_at(&[0; 512], host - 512).expect("writes");
+            }
+        }
+        image.close().expect("closes");
+        storage
+    }
+
+    fn batmap(image: &dyn Image) -> String {
+        let details = image.details().into_iter();
+        let found = details.filter(|d| d.key == "batmap");
+        found.map(|d| d.value.to_string()).collect()
+    }
+
+    #[test]
+    fn a_trusted_batmap_spares_the_bitmap_and_survives_our_writes() {
+        let image = open_for_writing(&by_tapdisk());
+        assert_eq!(batmap(&*image), "\"trusted\"");
+        let run = |at| image.map(at, 4096, Wait::Yes).expect("maps").source;
+        assert!(matches!(run(0), Source::Zero));
+        assert!(matches!(run(BLOCK), Source::Stored { .. }));
+        assert!(matches!(run(2 * BLOCK), Source::Below));
+    }
+
+    #[test]
+    fn blocks_that_a_batmap_names_are_not_freed() {
+        let image = open_for_writing(&by_tapdisk());
+        let error = image.discard(0..BLOCK).expect_err("is kept");
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+    }
+
+    #[test]
+    fn a_batmap_that_growing_would_move_is_dropped_with_its_creator() {
+        let storage = by_tapdisk();
+        let image = open_for_writing(&storage);
+        let resize = image.as_resize().expect("resizes");
+        resize
+            .resize(9 * BLOCK, LayerBelow::Nothing)
+            .expect("grows");
+        image.close().expect("closes");
+        let image = open_for_writing(&storage);
+        assert_eq!(batmap(&*image), "\"none\"");
+        assert_eq!(image.virtual_size(), 9 * BLOCK);
+        let run = image.map(BLOCK, 512, Wait::Yes).expect("maps");
+        assert!(matches!(run.source, Source::Zero), "now the bitmap counts");
+    }
+
+    #[test]
+    fn a_batmap_that_contradicts_a_bitmap_is_found_and_kept() {
+        let image = open_for_writing(&by_tapdisk());
+        let check = image.as_check().expect("can be checked");
+        let report = check.check(Repair::All).expect("the host is well");
+        assert_eq!(report.corruptions, 1, "{report:?}");
+        assert!(report.findings.iter().any(|f| f.text.contains("batmap")));
+    }
+}

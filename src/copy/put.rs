@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::chain::Chain;
 use crate::copy::engine::Job;
@@ -20,6 +21,8 @@ use crate::util::range::{self, intersect};
 /// Pieces closer together than this are given space together: one larger piece costs the host
 /// less than two.
 const RESERVE_GAP: u64 = 64 << 10;
+/// How often a worker that waits looks whether the user wants to stop.
+const LOOK: Duration = Duration::from_millis(50);
 /// Less than this is not worth a call of its own.
 const RESERVE_MIN: u64 = 128 << 10;
 
@@ -134,7 +137,7 @@ impl Putter<'_> {
     /// Writes the piece at `at` through the chain, which keeps what the piece does not cover.
     fn through(&self, at: u64, piece: &Piece<'_>, scratch: &mut Scratch) -> Result<u64> {
         let step = (piece.range.end - at).min(len64(IO_STEP));
-        self.pace(step);
+        self.pace(step)?;
         let part = at..at + step;
         if let Content::Kept(first) = piece.from {
             let bytes = kept(scratch, piece, first, &part);
@@ -251,14 +254,11 @@ impl Putter<'_> {
                     runs: self.runs,
                     gaps: home.gaps,
                 };
-                transfer.run(&mut scratch.reader, &|bytes| {
-                    self.pace(bytes);
-                    self.progress.check()
-                })
+                transfer.run(&mut scratch.reader, &|bytes| self.pace(bytes))
             }
             Content::Read => self.read_write(home, part, scratch),
             Content::Kept(first) => {
-                self.pace(range::len(part));
+                self.pace(range::len(part))?;
                 let bytes = kept(scratch, piece, first, part);
                 home.storage.write_at(bytes, home.host(part.start))
             }
@@ -271,8 +271,7 @@ impl Putter<'_> {
         let mut at = range.start;
         while at < range.end {
             let len = clamp_len(range.end - at, IO_STEP);
-            self.pace(len64(len));
-            self.progress.check()?;
+            self.pace(len64(len))?;
             let buf = &mut scratch.io()[..len];
             self.reader.read_at(buf, at)?;
             home.storage.write_at(buf, home.host(at))?;
@@ -292,8 +291,7 @@ impl Putter<'_> {
         let mut at = range.start;
         while at < range.end {
             let len = clamp_len(range.end - at, IO_STEP);
-            self.pace(len64(len));
-            self.progress.check()?;
+            self.pace(len64(len))?;
             home.storage.write_at(&buf[..len], home.host(at))?;
             at += len64(len);
         }
@@ -338,11 +336,17 @@ impl Putter<'_> {
         }
     }
 
-    fn pace(&self, bytes: u64) {
-        let wait = self.pace.as_ref().map(|p| p.take(bytes));
-        if let Some(wait) = wait.filter(|w| !w.is_zero()) {
-            std::thread::sleep(wait);
+    /// Waits until `bytes` more may be moved, or the user wants to stop.
+    fn pace(&self, bytes: u64) -> Result<()> {
+        let wait = self.pace.as_ref().map_or(Duration::ZERO, |p| p.take(bytes));
+        let mut rest = wait;
+        while !rest.is_zero() {
+            self.progress.check()?;
+            let step = rest.min(LOOK);
+            std::thread::sleep(step);
+            rest -= step;
         }
+        self.progress.check()
     }
 }
 

@@ -359,9 +359,9 @@ fn stopped(dir: &Path, arguments: &[&str], signal: &str) -> Option<i32> {
         .stderr(Stdio::null())
         .spawn()
         .expect("starts");
-    if let Some(stdin) = &mut child.stdin {
-        stdin.write_all(&[1; 1000]).expect("the pipe takes it");
-    }
+    // Kept open: waiting for a child closes the end that it still has.
+    let mut stdin = child.stdin.take().expect("is piped");
+    stdin.write_all(&[1; 1000]).expect("the pipe takes it");
     let begun = Instant::now();
     while !names(dir).iter().any(|n| n.ends_with(".tmp")) {
         assert!(begun.elapsed() < Duration::from_secs(60), "did not begin");
@@ -369,6 +369,7 @@ fn stopped(dir: &Path, arguments: &[&str], signal: &str) -> Option<i32> {
     }
     peer("kill", dir, [signal, &child.id().to_string()]);
     let status = child.wait().expect("ends");
+    drop(stdin);
     status.code()
 }
 

@@ -291,6 +291,9 @@ impl Sparse {
         self.storage.read_at(&mut bytes, 0)?;
         let text = match Footer::parse(&bytes, Strictness::Strict) {
             Ok(copy) if copy == shape.footer => return Ok(()),
+            Ok(copy) if shape.footer.differs_in_size_only(&copy) => {
+                return self.finish_resize(report, shape, repair);
+            }
             Ok(_) => "the copy of the footer at 0x0 differs from the footer at the end".to_owned(),
             Err(e) => format!("the copy of the footer at 0x0 is damaged: {}", e.message()),
         };
@@ -301,6 +304,22 @@ impl Sparse {
         }
         let did = all.then_some("it was written anew from the footer at the end");
         corruption(report, text, did);
+        Ok(())
+    }
+
+    /// One footer has another size: a resize was interrupted between the two.
+    fn finish_resize(&self, report: &mut Report, shape: &Shape, repair: Repair) -> Result<()> {
+        let bytes = shape.footer.sealed().to_bytes();
+        let fix = repair != Repair::Nothing;
+        if fix {
+            self.storage.write_at(&bytes, 0)?;
+        }
+        let text = format!(
+            "the copy of the footer at 0x0 has another size than the footer at the end, {}: a resize was interrupted",
+            shape.footer.current_size()
+        );
+        let did = fix.then(|| "the copy was written anew".to_owned());
+        report.add(Severity::Note, 1, text, did);
         Ok(())
     }
 

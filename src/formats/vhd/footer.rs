@@ -317,6 +317,12 @@ impl Footer {
         self.sealed()
     }
 
+    /// Whether another footer is the same but for current size and geometry.
+    pub(super) fn differs_in_size_only(&self, other: &Self) -> bool {
+        let same = other.resized(self.current_size(), self.geometry());
+        same == self.sealed()
+    }
+
     fn right_checksum(&self) -> u32 {
         checksum(self.raw.as_bytes(), CHECKSUM_FIELD)
     }

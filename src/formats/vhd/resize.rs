@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::vhd::batmap;
-use crate::formats::vhd::fixed::Fixed;
+use crate::formats::vhd::fixed::{Fixed, State};
 use crate::formats::vhd::footer::{self, Creator, Footer, Kind};
 use crate::formats::vhd::geometry::{Geometry, MAX_SIZE, SECTOR, SizeRule};
 use crate::formats::vhd::layout::UNUSED;
@@ -73,6 +73,9 @@ impl Resize for Fixed {
         if !slack.is_empty() {
             zero_or_write(&*self.storage, slack, Zeroing::MayUnmap)?;
         }
+        if virtual_size > state.data_end {
+            self.step_aside(state, virtual_size)?;
+        }
         self.move_footer(footer, virtual_size)?;
         self.size.store(virtual_size, Ordering::Release);
         Ok(())
@@ -80,6 +83,13 @@ impl Resize for Fixed {
 }
 
 impl Fixed {
+    /// Puts the footer as it is past where one for `size` bytes goes, and zeroes the place it
+    /// was in, which the larger disk will show.
+    fn step_aside(&self, state: State, size: u64) -> Result<()> {
+        self.move_footer(state.footer, size + footer::LEN64)?;
+        self.storage.sync()
+    }
+
     /// Puts the footer, the only one there is, at `host`, and ends the file behind it.
     ///
     /// At every moment a whole footer is at the end of the file: the old one until the new one is
@@ -145,6 +155,7 @@ impl Sparse {
         self.ordered(self.syncs.stamp())?;
         if let Some(hidden) = hidden {
             self.cover(&now, hidden)?;
+            self.ordered(self.syncs.stamp())?;
         }
         self.set_size(&now, size)
     }

@@ -3,8 +3,10 @@
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use vdtool::image::open::WriteOrder;
 use vdtool::storage::open::{Access, StorageOptions, open};
 
+use crate::layers::{Disk, LayerSpec, Place, read_all};
 use crate::util::scratch;
 
 /// Children that another thread was just starting held a duplicate of the descriptor, and with it
@@ -31,4 +33,33 @@ fn a_file_that_was_closed_stayed_locked_while_a_process_was_started() {
         failure
     });
     assert!(failure.is_none(), "{failure:?}");
+}
+
+/// The last block of the file was freed, the end of the used space was looked for only then, and
+/// two blocks got the same space: one from the list of freed blocks, one at that end.
+#[test]
+fn two_blocks_got_the_space_of_the_last_one_that_was_freed() {
+    let spec = LayerSpec {
+        format: "vhd",
+        options: "block_size=64k",
+        size: 4 << 16,
+    };
+    let disk = Disk::create(Place::Memory, &[spec]);
+    let block = |index: u64| index << 16..(index + 1) << 16;
+    let chain = disk.open(Access::Write, WriteOrder::Ordered);
+    chain.write_at(&[1; 1 << 16], 0).expect("writes");
+    chain.close().expect("closes");
+    drop(chain);
+    let chain = disk.open(Access::Write, WriteOrder::Ordered);
+    chain.discard(block(0)).expect("discards");
+    chain.flush().expect("flushes");
+    chain
+        .write_at(&[2; 1 << 16], block(1).start)
+        .expect("writes");
+    chain
+        .write_at(&[3; 1 << 16], block(2).start)
+        .expect("writes");
+    let found = read_all(&chain);
+    assert!(found[1 << 16..2 << 16].iter().all(|b| *b == 2));
+    assert!(found[2 << 16..3 << 16].iter().all(|b| *b == 3));
 }

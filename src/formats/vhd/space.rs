@@ -123,6 +123,17 @@ impl Space {
                 .any(|run| hit(run.host, run.count * blocks.stride()))
     }
 
+    /// The end of the last block that is freed or assigned: no table word names it, and still it
+    /// is not to be taken twice.
+    fn listed_end(&self, blocks: Blocks) -> u64 {
+        let freed = self.pending.iter().flat_map(|f| &f.slots);
+        let freed = freed.chain(&self.ready).chain(&self.clean);
+        let freed = freed.map(|slot| u64::from(*slot) * SECTOR + blocks.len());
+        let assigned = self.assigned.values();
+        let assigned = assigned.map(|run| run.host + run.count * blocks.stride());
+        freed.chain(assigned).max().unwrap_or(0)
+    }
+
     /// Takes the space that was assigned to a block.
     fn take_assigned(&mut self, index: u64, stride: u64) -> Option<u64> {
         let (&first, &run) = self.assigned.range(..=index).next_back()?;
@@ -386,7 +397,7 @@ impl Sparse {
         if let Some(tail) = space.tail {
             return Ok(tail);
         }
-        let used = self.used_end(shape)?;
+        let used = self.used_end(shape)?.max(space.listed_end(self.blocks));
         let tail = match space.footer {
             // What lies between is taken only where it is a hole: nobody's data.
             Some(at) if used < at && self.is_hole(used..at)? => used,

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::util::align::is_aligned;
 
 /// Bits 9 to 55: where a table or cluster is.
-const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+pub(super) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 /// Bit 63: the refcount of what it points at is exactly one, so it may be changed in place.
 pub(super) const COPIED: u64 = 1 << 63;
 /// Bit 62 of a second-level entry: the cluster is compressed.

@@ -14,6 +14,8 @@ pub(super) const BACKING_FORMAT: u32 = 0xe279_2aca;
 pub(super) const FEATURE_NAMES: u32 = 0x6803_f857;
 /// Name of the external data file.
 pub(super) const DATA_FILE_NAME: u32 = 0x4441_5441;
+/// Where the bitmap directory is.
+pub(super) const BITMAPS: u32 = 0x2385_2875;
 /// Most extensions looked at.
 const MAX_COUNT: usize = 256;
 

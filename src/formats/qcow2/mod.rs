@@ -1,6 +1,7 @@
 //! qcow2: QEMU's copy-on-write format, versions 2 and 3.
 
 mod allocate;
+mod check;
 mod create;
 mod decode;
 mod entry;
@@ -17,9 +18,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::check::{Check, Repair};
 use crate::image::driver::Creator;
 use crate::image::info::Detail;
-use crate::image::open::OpenOptions;
+use crate::image::open::{OpenOptions, Purpose};
 use crate::image::probe::ProbeInput;
 use crate::image::{Backing, BackingName, Caps, Driver, Fill, Image, Run, Source, Wait};
 use crate::storage::open::Access;
@@ -79,11 +81,17 @@ struct Qcow2 {
 
 impl Qcow2 {
     fn open(file: Arc<dyn Storage>, options: &OpenOptions) -> Result<Self> {
-        let header = Header::read(&*file)?;
-        if header.incompatible & feature::CORRUPT != 0 {
+        let mut header = Header::read_for(&*file, options.purpose)?;
+        let using = options.purpose == Purpose::Use;
+        if using && header.incompatible & feature::CORRUPT != 0 {
             return Err(Error::corrupt(
-                "the image is marked corrupt (incompatible bit 1)",
+                "the image is marked corrupt (incompatible bit 1); check -r all may mend it",
             ));
+        }
+        let writing = using && options.access == Access::Write;
+        if writing && header.incompatible & feature::DIRTY != 0 {
+            mend(&*file)?;
+            header = Header::read(&*file)?;
         }
         let external = header.incompatible & feature::DATA_FILE != 0;
         let data = match external {
@@ -175,12 +183,19 @@ impl Qcow2 {
     }
 }
 
-fn open_writer(file: &dyn Storage, header: &Header, options: &OpenOptions) -> Result<Writer> {
-    if header.incompatible & feature::DIRTY != 0 {
-        return Err(Error::corrupt(
-            "the image was not closed cleanly and its refcounts may be wrong (dirty bit); check -r all mends it",
-        ));
+/// Counts anew what a writer with lazy refcounts left behind.
+fn mend(file: &dyn Storage) -> Result<()> {
+    let report = check::check(file, Repair::All)?;
+    if report.corruptions + report.check_errors > 0 {
+        return Err(Error::corrupt(format!(
+            "the image was not closed cleanly (dirty bit) and cannot be mended: {} corruptions remain; check names them",
+            report.corruptions
+        )));
     }
+    Ok(())
+}
+
+fn open_writer(file: &dyn Storage, header: &Header, options: &OpenOptions) -> Result<Writer> {
     let place = refcount::Place {
         cluster_bits: header.cluster_bits,
         width: refblock::Width::new(header.refcount_order),
@@ -314,6 +329,14 @@ impl Image for Qcow2 {
         })
     }
 
+    fn is_dirty(&self) -> bool {
+        self.header.incompatible & feature::DIRTY != 0
+    }
+
+    fn as_check(&self) -> Option<&dyn Check> {
+        Some(self)
+    }
+
     fn details(&self) -> Vec<Detail> {
         let header = &self.header;
         let compat = if header.version == 2 { "0.10" } else { "1.1" };
@@ -329,7 +352,8 @@ impl Image for Qcow2 {
         if header.version >= 3 {
             let lazy = header.compatible & feature::LAZY_REFCOUNTS != 0;
             details.push(Detail::new("lazy-refcounts", lazy));
-            details.push(Detail::new("corrupt", false));
+            let corrupt = header.incompatible & feature::CORRUPT != 0;
+            details.push(Detail::new("corrupt", corrupt));
             details.push(Detail::new(
                 "dirty",
                 header.incompatible & feature::DIRTY != 0,

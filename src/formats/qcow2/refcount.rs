@@ -19,7 +19,7 @@ use crate::util::align::{clamp_len, is_aligned, len64};
 /// Bytes of refcount blocks kept in memory.
 const CACHE_BYTES: u64 = 4 << 20;
 /// Where the header has the table's offset (8 bytes) and its length in clusters (4 bytes).
-const HEADER_FIELD: u64 = 48;
+pub(super) const HEADER_FIELD: u64 = 48;
 /// Host offsets have 56 bits.
 const MAX_HOST: u64 = 1 << 56;
 

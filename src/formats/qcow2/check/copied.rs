@@ -1,0 +1,91 @@
+//! The copied flags of the active tables: set exactly where the refcount is 1.
+
+use super::Checker;
+use super::tables::{Table, words};
+use crate::error::Result;
+use crate::formats::qcow2::entry::{COMPRESSED, COPIED, OFFSET};
+use crate::image::check::{Repair, Severity};
+use crate::util::align::{is_aligned, len64};
+
+impl Checker<'_> {
+    /// The refcount that the file has now.
+    fn refcount(&self, host: u64) -> u64 {
+        let cluster = host >> self.layout.cluster_bits;
+        let differs = self.differs.get(&cluster).copied();
+        differs.unwrap_or_else(|| self.counts.get(cluster))
+    }
+
+    /// Looks at the flags of the active first-level table and of its second-level tables.
+    pub(super) fn copied(&mut self, tables: &[Table]) -> Result<()> {
+        let mends = self.repair == Repair::All
+            && self.differs.is_empty()
+            && !self.unusable
+            && self.report.check_errors == 0;
+        if mends {
+            // Counts come before flags that rely on them.
+            self.file.sync()?;
+        }
+        let len = u64::from(self.header.l1_len);
+        for table in tables {
+            let Some(index) = table.active else { continue };
+            if index < len {
+                self.copied_table(index, table.host, mends)?;
+            }
+        }
+        if self.external {
+            return Ok(());
+        }
+        let active: Vec<Table> = tables
+            .iter()
+            .copied()
+            .filter(|t| t.active.is_some())
+            .collect();
+        self.each_table(&active, |checker, table, bytes| {
+            let step = checker.layout.entry_len() / 8;
+            for (index, word) in words(bytes).enumerate().step_by(usize::from(step == 2) + 1) {
+                let host = word & OFFSET;
+                if word & COMPRESSED != 0 || host == 0 {
+                    continue;
+                }
+                let at = table.host + len64(index) * 8;
+                checker.copied_entry("L2", at, word, mends)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn copied_table(&mut self, index: u64, table: u64, mends: bool) -> Result<()> {
+        let at = self.header.l1_offset + index * 8;
+        let mut word = [0; 8];
+        self.file.read_at(&mut word, at)?;
+        let word = u64::from_be_bytes(word);
+        debug_assert_eq!(word & OFFSET, table);
+        self.copied_entry("L1", at, word, mends)
+    }
+
+    fn copied_entry(&mut self, which: &str, at: u64, word: u64, mends: bool) -> Result<()> {
+        let host = word & OFFSET;
+        let inside = host < self.file.size() && is_aligned(host, self.layout.cluster_size());
+        if !inside {
+            // Found before, and no flag would help it.
+            return Ok(());
+        }
+        let count = self.refcount(host);
+        let (is, expected) = (word & COPIED != 0, count == 1);
+        if is == expected {
+            return Ok(());
+        }
+        // A flag is set only where nothing unseen may refer to the cluster.
+        let done = mends && (is || self.complete);
+        if done {
+            let right = word ^ COPIED;
+            self.file.write_at(&right.to_be_bytes(), at)?;
+        }
+        let text = format!(
+            "the {which} entry at {at:#x} is {word:#018x}, but the refcount of {host:#x} is {count} (copied flag)"
+        );
+        let done = done.then(|| if is { "cleared" } else { "set" }.to_owned());
+        self.report.add(Severity::Corruption, 1, text, done);
+        Ok(())
+    }
+}

@@ -1,0 +1,238 @@
+//! Consistency check: every reference is followed and counted, then compared with the refcounts.
+//!
+//! The checker believes nothing but the header's geometry and reads the file itself, not what the
+//! driver has in memory, so it serves before an image is used, too.  Tables are read in the order
+//! of the file, each once, however many snapshots share it.
+
+mod bitmaps;
+mod copied;
+mod counts;
+mod rebuild;
+mod refs;
+mod snapshots;
+mod tables;
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use super::Qcow2;
+use super::entry::Layout;
+use super::feature;
+use super::header::Header;
+use crate::error::{Error, Result};
+use crate::image::check::{Check, Repair, Report, Severity};
+use crate::image::open::Purpose;
+use crate::storage::Storage;
+use crate::util::align::is_aligned;
+use crate::util::range;
+
+use counts::{Counts, Kind, Met};
+
+/// Offset of the incompatible bits in the header.
+const INCOMPATIBLE_FIELD: u64 = 72;
+
+/// One check, from its start to its report.
+#[derive(Debug)]
+struct Checker<'a> {
+    file: &'a dyn Storage,
+    header: Header,
+    layout: Layout,
+    /// Guest data is in another file, which has no refcounts.
+    external: bool,
+    repair: Repair,
+    counts: Counts,
+    /// Clusters of metadata that nothing else may point at, by what they are.
+    sole: Vec<(String, Range<u64>)>,
+    /// Everything that refers to clusters could be read, so what was not counted is not used.
+    complete: bool,
+    /// The refcount structure cannot be used as it is.
+    unusable: bool,
+    /// Refcounts on disk that are wrong and stay so, by cluster.
+    differs: HashMap<u64, u64>,
+    report: Report,
+}
+
+impl Check for Qcow2 {
+    fn check(&self, repair: Repair) -> Result<Report> {
+        if repair != Repair::Nothing && self.writer.is_none() {
+            return Err(Error::read_only());
+        }
+        let report = check(&*self.file, repair);
+        if repair != Repair::Nothing {
+            self.tables.forget(0..u64::MAX);
+            self.decoded.clear();
+        }
+        report
+    }
+}
+
+/// Checks the image in `file`, and repairs what `repair` allows; a repair is on stable media when
+/// it returns.
+pub(super) fn check(file: &dyn Storage, repair: Repair) -> Result<Report> {
+    let header = Header::read_for(file, Purpose::Check)?;
+    let layout = Layout {
+        cluster_bits: header.cluster_bits,
+        extended: header.extended_l2(),
+        version: header.version,
+    };
+    let report = Report {
+        total_clusters: header.size.div_ceil(header.cluster_size()),
+        ..Report::default()
+    };
+    let mut checker = Checker {
+        file,
+        external: header.incompatible & feature::DATA_FILE != 0,
+        layout,
+        header,
+        repair,
+        counts: Counts::default(),
+        sole: Vec::new(),
+        complete: true,
+        unusable: false,
+        differs: HashMap::new(),
+        report,
+    };
+    checker.run()?;
+    Ok(checker.report)
+}
+
+impl Checker<'_> {
+    fn run(&mut self) -> Result<()> {
+        self.mark_sole("the header".to_owned(), 0..self.layout.cluster_size())?;
+        let snapshots = self.snapshots()?;
+        let tables = self.first_level(&snapshots)?;
+        self.bitmaps()?;
+        let blocks = self.refcount_table()?;
+        let fixes = self.second_level(&tables)?;
+        self.overlaps();
+        self.compare(&blocks)?;
+        if self.unusable && self.repair == Repair::All {
+            self.rebuild()?;
+        }
+        self.copied(&tables)?;
+        self.apply(&fixes)?;
+        self.finish()
+    }
+
+    fn corrupt(&mut self, text: String) {
+        self.report.add(Severity::Corruption, 1, text, None);
+    }
+
+    /// Counts a reference to a range of the file; false, with a finding, where it is not inside.
+    fn mark(
+        &mut self,
+        what: &dyn Fn() -> String,
+        host: Range<u64>,
+        times: u64,
+        kind: Kind,
+    ) -> Result<bool> {
+        let size = self.layout.cluster_size();
+        let past = host.end.saturating_sub(self.file.size());
+        if past >= size || host.end < host.start {
+            let end = self.file.size();
+            self.corrupt(format!(
+                "{} is at {:#x}, {} bytes long (the file ends at {end:#x})",
+                what(),
+                host.start,
+                range::len(&host)
+            ));
+            return Ok(false);
+        }
+        let bits = self.layout.cluster_bits;
+        for cluster in host.start >> bits..host.end.div_ceil(size) {
+            if self.counts.add(cluster, times, kind)? == Met::OtherKind {
+                self.corrupt(format!(
+                    "{} at {:#x} overlaps {} in the cluster at {:#x}",
+                    what(),
+                    host.start,
+                    if kind == Kind::Data {
+                        "metadata"
+                    } else {
+                        "guest data"
+                    },
+                    cluster << bits
+                ));
+            }
+        }
+        Ok(true)
+    }
+
+    /// Counts metadata that nothing else may point at.
+    fn mark_sole(&mut self, what: String, host: Range<u64>) -> Result<bool> {
+        let marked = self.mark(&|| what.clone(), host.clone(), 1, Kind::Table)?;
+        if marked && range::len(&host) > 0 {
+            let bits = self.layout.cluster_bits;
+            let clusters = host.start >> bits..host.end.div_ceil(1 << bits);
+            self.sole.push((what, clusters));
+        }
+        Ok(marked)
+    }
+
+    /// Metadata that something else points at, too.
+    fn overlaps(&mut self) {
+        let sole = std::mem::take(&mut self.sole);
+        for (what, clusters) in &sole {
+            let mut shared = clusters.clone().filter(|c| self.counts.get(*c) > 1);
+            if let Some(first) = shared.next() {
+                let count = 1 + shared.count();
+                let host = first << self.layout.cluster_bits;
+                self.corrupt(format!(
+                    "{what}: {count} of its clusters, the first at {host:#x}, have another use too"
+                ));
+                if what.starts_with(refs::BLOCK) || what.starts_with(refs::TABLE) {
+                    self.unusable = true;
+                }
+            }
+        }
+        self.sole = sole;
+    }
+
+    /// Whether nothing but one table is in the cluster at `host`.
+    fn is_unshared(&self, host: u64) -> bool {
+        let cluster = host >> self.layout.cluster_bits;
+        is_aligned(host, self.layout.cluster_size())
+            && host < self.file.size()
+            && !self.sole.iter().any(|(_, s)| s.contains(&cluster))
+            && self.counts.is_table(cluster)
+    }
+
+    /// Words of second-level tables that are wrong in themselves, set right.
+    fn apply(&mut self, fixes: &[tables::Fix]) -> Result<()> {
+        for fix in fixes {
+            let done = self.repair == Repair::All && self.is_unshared(fix.table);
+            if done {
+                self.file.write_at(&fix.word.to_be_bytes(), fix.host)?;
+            }
+            let done = done.then(|| format!("set to {:#018x}", fix.word));
+            self.report
+                .add(Severity::Corruption, 1, fix.text.clone(), done);
+        }
+        Ok(())
+    }
+
+    /// After a repair that leaves nothing wrong: the bits that say otherwise.
+    fn finish(&mut self) -> Result<()> {
+        let marks = self.header.incompatible & (feature::DIRTY | feature::CORRUPT);
+        let clean = self.report.corruptions == 0 && self.report.check_errors == 0;
+        let clear = self.repair != Repair::Nothing && clean && marks != 0;
+        if self.repair != Repair::Nothing {
+            self.file.sync()?;
+        }
+        if clear {
+            let bits = self.header.incompatible & !marks;
+            self.file
+                .write_at(&bits.to_be_bytes(), INCOMPATIBLE_FIELD)?;
+            self.file.sync()?;
+        }
+        let done = || clear.then(|| "cleared".to_owned());
+        if marks & feature::CORRUPT != 0 {
+            let text = "the image is marked corrupt (incompatible bit 1)".to_owned();
+            self.report.add(Severity::Note, 1, text, done());
+        }
+        if marks & feature::DIRTY != 0 {
+            let text = "the image was not closed cleanly (dirty bit)".to_owned();
+            self.report.add(Severity::Note, 1, text, done());
+        }
+        Ok(())
+    }
+}

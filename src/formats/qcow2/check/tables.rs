@@ -1,0 +1,382 @@
+//! First-level and second-level tables: every entry looked at once, every cluster counted.
+
+use std::collections::HashMap;
+
+use super::Checker;
+use super::counts::Kind;
+use crate::error::{Error, ErrorKind, Result};
+use crate::formats::qcow2::entry::{
+    COMPRESSED, COPIED, Cluster, OFFSET, Packed, SUBCLUSTERS, ZERO,
+};
+use crate::formats::qcow2::feature;
+use crate::image::check::Repair;
+use crate::util::align::{clamp_len, is_aligned, len64};
+
+/// Bits of a first-level entry that must be 0.
+const L1_RESERVED: u64 = !(OFFSET | COPIED);
+/// Bits of a second-level entry that must be 0 where the cluster is not compressed.
+const L2_RESERVED: u64 = !(OFFSET | COPIED | ZERO);
+/// Bytes of tables read at a time.
+const STEP: u64 = 1 << 20;
+/// Most second-level tables; an active one in clusters of 64 KiB covers 512 MiB.
+const MAX_TABLES: usize = 1 << 24;
+/// Most words that a repair sets right in one run.
+const MAX_FIXES: usize = 1 << 20;
+
+/// Where one first-level table is.
+#[derive(Debug, Clone)]
+pub(super) struct FirstLevel {
+    /// What it is, for findings.
+    pub(super) what: String,
+    /// Its offset, a multiple of the cluster size.
+    pub(super) offset: u64,
+    /// Its entries.
+    pub(super) len: u64,
+    /// It is that of the disk, not of a snapshot.
+    pub(super) active: bool,
+}
+
+/// One second-level table.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Table {
+    /// Its offset.
+    pub(super) host: u64,
+    /// First-level entries that point at it.
+    pub(super) times: u64,
+    /// The first index in the active first-level table that points at it.
+    pub(super) active: Option<u64>,
+}
+
+/// A word of a second-level table that is wrong in itself, and what it should be.
+#[derive(Debug)]
+pub(super) struct Fix {
+    /// Offset of the table.
+    pub(super) table: u64,
+    /// Offset of the word.
+    pub(super) host: u64,
+    /// The right word.
+    pub(super) word: u64,
+    /// What is wrong.
+    pub(super) text: String,
+}
+
+/// Where an entry is.
+#[derive(Debug, Clone, Copy)]
+struct At {
+    table: Table,
+    index: u64,
+    host: u64,
+}
+
+/// The words of a piece of table.
+pub(super) fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
+    bytes
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .map(|w| u64::from_be_bytes(*w))
+}
+
+impl Checker<'_> {
+    /// Counts all first-level tables; gives the second-level ones in the order of the file.
+    pub(super) fn first_level(&mut self, snapshots: &[FirstLevel]) -> Result<Vec<Table>> {
+        let active = FirstLevel {
+            what: "the L1 table".to_owned(),
+            offset: self.header.l1_offset,
+            len: u64::from(self.header.l1_len),
+            active: true,
+        };
+        if self.external && !snapshots.is_empty() {
+            self.corrupt(format!(
+                "there are {} snapshots in an image with an external data file (allowed: 0)",
+                snapshots.len()
+            ));
+        }
+        let mut found = HashMap::new();
+        for table in std::iter::once(&active).chain(snapshots) {
+            let end = table.offset.saturating_add(table.len * 8);
+            if self.mark_sole(table.what.clone(), table.offset..end)? {
+                self.first_level_entries(table, &mut found)?;
+            } else {
+                self.complete = false;
+            }
+        }
+        let mut tables: Vec<Table> = found.into_values().collect();
+        tables.sort_unstable_by_key(|t| t.host);
+        for table in &tables {
+            let end = table.host.saturating_add(self.layout.cluster_size());
+            let what = || "an L2 table".to_owned();
+            if !self.mark(&what, table.host..end, table.times, Kind::Table)? {
+                self.complete = false;
+            }
+        }
+        let end = self.file.size();
+        tables.retain(|t| t.host < end);
+        Ok(tables)
+    }
+
+    fn first_level_entries(
+        &mut self,
+        table: &FirstLevel,
+        found: &mut HashMap<u64, Table>,
+    ) -> Result<()> {
+        let end = table.offset + table.len * 8;
+        let mut at = table.offset;
+        while at < end {
+            let run = self.file.run(at, (end - at).min(STEP))?;
+            let len = run.len.next_multiple_of(8).min(end - at);
+            let mut bytes = vec![0; clamp_len(len, usize::MAX)];
+            if run.data {
+                self.file.read_at(&mut bytes, at)?;
+                for (index, word) in words(&bytes).enumerate() {
+                    let index = (at - table.offset) / 8 + len64(index);
+                    self.first_level_entry(table, index, word, found)?;
+                }
+            }
+            at += len;
+        }
+        Ok(())
+    }
+
+    fn first_level_entry(
+        &mut self,
+        table: &FirstLevel,
+        index: u64,
+        word: u64,
+        found: &mut HashMap<u64, Table>,
+    ) -> Result<()> {
+        let host = word & OFFSET;
+        if host == 0 {
+            return Ok(());
+        }
+        if word & L1_RESERVED != 0 {
+            self.corrupt(format!(
+                "entry {index} of {} is {word:#018x} (reserved bits must be 0)",
+                table.what
+            ));
+        }
+        if !is_aligned(host, self.layout.cluster_size()) {
+            self.complete = false;
+            self.corrupt(format!(
+                "entry {index} of {} points at {host:#x} (allowed: multiples of {:#x})",
+                table.what,
+                self.layout.cluster_size()
+            ));
+            return Ok(());
+        }
+        if found.len() >= MAX_TABLES && !found.contains_key(&host) {
+            let text = format!("there are too many L2 tables to check (allowed: {MAX_TABLES})");
+            return Err(Error::new(ErrorKind::OutOfRange, text));
+        }
+        let entry = found.entry(host).or_insert(Table {
+            host,
+            times: 0,
+            active: None,
+        });
+        entry.times += 1;
+        if table.active && entry.active.is_none() {
+            entry.active = Some(index);
+        }
+        Ok(())
+    }
+
+    /// Calls `each` with every table and its bytes; neighbours are read in one piece.
+    pub(super) fn each_table(
+        &mut self,
+        tables: &[Table],
+        mut each: impl FnMut(&mut Self, Table, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let size = self.layout.cluster_size();
+        let most = clamp_len(STEP / size, usize::MAX).max(1);
+        let mut rest = tables;
+        let mut buf = Vec::new();
+        while let Some(first) = rest.first() {
+            let follows = |pair: &[Table]| pair[0].host.checked_add(size) == Some(pair[1].host);
+            let more = rest.windows(2).take(most - 1).take_while(|p| follows(p));
+            let (run, after) = rest.split_at(1 + more.count());
+            buf.resize(clamp_len(size, usize::MAX) * run.len(), 0);
+            self.file.read_at(&mut buf, first.host)?;
+            for (table, bytes) in run.iter().zip(buf.chunks(clamp_len(size, usize::MAX))) {
+                each(self, *table, bytes)?;
+            }
+            rest = after;
+        }
+        Ok(())
+    }
+
+    /// Counts what all second-level tables point at; gives the words that can be set right.
+    pub(super) fn second_level(&mut self, tables: &[Table]) -> Result<Vec<Fix>> {
+        let mut fixes = Vec::new();
+        self.each_table(tables, |checker, table, bytes| {
+            let entry_len = checker.layout.entry_len();
+            let per_entry = clamp_len(entry_len / 8, 2);
+            let mut words = words(bytes);
+            let mut index = 0;
+            // Where the next cluster of the disk would be, were it in one piece with the last.
+            let mut next = None;
+            while let Some(word) = words.next() {
+                let bits = if per_entry == 2 {
+                    words.next().unwrap_or(0)
+                } else {
+                    0
+                };
+                if word != 0 || bits != 0 {
+                    let host = table.host + index * entry_len;
+                    let at = At { table, index, host };
+                    let fix = checker.second_level_entry(at, word, bits, &mut next)?;
+                    fixes.extend(fix);
+                }
+                index += 1;
+            }
+            Ok(())
+        })?;
+        Ok(fixes)
+    }
+
+    fn second_level_entry(
+        &mut self,
+        at: At,
+        word: u64,
+        bits: u64,
+        next: &mut Option<u64>,
+    ) -> Result<Option<Fix>> {
+        if word & COMPRESSED == 0 && word & L2_RESERVED != 0 {
+            self.corrupt(format!(
+                "the L2 entry at {:#x} is {word:#018x} (reserved bits must be 0)",
+                at.host
+            ));
+        }
+        let stored = bits & !(!0 << SUBCLUSTERS);
+        match self.layout.cluster(word) {
+            Ok(Cluster::Compressed(packed)) => {
+                if bits != 0 {
+                    self.corrupt(format!(
+                        "the L2 entry at {:#x} is of a compressed cluster and has the subcluster bitmap {bits:#018x} (expected: 0)",
+                        at.host
+                    ));
+                }
+                self.compressed(at, word, packed)
+            }
+            Ok(Cluster::Unallocated | Cluster::Zero) => {
+                if stored != 0 {
+                    self.corrupt(format!(
+                        "the L2 entry at {:#x} has no space, but stored subclusters (bitmap {bits:#018x})",
+                        at.host
+                    ));
+                }
+                Ok(None)
+            }
+            Ok(Cluster::Standard { host, .. }) => {
+                if stored & bits >> SUBCLUSTERS != 0 {
+                    self.corrupt(format!(
+                        "the L2 entry at {:#x} has subclusters that are both stored and zero (bitmap {bits:#018x})",
+                        at.host
+                    ));
+                }
+                self.standard(at, host, next).map(|()| None)
+            }
+            // The entry does not decode: its offset is misaligned.
+            Err(_) => Ok(self.misaligned(at, word, stored)),
+        }
+    }
+
+    fn standard(&mut self, at: At, host: u64, next: &mut Option<u64>) -> Result<()> {
+        let size = self.layout.cluster_size();
+        if at.table.active.is_some() {
+            self.report.allocated_clusters += 1;
+            if next.is_some_and(|next| next != host) {
+                self.report.fragmented_clusters += 1;
+            }
+            *next = Some(host + size);
+        }
+        if self.external {
+            return self.in_data_file(at, host);
+        }
+        if host == 0 {
+            self.corrupt(format!(
+                "the L2 entry at {:#x} points at the header (allowed: a cluster after it)",
+                at.host
+            ));
+            return Ok(());
+        }
+        let what = || format!("a cluster (L2 entry at {:#x})", at.host);
+        self.mark(&what, host..host + size, at.table.times, Kind::Data)?;
+        Ok(())
+    }
+
+    /// With a raw data file, guest data is at its own offset.
+    fn in_data_file(&mut self, at: At, host: u64) -> Result<()> {
+        let raw = self.header.autoclear & feature::DATA_FILE_RAW != 0;
+        let Some(l1) = at.table.active.filter(|_| raw) else {
+            return Ok(());
+        };
+        let cluster = (l1 << self.header.l2_bits()) + at.index;
+        let guest = cluster.checked_mul(self.layout.cluster_size());
+        if guest != Some(host) {
+            self.corrupt(format!(
+                "the L2 entry at {:#x} points at {host:#x} of the raw data file (expected: the guest offset)",
+                at.host
+            ));
+        }
+        Ok(())
+    }
+
+    fn compressed(&mut self, at: At, word: u64, packed: Packed) -> Result<Option<Fix>> {
+        if self.external {
+            self.corrupt(format!(
+                "the L2 entry at {:#x} is of a compressed cluster in an image with an external data file",
+                at.host
+            ));
+            return Ok(None);
+        }
+        if at.table.active.is_some() {
+            // Compressed clusters are fragments by nature.
+            self.report.allocated_clusters += 1;
+            self.report.compressed_clusters += 1;
+            self.report.fragmented_clusters += 1;
+        }
+        let what = || format!("a compressed cluster (L2 entry at {:#x})", at.host);
+        self.mark(&what, packed.start..packed.end, at.table.times, Kind::Data)?;
+        if word & COPIED == 0 {
+            return Ok(None);
+        }
+        let text = format!(
+            "the L2 entry at {:#x} is of a compressed cluster and has the copied flag (expected: not)",
+            at.host
+        );
+        Ok(self.fix(at, word & !COPIED, text))
+    }
+
+    /// An entry that points nowhere: without data it can be made what it reads as.
+    fn misaligned(&mut self, at: At, word: u64, stored: u64) -> Option<Fix> {
+        let text = format!(
+            "the L2 entry at {:#x} points at {:#x} (allowed: multiples of {:#x})",
+            at.host,
+            word & OFFSET,
+            self.layout.cluster_size()
+        );
+        let data = match self.layout.extended {
+            true => stored != 0,
+            false => word & ZERO == 0 || self.layout.version < 3,
+        };
+        if data {
+            self.corrupt(text);
+            return None;
+        }
+        let zero = if self.layout.extended { 0 } else { ZERO };
+        self.fix(at, zero, text)
+    }
+
+    fn fix(&mut self, at: At, word: u64, text: String) -> Option<Fix> {
+        if self.repair != Repair::All || self.report.corruptions > len64(MAX_FIXES) {
+            self.corrupt(text);
+            return None;
+        }
+        Some(Fix {
+            table: at.table.host,
+            host: at.host,
+            word,
+            text,
+        })
+    }
+}

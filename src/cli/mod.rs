@@ -26,6 +26,7 @@ pub mod measure;
 pub mod progress;
 pub mod resize;
 pub mod signal;
+pub mod snapshot;
 pub mod target;
 
 use crate::util::text::printable;
@@ -124,6 +125,8 @@ pub enum Command {
     Measure(measure::Args),
     /// Change the size of a disk.
     Resize(resize::Args),
+    /// List, make, apply and delete internal snapshots.
+    Snapshot(snapshot::Args),
     /// Read and write a disk's bytes by commands.
     Io(io::Args),
     /// Print completions for a shell.
@@ -149,6 +152,7 @@ fn run(command: &Command, globals: &Globals) -> anyhow::Result<Exit> {
         Command::Compare(args) => compare::run(args, globals),
         Command::Measure(args) => measure::run(args, globals),
         Command::Resize(args) => resize::run(args, globals),
+        Command::Snapshot(args) => snapshot::run(args, globals),
         Command::Io(args) => io::run(args, globals),
         Command::Completions(args) => completions::run(args, globals),
     }

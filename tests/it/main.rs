@@ -18,6 +18,7 @@ mod oracle;
 mod refuse;
 mod regress;
 mod resize;
+mod snapshot;
 mod storage;
 mod threads;
 mod util;

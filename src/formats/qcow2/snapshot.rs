@@ -200,6 +200,9 @@ fn write_l1(rewrite: &Rewrite<'_>, l1: &[u64], host: u64) -> Result<()> {
 }
 
 fn write_padded(rewrite: &Rewrite<'_>, mut bytes: Vec<u8>, host: u64) -> Result<()> {
+    if bytes.is_empty() {
+        return Ok(());
+    }
     let cluster = clamp_len(rewrite.header.cluster_size(), usize::MAX);
     bytes.resize(bytes.len().next_multiple_of(cluster), 0);
     rewrite.file().write_at(&bytes, host)

@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 
 pub mod backing;
 pub mod check;
+pub mod commit;
 pub mod common;
 pub mod compare;
 pub mod completions;
@@ -24,6 +25,7 @@ pub mod io;
 pub mod map;
 pub mod measure;
 pub mod progress;
+pub mod rebase;
 pub mod resize;
 pub mod signal;
 pub mod snapshot;
@@ -127,6 +129,10 @@ pub enum Command {
     Resize(resize::Args),
     /// List, make, apply and delete internal snapshots.
     Snapshot(snapshot::Args),
+    /// Move what an image has into one below it.
+    Commit(commit::Args),
+    /// Give an image another backing image.
+    Rebase(rebase::Args),
     /// Read and write a disk's bytes by commands.
     Io(io::Args),
     /// Print completions for a shell.
@@ -153,6 +159,8 @@ fn run(command: &Command, globals: &Globals) -> anyhow::Result<Exit> {
         Command::Measure(args) => measure::run(args, globals),
         Command::Resize(args) => resize::run(args, globals),
         Command::Snapshot(args) => snapshot::run(args, globals),
+        Command::Commit(args) => commit::run(args, globals),
+        Command::Rebase(args) => rebase::run(args, globals),
         Command::Io(args) => io::run(args, globals),
         Command::Completions(args) => completions::run(args, globals),
     }

@@ -11,7 +11,7 @@ use crate::copy::progress::Progress;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Source, Wait};
 use crate::storage::Zeroing;
-use crate::util::align::{clamp_len, len64};
+use crate::util::align::clamp_len;
 use crate::util::buf::is_zero;
 
 /// Bytes of each disk compared at a time.
@@ -180,6 +180,7 @@ mod tests {
     use crate::copy::progress::Silent;
     use crate::image::overlay::Overlay;
     use crate::storage::memory::MemoryStorage;
+    use crate::util::align::len64;
 
     fn raw(bytes: &[u8]) -> Chain {
         raw_chain(Arc::new(MemoryStorage::from_bytes(bytes)))

@@ -15,6 +15,7 @@ mod map;
 mod model;
 mod mutate;
 mod oracle;
+mod rebase;
 mod refuse;
 mod regress;
 mod resize;

@@ -81,7 +81,9 @@ fn what_either_tool_does_to_snapshots_the_other_reads_and_finds_clean() {
             };
             theirs(
                 dir,
-                &["create", "-q", "-f", "qcow2", "-o", options, "a.qcow2", "6M"],
+                &[
+                    "create", "-q", "-f", "qcow2", "-o", options, "a.qcow2", "6M",
+                ],
             );
             write(&["write -P 1 0 1M", "write -P 2 3M 700k"]);
             let first = content(dir, None);
@@ -159,7 +161,9 @@ fn what_cannot_be_is_refused_and_nothing_is_changed() {
     let make = |options: &str| {
         theirs(
             dir,
-            &["create", "-q", "-f", "qcow2", "-o", options, "a.qcow2", "1M"],
+            &[
+                "create", "-q", "-f", "qcow2", "-o", options, "a.qcow2", "1M",
+            ],
         );
         peer("qemu-io", dir, ["-c", "write 0 100k", "a.qcow2"]);
     };
@@ -180,7 +184,11 @@ fn what_cannot_be_is_refused_and_nothing_is_changed() {
     refused(&["snapshot", "-c", "", "a.qcow2"], 1, "1 to 255");
     refused(&["snapshot", "-a", "x", "a.qcow2"], 1, "no snapshot 'x'");
     refused(&["snapshot", "-d", "x", "a.qcow2"], 1, "no snapshot 'x'");
-    refused(&["convert", "-l", "x", "a.qcow2", "b.raw"], 1, "no snapshot");
+    refused(
+        &["convert", "-l", "x", "a.qcow2", "b.raw"],
+        1,
+        "no snapshot",
+    );
     ours(dir, &["create", "-q", "a.vhd", "1M"]).success();
     ours(dir, &["snapshot", "-l", "a.vhd"]).code(63);
     ours(dir, &["convert", "-l", "x", "a.vhd", "b.raw"]).code(63);

@@ -13,6 +13,7 @@ mod lookup;
 mod refblock;
 mod refcount;
 mod relink;
+mod resize;
 mod rewrite;
 mod snapshot;
 mod snapshot_table;
@@ -22,6 +23,7 @@ mod writer;
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::check::{Check, Repair};
@@ -31,10 +33,10 @@ use crate::image::open::{OpenOptions, Purpose};
 use crate::image::probe::ProbeInput;
 use crate::image::relink::{Empty, Relink};
 use crate::image::snapshot::{Pick, Snapshot, Snapshots};
-use crate::image::{Backing, BackingName, Caps, Driver, Fill, Image, Run, Source, Wait};
+use crate::image::{Backing, BackingName, Caps, Driver, Fill, Image, Resize, Run, Source, Wait};
 use crate::storage::open::Access;
 use crate::storage::{Limits, Storage, Zeroing};
-use crate::util::align::{clamp_len, len64};
+use crate::util::align::{clamp_len, down, len64};
 
 use decode::Decoded;
 use entry::{Cluster, Layout, Packed};
@@ -80,7 +82,10 @@ struct Qcow2 {
     file: Arc<dyn Storage>,
     /// Where guest data is: the file itself, or the external data file; `None`: not opened.
     data: Option<Arc<dyn Storage>>,
+    /// As it was on opening; `size` and `tables` know what has changed since.
     header: Header,
+    /// Virtual size in bytes.
+    size: AtomicU64,
     layout: Layout,
     tables: Tables,
     decoded: Decoded,
@@ -125,6 +130,7 @@ impl Qcow2 {
         Ok(Self {
             file,
             data,
+            size: AtomicU64::new(header.size),
             header,
             layout,
             tables,
@@ -135,7 +141,7 @@ impl Qcow2 {
 
     /// Virtual size in bytes.
     fn size(&self) -> u64 {
-        self.header.size
+        self.size.load(Ordering::Acquire)
     }
 
     /// Whether guest data is in an external data file.
@@ -186,7 +192,8 @@ impl Qcow2 {
                 format!("the data at {at:#x} is in the external data file, which was not opened"),
             ));
         };
-        if host >= data.size() {
+        // The last cluster of a file may be there in part.
+        if down(host, self.layout.cluster_size()) >= data.size() {
             return Err(Error::corrupt(format!(
                 "the cluster of {at:#x} is at {host:#x} (the data file ends at {:#x})",
                 data.size()
@@ -270,7 +277,7 @@ impl Image for Qcow2 {
     }
 
     fn virtual_size(&self) -> u64 {
-        self.header.size
+        self.size()
     }
 
     fn cluster_size(&self) -> Option<u64> {
@@ -300,7 +307,7 @@ impl Image for Qcow2 {
     }
 
     fn map(&self, at: u64, len: u64, wait: Wait) -> Result<Run<'_>> {
-        let len = len.min(self.header.size - at);
+        let len = len.min(self.size().saturating_sub(at));
         let found = self.tables.find(&*self.file, at, len, wait)?;
         let source = match found.place {
             Place::Below => Source::Below,
@@ -357,6 +364,10 @@ impl Image for Qcow2 {
         self.release_freed()
     }
 
+    fn as_resize(&self) -> Option<&dyn Resize> {
+        Some(self)
+    }
+
     fn as_layout(&self) -> Option<&dyn crate::image::Layout> {
         self.writer.is_some().then_some(self)
     }
@@ -371,7 +382,7 @@ impl Image for Qcow2 {
 
     fn snapshots(&self) -> Result<Vec<Snapshot>> {
         let table = SnapshotTable::read(&*self.file, &self.header)?;
-        Ok(table.describe(self.header.size))
+        Ok(table.describe(self.size()))
     }
 
     fn as_snapshots(&mut self) -> Option<&mut dyn Snapshots> {

@@ -37,6 +37,8 @@ impl Relink for Qcow2 {
 impl Empty for Qcow2 {
     fn empty(&mut self) -> Result<()> {
         self.writer()?;
+        self.release_assigned()?;
+        self.reload()?;
         if self.has_data_file() {
             return Err(Error::unsupported(
                 "an image with an external data file cannot be emptied",

@@ -1,5 +1,6 @@
 //! Internal snapshots: a first-level table of their own, everything below it shared.
 
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::extension;
@@ -19,9 +20,10 @@ use crate::util::text::printable;
 const MAX_NAME: usize = 255;
 
 impl Qcow2 {
-    /// The table, for a change of it.
-    fn snapshots_for_change(&self) -> Result<SnapshotTable> {
+    /// The table, for a change of it; the header is looked at again first.
+    fn snapshots_for_change(&mut self) -> Result<SnapshotTable> {
         self.writer()?;
+        self.reload()?;
         if self.has_data_file() {
             return Err(Error::unsupported(
                 "an image with an external data file has no internal snapshots",
@@ -61,6 +63,7 @@ impl Qcow2 {
             *refcounts = Refcounts::new(place, self.file.size(), writer.order());
         }
         self.layout.version = header.version;
+        self.size = AtomicU64::new(header.size);
         self.header = header;
         Ok(())
     }

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::error::Result;
 use crate::storage::{Limits, Storage, Zeroing};
 
+pub mod bitmap;
 pub mod check;
 pub mod create;
 pub mod driver;
@@ -27,6 +28,7 @@ pub mod snapshot;
 pub mod table;
 pub mod words;
 
+pub use bitmap::Bitmaps;
 pub use check::Check;
 pub use driver::Driver;
 pub use relink::{Empty, Relink};
@@ -225,6 +227,14 @@ pub trait Image: fmt::Debug + Send + Sync {
     }
     /// Dropping all that the image has itself, where the format can.
     fn as_empty(&mut self) -> Option<&mut dyn Empty> {
+        None
+    }
+    /// Its dirty bitmaps, in formats that have them.
+    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        None
+    }
+    /// Its dirty bitmaps, for changes of them.
+    fn as_bitmaps(&mut self) -> Option<&mut dyn Bitmaps> {
         None
     }
     /// Its internal snapshots, in order.

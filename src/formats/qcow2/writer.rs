@@ -13,7 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 
 use super::Qcow2;
+use super::bitmap::Tracker;
 use super::entry::COPIED;
+use super::extension;
 use super::feature;
 use super::refcount::{Refcounts, Step, Taken};
 use crate::error::{Error, Result};
@@ -46,7 +48,12 @@ pub(super) struct Writer {
     data_barrier: Barrier,
     order: WriteOrder,
     grace: Arc<Grace>,
-    started: AtomicBool,
+    /// The first change was announced.
+    pub(super) started: AtomicBool,
+    /// There is a tracker.
+    pub(super) tracking: AtomicBool,
+    /// The bitmaps that record.  Outside `refcounts`.
+    pub(super) tracker: Mutex<Option<Tracker>>,
 }
 
 /// Clusters that nothing refers to any more, but that readers may still be reading and that a
@@ -70,6 +77,8 @@ impl Writer {
             order,
             grace,
             started: AtomicBool::new(false),
+            tracking: AtomicBool::new(false),
+            tracker: Mutex::default(),
         }
     }
 }
@@ -94,15 +103,22 @@ impl Qcow2 {
         if writer.started.load(Ordering::Acquire) {
             return Ok(());
         }
-        let _refcounts = writer.refcounts.lock();
+        let mut tracker = writer.tracker.lock();
         if writer.started.load(Ordering::Acquire) {
             return Ok(());
         }
         let kept = self.header.autoclear & feature::KEPT_AUTOCLEAR;
+        let mut extensions = self.header.extensions.iter();
+        let kept = match extensions.any(|e| e.kind == extension::BITMAPS) {
+            true => kept,
+            false => kept & !feature::BITMAPS,
+        };
         if self.header.version >= 3 && kept != self.header.autoclear {
             self.file.write_at(&kept.to_be_bytes(), AUTOCLEAR_FIELD)?;
             self.file.sync()?;
         }
+        *tracker = Tracker::start(&*self.file, &self.header)?;
+        writer.tracking.store(tracker.is_some(), Ordering::Release);
         writer.started.store(true, Ordering::Release);
         Ok(())
     }

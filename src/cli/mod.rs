@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind as ClapKind;
 use clap::{Parser, Subcommand};
 
+pub mod amend;
 pub mod backing;
 pub mod bitmap;
 pub mod check;
@@ -136,6 +137,8 @@ pub enum Command {
     Rebase(rebase::Args),
     /// Add, remove, clear, merge, enable and disable dirty bitmaps.
     Bitmap(bitmap::Args),
+    /// Change format options of an image in place.
+    Amend(amend::Args),
     /// Read and write a disk's bytes by commands.
     Io(io::Args),
     /// Print completions for a shell.
@@ -165,6 +168,7 @@ fn run(command: &Command, globals: &Globals) -> anyhow::Result<Exit> {
         Command::Commit(args) => commit::run(args, globals),
         Command::Rebase(args) => rebase::run(args, globals),
         Command::Bitmap(args) => bitmap::run(args, globals),
+        Command::Amend(args) => amend::run(args, globals),
         Command::Io(args) => io::run(args, globals),
         Command::Completions(args) => completions::run(args, globals),
     }

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::error::Result;
 use crate::storage::{Limits, Storage, Zeroing};
 
+pub mod amend;
 pub mod bitmap;
 pub mod check;
 pub mod create;
@@ -28,6 +29,7 @@ pub mod snapshot;
 pub mod table;
 pub mod words;
 
+pub use amend::Amend;
 pub use bitmap::Bitmaps;
 pub use check::Check;
 pub use driver::Driver;
@@ -227,6 +229,10 @@ pub trait Image: fmt::Debug + Send + Sync {
     }
     /// Dropping all that the image has itself, where the format can.
     fn as_empty(&mut self) -> Option<&mut dyn Empty> {
+        None
+    }
+    /// Change of format options, where the format has some that can change.
+    fn as_amend(&mut self) -> Option<&mut dyn Amend> {
         None
     }
     /// Its dirty bitmaps, in formats that have them.

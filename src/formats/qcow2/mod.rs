@@ -1,6 +1,7 @@
 //! qcow2: QEMU's copy-on-write format, versions 2 and 3.
 
 mod allocate;
+mod amend;
 mod bitmap;
 mod bitmap_dir;
 mod check;
@@ -29,6 +30,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::amend::Amend;
 use crate::image::bitmap::{Bitmap, Bitmaps, Recording};
 use crate::image::check::{Check, Repair};
 use crate::image::driver::Creator;
@@ -398,6 +400,10 @@ impl Image for Qcow2 {
     fn snapshots(&self) -> Result<Vec<Snapshot>> {
         let table = SnapshotTable::read(&*self.file, &self.header)?;
         Ok(table.describe(self.size()))
+    }
+
+    fn as_amend(&mut self) -> Option<&mut dyn Amend> {
+        Some(self)
     }
 
     fn bitmaps(&self) -> Option<&dyn Bitmaps> {

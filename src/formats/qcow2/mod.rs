@@ -297,15 +297,11 @@ impl Image for Qcow2 {
     }
 
     fn flush(&self) -> Result<()> {
-        if let Some(data) = self.external() {
-            data.sync()?;
-        }
-        self.file.sync()?;
-        if self.writer.is_some() {
-            self.release_freed()
-        } else {
-            Ok(())
-        }
+        let Some(writer) = &self.writer else {
+            return Ok(());
+        };
+        self.flush_all(writer)?;
+        self.release_freed()
     }
 
     fn close(&self) -> Result<()> {

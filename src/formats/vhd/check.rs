@@ -88,7 +88,16 @@ impl Check for Fixed {
         may_write(repair, self.write)?;
         let mut report = Report::default();
         let state = *self.state.lock();
-        self.check_footer(&mut report, &state.footer, state.data_end, repair)?;
+        if let End::Damaged(why) = &self.end {
+            // There is no second footer to tell which of its bytes is wrong.
+            corruption(&mut report, why.as_str(), None);
+            return Ok(report);
+        }
+        if matches!(self.end, End::Short) {
+            let bytes = state.footer.sealed().to_bytes();
+            let write = || self.storage.write_at(&bytes, state.data_end);
+            short(&mut report, (repair == Repair::All).then(write))?;
+        }
         footer_fields(&mut report, &state.footer);
         let wanted = self.rule.size(&state.footer, state.data_end);
         if wanted > state.data_end {
@@ -124,32 +133,6 @@ impl Check for Fixed {
     }
 }
 
-impl Fixed {
-    fn check_footer(
-        &self,
-        report: &mut Report,
-        footer: &Footer,
-        host: u64,
-        repair: Repair,
-    ) -> Result<()> {
-        let all = repair == Repair::All;
-        let write = || self.storage.write_at(&footer.sealed().to_bytes(), host);
-        match &self.end {
-            End::Damaged(why) => {
-                if all {
-                    write()?;
-                    self.storage.sync()?;
-                }
-                let did = all.then_some("its checksum was written anew");
-                corruption(report, why.as_str(), did);
-            }
-            End::Short => short(report, all.then(write))?,
-            End::Whole | End::Killed => {}
-        }
-        Ok(())
-    }
-}
-
 fn short(report: &mut Report, written: Option<Result<()>>) -> Result<()> {
     let did = written.transpose()?.map(|()| "the byte was added".into());
     let text = "the footer lacks its last byte, as old versions of Virtual PC wrote it";
@@ -163,7 +146,9 @@ impl Check for Sparse {
         let mut report = Report::default();
         let shape = self.shape.load_full();
         footer_fields(&mut report, &shape.footer);
-        self.check_header(&mut report, &shape, repair)?;
+        let sound = self.check_header(&mut report, &shape);
+        // What is repaired by what a wrong header says is destroyed.
+        let repair = if sound { repair } else { Repair::Nothing };
         self.check_locators(&mut report, &shape);
         let used = self.check_blocks(&mut report, &shape, repair)?;
         self.check_end(&mut report, &shape, used, repair)?;
@@ -177,20 +162,23 @@ impl Check for Sparse {
 }
 
 impl Sparse {
-    fn check_header(&self, report: &mut Report, shape: &Shape, repair: Repair) -> Result<()> {
+    /// Whether the header and the place of the table may be relied on.
+    fn check_header(&self, report: &mut Report, shape: &Shape) -> bool {
         let header = &shape.header;
+        let mut sound = true;
         if !header.checksum_is_right() {
-            let all = repair == Repair::All;
-            if all {
-                let bytes = header.sealed().to_bytes();
-                self.storage
-                    .write_at(&bytes, shape.footer.header_offset())?;
-            }
-            corruption(
-                report,
-                "the dynamic header's checksum is wrong",
-                all.then_some("it was written anew"),
-            );
+            // There is no second header to tell which of its bytes is wrong.
+            sound = false;
+            corruption(report, "the dynamic header's checksum is wrong", None);
+        }
+        let (end, size) = (
+            shape.table.host() + shape.table.len() * 4,
+            self.storage.size(),
+        );
+        if end > size {
+            sound = false;
+            let text = format!("the table ends at {end:#x}, the file at {size:#x}");
+            corruption(report, text, None);
         }
         if !header.reserved_is_zero() {
             note(report, "the dynamic header's reserved bytes are not zero");
@@ -216,7 +204,7 @@ impl Sparse {
             }
             _ => {}
         }
-        Ok(())
+        sound
     }
 
     fn check_locators(&self, report: &mut Report, shape: &Shape) {

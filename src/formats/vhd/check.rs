@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use crate::error::{Error, Result};
 use crate::formats::vhd::batmap;
+use crate::formats::vhd::check_blocks::Ends;
 use crate::formats::vhd::fixed::Fixed;
 use crate::formats::vhd::footer::{self, Creator, Footer, Kind, Strictness};
 use crate::formats::vhd::geometry::{Geometry, SECTOR};
@@ -150,8 +151,8 @@ impl Check for Sparse {
         // What is repaired by what a wrong header says is destroyed.
         let repair = if sound { repair } else { Repair::Nothing };
         self.check_locators(&mut report, &shape);
-        let used = self.check_blocks(&mut report, &shape, repair)?;
-        self.check_end(&mut report, &shape, used, repair)?;
+        let ends = self.check_blocks(&mut report, &shape, repair)?;
+        self.check_end(&mut report, &shape, ends, repair)?;
         self.check_copy(&mut report, &shape, repair)?;
         self.check_batmap_header(&mut report, &shape, repair)?;
         if repair != Repair::Nothing {
@@ -231,15 +232,17 @@ impl Sparse {
         }
     }
 
-    /// The footer at the end; `used` is where blocks and metadata end.
+    /// The footer at the end.
     fn check_end(
         &self,
         report: &mut Report,
         shape: &Shape,
-        used: u64,
+        ends: Ends,
         repair: Repair,
     ) -> Result<()> {
-        let all = repair == Repair::All;
+        // With a footer behind it, a block that was cut off would pass for whole.
+        let all = repair == Repair::All && !ends.lost;
+        let used = ends.used;
         let size = self.storage.size();
         let found = self.space.lock().footer();
         let write = |host| {

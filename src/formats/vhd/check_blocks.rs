@@ -53,14 +53,23 @@ struct Walk {
     too_many: bool,
 }
 
+/// Where what is in use ends.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ends {
+    /// End of the last block or metadata.
+    pub(super) used: u64,
+    /// Whether the table names bytes that the file does not have.
+    pub(super) lost: bool,
+}
+
 impl Sparse {
-    /// Checks table, blocks, batmap and unused space; where blocks and metadata end.
+    /// Checks table, blocks, batmap and unused space.
     pub(super) fn check_blocks(
         &self,
         report: &mut Report,
         shape: &Shape,
         repair: Repair,
-    ) -> Result<u64> {
+    ) -> Result<Ends> {
         let mut walk = self.walk(report, shape)?;
         for text in &walk.texts {
             corruption(report, text.as_str(), None);
@@ -87,7 +96,8 @@ impl Sparse {
         }
         let used = self.check_space(report, shape, &walk, repair)?;
         report.image_end_offset = used;
-        Ok(used)
+        let lost = !walk.absent.is_empty() || !walk.texts.is_empty();
+        Ok(Ends { used, lost })
     }
 
     fn walk(&self, report: &mut Report, shape: &Shape) -> Result<Walk> {

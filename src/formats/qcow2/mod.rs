@@ -9,6 +9,8 @@ mod extension;
 mod feature;
 mod header;
 mod lookup;
+mod measure;
+mod preallocate;
 mod refblock;
 mod refcount;
 mod resize;
@@ -48,7 +50,7 @@ pub static DRIVER: Driver = Driver {
     open_options: &[],
     creator: Some(Creator {
         create: create::create,
-        measure: create::measure,
+        measure: measure::measure,
         cluster_size: create::cluster_size,
         options: create::OPTIONS,
     }),

@@ -147,9 +147,23 @@ impl Chain {
             None if self.base == Base::NotOpened => LayerBelow::NotOpened,
             None => LayerBelow::Nothing,
         };
+        self.own_the_end(virtual_size, below)?;
         resize
             .resize(virtual_size, below)
             .map_err(|e| e.at_opt(path))
+    }
+
+    /// Before a disk grows over data of the layer below: the unit that its end cuts gets space of
+    /// its own, so that the top layer can hide what follows.
+    fn own_the_end(&self, virtual_size: u64, below: LayerBelow) -> Result<()> {
+        let (old, unit) = (self.virtual_size(), self.top().limits().zero_align);
+        let hides = matches!(below, LayerBelow::Size(size) if size > old) && virtual_size > old;
+        if !hides || unit == 0 || old.is_multiple_of(u64::from(unit)) {
+            return Ok(());
+        }
+        let mut last = [0];
+        self.read_at(&mut last, old - 1)?;
+        self.write_at(&last, old - 1)
     }
 
     /// Finds the bytes from `at`, looking no further than `len`, which is not 0; `at` lies inside

@@ -10,16 +10,18 @@ use crate::error::{Error, Result};
 use crate::image::{Fill, Old, Slot, Wait};
 use crate::storage::Storage;
 use crate::util::align::{clamp_len, down};
-use crate::util::range::intersect;
+use crate::util::range::{self, intersect};
 
 /// Bytes given space in one go at most.
 const MAX_SPAN: u64 = 64 << 20;
 
 /// One cluster as its entry describes it, under a reservation.
 #[derive(Debug, Clone, Copy)]
-struct Unit {
-    cluster: Cluster,
-    bits: u64,
+pub(super) struct Unit {
+    /// Where it is.
+    pub(super) cluster: Cluster,
+    /// The bits of its subclusters; 0 without them.
+    pub(super) bits: u64,
 }
 
 impl Unit {
@@ -38,7 +40,7 @@ impl Unit {
 }
 
 /// Bits for the subclusters of `part`, a range within a cluster in whole subclusters.
-fn mask(part: &Range<u64>, unit: u64) -> u64 {
+pub(super) fn mask(part: &Range<u64>, unit: u64) -> u64 {
     let (first, end) = (part.start / unit, part.end.div_ceil(unit));
     let below = |n: u64| if n >= 64 { !0 } else { (1u64 << n) - 1 };
     below(end) & !below(first)
@@ -69,7 +71,7 @@ impl Qcow2 {
     }
 
     /// The cluster at `start`, as its entry has it now.
-    fn unit(&self, start: u64) -> Result<Unit> {
+    pub(super) fn unit(&self, start: u64) -> Result<Unit> {
         let Some(entry) = self.tables.entry_offset(&*self.file, start, Wait::Yes)? else {
             return Ok(Unit {
                 cluster: Cluster::Unallocated,
@@ -157,7 +159,12 @@ impl Qcow2 {
             } => Some(host),
             _ => None,
         };
-        if own.is_some() && self.all_stored(unit, &within)? {
+        let within = match own {
+            // What is stored in place is the caller's to overwrite; nobody fills it here.
+            Some(_) => within.start..self.unstored_end(unit, &within)?,
+            None => within,
+        };
+        if within.is_empty() {
             return Ok(0);
         }
         let since = self.moment()?;
@@ -204,7 +211,7 @@ impl Qcow2 {
         if own.is_none() {
             self.free_cluster(unit.cluster)?;
         }
-        Ok(request.end - request.start)
+        Ok(range::len(&within))
     }
 
     fn fill_part(
@@ -234,10 +241,13 @@ impl Qcow2 {
         })
     }
 
-    fn all_stored(&self, unit: Unit, within: &Range<u64>) -> Result<bool> {
-        let mut parts = self.parts(unit)?.into_iter();
-        Ok(parts
-            .all(|(kind, part)| kind == Subcluster::Stored || intersect(&part, within).is_none()))
+    /// Where the first stored part of a range within a cluster begins; its end where none does.
+    fn unstored_end(&self, unit: Unit, within: &Range<u64>) -> Result<u64> {
+        let parts = self.parts(unit)?.into_iter();
+        let mut stored = parts.filter_map(|(kind, part)| {
+            intersect(&part, within).filter(|_| kind == Subcluster::Stored)
+        });
+        Ok(stored.next().map_or(within.end, |part| part.start))
     }
 
     /// The cluster cut into runs of subclusters that read alike, as ranges within it.

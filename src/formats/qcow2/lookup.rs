@@ -6,7 +6,7 @@ use crate::image::Wait;
 use crate::image::words::{Endian, Words};
 use crate::storage::Storage;
 use crate::util::align::is_aligned;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes of table in one cached page.
 const PAGE: u64 = 4096;
@@ -42,13 +42,22 @@ pub(super) struct Found {
     pub(super) place: Place,
 }
 
+/// Where a first-level table is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FirstLevel {
+    /// Its offset.
+    pub(super) offset: u64,
+    /// Its entries.
+    pub(super) len: u64,
+}
+
 /// A first-level table and the second-level tables it points at.
 #[derive(Debug)]
 pub(super) struct Tables {
     layout: Layout,
     l2_bits: u32,
-    l1_offset: u64,
-    l1_len: u64,
+    l1_offset: AtomicU64,
+    l1_len: AtomicU64,
     words: Words<AtomicU64>,
     /// Whether guest data is in another file, where offset 0 is as good as any.
     data_file: bool,
@@ -67,22 +76,38 @@ impl Tables {
         Self {
             layout,
             l2_bits,
-            l1_offset,
-            l1_len,
+            l1_offset: AtomicU64::new(l1_offset),
+            l1_len: AtomicU64::new(l1_len),
             words,
             data_file,
         }
     }
 
+    /// Where the first-level table is.
+    pub(super) fn first_level(&self) -> FirstLevel {
+        FirstLevel {
+            offset: self.l1_offset.load(Ordering::Acquire),
+            len: self.l1_len.load(Ordering::Acquire),
+        }
+    }
+
+    /// From now on the first-level table is elsewhere.  No request is under way.
+    pub(super) fn move_first_level(&self, to: FirstLevel) {
+        self.words.forget(0..u64::MAX);
+        self.l1_offset.store(to.offset, Ordering::Release);
+        self.l1_len.store(to.len, Ordering::Release);
+    }
+
     /// Entry `index` of the first-level table.
     pub(super) fn l1_entry(&self, file: &dyn Storage, index: u64, wait: Wait) -> Result<u64> {
-        if index >= self.l1_len {
+        let table = self.first_level();
+        if index >= table.len {
             return Err(Error::corrupt(format!(
                 "L1 entry {index} is needed (the table has {})",
-                self.l1_len
+                table.len
             )));
         }
-        self.words.get(file, self.l1_offset + index * 8, wait)
+        self.words.get(file, table.offset + index * 8, wait)
     }
 
     /// Offset of the entry of `at` in its second-level table; `None` where there is no table.
@@ -125,8 +150,8 @@ impl Tables {
 
     /// Writes entry `index` of the first-level table to the file, then shows it.
     pub(super) fn publish_l1(&self, file: &dyn Storage, index: u64, word: u64) -> Result<()> {
-        self.words
-            .publish(file, self.l1_offset + index * 8, &[word])
+        let offset = self.first_level().offset;
+        self.words.publish(file, offset + index * 8, &[word])
     }
 
     /// Forgets what it knows of a range that is about to be written by other means.

@@ -9,13 +9,17 @@ mod extension;
 mod feature;
 mod header;
 mod lookup;
+mod measure;
+mod preallocate;
 mod refblock;
 mod refcount;
+mod resize;
 mod space;
 mod writer;
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::check::{Check, Repair};
@@ -23,10 +27,10 @@ use crate::image::driver::Creator;
 use crate::image::info::Detail;
 use crate::image::open::{OpenOptions, Purpose};
 use crate::image::probe::ProbeInput;
-use crate::image::{Backing, BackingName, Caps, Driver, Fill, Image, Run, Source, Wait};
+use crate::image::{Backing, BackingName, Caps, Driver, Fill, Image, Resize, Run, Source, Wait};
 use crate::storage::open::Access;
 use crate::storage::{Limits, Storage, Zeroing};
-use crate::util::align::{clamp_len, len64};
+use crate::util::align::{clamp_len, down, len64};
 
 use decode::Decoded;
 use entry::{Cluster, Layout, Packed};
@@ -46,7 +50,7 @@ pub static DRIVER: Driver = Driver {
     open_options: &[],
     creator: Some(Creator {
         create: create::create,
-        measure: create::measure,
+        measure: measure::measure,
         cluster_size: create::cluster_size,
         options: create::OPTIONS,
     }),
@@ -71,7 +75,10 @@ struct Qcow2 {
     file: Arc<dyn Storage>,
     /// Where guest data is: the file itself, or the external data file; `None`: not opened.
     data: Option<Arc<dyn Storage>>,
+    /// As it was on opening; `size` and `tables` know what has changed since.
     header: Header,
+    /// Virtual size in bytes.
+    size: AtomicU64,
     layout: Layout,
     tables: Tables,
     decoded: Decoded,
@@ -113,6 +120,7 @@ impl Qcow2 {
         Ok(Self {
             file,
             data,
+            size: AtomicU64::new(header.size),
             header,
             layout,
             tables,
@@ -123,7 +131,7 @@ impl Qcow2 {
 
     /// Virtual size in bytes.
     fn size(&self) -> u64 {
-        self.header.size
+        self.size.load(Ordering::Acquire)
     }
 
     /// The external data file, where there is one and it is open.
@@ -169,7 +177,8 @@ impl Qcow2 {
                 format!("the data at {at:#x} is in the external data file, which was not opened"),
             ));
         };
-        if host >= data.size() {
+        // The last cluster of a file may be there in part.
+        if down(host, self.layout.cluster_size()) >= data.size() {
             return Err(Error::corrupt(format!(
                 "the cluster of {at:#x} is at {host:#x} (the data file ends at {:#x})",
                 data.size()
@@ -226,7 +235,7 @@ impl Image for Qcow2 {
     }
 
     fn virtual_size(&self) -> u64 {
-        self.header.size
+        self.size()
     }
 
     fn cluster_size(&self) -> Option<u64> {
@@ -256,7 +265,7 @@ impl Image for Qcow2 {
     }
 
     fn map(&self, at: u64, len: u64, wait: Wait) -> Result<Run<'_>> {
-        let len = len.min(self.header.size - at);
+        let len = len.min(self.size().saturating_sub(at));
         let found = self.tables.find(&*self.file, at, len, wait)?;
         let source = match found.place {
             Place::Below => Source::Below,
@@ -307,6 +316,10 @@ impl Image for Qcow2 {
     fn close(&self) -> Result<()> {
         self.release_assigned()?;
         self.release_freed()
+    }
+
+    fn as_resize(&self) -> Option<&dyn Resize> {
+        Some(self)
     }
 
     fn as_layout(&self) -> Option<&dyn crate::image::Layout> {

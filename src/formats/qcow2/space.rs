@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::Qcow2;
-use super::allocate::Space;
+use super::allocate::{Space, Unit, mask};
 use super::entry::{COPIED, Cluster, SUBCLUSTERS, ZERO};
 use super::feature;
 use super::refcount::{Step, Taken};
@@ -57,8 +57,26 @@ impl Qcow2 {
         self.each_cluster(range, Become::Unallocated)
     }
 
-    /// Changes whole clusters, skipping what has no table where there is nothing to change.
-    fn each_cluster(&self, range: &Range<u64>, target: Become) -> Result<()> {
+    /// Refuses a range that begins or ends within a compressed cluster, which has no parts.
+    fn check_ends(&self, range: &Range<u64>) -> Result<()> {
+        let size = self.layout.cluster_size();
+        for at in [range.start, range.end] {
+            if at % size != 0
+                && at < self.size()
+                && matches!(self.unit(down(at, size))?.cluster, Cluster::Compressed(_))
+            {
+                return Err(Error::unsupported(format!(
+                    "the cluster at {:#x} is compressed, and cannot change in part",
+                    down(at, size)
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Changes whole subclusters, skipping what has no table where there is nothing to change.
+    pub(super) fn each_cluster(&self, range: &Range<u64>, target: Become) -> Result<()> {
+        self.check_ends(range)?;
         let size = self.layout.cluster_size();
         let covered = size << self.header.l2_bits();
         let mut at = range.start;
@@ -68,21 +86,21 @@ impl Qcow2 {
                 .tables
                 .entry_offset(&*self.file, at, Wait::Yes)?
                 .is_none();
-            if empty && self.header.backing_name.is_none() {
+            if empty && (self.header.backing_name.is_none() || target == Become::Unallocated) {
                 at = end;
                 continue;
             }
-            let next = end.min(at + (1 << 10) * size);
-            self.change_clusters(at..next, target)?;
+            let next = end.min(down(at, size) + (1 << 10) * size);
+            self.change_clusters(&(at..next), target)?;
             at = next;
         }
         self.release_freed()
     }
 
     /// Changes the clusters of a range within one second-level table.
-    fn change_clusters(&self, range: Range<u64>, target: Become) -> Result<()> {
+    fn change_clusters(&self, range: &Range<u64>, target: Become) -> Result<()> {
         let size = self.layout.cluster_size();
-        let span = range.start..range.end.next_multiple_of(size);
+        let span = down(range.start, size)..range.end.next_multiple_of(size);
         let writer = self.writer()?;
         let _reserved = loop {
             if let Some(reserved) = writer.reservations.reserve(span.clone()) {
@@ -94,14 +112,21 @@ impl Qcow2 {
         let mut words = Vec::new();
         let mut freed = Vec::new();
         for start in (span.start..span.end).step_by(usize::try_from(size).unwrap_or(usize::MAX)) {
-            let cluster = match self.tables.entry_offset(&*self.file, start, Wait::Yes)? {
-                Some(entry) => self.tables.cluster(&*self.file, entry, Wait::Yes)?,
-                None => Cluster::Unallocated,
+            let unit = self.unit(start)?;
+            let end = if range.end >= self.size() {
+                start + size
+            } else {
+                range.end.min(start + size)
             };
-            let (entry, kept) = self.changed(cluster, target);
+            let part = range.start.max(start) - start..end - start;
+            let (entry, kept) = if range::len(&part) == size {
+                self.changed(unit.cluster, target)
+            } else {
+                self.changed_part(unit, &part, target)
+            };
             words.extend(entry);
             if !kept {
-                freed.push(cluster);
+                freed.push(unit.cluster);
             }
         }
         self.publish(table, span.start, &words)?;
@@ -112,7 +137,8 @@ impl Qcow2 {
 
     /// The new entry, and whether the cluster's space stays its own.
     fn changed(&self, cluster: Cluster, target: Become) -> (Vec<u64>, bool) {
-        let external = self.external().is_some();
+        let zero = target != Become::Unallocated;
+        let external = self.external().is_some() && zero;
         let own = match cluster {
             Cluster::Standard {
                 host, copied: true, ..
@@ -120,13 +146,31 @@ impl Qcow2 {
             _ => None,
         };
         let keep = own.filter(|_| target == Become::ZeroKept || external);
-        let zero = target != Become::Unallocated;
         let word = keep.map_or(0, |host| host | COPIED);
         if self.layout.extended {
             let bits = if zero { !0 << SUBCLUSTERS } else { 0 };
             return (vec![word, bits], keep.is_some());
         }
         (vec![word | if zero { ZERO } else { 0 }], keep.is_some())
+    }
+
+    /// As `changed`, for some subclusters of a cluster that is not compressed.
+    fn changed_part(&self, unit: Unit, part: &Range<u64>, target: Become) -> (Vec<u64>, bool) {
+        debug_assert!(self.layout.extended);
+        let mask = mask(part, self.layout.subcluster_size());
+        let rest = unit.bits & !(mask | mask << SUBCLUSTERS);
+        let bits = match target {
+            Become::Unallocated => rest,
+            Become::Zero | Become::ZeroKept => rest | mask << SUBCLUSTERS,
+        };
+        let Cluster::Standard { host, copied, .. } = unit.cluster else {
+            return (vec![0, bits], true);
+        };
+        let empty = bits & !(!0 << SUBCLUSTERS) == 0;
+        if empty && target != Become::ZeroKept && self.external().is_none() {
+            return (vec![0, bits], false);
+        }
+        (vec![host | if copied { COPIED } else { 0 }, bits], true)
     }
 
     /// Space that [`AssignLayout::assign`] set aside for clusters from guest offset `start` on.

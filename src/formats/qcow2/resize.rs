@@ -1,0 +1,298 @@
+//! Change of a disk's size.
+//!
+//! What a longer disk shows is zeroed first, then there are table entries for it, then one write
+//! of the header says so.  A shorter disk loses what lies past its end before the header does.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+use super::Qcow2;
+use super::entry::Cluster;
+use super::feature;
+use super::header::MAX_L1_BYTES;
+use super::lookup::FirstLevel;
+use super::refcount::Step;
+use super::space::Become;
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{Image, LayerBelow, Old, Resize, Slot, Source, Wait};
+use crate::storage::{Zeroing, zero_or_write};
+use crate::util::align::{clamp_len, down};
+use crate::util::range;
+
+/// Virtual sizes are multiples of this.
+const SECTOR: u64 = 512;
+/// Where the header has the size (8 bytes), the encryption method (4), the length of the
+/// first-level table (4) and its offset (8).
+const SIZE_FIELD: u64 = 24;
+
+impl Resize for Qcow2 {
+    fn resize(&self, virtual_size: u64, below: LayerBelow) -> Result<()> {
+        let old = self.size();
+        self.check_resize(virtual_size)?;
+        self.start_writing()?;
+        self.release_assigned()?;
+        match virtual_size.cmp(&old) {
+            std::cmp::Ordering::Equal => Ok(()),
+            std::cmp::Ordering::Greater => self.grow(old..virtual_size, below),
+            std::cmp::Ordering::Less => self.shrink(virtual_size),
+        }
+    }
+}
+
+/// Writes a slot: zeroes from guest offset `from` on, before it what was there.
+fn zero_from(slot: &Slot<'_>, from: u64) -> Result<()> {
+    let kept = range::len(&(slot.guest.start..from.min(slot.guest.end)));
+    let end = slot.host + range::len(&slot.guest);
+    if kept > 0 {
+        let Old::Bytes(bytes) = slot.old else {
+            return Err(Error::unsupported(
+                "the disk's last cluster has no space of its own",
+            ));
+        };
+        let bytes = &bytes[..clamp_len(kept, bytes.len())];
+        slot.storage.write_at(bytes, slot.host)?;
+    }
+    if slot.zeroed || slot.host + kept == end {
+        return Ok(());
+    }
+    zero_or_write(slot.storage, slot.host + kept..end, Zeroing::MayUnmap)
+}
+
+impl Qcow2 {
+    fn check_resize(&self, size: u64) -> Result<()> {
+        self.writer()?;
+        if !size.is_multiple_of(SECTOR) {
+            return Err(Error::invalid(format!(
+                "a qcow2 image of {size} bytes (allowed: a multiple of 512)"
+            )));
+        }
+        if self.header.version < 3 && self.header.snapshot_count > 0 {
+            return Err(Error::unsupported(
+                "an image of version 2 with snapshots is not resized: they do not record their size",
+            ));
+        }
+        if size > i64::MAX.unsigned_abs() || self.header.l1_needed(size) * 8 > MAX_L1_BYTES {
+            let covered = 1u64 << (self.layout.cluster_bits + self.header.l2_bits());
+            let most = (MAX_L1_BYTES / 8).saturating_mul(covered);
+            return Err(Error::new(
+                ErrorKind::OutOfRange,
+                format!("the size is {size} (allowed: {most} with this cluster size)"),
+            ));
+        }
+        if self.external().is_none() && self.header.incompatible & feature::DATA_FILE != 0 {
+            return Err(Error::unsupported(
+                "the data file was not opened, so the image is not resized",
+            ));
+        }
+        Ok(())
+    }
+
+    fn grow(&self, new: Range<u64>, below: LayerBelow) -> Result<()> {
+        let hidden = match below {
+            LayerBelow::Nothing => new.start..new.start,
+            LayerBelow::Size(size) => new.start..size.clamp(new.start, new.end),
+            LayerBelow::NotOpened => {
+                return Err(Error::unsupported(
+                    "the image does not grow while its backing file is not open: data there could show",
+                ));
+            }
+        };
+        let old = self.tables.first_level();
+        let table = self.longer_first_level(self.header.l1_needed(new.end))?;
+        self.tables.move_first_level(table);
+        self.size.store(new.end, Ordering::Release);
+        let done = self
+            .zero_new(&new, &hidden)
+            .and_then(|()| self.settle())
+            .and_then(|()| self.write_size(new.end, table));
+        if let Err(e) = done {
+            self.size.store(new.start, Ordering::Release);
+            self.tables.move_first_level(old);
+            // Which of the two the header has now is not known, so a new table stays a leak.
+            drop(self.write_size(new.start, old));
+            return Err(e);
+        }
+        if table.offset != old.offset {
+            // The size is changed; where this fails, the old table stays a leak.
+            drop(self.drop_first_level(old));
+        }
+        Ok(())
+    }
+
+    /// Makes all of `new` read as zeroes; the image below has data in `hidden`.
+    fn zero_new(&self, new: &Range<u64>, hidden: &Range<u64>) -> Result<()> {
+        let size = self.layout.cluster_size();
+        let tail = new.start..new.start.next_multiple_of(size).min(new.end);
+        let mut at = tail.start;
+        while at < tail.end {
+            at += self.zero_run(&(at..tail.end), hidden)?;
+        }
+        // All of it is new, so whole clusters can be zeroed.
+        let end = hidden.end.next_multiple_of(size).min(new.end);
+        let whole = tail.end..end.max(tail.end);
+        if !whole.is_empty() && self.header.version >= 3 {
+            self.each_cluster(&whole, Become::Zero)?;
+        } else if !whole.is_empty() {
+            self.allocate_zeroes(&whole)?;
+        }
+        self.zero_raw_data(new)
+    }
+
+    /// Zeroes what the cluster at the old end of the disk holds past it; how far it came.
+    fn zero_run(&self, tail: &Range<u64>, hidden: &Range<u64>) -> Result<u64> {
+        let run = self.map(tail.start, range::len(tail), Wait::Yes)?;
+        match run.source {
+            Source::Zero => {}
+            Source::Below if hidden.end <= tail.start => {}
+            Source::Below => {
+                let unit = self.layout.subcluster_size();
+                let part = tail.start..tail.start + run.len;
+                if !part.start.is_multiple_of(unit) {
+                    return Err(Error::unsupported(
+                        "the disk's last cluster has no space of its own",
+                    ));
+                }
+                self.each_cluster(&part, Become::Zero)?;
+            }
+            Source::Stored {
+                storage,
+                host,
+                writable: true,
+            } => {
+                let end = (host + run.len).min(storage.size());
+                zero_or_write(storage, host..end.max(host), Zeroing::KeepSpace)?;
+            }
+            _ => {
+                let mut fill = |slot: Slot<'_>| zero_from(&slot, tail.start);
+                return self.allocate_range(tail.start, range::len(tail), &mut fill);
+            }
+        }
+        Ok(run.len)
+    }
+
+    /// Version 2 has no zero clusters, so zeroes are written.
+    fn allocate_zeroes(&self, range: &Range<u64>) -> Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let mut fill = |slot: Slot<'_>| zero_from(&slot, range.start);
+            let done = self.allocate_range(at, range.end - at, &mut fill)?;
+            if done == 0 {
+                return Err(Error::corrupt(format!(
+                    "the bytes at {at:#x} have space past the end of the disk"
+                )));
+            }
+            at += done;
+        }
+        Ok(())
+    }
+
+    /// A raw data file reads as the disk does, and is as long.
+    fn zero_raw_data(&self, new: &Range<u64>) -> Result<()> {
+        let raw = self.header.autoclear & feature::DATA_FILE_RAW != 0;
+        let Some(data) = self.external().filter(|_| raw) else {
+            return Ok(());
+        };
+        let stale = new.start..data.size().min(new.end);
+        if !stale.is_empty() {
+            zero_or_write(data, stale, Zeroing::MayUnmap)?;
+        }
+        if data.size() < new.end {
+            data.set_len(new.end)?;
+        }
+        Ok(())
+    }
+
+    /// A first-level table of at least `len` entries: the present one, with what follows it in its
+    /// last cluster, or a copy of it elsewhere.  Nothing refers to the new entries yet.
+    fn longer_first_level(&self, len: u64) -> Result<FirstLevel> {
+        let (old, size) = (self.tables.first_level(), self.layout.cluster_size());
+        if len <= old.len {
+            return Ok(old);
+        }
+        let (used, room) = (old.len * 8, (old.len * 8).next_multiple_of(size));
+        if len * 8 <= room {
+            let zeroes = vec![0; clamp_len(len * 8 - used, usize::MAX)];
+            self.file.write_at(&zeroes, old.offset + used)?;
+            return Ok(FirstLevel { len, ..old });
+        }
+        let clusters = (len * 8).div_ceil(size);
+        let taken = self.take(clusters..clusters + 1)?;
+        let mut bytes = vec![0; clamp_len(clusters * size, usize::MAX)];
+        let copied = self
+            .file
+            .read_at(&mut bytes[..clamp_len(used, usize::MAX)], old.offset)
+            .and_then(|()| self.file.write_at(&bytes, taken.host));
+        if let Err(e) = copied {
+            self.untake(&taken);
+            return Err(e);
+        }
+        Ok(FirstLevel {
+            offset: taken.host,
+            len,
+        })
+    }
+
+    /// Gives back the clusters of a first-level table that the header no longer points at.
+    fn drop_first_level(&self, table: FirstLevel) -> Result<()> {
+        let bits = self.layout.cluster_bits;
+        let end = (table.offset + table.len * 8).div_ceil(1 << bits);
+        let mut refcounts = self.writer()?.refcounts.lock();
+        refcounts.step(&*self.file, table.offset >> bits..end, Step::Down)
+    }
+
+    /// Says in the header, in one write, how long the disk is and where its table is; on stable
+    /// media when it returns.
+    fn write_size(&self, size: u64, table: FirstLevel) -> Result<()> {
+        let len = u32::try_from(table.len)
+            .map_err(|_| Error::corrupt("the L1 table is too long for the header"))?;
+        let mut fields = size.to_be_bytes().to_vec();
+        fields.extend([0; 4]);
+        fields.extend(len.to_be_bytes());
+        fields.extend(table.offset.to_be_bytes());
+        self.file.write_at(&fields, SIZE_FIELD)?;
+        self.file.sync()
+    }
+
+    fn shrink(&self, size: u64) -> Result<()> {
+        let old = self.size();
+        let covered = self.layout.cluster_size() << self.header.l2_bits();
+        let first = size.next_multiple_of(self.layout.cluster_size());
+        let whole = first.next_multiple_of(covered);
+        if first < old {
+            self.each_cluster(&(first..old.min(whole)), Become::Unallocated)?;
+        }
+        for index in whole / covered..self.tables.first_level().len {
+            self.drop_table(index)?;
+        }
+        self.release_freed()?;
+        self.settle()?;
+        self.write_size(size, self.tables.first_level())?;
+        self.size.store(size, Ordering::Release);
+        let raw = self.header.autoclear & feature::DATA_FILE_RAW != 0;
+        match self.external().filter(|_| raw) {
+            Some(data) if data.size() > size => data.set_len(size),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets go of a whole second-level table and of all that it points at.
+    fn drop_table(&self, l1_index: u64) -> Result<()> {
+        let entry = self.tables.l1_entry(&*self.file, l1_index, Wait::Yes)?;
+        let Some(table) = self.layout.table(entry)? else {
+            return Ok(());
+        };
+        let (size, entry_len) = (self.layout.cluster_size(), self.layout.entry_len());
+        let mut clusters = Vec::new();
+        for at in (table..table + size).step_by(clamp_len(entry_len, usize::MAX)) {
+            match self.tables.cluster(&*self.file, at, Wait::Yes)? {
+                Cluster::Unallocated | Cluster::Zero => {}
+                cluster => clusters.push(cluster),
+            }
+        }
+        self.tables.publish_l1(&*self.file, l1_index, 0)?;
+        for cluster in clusters {
+            self.free_cluster(cluster)?;
+        }
+        self.free(down(table, size)..table + size)
+    }
+}

@@ -90,6 +90,11 @@ impl Chain {
         &*self.layers[0]
     }
 
+    /// The top layer, for changes that want no other request under way.
+    pub fn top_mut(&mut self) -> &mut dyn Image {
+        &mut *self.layers[0]
+    }
+
     /// What lies under the last layer.
     pub fn base(&self) -> Base {
         self.base
@@ -174,6 +179,36 @@ impl Chain {
     /// Those of [`Image::map`]; `NotFound` where the answer is in an image that was not opened.
     pub fn resolve(&self, at: u64, len: u64, wait: Wait) -> Result<Resolved<'_>> {
         self.resolve_from(0, at, len, wait)
+    }
+
+    /// As `resolve`, in these layers alone: `Below` where none of them has the bytes, whatever lies
+    /// under them; past the end of a layer that is shorter than the one above, zeroes.
+    ///
+    /// # Errors
+    /// Those of [`Image::map`].
+    pub fn resolve_layers(&self, at: u64, len: u64, wait: Wait) -> Result<Resolved<'_>> {
+        let mut len = len;
+        for (depth, layer) in self.layers.iter().enumerate() {
+            let inside = layer.virtual_size().saturating_sub(at);
+            let (found, source) = match inside {
+                0 => (len, Source::Zero),
+                inside => {
+                    let run = layer
+                        .map(at, len.min(inside), wait)
+                        .map_err(|e| e.at_opt(layer.storage().path()))?;
+                    (run.len, run.source)
+                }
+            };
+            len = found;
+            if !matches!(source, Source::Below) {
+                return Ok(Resolved { len, source, depth });
+            }
+        }
+        Ok(Resolved {
+            len,
+            source: Source::Below,
+            depth: self.layers.len(),
+        })
     }
 
     /// As `resolve`, from the layer at `first` down.

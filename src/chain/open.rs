@@ -11,6 +11,7 @@ use crate::formats::refused::REFUSED;
 use crate::formats::{self, DRIVERS};
 use crate::image::open::{OpenOptions, Purpose, WriteOrder};
 use crate::image::options::OptionValues;
+use crate::image::snapshot::Pick;
 use crate::image::{Backing, Driver, Image, probe};
 use crate::storage::open::{Access, StorageOptions, adopt, open_file};
 use crate::util::grace::Grace;
@@ -42,6 +43,8 @@ pub enum Follow {
     /// Open them all.
     #[default]
     Yes,
+    /// Open this many layers in all, the top one counted; those below as with `No`.
+    Layers(usize),
     /// Open none of them: data that is there cannot be read.
     No,
 }
@@ -64,6 +67,8 @@ pub struct ChainOptions {
     pub order: WriteOrder,
     /// Why the top layer is opened.
     pub purpose: Purpose,
+    /// The internal snapshot of the top layer to show instead of its disk as it is now.
+    pub snapshot: Option<Pick>,
     /// Format options as typed (`K=V,..`), checked against the top layer's format.
     pub values: Vec<String>,
 }
@@ -106,8 +111,10 @@ pub fn open(path: &Path, options: &ChainOptions) -> Result<Chain> {
         let Some(backing) = walk.backing() else {
             break Base::Zeroes;
         };
-        if options.follow == Follow::No {
-            break Base::NotOpened;
+        match options.follow {
+            Follow::Yes => {}
+            Follow::Layers(most) if walk.layers.len() < most => {}
+            Follow::Layers(_) | Follow::No => break Base::NotOpened,
         }
         let below = walk.below(&backing)?;
         walk.layers.push(below);
@@ -149,6 +156,7 @@ struct How<'a> {
     probed: Trust,
     order: WriteOrder,
     purpose: Purpose,
+    snapshot: Option<&'a Pick>,
     values: &'a [String],
 }
 
@@ -161,6 +169,7 @@ impl Walk<'_> {
             probed: Trust::Probed,
             order: self.options.order,
             purpose: self.options.purpose,
+            snapshot: self.options.snapshot.as_ref(),
             values: &self.options.values,
         };
         self.layer(open_file(path, how.storage.access)?, path, &how)
@@ -191,6 +200,7 @@ impl Walk<'_> {
             probed: Trust::None,
             order: WriteOrder::default(),
             purpose: Purpose::default(),
+            snapshot: None,
             values: &[],
         };
         let mut refusal: Option<Error> = None;
@@ -274,16 +284,24 @@ impl Walk<'_> {
         let texts = how.values.iter().map(String::as_str);
         let image = OpenOptions {
             companions: match self.options.follow {
-                Follow::Yes => Some(Arc::new(companions)),
+                Follow::Yes | Follow::Layers(_) => Some(Arc::new(companions)),
                 Follow::No => None,
             },
             access: how.storage.access,
             order: how.order,
             purpose: how.purpose,
             grace: Arc::clone(&self.grace),
+            snapshot: how.snapshot.cloned(),
             values: OptionValues::parse(driver.open_options, driver.name, texts).at(path)?,
         };
-        let image = (driver.open)(storage, &image).at(path)?;
+        let mut image = (driver.open)(storage, &image).at(path)?;
+        if how.snapshot.is_some() && image.as_snapshots().is_none() {
+            let text = format!(
+                "images of format '{}' have no internal snapshots",
+                driver.name
+            );
+            return Err(Error::unsupported(text).at(path));
+        }
         Ok(Layer { image, namer })
     }
 }

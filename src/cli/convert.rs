@@ -210,8 +210,6 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
 fn refuse(args: &Args, target: &Driver) -> anyhow::Result<()> {
     let text = if args.compress {
         format!("format '{}' has no compressed data (-c)", target.name)
-    } else if args.snapshot.is_some() {
-        "the formats that can be read have no internal snapshots (-l)".to_owned()
     } else if args.bitmaps {
         format!("format '{}' has no bitmaps (--bitmaps)", target.name)
     } else {

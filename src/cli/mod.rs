@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 
 pub mod backing;
 pub mod check;
+pub mod commit;
 pub mod common;
 pub mod compare;
 pub mod completions;
@@ -24,8 +25,10 @@ pub mod io;
 pub mod map;
 pub mod measure;
 pub mod progress;
+pub mod rebase;
 pub mod resize;
 pub mod signal;
+pub mod snapshot;
 pub mod target;
 
 use crate::util::text::printable;
@@ -124,6 +127,12 @@ pub enum Command {
     Measure(measure::Args),
     /// Change the size of a disk.
     Resize(resize::Args),
+    /// List, make, apply and delete internal snapshots.
+    Snapshot(snapshot::Args),
+    /// Move what an image has into one below it.
+    Commit(commit::Args),
+    /// Give an image another backing image.
+    Rebase(rebase::Args),
     /// Read and write a disk's bytes by commands.
     Io(io::Args),
     /// Print completions for a shell.
@@ -149,6 +158,9 @@ fn run(command: &Command, globals: &Globals) -> anyhow::Result<Exit> {
         Command::Compare(args) => compare::run(args, globals),
         Command::Measure(args) => measure::run(args, globals),
         Command::Resize(args) => resize::run(args, globals),
+        Command::Snapshot(args) => snapshot::run(args, globals),
+        Command::Commit(args) => commit::run(args, globals),
+        Command::Rebase(args) => rebase::run(args, globals),
         Command::Io(args) => io::run(args, globals),
         Command::Completions(args) => completions::run(args, globals),
     }

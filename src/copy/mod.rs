@@ -4,6 +4,7 @@
 //! for its extents, what is to be done with each is decided by a pure function, and only then bytes
 //! move.  Memory is bounded by the number of workers, whatever the size of the disk.
 
+pub mod commit;
 pub mod compare;
 pub mod convert;
 pub mod count;
@@ -15,15 +16,18 @@ mod pace;
 pub mod plan;
 pub mod progress;
 mod put;
+pub mod rebase;
 mod salvage;
 mod scan;
 pub mod stream;
 mod transfer;
 
+pub use commit::commit;
 pub use compare::{Allocation, Failure, Outcome, Step, compare};
 pub use convert::{Convert, Scan, convert};
 pub use joined::Joined;
 pub use plan::Before;
+pub use rebase::rebase;
 pub use salvage::Lost;
 
 /// Most workers a job may have.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::image::{Backing, Image};
+use crate::image::{Backing, Image, Snapshot};
 use crate::storage::Storage;
 
 /// One fact that only a format has.
@@ -100,6 +100,8 @@ pub struct ImageInfo {
     /// Where the image below is: where it was found, or where its first name leads.  Nothing was
     /// opened to learn this, so it need not exist.
     pub backing_path: Option<PathBuf>,
+    /// Its internal snapshots, in order.
+    pub snapshots: Vec<Snapshot>,
     /// It was not closed cleanly.
     pub dirty: bool,
     /// What only its format has, in order.
@@ -126,6 +128,7 @@ impl ImageInfo {
             host: HostInfo::of(storage)?,
             backing,
             backing_path,
+            snapshots: image.snapshots().map_err(|e| e.at_opt(path.as_deref()))?,
             dirty: image.is_dirty(),
             details: image.details(),
             path,

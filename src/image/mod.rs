@@ -21,12 +21,16 @@ pub mod open;
 pub mod options;
 pub mod overlay;
 pub mod probe;
+pub mod relink;
 pub mod reserve;
+pub mod snapshot;
 pub mod table;
 pub mod words;
 
 pub use check::Check;
 pub use driver::Driver;
+pub use relink::{Empty, Relink};
+pub use snapshot::{Snapshot, Snapshots};
 
 /// Where one layer keeps a run of guest bytes.
 #[derive(Debug, Clone, Copy)]
@@ -213,6 +217,25 @@ pub trait Image: fmt::Debug + Send + Sync {
     }
     /// Change of virtual size, where the format allows it.
     fn as_resize(&self) -> Option<&dyn Resize> {
+        None
+    }
+    /// Naming another backing image, where the format can.
+    fn as_relink(&mut self) -> Option<&mut dyn Relink> {
+        None
+    }
+    /// Dropping all that the image has itself, where the format can.
+    fn as_empty(&mut self) -> Option<&mut dyn Empty> {
+        None
+    }
+    /// Its internal snapshots, in order.
+    ///
+    /// # Errors
+    /// `Corrupt` where their table is damaged; the host's.
+    fn snapshots(&self) -> Result<Vec<Snapshot>> {
+        Ok(Vec::new())
+    }
+    /// Making, applying and deleting internal snapshots, where the format has them.
+    fn as_snapshots(&mut self) -> Option<&mut dyn Snapshots> {
         None
     }
     /// Assignment of space ahead of the writes, where the format allocates.

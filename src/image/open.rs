@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::image::options::OptionValues;
+use crate::image::snapshot::Pick;
 use crate::storage::Storage;
 use crate::storage::open::Access;
 use crate::util::grace::Grace;
@@ -53,6 +54,8 @@ pub struct OpenOptions {
     pub purpose: Purpose,
     /// Shared with everything that reads through this image.
     pub grace: Arc<Grace>,
+    /// The internal snapshot to show instead of the disk as it is now; read-only.
+    pub snapshot: Option<Pick>,
     /// Options of the format, checked against its `open_options`.
     pub values: OptionValues,
 }

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::image::Backing;
 use crate::image::info::{Detail, HostInfo, HostKind, ImageInfo};
 use crate::output::json as output_json;
+use crate::output::snapshot;
 use crate::output::table::{self, bytes};
 use crate::util::text::printable;
 
@@ -69,6 +70,7 @@ fn facts(info: &ImageInfo) -> Vec<(String, String)> {
     if info.dirty {
         fact("dirty", "true".to_owned());
     }
+    facts.extend(snapshot::rows(&info.snapshots));
     for Detail { key, value } in &info.details {
         spread(&mut facts, key, value);
     }
@@ -127,6 +129,9 @@ fn value(info: &ImageInfo) -> Value {
     let mut object = Map::new();
     let mut set = |key: &str, value: Value| object.insert(key.to_owned(), value);
     set("children", json!([{ "name": "file", "info": child(info) }]));
+    if !info.snapshots.is_empty() {
+        set("snapshots", snapshot::values(&info.snapshots));
+    }
     set("virtual-size", info.virtual_size.into());
     if let Some(path) = &info.path {
         set("filename", output_json::path(path).into());
@@ -217,6 +222,7 @@ mod tests {
                 identity: None,
             }),
             backing_path: Some("/d/b\x1b[2J.vhd".into()),
+            snapshots: Vec::new(),
             dirty: false,
             details: vec![
                 Detail::new("creator", "\u{202e}evil"),

@@ -9,4 +9,5 @@ pub mod info;
 pub mod json;
 pub mod map;
 pub mod options;
+pub mod snapshot;
 pub mod table;

@@ -6,6 +6,8 @@ use crate::chain;
 use crate::cli::convert::{Args, is_stream};
 use crate::cli::exit::usage;
 use crate::copy::Joined;
+use crate::image::options::split_commas;
+use crate::image::snapshot::Pick;
 use crate::storage::open::Access;
 
 /// Opens the sources and joins them.
@@ -17,9 +19,44 @@ pub(super) fn open(args: &Args, paths: &[PathBuf]) -> anyhow::Result<Joined> {
     if let Some(caching) = args.source_cache.caching() {
         options.storage.caching = caching;
     }
+    options.snapshot = args.snapshot.as_deref().map(pick).transpose()?;
     let mut chains = Vec::with_capacity(paths.len());
     for path in paths {
         chains.push(chain::open::open(path, &options)?);
     }
     Ok(Joined::new(chains)?)
+}
+
+/// A snapshot as qemu-img's users name it: by id or name, or `snapshot.id=ID,snapshot.name=NAME`.
+fn pick(text: &str) -> anyhow::Result<Pick> {
+    if !text.starts_with("snapshot.") {
+        return Ok(Pick::Any(text.to_owned()));
+    }
+    let (mut id, mut name) = (None, None);
+    for pair in split_commas(text) {
+        match pair.split_once('=') {
+            Some(("snapshot.id", value)) => id = Some(value.to_owned()),
+            Some(("snapshot.name", value)) => name = Some(value.to_owned()),
+            _ => {
+                return Err(usage(format!(
+                    "-l: '{pair}' is unknown (allowed: snapshot.id=ID, snapshot.name=NAME)"
+                )));
+            }
+        }
+    }
+    Ok(Pick::Exactly { id, name })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_is_named_alone_or_by_id_and_name() {
+        assert_eq!(pick("a").expect("right"), Pick::Any("a".to_owned()));
+        let both = pick("snapshot.id=1,snapshot.name=a,,b").expect("right");
+        let (id, name) = (Some("1".to_owned()), Some("a,b".to_owned()));
+        assert_eq!(both, Pick::Exactly { id, name });
+        assert!(pick("snapshot.size=1").is_err());
+    }
 }

@@ -28,6 +28,16 @@ pub(super) struct Extension {
     pub(super) data: Vec<u8>,
 }
 
+impl Extension {
+    /// Adds it with its padding.
+    pub(super) fn encode_into(&self, bytes: &mut Vec<u8>) {
+        bytes.extend(self.kind.to_be_bytes());
+        bytes.extend(u32::try_from(self.data.len()).unwrap_or(0).to_be_bytes());
+        bytes.extend(&self.data);
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+    }
+}
+
 /// Reads the extensions in a range of the first cluster.  The list ends with its end marker or
 /// with the range.
 pub(super) fn read(storage: &dyn Storage, range: Range<u64>) -> Result<Vec<Extension>> {
@@ -70,4 +80,14 @@ pub(super) fn read(storage: &dyn Storage, range: Range<u64>) -> Result<Vec<Exten
 pub(super) fn text(list: &[Extension], kind: u32) -> Option<String> {
     let found = list.iter().find(|e| e.kind == kind)?;
     Some(String::from_utf8_lossy(&found.data).into_owned())
+}
+
+/// Makes `data` the data of the only extension of a kind, at the place of the first one there
+/// was, else first; `None`: takes them away.
+pub(super) fn set(list: &mut Vec<Extension>, kind: u32, data: Option<Vec<u8>>) {
+    let place = list.iter().position(|e| e.kind == kind).unwrap_or(0);
+    list.retain(|e| e.kind != kind);
+    if let Some(data) = data {
+        list.insert(place, Extension { kind, data });
+    }
 }

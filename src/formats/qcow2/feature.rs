@@ -19,6 +19,8 @@ const KNOWN: u64 = DIRTY | CORRUPT | DATA_FILE | COMPRESSION | EXTENDED_L2;
 /// Compatible: refcounts are written lazily while the dirty bit is set.
 pub(super) const LAZY_REFCOUNTS: u64 = 1 << 0;
 
+/// Autoclear: the bitmaps agree with the image.
+pub(super) const BITMAPS: u64 = 1 << 0;
 /// Autoclear: the external data file can be read as a raw image.
 pub(super) const DATA_FILE_RAW: u64 = 1 << 1;
 /// Autoclear bits that still hold after this driver has written.  Bitmaps are not among them:

@@ -321,6 +321,55 @@ impl Header {
         }
     }
 
+    /// Length of the fields, known and unknown; where the extensions begin.
+    pub(super) fn len(&self) -> u64 {
+        match self.version {
+            2 => u64::from(LEN_V2),
+            _ => len64(LEN_V3 + self.rest.len()),
+        }
+    }
+
+    /// The fields as they are on disk, with a backing file's name of `name_len` bytes at
+    /// `name_at`.
+    pub(super) fn encode(&self, name_at: u64, name_len: u64) -> Vec<u8> {
+        let raw = Raw {
+            magic: U32::new(MAGIC),
+            version: U32::new(self.version),
+            backing_offset: U64::new(name_at),
+            backing_len: U32::new(u32::try_from(name_len).unwrap_or(0)),
+            cluster_bits: U32::new(self.cluster_bits),
+            size: U64::new(self.size),
+            crypt_method: U32::ZERO,
+            l1_len: U32::new(self.l1_len),
+            l1_offset: U64::new(self.l1_offset),
+            reftable_offset: U64::new(self.reftable_offset),
+            reftable_clusters: U32::new(self.reftable_clusters),
+            snapshot_count: U32::new(self.snapshot_count),
+            snapshots_offset: U64::new(self.snapshots_offset),
+            incompatible: U64::new(self.incompatible),
+            compatible: U64::new(self.compatible),
+            autoclear: U64::new(self.autoclear),
+            refcount_order: U32::new(self.refcount_order),
+            header_len: U32::new(u32::try_from(self.len()).unwrap_or(0)),
+        };
+        let mut bytes = raw.as_bytes().to_vec();
+        bytes.extend(&self.rest);
+        bytes.truncate(clamp_len(self.len(), usize::MAX));
+        bytes
+    }
+
+    /// Whether the external data file can be read as a raw image.
+    pub(super) fn data_file_is_raw(&self) -> bool {
+        self.autoclear & feature::DATA_FILE_RAW != 0
+    }
+
+    /// Names another backing file and its format, or none.
+    pub(super) fn set_backing(&mut self, name: Option<&str>, format: Option<&str>) {
+        self.backing_name = name.map(str::to_owned);
+        let format = format.map(|f| f.as_bytes().to_vec());
+        extension::set(&mut self.extensions, extension::BACKING_FORMAT, format);
+    }
+
     /// Cluster size in bytes.
     pub(super) fn cluster_size(&self) -> u64 {
         1 << self.cluster_bits

@@ -2,6 +2,7 @@
 
 mod allocate;
 mod check;
+mod counts;
 mod create;
 mod decode;
 mod entry;
@@ -13,8 +14,13 @@ mod measure;
 mod preallocate;
 mod refblock;
 mod refcount;
+mod relink;
 mod resize;
+mod rewrite;
+mod snapshot;
+mod snapshot_table;
 mod space;
+mod switch;
 mod writer;
 
 use std::ops::Range;
@@ -27,6 +33,8 @@ use crate::image::driver::Creator;
 use crate::image::info::Detail;
 use crate::image::open::{OpenOptions, Purpose};
 use crate::image::probe::ProbeInput;
+use crate::image::relink::{Empty, Relink};
+use crate::image::snapshot::{Pick, Snapshot, Snapshots};
 use crate::image::{Backing, BackingName, Caps, Driver, Fill, Image, Resize, Run, Source, Wait};
 use crate::storage::open::Access;
 use crate::storage::{Limits, Storage, Zeroing};
@@ -37,6 +45,7 @@ use entry::{Cluster, Layout, Packed};
 use header::{Compression, Header};
 use lookup::{Place, Tables};
 use refcount::Refcounts;
+use snapshot_table::SnapshotTable;
 use writer::Writer;
 
 /// The registry row.
@@ -105,6 +114,9 @@ impl Qcow2 {
             true => open_data_file(&header, options)?,
             false => Some(Arc::clone(&file)),
         };
+        if let Some(pick) = &options.snapshot {
+            view(&*file, &mut header, pick, options.access)?;
+        }
         let layout = Layout {
             cluster_bits: header.cluster_bits,
             extended: header.extended_l2(),
@@ -132,6 +144,11 @@ impl Qcow2 {
     /// Virtual size in bytes.
     fn size(&self) -> u64 {
         self.size.load(Ordering::Acquire)
+    }
+
+    /// Whether guest data is in an external data file.
+    fn has_data_file(&self) -> bool {
+        self.header.incompatible & feature::DATA_FILE != 0
     }
 
     /// The external data file, where there is one and it is open.
@@ -190,6 +207,33 @@ impl Qcow2 {
             writable: copied && self.writer.is_some(),
         })
     }
+}
+
+/// Makes a header show a snapshot: its tables, its size.
+fn view(file: &dyn Storage, header: &mut Header, pick: &Pick, access: Access) -> Result<()> {
+    if access == Access::Write {
+        return Err(Error::unsupported(
+            "a snapshot is read-only (apply it to write to what it holds)",
+        ));
+    }
+    let table = SnapshotTable::read(file, header)?;
+    let list = table.describe(header.size);
+    let index = pick.find(&list)?;
+    let (Some(entry), Some(snapshot)) = (table.entries.get(index), list.get(index)) else {
+        return Err(Error::corrupt("the snapshot table changed"));
+    };
+    let needed = header.l1_needed(snapshot.disk_size);
+    if u64::from(entry.l1_len()) < needed {
+        return Err(Error::corrupt(format!(
+            "the L1 table of snapshot {index} has {} entries, its disk of {} bytes needs {needed}",
+            entry.l1_len(),
+            snapshot.disk_size
+        )));
+    }
+    header.size = snapshot.disk_size;
+    header.l1_offset = entry.l1_offset();
+    header.l1_len = entry.l1_len();
+    Ok(())
 }
 
 /// Counts anew what a writer with lazy refcounts left behind.
@@ -324,6 +368,23 @@ impl Image for Qcow2 {
 
     fn as_layout(&self) -> Option<&dyn crate::image::Layout> {
         self.writer.is_some().then_some(self)
+    }
+
+    fn as_relink(&mut self) -> Option<&mut dyn Relink> {
+        Some(self)
+    }
+
+    fn as_empty(&mut self) -> Option<&mut dyn Empty> {
+        Some(self)
+    }
+
+    fn snapshots(&self) -> Result<Vec<Snapshot>> {
+        let table = SnapshotTable::read(&*self.file, &self.header)?;
+        Ok(table.describe(self.size()))
+    }
+
+    fn as_snapshots(&mut self) -> Option<&mut dyn Snapshots> {
+        Some(self)
     }
 
     fn backing(&self) -> Option<Backing> {

@@ -81,7 +81,6 @@ impl Refcounts {
     }
 
     /// Where they are now.
-    #[cfg(test)]
     pub(super) fn place(&self) -> Place {
         self.place
     }

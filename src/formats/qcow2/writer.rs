@@ -83,6 +83,13 @@ impl Writer {
     }
 }
 
+impl Writer {
+    /// Whether metadata waits for data.
+    pub(super) fn order(&self) -> WriteOrder {
+        self.order
+    }
+}
+
 impl Qcow2 {
     /// The writer's parts.
     pub(super) fn writer(&self) -> Result<&Writer> {

@@ -1,0 +1,208 @@
+//! `vdtool rebase`.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use crate::chain::open::{ChainOptions, Follow};
+use crate::chain::{self, Chain};
+use crate::cli::backing::{self, refuse_itself};
+use crate::cli::common::{OpenArgs, ProgressArgs, parse_driver};
+use crate::cli::convert::Cache;
+use crate::cli::exit::{Exit, usage};
+use crate::cli::{Globals, progress, signal};
+use crate::copy::{self, Joined, default_workers};
+use crate::error::{Error, Result};
+use crate::image::create::CreateBacking;
+use crate::image::{Driver, Relink};
+use crate::storage::open::Access;
+
+const HELP: &str = "\
+EXAMPLES:
+  vdtool rebase -b newbase.qcow2 -F qcow2 child.qcow2
+  vdtool rebase -b '' child.qcow2
+  vdtool rebase -u -b moved/base.qcow2 -F qcow2 child.qcow2
+
+NOTES:
+  The disk reads the same afterwards: what it has from the old backing image and the new one does
+  not have is copied into FILE first. With -b '' all of it is, and FILE needs no backing image any
+  more. With -u only the name is changed, and neither backing image is opened: for one that was
+  moved or renamed. The name is relative to the directory of FILE.
+
+EXIT STATUS:
+  0         done
+  1         failed: the disk of FILE is unharmed, and rebase can be run again
+  2         wrong usage
+  63        the format has no such operation
+  130, 143  stopped by SIGINT, SIGTERM; as 1";
+
+/// Arguments of `rebase`.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = HELP)]
+pub struct Args {
+    /// Format of the image; without it the content decides.
+    #[arg(short, long, value_name = "FMT", value_parser = parse_driver)]
+    pub format: Option<&'static Driver>,
+    /// The new backing image; an empty name: none.
+    #[arg(
+        short,
+        long,
+        value_name = "BACKING",
+        required_unless_present = "unsafe_mode"
+    )]
+    pub backing: Option<String>,
+    /// Format of the new backing image; without it the content decides.
+    #[arg(short = 'F', long = "new-backing-format", value_name = "FMT", value_parser = parse_driver)]
+    pub new_backing_format: Option<&'static Driver>,
+    /// Change the name only, and open neither backing image.
+    #[arg(short = 'u', long = "unsafe")]
+    pub unsafe_mode: bool,
+    /// How the page cache is used for FILE.
+    #[arg(short = 't', value_enum, value_name = "CACHE")]
+    pub cache: Option<Cache>,
+    /// How the page cache is used for the backing images.
+    #[arg(short = 'T', value_enum, value_name = "CACHE")]
+    pub source_cache: Option<Cache>,
+    /// How progress is shown.
+    #[command(flatten)]
+    pub progress: ProgressArgs,
+    /// How the images are opened.
+    #[command(flatten)]
+    pub open: OpenArgs,
+    /// The image whose backing image is changed.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+impl Args {
+    fn backing(&self) -> Option<&str> {
+        self.backing.as_deref().filter(|name| !name.is_empty())
+    }
+
+    fn plan(
+        &self,
+        format: Option<&'static Driver>,
+        access: Access,
+    ) -> anyhow::Result<ChainOptions> {
+        let cache = match access {
+            Access::Write => self.cache,
+            Access::Read => self.source_cache,
+        };
+        let mut options = self.open.plan(format, access)?;
+        if let Some(caching) = cache.and_then(Cache::caching) {
+            options.storage.caching = caching;
+        }
+        Ok(options)
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Whatever keeps it from being done.
+pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
+    if args.backing().is_none() && args.new_backing_format.is_some() {
+        return Err(usage("-F names the format of -b, which is missing"));
+    }
+    match args.unsafe_mode {
+        true => name_only(args)?,
+        false => keep(args, globals)?,
+    }
+    Ok(Exit::Done)
+}
+
+/// Copies what would change, then changes the name.
+fn keep(args: &Args, globals: &Globals) -> anyhow::Result<()> {
+    let mut chain = chain::open::open(&args.file, &args.plan(args.format, Access::Write)?)?;
+    relink_of(&mut chain).map_err(|e| e.at(&args.file))?;
+    let below = match args.backing() {
+        Some(name) => Some(below(args, name, globals)?),
+        None => None,
+    };
+    let (disk, create) = match below {
+        Some(below) => (Joined::new(vec![below.chain])?, Some(below.create)),
+        None => (Joined::new(Vec::new())?, None),
+    };
+    signal::catch()?;
+    let total = chain.virtual_size();
+    let bar = progress::start("rebase", total, &args.progress, globals);
+    copy::rebase(&chain, &disk, default_workers(), &bar)?;
+    bar.finish();
+    // The name changes only once all that it needs is on stable media.
+    chain.flush()?;
+    relink(&mut chain, create.as_ref(), &args.file)
+}
+
+fn name_only(args: &Args) -> anyhow::Result<()> {
+    let options = ChainOptions {
+        follow: Follow::No,
+        ..args.plan(args.format, Access::Write)?
+    };
+    let create = match args.backing() {
+        None => None,
+        Some(name) => {
+            let Some(format) = args.new_backing_format else {
+                return Err(usage(
+                    "-u does not open the backing image, so -F must be given",
+                ));
+            };
+            let home = backing::directory(&args.file)?;
+            let absolute = backing::clean(&home.join(name));
+            refuse_itself(&args.file, &absolute)?;
+            let modified = std::fs::metadata(&absolute).and_then(|m| m.modified());
+            Some(CreateBacking {
+                name: name.to_owned(),
+                relative: backing::relative(&home, &absolute),
+                format: format.name,
+                identity: None,
+                modified: modified.unwrap_or(SystemTime::UNIX_EPOCH),
+                virtual_size: 0,
+                absolute,
+            })
+        }
+    };
+    let mut chain = chain::open::open(&args.file, &options)?;
+    relink(&mut chain, create.as_ref(), &args.file)
+}
+
+fn relink_of(chain: &mut Chain) -> Result<&mut dyn Relink> {
+    let format = chain.top().driver().name;
+    chain.top_mut().as_relink().ok_or_else(|| {
+        Error::unsupported(format!(
+            "images of format '{format}' cannot be given another backing image"
+        ))
+    })
+}
+
+fn relink(chain: &mut Chain, backing: Option<&CreateBacking>, file: &Path) -> anyhow::Result<()> {
+    let done = relink_of(chain).and_then(|top| top.relink(backing));
+    done.map_err(|e| e.at(file))?;
+    chain.close()?;
+    chain.top().storage().sync()?;
+    Ok(())
+}
+
+/// The new backing image: open, and as the header is to name it.
+struct Below {
+    chain: Chain,
+    create: CreateBacking,
+}
+
+fn below(args: &Args, name: &str, globals: &Globals) -> anyhow::Result<Below> {
+    let home = backing::directory(&args.file)?;
+    let absolute = backing::clean(&home.join(name));
+    refuse_itself(&args.file, &absolute)?;
+    let options = args.plan(args.new_backing_format, Access::Read)?;
+    let chain = chain::open::open(&absolute, &options)?;
+    for path in chain.layers().iter().filter_map(|l| l.storage().path()) {
+        refuse_itself(&args.file, path)?;
+    }
+    let create = backing::describe(name, &home, &absolute, &chain)?;
+    if args.new_backing_format.is_none() {
+        globals.note(&format!(
+            "{}: the content decided that its format is {} (-F names it)",
+            absolute.display(),
+            create.format
+        ));
+    }
+    Ok(Below { chain, create })
+}

@@ -1,0 +1,229 @@
+//! What keeps a disk the same when another image is put below its top layer.
+
+use std::ops::Range;
+
+use crate::chain::Chain;
+use crate::copy::commit::range_size;
+use crate::copy::engine::Engine;
+use crate::copy::find::{Found, Place, find, same_object};
+use crate::copy::joined::Joined;
+use crate::copy::progress::Progress;
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{Source, Wait};
+use crate::storage::Zeroing;
+use crate::util::align::clamp_len;
+use crate::util::buf::is_zero;
+
+/// Bytes of each disk compared at a time.
+const STEP: u64 = 2 << 20;
+
+/// Writes into the top layer of `chain` what it does not have itself and what would read
+/// otherwise if `below` were there instead of the layers under it; `below` reads as zeroes past
+/// its end, everywhere where it holds no disk.  Tells `progress` of as many bytes as the disk has.
+///
+/// The disk reads the same all the time.  Nothing is flushed.
+///
+/// # Errors
+/// `Cancelled`; those of the chains.
+pub fn rebase(
+    chain: &Chain,
+    below: &Joined,
+    workers: usize,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let idle = |at: u64, end: u64| -> Result<u64> {
+        let _tickets = (chain.enter(), below.enter());
+        let run = chain.top().map(at, end - at, Wait::Yes)?;
+        match run.source {
+            Source::Below => Ok(0),
+            _ => Ok(run.len),
+        }
+    };
+    let engine = Engine::new(chain.virtual_size(), range_size(chain), &idle, progress);
+    let keeper = Keeper {
+        chain,
+        below,
+        unit: unit(chain),
+        progress,
+    };
+    let workers = workers.clamp(1, super::MAX_WORKERS);
+    engine.run(workers, Buffers::default, |buffers, job| {
+        keeper.range(job.range.clone(), buffers)
+    })
+}
+
+/// What the top layer is given as a whole.
+fn unit(chain: &Chain) -> u64 {
+    match u64::from(chain.top().limits().zero_align) {
+        0 => 4096,
+        unit => unit.min(STEP),
+    }
+}
+
+#[derive(Default)]
+struct Buffers {
+    old: Vec<u8>,
+    new: Vec<u8>,
+}
+
+struct Keeper<'a> {
+    chain: &'a Chain,
+    below: &'a Joined,
+    unit: u64,
+    progress: &'a dyn Progress,
+}
+
+impl Keeper<'_> {
+    fn range(&self, range: Range<u64>, buffers: &mut Buffers) -> Result<(), Error> {
+        let _tickets = (self.chain.enter(), self.below.enter());
+        let mut at = range.start;
+        while at < range.end {
+            self.progress.check()?;
+            let top = self.chain.top();
+            let run = top
+                .map(at, range.end - at, Wait::Yes)
+                .map_err(|e| e.at_opt(top.storage().path()))?;
+            if matches!(run.source, Source::Below) {
+                self.keep(at..at + run.len, buffers)?;
+            }
+            at += run.len;
+        }
+        Ok(())
+    }
+
+    /// Keeps what a range reads as that the top layer does not have.
+    fn keep(&self, range: Range<u64>, buffers: &mut Buffers) -> Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let old = find(self.chain, at, range.end - at)?;
+            let new = self.below.find(at, old.len)?;
+            if alike(&old, &new) {
+                at += new.len;
+                continue;
+            }
+            // In whole units, as the top layer is given space.
+            let end = (at - at % self.unit + STEP).min(range.end);
+            let len = clamp_len(end - at, usize::MAX);
+            buffers.old.resize(len, 0);
+            buffers.new.resize(len, 0);
+            self.chain.read_at(&mut buffers.old, at)?;
+            self.below.read_at(&mut buffers.new, at)?;
+            self.differing(at..end, buffers)?;
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Writes the units that differ, neighbours in one go.
+    fn differing(&self, range: Range<u64>, buffers: &Buffers) -> Result<()> {
+        let mut at = range.start;
+        let mut pending = at..at;
+        while at < range.end {
+            let end = (at - at % self.unit + self.unit).min(range.end);
+            let part = within(&range, &(at..end));
+            if buffers.old[part.clone()] != buffers.new[part] {
+                if pending.end != at {
+                    self.write(&range, pending, buffers)?;
+                    pending = at..at;
+                }
+                pending.end = end;
+            }
+            at = end;
+        }
+        self.write(&range, pending, buffers)
+    }
+
+    fn write(&self, range: &Range<u64>, part: Range<u64>, buffers: &Buffers) -> Result<()> {
+        if part.is_empty() {
+            return Ok(());
+        }
+        let bytes = &buffers.old[within(range, &part)];
+        let aligned = part.start.is_multiple_of(self.unit)
+            && (part.end.is_multiple_of(self.unit) || part.end == self.chain.virtual_size());
+        if aligned && is_zero(bytes) {
+            // The layers below read as zeroes there, so this must be said by the top layer itself.
+            match self.chain.top().zero(part.clone(), Zeroing::MayUnmap) {
+                Err(e) if e.kind() == ErrorKind::Unsupported => {}
+                done => return done,
+            }
+        }
+        self.chain.write_at(bytes, part.start)
+    }
+}
+
+fn within(range: &Range<u64>, part: &Range<u64>) -> Range<usize> {
+    let offset = |at: u64| clamp_len(at - range.start, usize::MAX);
+    offset(part.start)..offset(part.end)
+}
+
+/// Whether both read the same without looking at bytes.
+fn alike(old: &Found<'_>, new: &Found<'_>) -> bool {
+    match (old.place, new.place) {
+        (
+            Place::Stored { storage, host },
+            Place::Stored {
+                storage: other,
+                host: there,
+            },
+        ) => host == there && same_object(storage, other),
+        _ => old.is_zero() && new.is_zero(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::chain::Base;
+    use crate::copy::joined::tests::raw_chain;
+    use crate::copy::progress::Silent;
+    use crate::image::overlay::Overlay;
+    use crate::storage::memory::MemoryStorage;
+    use crate::util::align::len64;
+
+    fn raw(bytes: &[u8]) -> Chain {
+        raw_chain(Arc::new(MemoryStorage::from_bytes(bytes)))
+    }
+
+    #[test]
+    fn the_top_layer_gets_what_differs_and_no_more() {
+        let mut old = vec![1u8; 1 << 20];
+        old[300_000..400_000].fill(0);
+        let mut new = old.clone();
+        new[310_000] = 7;
+        new[900_000] = 7;
+        new.truncate(1_000_000);
+        let top = Arc::new(MemoryStorage::new());
+        let overlay = Overlay::new(top, len64(old.len()));
+        let below = (crate::formats::raw::DRIVER.open)(
+            Arc::new(MemoryStorage::from_bytes(&old)),
+            &crate::image::open::OpenOptions::default(),
+        );
+        let layers: Vec<Box<dyn crate::image::Image>> =
+            vec![Box::new(overlay), below.expect("opens")];
+        let chain = Chain::new(layers, Base::Zeroes, Arc::default()).expect("two layers");
+        chain.write_at(&[9; 5000], 70_000).expect("writes");
+        let mut wanted = old.clone();
+        wanted[70_000..75_000].fill(9);
+        let joined = Joined::new(vec![raw(&new)]).expect("short");
+        for workers in [1, 3] {
+            rebase(&chain, &joined, workers, &Silent).expect("rebases");
+            let mut now = vec![0; new.len()];
+            joined.read_at(&mut now, 0).expect("reads");
+            now.resize(old.len(), 0);
+            for at in 0..old.len() {
+                let run = chain.top().map(len64(at), 1, Wait::Yes).expect("maps");
+                assert!(
+                    !matches!(run.source, Source::Below) || now[at] == wanted[at],
+                    "{at}"
+                );
+            }
+            let run = chain.top().map(1 << 19, 1, Wait::Yes).expect("maps");
+            assert!(matches!(run.source, Source::Below), "the same in both");
+            let mut read = vec![0; old.len()];
+            chain.read_at(&mut read, 0).expect("reads");
+            assert!(read == wanted);
+        }
+    }
+}

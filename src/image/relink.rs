@@ -1,0 +1,27 @@
+//! Changes of what lies below an image, made in place.
+
+use crate::error::Result;
+use crate::image::create::CreateBacking;
+
+/// Naming another backing image.
+///
+/// The image must have been opened for writing, with no other request under way.
+pub trait Relink {
+    /// Makes the header name `backing`, or none, and nothing else: what the image does not have
+    /// itself is read there from now on.  Durable when it returns; at every moment before, the
+    /// header names the old image or the new one.  The chain must then be opened anew.
+    ///
+    /// # Errors
+    /// `Unsupported`, `Invalid` where the header cannot say it, with nothing changed; the host's.
+    fn relink(&mut self, backing: Option<&CreateBacking>) -> Result<()>;
+}
+
+/// Dropping all that an image has itself.
+pub trait Empty {
+    /// Gives back the space of all guest data, so that all of it is read below; what snapshots
+    /// keep stays.  Durable when it returns, and there as a whole or not at all.
+    ///
+    /// # Errors
+    /// `Unsupported`, with nothing changed; the host's.
+    fn empty(&mut self) -> Result<()>;
+}

@@ -16,6 +16,8 @@ mod model;
 mod mutate;
 mod oracle;
 mod rebase;
+mod qcow2_check;
+mod qcow2_create;
 mod refuse;
 mod regress;
 mod resize;

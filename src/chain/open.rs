@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::chain::reference::{Confined, FileId, Namer, Trust};
 use crate::chain::{Base, Chain, MAX_LAYERS};
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::formats::refused::REFUSED;
 use crate::formats::{self, DRIVERS};
 use crate::image::open::{OpenOptions, Purpose, WriteOrder};
 use crate::image::options::OptionValues;
@@ -273,7 +274,7 @@ impl Walk<'_> {
         let storage = adopt(file, path, &how.storage)?;
         let driver = match how.format {
             Some(driver) => driver,
-            None => probe::probe(DRIVERS, &*storage).at(path)?,
+            None => probe::probe(DRIVERS, REFUSED, &*storage).at(path)?,
         };
         let companions = Confined {
             namer: namer.clone(),

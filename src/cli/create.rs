@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::chain::{self, Chain};
@@ -136,6 +137,7 @@ fn plan(args: &Args, file: &Path, globals: &Globals) -> anyhow::Result<Plan> {
             size,
             backing,
             values,
+            data_file: None,
         },
     })
 }
@@ -299,11 +301,38 @@ fn carry_out(file: &Path, plan: &Plan, globals: &Globals) -> anyhow::Result<()> 
     };
     let named = |e: Error| target.name(e.at(target.path()));
     let storage = Interruptible::new(open(target.path(), &options).map_err(named)?);
-    (plan.creator.create)(&storage, &plan.options).map_err(named)?;
+    let data = data_target(file, plan)?;
+    let mut create = plan.options.clone();
+    if let Some(data) = &data {
+        let object = open(data.path(), &options).map_err(|e| data.name(e.at(data.path())))?;
+        create.data_file = Some(Arc::new(Interruptible::new(object)));
+    }
+    (plan.creator.create)(&storage, &create).map_err(named)?;
     interrupt::check()?;
-    drop(storage);
+    drop((storage, create));
+    // An image that names a data file never stands without it.
+    data.map_or(Ok(()), |data| data.commit(Durable::Yes))?;
     target.commit(Durable::Yes)?;
     Ok(())
+}
+
+/// The second file of an image that keeps its data elsewhere.
+fn data_target(file: &Path, plan: &Plan) -> anyhow::Result<Option<Target>> {
+    let Some(name) = plan.options.values.text("data_file") else {
+        return Ok(None);
+    };
+    let path = clean(&directory(file)?.join(name));
+    let image = directory(file)?.join(file.file_name().unwrap_or_default());
+    if path == image {
+        let why = "the data file would be the image itself";
+        return Err(Error::invalid(why).at(file).into());
+    }
+    let backing = plan.options.backing.as_ref();
+    if backing.is_some_and(|b| clean(&b.absolute) == path) {
+        let why = "the data file would replace the backing image";
+        return Err(Error::invalid(why).at(file).into());
+    }
+    Ok(Some(Target::begin(&path)?))
 }
 
 #[cfg(test)]

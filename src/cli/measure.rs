@@ -125,6 +125,7 @@ fn options(args: &Args, driver: &'static Driver) -> anyhow::Result<CreateOptions
         size: generic.size.unwrap_or(0),
         backing: None,
         values,
+        data_file: None,
     })
 }
 

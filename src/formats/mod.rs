@@ -2,6 +2,7 @@
 
 pub mod qcow2;
 pub mod raw;
+pub mod refused;
 pub mod vhd;
 
 use crate::image::Driver;

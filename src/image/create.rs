@@ -1,11 +1,13 @@
 //! What a new image is made with.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use uuid::Uuid;
 
 use crate::image::options::{OptionKind, OptionSpec, OptionValues};
+use crate::storage::Storage;
 
 /// How much of a new image is allocated at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -73,6 +75,8 @@ pub struct CreateOptions {
     pub backing: Option<CreateBacking>,
     /// Options of the format, checked against its rows.
     pub values: OptionValues,
+    /// The empty object that the `data_file` option names, in formats that have it.
+    pub data_file: Option<Arc<dyn Storage>>,
 }
 
 impl CreateOptions {

@@ -1,6 +1,6 @@
 //! Guessing a format from bytes.
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::image::Driver;
 use crate::storage::Storage;
 use crate::util::align::{clamp_len, len64};
@@ -23,12 +23,28 @@ pub struct ProbeInput<'a> {
     pub extension: Option<&'a str>,
 }
 
+/// A format that is recognised by its bytes, and not supported.
+#[derive(Debug)]
+pub struct Refused {
+    /// The name users know it by.
+    pub name: &'static str,
+    /// Whether the bytes look like this format.
+    pub probe: fn(&ProbeInput<'_>) -> bool,
+}
+
+/// A driver with this score or more is sure enough of its format.
+const SURE: u8 = 50;
+
 /// The driver whose probe scores highest; the earlier row where two score the same.
 ///
 /// # Errors
 /// The host's, when reading the ends of the object; `Unsupported` where the bytes are of a
 /// format that vdtool knows by name but does not read.
-pub fn probe(drivers: &[&'static Driver], storage: &dyn Storage) -> Result<&'static Driver> {
+pub fn probe(
+    drivers: &[&'static Driver],
+    refused: &[Refused],
+    storage: &dyn Storage,
+) -> Result<&'static Driver> {
     let len = storage.size();
     let mut head = vec![0; clamp_len(len, HEAD)];
     storage.read_at(&mut head, 0)?;
@@ -45,10 +61,14 @@ pub fn probe(drivers: &[&'static Driver], storage: &dyn Storage) -> Result<&'sta
         len,
         extension: extension.as_deref(),
     };
-    best(drivers, &input).map_err(|e| e.at_opt(storage.path()))
+    best(drivers, refused, &input).map_err(|e| e.at_opt(storage.path()))
 }
 
-fn best(drivers: &[&'static Driver], input: &ProbeInput<'_>) -> Result<&'static Driver> {
+fn best(
+    drivers: &[&'static Driver],
+    refused: &[Refused],
+    input: &ProbeInput<'_>,
+) -> Result<&'static Driver> {
     let mut best: Option<(u8, &'static Driver)> = None;
     for driver in drivers {
         let score = (driver.probe)(input);
@@ -56,10 +76,17 @@ fn best(drivers: &[&'static Driver], input: &ProbeInput<'_>) -> Result<&'static 
             best = Some((score, driver));
         }
     }
-    best.map(|(_, driver)| driver).ok_or_else(|| {
-        crate::error::Error::new(
-            crate::error::ErrorKind::WrongFormat,
-            "is of no format that vdtool knows",
-        )
-    })
+    if let Some((score, driver)) = best
+        && score >= SURE
+    {
+        return Ok(driver);
+    }
+    if let Some(format) = refused.iter().find(|format| (format.probe)(input)) {
+        return Err(Error::unsupported(format!(
+            "is of format '{}', which is not supported (-f raw takes its bytes as they are)",
+            format.name
+        )));
+    }
+    best.map(|(_, driver)| driver)
+        .ok_or_else(|| Error::new(ErrorKind::WrongFormat, "is of no format that vdtool knows"))
 }

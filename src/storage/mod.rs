@@ -15,7 +15,6 @@ use crate::util::range;
 use mmap::{Lost, Window};
 
 pub mod aligned;
-pub mod barrier;
 pub mod copy;
 pub mod device;
 pub mod file;
@@ -25,6 +24,7 @@ pub mod memory;
 pub mod mmap;
 pub mod open;
 mod positioned;
+pub mod syncs;
 
 /// A run of host bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

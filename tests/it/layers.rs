@@ -88,6 +88,7 @@ impl Disk {
             size: spec.size,
             backing: self.backing(),
             values: OptionValues::parse(creator.options, driver.name, values).expect("valid"),
+            data_file: None,
         };
         let home = match &self.directory {
             None => {

@@ -17,6 +17,8 @@ mod map;
 mod model;
 mod mutate;
 mod oracle;
+mod qcow2_check;
+mod qcow2_create;
 mod rebase;
 mod refuse;
 mod regress;

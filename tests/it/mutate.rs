@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use vdtool::chain::Chain;
 use vdtool::formats::DRIVERS;
+use vdtool::formats::refused::REFUSED;
 use vdtool::image::check::Repair;
 use vdtool::image::open::{OpenOptions, Purpose, WriteOrder};
 use vdtool::image::probe;
@@ -74,7 +75,7 @@ impl Sample {
             .expect("the watchdog lives");
         let new = || Arc::new(MemoryStorage::from_bytes(bytes));
         let storage = new();
-        let _ = probe::probe(DRIVERS, &*storage);
+        let _ = probe::probe(DRIVERS, REFUSED, &*storage);
         self.look(&storage, expect, what);
         for repair in [Repair::Nothing, Repair::Leaks, Repair::All] {
             let storage = new();

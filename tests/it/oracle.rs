@@ -387,7 +387,14 @@ fn differencing_vhds_made_by_us_read_right_by_libvhdi() {
     run(directory, &["convert", "source.raw", "base.vhd"]);
     for (child, parent) in [("middle.vhd", "base.vhd"), ("top.vhd", "middle.vhd")] {
         run(directory, &["create", "-f", "vhd", "-b", parent, child]);
-        let written = patterns(&mut rng, size);
+        let mut written = patterns(&mut rng, size);
+        // libvhdi 20210425 reads zeroes for sectors that are not there where one before them in
+        // the same byte of the bitmap is.
+        for pattern in &mut written {
+            let end = (pattern.at + pattern.len).next_multiple_of(8 * 512);
+            pattern.at = pattern.at / 4096 * 4096;
+            pattern.len = end - pattern.at;
+        }
         let commands = as_commands(&written);
         let mut arguments = vec!["io"];
         arguments.extend(commands.iter().map(String::as_str));

@@ -341,5 +341,6 @@ fn create_options(
         size: generic.size.unwrap_or(size),
         backing: backing.map(|b| b.create.clone()),
         values,
+        data_file: None,
     })
 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::Qcow2;
 use super::entry::{COPIED, Cluster, SUBCLUSTERS, Subcluster};
 use super::refcount::Taken;
+use super::writer::Since;
 use crate::error::{Error, Result};
 use crate::image::{Fill, Old, Slot, Wait};
 use crate::storage::Storage;
@@ -101,6 +102,7 @@ impl Qcow2 {
         {
             count += 1;
         }
+        let since = self.moment()?;
         let table =
             self.own_table(span.start >> (self.layout.cluster_bits + self.header.l2_bits()))?;
         let space = self.space(span.start, count)?;
@@ -119,7 +121,7 @@ impl Qcow2 {
             },
             zeroed: space.fresh,
         };
-        let filled = fill(slot).and_then(|()| self.finish(&space, &guest));
+        let filled = fill(slot).and_then(|()| self.finish(&space, &guest, since));
         if let Err(e) = filled {
             self.untake_space(&space);
             return Err(e);
@@ -166,6 +168,7 @@ impl Qcow2 {
         if within.is_empty() {
             return Ok(0);
         }
+        let since = self.moment()?;
         let table = self.own_table(start >> (self.layout.cluster_bits + self.header.l2_bits()))?;
         let space = match own {
             Some(host) => Space {
@@ -197,7 +200,7 @@ impl Qcow2 {
             }
         }
         let guest = start..start + size;
-        if let Err(e) = done.and_then(|()| self.finish(&space, &guest)) {
+        if let Err(e) = done.and_then(|()| self.finish(&space, &guest, since)) {
             self.untake_space(&space);
             return Err(e);
         }
@@ -317,7 +320,7 @@ impl Qcow2 {
     }
 
     /// After the fill: the file reaches the end of the clusters, and data comes before metadata.
-    fn finish(&self, space: &Space, guest: &Range<u64>) -> Result<()> {
+    fn finish(&self, space: &Space, guest: &Range<u64>, since: Since) -> Result<()> {
         let data = self.data()?;
         let len = (guest.end.min(self.size()) - guest.start)
             .min(space.count * self.layout.cluster_size());
@@ -326,7 +329,7 @@ impl Qcow2 {
             // Grows the file and never cuts it, whatever other threads write behind us.
             data.write_at(&[0], end - 1)?;
         }
-        self.settle()
+        self.settle_since(since)
     }
 
     /// Shows new entries to readers, from the one of guest offset `start` on.

@@ -5,9 +5,10 @@ use std::ops::Range;
 use super::extension;
 use super::feature;
 use super::header::{MAGIC, MAX_BACKING_NAME, MAX_L1_BYTES, MAX_REFTABLE_BYTES};
+use super::preallocate;
 use super::refblock::Width;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::create::CreateOptions;
+use crate::image::create::{CreateOptions, Preallocation};
 use crate::image::options::{OptionKind, OptionSpec};
 use crate::storage::Storage;
 use crate::util::align::{clamp_len, len64};
@@ -50,23 +51,46 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         default: "zlib",
         help: "how clusters are compressed",
     },
+    OptionSpec {
+        name: "data_file",
+        kind: OptionKind::Text,
+        default: "",
+        help: "keep guest data in this file, which is made too; relative to the image's directory",
+    },
+    OptionSpec {
+        name: "data_file_raw",
+        kind: OptionKind::Bool,
+        default: "off",
+        help: "keep the data file readable as a raw image",
+    },
+    OptionSpec {
+        name: "preallocation",
+        kind: OptionKind::Choice(&Preallocation::WORDS),
+        default: "off",
+        help: "how much space is allocated at once: tables (metadata), and data (falloc, full)",
+    },
 ];
 
 /// What is to be made, checked.
 #[derive(Debug)]
-struct Plan {
+pub(super) struct Plan {
     version: u32,
-    cluster_bits: u32,
-    refcount_order: u32,
-    incompatible: u64,
+    pub(super) cluster_bits: u32,
+    pub(super) refcount_order: u32,
+    pub(super) incompatible: u64,
     compatible: u64,
+    autoclear: u64,
     compression: u8,
-    size: u64,
-    l1_len: u64,
+    /// Virtual size in bytes.
+    pub(super) size: u64,
+    /// Entries of the first-level table.
+    pub(super) l1_len: u64,
+    /// What is allocated at once.
+    pub(super) preallocation: Preallocation,
 }
 
 impl Plan {
-    fn new(options: &CreateOptions) -> Result<Self> {
+    pub(super) fn new(options: &CreateOptions) -> Result<Self> {
         let values = &options.values;
         let version = match values.text("compat") {
             Some("0.10" | "v2") => 2,
@@ -75,11 +99,14 @@ impl Plan {
         let extended = values.bool("extended_l2") == Some(true);
         let lazy = values.bool("lazy_refcounts") == Some(true);
         let zstd = values.text("compression_type") == Some("zstd");
+        let external = values.text("data_file").is_some();
+        let raw = values.bool("data_file_raw") == Some(true);
+        check_together(options, extended)?;
         let cluster_bits = cluster_bits(options)?;
         let refcount_order = refcount_order(values.number("refcount_bits").unwrap_or(16))?;
-        if version == 2 && (extended || lazy || zstd || refcount_order != 4) {
+        if version == 2 && (extended || lazy || zstd || external || refcount_order != 4) {
             return Err(Error::invalid(
-                "extended_l2, lazy_refcounts, zstd and refcount_bits other than 16 need compat=1.1",
+                "extended_l2, lazy_refcounts, zstd, data_file and refcount_bits other than 16 need compat=1.1",
             ));
         }
         if extended && cluster_bits < super::header::EXTENDED_MIN_BITS {
@@ -109,16 +136,49 @@ impl Plan {
             version,
             cluster_bits,
             refcount_order,
-            incompatible: bit(extended, feature::EXTENDED_L2) | bit(zstd, feature::COMPRESSION),
+            incompatible: bit(extended, feature::EXTENDED_L2)
+                | bit(zstd, feature::COMPRESSION)
+                | bit(external, feature::DATA_FILE),
             compatible: bit(lazy, feature::LAZY_REFCOUNTS),
+            autoclear: bit(raw, feature::DATA_FILE_RAW),
             compression: u8::from(zstd),
             size,
             l1_len,
+            preallocation: match options.preallocation() {
+                // The data file is to be the disk, so every cluster must lead there.
+                Preallocation::Off if raw => Preallocation::Metadata,
+                asked => asked,
+            },
         })
     }
 
-    fn cluster_size(&self) -> u64 {
+    /// Bytes of a cluster.
+    pub(super) fn cluster_size(&self) -> u64 {
         1 << self.cluster_bits
+    }
+
+    /// Entries of second-level tables have two words.
+    pub(super) fn extended(&self) -> bool {
+        self.incompatible & feature::EXTENDED_L2 != 0
+    }
+
+    /// Guest data is in another file.
+    pub(super) fn external(&self) -> bool {
+        self.incompatible & feature::DATA_FILE != 0
+    }
+
+    /// Clusters of the disk.
+    pub(super) fn clusters(&self) -> u64 {
+        self.size.div_ceil(self.cluster_size())
+    }
+
+    /// Clusters that are allocated at once: of second-level tables, and of data in the image.
+    fn preallocated(&self) -> (u64, u64) {
+        if self.preallocation == Preallocation::Off {
+            return (0, 0);
+        }
+        let data = if self.external() { 0 } else { self.clusters() };
+        (self.l1_len, data)
     }
 
     /// Where things are, in clusters.
@@ -126,29 +186,69 @@ impl Plan {
         let size = self.cluster_size();
         let l1 = (self.l1_len * 8).div_ceil(size).max(1);
         let per_block = 1u64 << Width::new(self.refcount_order).block_bits(self.cluster_bits);
+        let (l2, data) = self.preallocated();
         let mut blocks = 1u64;
         loop {
             let table = (blocks * 8).div_ceil(size);
-            let all = 1 + table + blocks + l1;
+            let all = 1 + table + blocks + l1 + l2 + data;
             if blocks * per_block >= all {
                 let table = 1..1 + table;
                 let blocks = table.end..table.end + blocks;
+                let l1 = blocks.end..blocks.end + l1;
+                let l2 = l1.end..l1.end + l2;
                 return Layout {
-                    l1: blocks.end..blocks.end + l1,
+                    data: l2.end..l2.end + data,
+                    l2,
+                    l1,
                     table,
                     blocks,
                 };
             }
-            blocks += 1;
+            blocks = blocks.max((all - blocks).div_ceil(per_block)) + 1;
         }
     }
 }
 
+/// Where things are, in clusters.
 #[derive(Debug)]
-struct Layout {
+pub(super) struct Layout {
     table: Range<u64>,
     blocks: Range<u64>,
-    l1: Range<u64>,
+    /// The first-level table.
+    pub(super) l1: Range<u64>,
+    /// The second-level tables.
+    pub(super) l2: Range<u64>,
+    /// Guest data.
+    pub(super) data: Range<u64>,
+}
+
+/// Refuses options that contradict each other.
+fn check_together(options: &CreateOptions, extended: bool) -> Result<()> {
+    let values = &options.values;
+    let external = values.text("data_file").is_some();
+    let raw = values.bool("data_file_raw") == Some(true);
+    if external && options.data_file.is_none() {
+        return Err(Error::unsupported(
+            "an image with data_file is not made here (allowed: vdtool create)",
+        ));
+    }
+    if raw && !external {
+        return Err(Error::invalid("data_file_raw=on needs data_file"));
+    }
+    if options.backing.is_none() {
+        return Ok(());
+    }
+    if raw {
+        return Err(Error::invalid(
+            "data_file_raw=on and a backing file exclude each other",
+        ));
+    }
+    if options.preallocation() != Preallocation::Off && !extended {
+        return Err(Error::invalid(
+            "preallocation and a backing file need extended_l2=on",
+        ));
+    }
+    Ok(())
 }
 
 /// log2 of the cluster size asked for.
@@ -189,8 +289,10 @@ pub(super) fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<(
     }
     let header = header(&plan, &layout, options)?;
     storage.set_len(0)?;
-    storage.set_len(layout.l1.end * size)?;
+    storage.set_len(layout.data.end * size)?;
     write_refcounts(storage, &plan, &layout)?;
+    let data = options.data_file.as_deref().unwrap_or(storage);
+    preallocate::preallocate(storage, data, &plan, &layout)?;
     // Last, so that a file cut short on the way is no image.
     storage.write_at(&header, 0)
 }
@@ -202,7 +304,7 @@ fn write_refcounts(storage: &dyn Storage, plan: &Plan, layout: &Layout) -> Resul
     for (index, cluster) in layout.blocks.clone().enumerate() {
         let mut block = vec![0; clamp_len(size, usize::MAX)];
         let used = layout
-            .l1
+            .data
             .end
             .saturating_sub(len64(index) * per_block)
             .min(per_block);
@@ -221,8 +323,11 @@ fn header(plan: &Plan, layout: &Layout, options: &CreateOptions) -> Result<Vec<u
         push_extension(
             &mut tail,
             extension::BACKING_FORMAT,
-            backing.format.as_bytes(),
+            super::relink::recorded_format(backing.format).as_bytes(),
         );
+    }
+    if let Some(name) = options.values.text("data_file") {
+        push_extension(&mut tail, extension::DATA_FILE_NAME, name.as_bytes());
     }
     if plan.version >= 3 {
         push_extension(&mut tail, extension::FEATURE_NAMES, &feature::name_table());
@@ -257,7 +362,7 @@ fn header(plan: &Plan, layout: &Layout, options: &CreateOptions) -> Result<Vec<u
     push32(&mut bytes, 0);
     bytes.extend(0u64.to_be_bytes());
     if plan.version >= 3 {
-        for bits in [plan.incompatible, plan.compatible, 0] {
+        for bits in [plan.incompatible, plan.compatible, plan.autoclear] {
             bytes.extend(bits.to_be_bytes());
         }
         push32(&mut bytes, plan.refcount_order);
@@ -274,32 +379,4 @@ fn push_extension(bytes: &mut Vec<u8>, kind: u32, data: &[u8]) {
     bytes.extend(u32::try_from(data.len()).unwrap_or(0).to_be_bytes());
     bytes.extend(data);
     bytes.resize(bytes.len().next_multiple_of(8), 0);
-}
-
-/// Length of the file with `data_clusters` clusters of data: as `create` and the allocator lay
-/// them out, tables and refcounts included.
-pub(super) fn measure(options: &CreateOptions, data_clusters: u64) -> Result<u64> {
-    let plan = Plan::new(options)?;
-    let size = plan.cluster_size();
-    let entry = if plan.incompatible & feature::EXTENDED_L2 != 0 {
-        16
-    } else {
-        8
-    };
-    let l2 = (plan.size.div_ceil(size) * entry).div_ceil(size);
-    let l1 = (plan.l1_len * 8).div_ceil(size).max(1);
-    let per_block = 1u64 << Width::new(plan.refcount_order).block_bits(plan.cluster_bits);
-    let fixed = 1 + l1 + l2 + data_clusters;
-    let (mut blocks, mut table) = (0, 0);
-    loop {
-        let all = fixed + blocks + table;
-        let (next_blocks, next_table) = (
-            all.div_ceil(per_block),
-            (all.div_ceil(per_block) * 8).div_ceil(size),
-        );
-        if (next_blocks, next_table) == (blocks, table) {
-            return Ok(all * size);
-        }
-        (blocks, table) = (next_blocks, next_table);
-    }
 }

@@ -13,6 +13,8 @@ mod extension;
 mod feature;
 mod header;
 mod lookup;
+mod measure;
+mod preallocate;
 mod recorder;
 mod refblock;
 mod refcount;
@@ -63,7 +65,7 @@ pub static DRIVER: Driver = Driver {
     open_options: &[],
     creator: Some(Creator {
         create: create::create,
-        measure: create::measure,
+        measure: measure::measure,
         cluster_size: create::cluster_size,
         options: create::OPTIONS,
     }),
@@ -364,15 +366,11 @@ impl Image for Qcow2 {
     }
 
     fn flush(&self) -> Result<()> {
-        if let Some(data) = self.external() {
-            data.sync()?;
-        }
-        self.file.sync()?;
-        if self.writer.is_some() {
-            self.release_freed()
-        } else {
-            Ok(())
-        }
+        let Some(writer) = &self.writer else {
+            return Ok(());
+        };
+        self.flush_all(writer)?;
+        self.release_freed()
     }
 
     fn close(&self) -> Result<()> {

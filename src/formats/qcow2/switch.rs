@@ -154,6 +154,7 @@ mod tests {
             size: 1 << 20,
             backing: None,
             values,
+            data_file: None,
         };
         create::create(&storage, &options).expect("creates");
         storage

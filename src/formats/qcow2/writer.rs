@@ -23,7 +23,7 @@ use crate::image::Wait;
 use crate::image::open::WriteOrder;
 use crate::image::reserve::Reservations;
 use crate::storage::Zeroing;
-use crate::storage::barrier::Barrier;
+use crate::storage::syncs::{Stamp, Syncs};
 use crate::util::align::clamp_len;
 use crate::util::grace::{Grace, Moment};
 use crate::util::range;
@@ -44,8 +44,8 @@ pub(super) struct Writer {
     freed: Mutex<Vec<Freed>>,
     /// Clusters taken ahead for guest clusters that have none yet, by guest cluster.
     pub(super) assigned: Mutex<HashMap<u64, Taken>>,
-    barrier: Barrier,
-    data_barrier: Barrier,
+    syncs: Syncs,
+    data_syncs: Syncs,
     order: WriteOrder,
     grace: Arc<Grace>,
     /// The first change was announced.
@@ -56,12 +56,21 @@ pub(super) struct Writer {
     pub(super) tracker: Mutex<Option<Tracker>>,
 }
 
+/// A moment in the life of both files.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Since {
+    file: Stamp,
+    data: Stamp,
+}
+
 /// Clusters that nothing refers to any more, but that readers may still be reading and that a
 /// power cut may bring back.
 #[derive(Debug)]
 struct Freed {
     clusters: Range<u64>,
     since: Moment,
+    /// When they were freed.
+    written: Since,
 }
 
 impl Writer {
@@ -72,8 +81,8 @@ impl Writer {
             stripes: std::array::from_fn(|_| Mutex::default()),
             freed: Mutex::default(),
             assigned: Mutex::default(),
-            barrier: Barrier::default(),
-            data_barrier: Barrier::default(),
+            syncs: Syncs::default(),
+            data_syncs: Syncs::default(),
             order,
             grace,
             started: AtomicBool::new(false),
@@ -123,16 +132,43 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// The present moment: to be taken before the writes that [`Qcow2::settle_since`] is to wait
+    /// for.
+    pub(super) fn moment(&self) -> Result<Since> {
+        let writer = self.writer()?;
+        Ok(Since {
+            file: writer.syncs.stamp(),
+            data: writer.data_syncs.stamp(),
+        })
+    }
+
     /// All writes so far, of metadata and data, come before those that follow, in a power cut too.
+    /// For operations that run alone; others take the moment before they write.
     pub(super) fn settle(&self) -> Result<()> {
+        self.settle_since(self.moment()?)
+    }
+
+    /// All writes since `since` come before those that follow, in a power cut too.
+    ///
+    /// # Errors
+    /// The host's, and that of any sync since then: it may have lost the writes.
+    pub(super) fn settle_since(&self, since: Since) -> Result<()> {
         let writer = self.writer()?;
         if writer.order == WriteOrder::Unordered {
             return Ok(());
         }
         if let Some(data) = self.external() {
-            writer.data_barrier.pass(data)?;
+            writer.data_syncs.wait(data, since.data)?;
         }
-        writer.barrier.pass(&*self.file)
+        writer.syncs.wait(&*self.file, since.file)
+    }
+
+    /// Makes all completed writes durable, and tells once of a sync that failed since.
+    pub(super) fn flush_all(&self, writer: &Writer) -> Result<()> {
+        if let Some(data) = self.external() {
+            writer.data_syncs.flush(data)?;
+        }
+        writer.syncs.flush(&*self.file)
     }
 
     /// Takes clusters of the image file.
@@ -166,11 +202,10 @@ impl Qcow2 {
         {
             return Ok(host);
         }
+        let since = self.moment()?;
         let taken = self.take(1..2)?;
-        if let Err(e) = self
-            .fill_table(taken.host, old)
-            .and_then(|()| self.settle())
-        {
+        let filled = self.fill_table(taken.host, old);
+        if let Err(e) = filled.and_then(|()| self.settle_since(since)) {
             self.untake(&taken);
             return Err(e);
         }
@@ -199,11 +234,16 @@ impl Qcow2 {
         let clusters = host.start >> bits..host.end.div_ceil(1 << bits);
         let mut freed = writer.freed.lock();
         let since = writer.grace.now();
+        let written = self.moment()?;
         match freed.last_mut() {
             Some(last) if last.clusters.end == clusters.start && last.since == since => {
                 last.clusters.end = clusters.end;
             }
-            _ => freed.push(Freed { clusters, since }),
+            _ => freed.push(Freed {
+                clusters,
+                since,
+                written,
+            }),
         }
         let full = freed.len() >= MAX_FREED;
         drop(freed);
@@ -224,10 +264,10 @@ impl Qcow2 {
             *freed = old.split_off(kept);
             old
         };
-        if passed.is_empty() {
-            return Ok(());
+        // The first is the oldest: where a sync failed since, they stay leaks.
+        if let Some(first) = passed.first() {
+            self.settle_since(first.written)?;
         }
-        self.settle()?;
         let mut clusters: Vec<Range<u64>> = passed.into_iter().map(|f| f.clusters).collect();
         clusters.sort_by_key(|c| c.start);
         let mut refcounts = writer.refcounts.lock();

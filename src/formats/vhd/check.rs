@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use crate::error::{Error, Result};
 use crate::formats::vhd::batmap;
+use crate::formats::vhd::check_blocks::Ends;
 use crate::formats::vhd::fixed::Fixed;
 use crate::formats::vhd::footer::{self, Creator, Footer, Kind, Strictness};
 use crate::formats::vhd::geometry::{Geometry, SECTOR};
@@ -88,7 +89,16 @@ impl Check for Fixed {
         may_write(repair, self.write)?;
         let mut report = Report::default();
         let state = *self.state.lock();
-        self.check_footer(&mut report, &state.footer, state.data_end, repair)?;
+        if let End::Damaged(why) = &self.end {
+            // There is no second footer to tell which of its bytes is wrong.
+            corruption(&mut report, why.as_str(), None);
+            return Ok(report);
+        }
+        if matches!(self.end, End::Short) {
+            let bytes = state.footer.sealed().to_bytes();
+            let write = || self.storage.write_at(&bytes, state.data_end);
+            short(&mut report, (repair == Repair::All).then(write))?;
+        }
         footer_fields(&mut report, &state.footer);
         let wanted = self.rule.size(&state.footer, state.data_end);
         if wanted > state.data_end {
@@ -124,32 +134,6 @@ impl Check for Fixed {
     }
 }
 
-impl Fixed {
-    fn check_footer(
-        &self,
-        report: &mut Report,
-        footer: &Footer,
-        host: u64,
-        repair: Repair,
-    ) -> Result<()> {
-        let all = repair == Repair::All;
-        let write = || self.storage.write_at(&footer.sealed().to_bytes(), host);
-        match &self.end {
-            End::Damaged(why) => {
-                if all {
-                    write()?;
-                    self.storage.sync()?;
-                }
-                let did = all.then_some("its checksum was written anew");
-                corruption(report, why.as_str(), did);
-            }
-            End::Short => short(report, all.then(write))?,
-            End::Whole | End::Killed => {}
-        }
-        Ok(())
-    }
-}
-
 fn short(report: &mut Report, written: Option<Result<()>>) -> Result<()> {
     let did = written.transpose()?.map(|()| "the byte was added".into());
     let text = "the footer lacks its last byte, as old versions of Virtual PC wrote it";
@@ -163,10 +147,12 @@ impl Check for Sparse {
         let mut report = Report::default();
         let shape = self.shape.load_full();
         footer_fields(&mut report, &shape.footer);
-        self.check_header(&mut report, &shape, repair)?;
+        let sound = self.check_header(&mut report, &shape);
+        // What is repaired by what a wrong header says is destroyed.
+        let repair = if sound { repair } else { Repair::Nothing };
         self.check_locators(&mut report, &shape);
-        let used = self.check_blocks(&mut report, &shape, repair)?;
-        self.check_end(&mut report, &shape, used, repair)?;
+        let ends = self.check_blocks(&mut report, &shape, repair)?;
+        self.check_end(&mut report, &shape, ends, repair)?;
         self.check_copy(&mut report, &shape, repair)?;
         self.check_batmap_header(&mut report, &shape, repair)?;
         if repair != Repair::Nothing {
@@ -177,20 +163,23 @@ impl Check for Sparse {
 }
 
 impl Sparse {
-    fn check_header(&self, report: &mut Report, shape: &Shape, repair: Repair) -> Result<()> {
+    /// Whether the header and the place of the table may be relied on.
+    fn check_header(&self, report: &mut Report, shape: &Shape) -> bool {
         let header = &shape.header;
+        let mut sound = true;
         if !header.checksum_is_right() {
-            let all = repair == Repair::All;
-            if all {
-                let bytes = header.sealed().to_bytes();
-                self.storage
-                    .write_at(&bytes, shape.footer.header_offset())?;
-            }
-            corruption(
-                report,
-                "the dynamic header's checksum is wrong",
-                all.then_some("it was written anew"),
-            );
+            // There is no second header to tell which of its bytes is wrong.
+            sound = false;
+            corruption(report, "the dynamic header's checksum is wrong", None);
+        }
+        let (end, size) = (
+            shape.table.host() + shape.table.len() * 4,
+            self.storage.size(),
+        );
+        if end > size {
+            sound = false;
+            let text = format!("the table ends at {end:#x}, the file at {size:#x}");
+            corruption(report, text, None);
         }
         if !header.reserved_is_zero() {
             note(report, "the dynamic header's reserved bytes are not zero");
@@ -216,7 +205,7 @@ impl Sparse {
             }
             _ => {}
         }
-        Ok(())
+        sound
     }
 
     fn check_locators(&self, report: &mut Report, shape: &Shape) {
@@ -243,15 +232,17 @@ impl Sparse {
         }
     }
 
-    /// The footer at the end; `used` is where blocks and metadata end.
+    /// The footer at the end.
     fn check_end(
         &self,
         report: &mut Report,
         shape: &Shape,
-        used: u64,
+        ends: Ends,
         repair: Repair,
     ) -> Result<()> {
-        let all = repair == Repair::All;
+        // With a footer behind it, a block that was cut off would pass for whole.
+        let all = repair == Repair::All && !ends.lost;
+        let used = ends.used;
         let size = self.storage.size();
         let found = self.space.lock().footer();
         let write = |host| {

@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 use crate::error::{ErrorKind, Result};
 use crate::formats::vhd::batmap;
 use crate::formats::vhd::check::{corruption, note};
-use crate::formats::vhd::footer::Kind;
 use crate::formats::vhd::geometry::SECTOR;
 use crate::formats::vhd::layout::{Bounds, UNUSED};
 use crate::formats::vhd::sparse::{Shape, Sparse};
@@ -54,23 +53,32 @@ struct Walk {
     too_many: bool,
 }
 
+/// Where what is in use ends.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ends {
+    /// End of the last block or metadata.
+    pub(super) used: u64,
+    /// Whether the table names bytes that the file does not have.
+    pub(super) lost: bool,
+}
+
 impl Sparse {
-    /// Checks table, blocks, batmap and unused space; where blocks and metadata end.
+    /// Checks table, blocks, batmap and unused space.
     pub(super) fn check_blocks(
         &self,
         report: &mut Report,
         shape: &Shape,
         repair: Repair,
-    ) -> Result<u64> {
+    ) -> Result<Ends> {
         let mut walk = self.walk(report, shape)?;
         for text in &walk.texts {
             corruption(report, text.as_str(), None);
         }
         self.repair_surplus(report, shape, &walk.surplus, repair)?;
-        self.repair_absent(report, shape, &walk, repair)?;
+        self.report_lost(report, shape, &walk)?;
         walk.placed.sort_unstable();
         let twice = self.overlaps(&walk.placed);
-        self.repair_overlaps(report, shape, &walk, &twice, repair)?;
+        self.repair_overlaps(report, shape, &twice, repair)?;
         self.check_batmap(report, shape, &walk.placed)?;
         if walk.too_many {
             report.check_errors += 1;
@@ -88,7 +96,8 @@ impl Sparse {
         }
         let used = self.check_space(report, shape, &walk, repair)?;
         report.image_end_offset = used;
-        Ok(used)
+        let lost = !walk.absent.is_empty() || !walk.texts.is_empty();
+        Ok(Ends { used, lost })
     }
 
     fn walk(&self, report: &mut Report, shape: &Shape) -> Result<Walk> {
@@ -164,25 +173,20 @@ impl Sparse {
         Ok(())
     }
 
-    fn repair_absent(
-        &self,
-        report: &mut Report,
-        shape: &Shape,
-        walk: &Walk,
-        repair: Repair,
-    ) -> Result<()> {
-        // In a differencing disk the parent's data would show where there was other data.
-        let fix = repair == Repair::All && self.kind == Kind::Dynamic;
+    /// Blocks whose data is not there, or is metadata.  They stay as they are: who reads them is
+    /// told, where zeroes or what lies there now would pass for their content.
+    fn report_lost(&self, report: &mut Report, shape: &Shape, walk: &Walk) -> Result<()> {
         for index in &walk.absent {
             let word = shape.table.get(&*self.storage, *index, Wait::Yes)?;
-            if fix {
-                shape.table.publish(&*self.storage, *index, UNUSED)?;
-            }
             let text = format!(
                 "block {index}: its table entry {word:#x} lies past the end of the data: its content is lost"
             );
-            let did = fix.then_some("it was set to unused: it reads as zeroes");
-            corruption(report, text, did);
+            corruption(report, text, None);
+        }
+        for index in &walk.misplaced {
+            let word = shape.table.get(&*self.storage, *index, Wait::Yes)?;
+            let text = format!("block {index}: its table entry {word:#x} puts it upon metadata");
+            corruption(report, text, None);
         }
         Ok(())
     }
@@ -200,24 +204,23 @@ impl Sparse {
         twice
     }
 
-    /// Gives blocks that lie upon others, or upon metadata, a copy of their own.
+    /// Gives blocks that lie upon others a copy of their own: each goes on reading as it did.
     fn repair_overlaps(
         &self,
         report: &mut Report,
         shape: &Shape,
-        walk: &Walk,
         twice: &[Placed],
         repair: Repair,
     ) -> Result<()> {
-        let twice = twice.iter().map(|b| (u64::from(b.index), "another block"));
-        let misplaced = walk.misplaced.iter().map(|i| (*i, "metadata"));
-        for (index, upon) in twice.chain(misplaced).collect::<Vec<_>>() {
+        for block in twice {
+            let index = u64::from(block.index);
             let word = shape.table.get(&*self.storage, index, Wait::Yes)?;
             let mut did = None;
             if repair == Repair::All {
                 did = self.copy_away(shape, index, u64::from(word) * SECTOR)?;
             }
-            let text = format!("block {index}: its table entry {word:#x} puts it upon {upon}");
+            let text =
+                format!("block {index}: its table entry {word:#x} puts it upon another block");
             corruption(report, text, did);
         }
         Ok(())

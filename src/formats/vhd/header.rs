@@ -18,6 +18,8 @@ pub(super) const LOCATORS: usize = 8;
 pub(super) const MIN_BLOCK: u64 = 512;
 /// Largest block we read; writers use 2 MiB or 512 KiB.
 pub(super) const MAX_BLOCK: u64 = 256 << 20;
+/// Most entries of a table: what 2040 GiB, the largest disk, has in blocks of 4 KiB.
+const MAX_ENTRIES: u64 = (2040 << 30) / 4096;
 /// UTF-16 units of a parent's name.
 pub(super) const NAME_UNITS: usize = 256;
 
@@ -154,6 +156,12 @@ impl Header {
             )));
         }
         check_block_size(header.block_size())?;
+        if header.max_entries() > MAX_ENTRIES {
+            return Err(Error::corrupt(format!(
+                "the table has {} entries (allowed: {MAX_ENTRIES})",
+                header.max_entries()
+            )));
+        }
         Ok(header)
     }
 

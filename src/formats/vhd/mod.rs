@@ -22,7 +22,6 @@ mod open;
 mod resize;
 mod space;
 mod sparse;
-mod sync;
 
 use crate::image::Driver;
 use crate::image::options::{OptionKind, OptionSpec};

@@ -255,6 +255,14 @@ impl Sparse {
         let at = shape.footer.header_offset() + len64(TABLE_FIELDS.start);
         self.storage.write_at(fields, at)?;
         self.ordered(stamp)?;
+        if host != old {
+            let unused = old..old + shape.table.len() * 4;
+            match self.storage.zero(unused, Zeroing::MayUnmap) {
+                // Then it stays a leak.
+                Err(e) if e.kind() == ErrorKind::Unsupported => {}
+                done => done?,
+            }
+        }
         let shape = Shape::new(shape.footer, header, self.rule, batmap::Found::None);
         let shape = Arc::new(shape);
         self.shape.store(Arc::clone(&shape));

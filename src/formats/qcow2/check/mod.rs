@@ -105,6 +105,10 @@ impl Checker<'_> {
         let blocks = self.refcount_table()?;
         let fixes = self.second_level(&tables)?;
         self.overlaps();
+        if !self.complete && self.repair != Repair::Nothing {
+            let text = "leaks are not given back: what could not be followed may refer to them";
+            self.report.add(Severity::Note, 1, text.to_owned(), None);
+        }
         self.compare(&blocks)?;
         if self.unusable && self.repair == Repair::All {
             self.rebuild()?;

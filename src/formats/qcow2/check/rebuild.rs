@@ -111,7 +111,7 @@ impl Checker<'_> {
             blocks: before.clone(),
         };
         loop {
-            let own = plan.start >> bits..(plan.end() - 1 >> bits) + 1;
+            let own = plan.start >> bits..((plan.end() - 1) >> bits) + 1;
             let last = own.end;
             let mut blocks = before.clone();
             blocks.extend(own.filter(|index| before.last() != Some(index)));

@@ -4,10 +4,10 @@ use super::Checker;
 use super::tables::FirstLevel;
 use crate::error::Result;
 use crate::formats::qcow2::header::{MAX_L1_BYTES, MAX_SNAPSHOTS};
-use crate::util::align::is_aligned;
+use crate::util::align::{is_aligned, len64};
 
 /// Bytes of an entry before its extra data.
-const FIXED: u64 = 40;
+const FIXED: usize = 40;
 /// Most bytes of extra data, as QEMU has it.
 const MAX_EXTRA: u64 = 1024;
 /// Extra data that an entry has in version 3: size of the VM state and of the disk.
@@ -52,7 +52,7 @@ impl Checker<'_> {
 
     /// One entry; where the next one begins.
     fn snapshot(&mut self, index: u32, at: u64, list: &mut Vec<FirstLevel>) -> Result<Option<u64>> {
-        let mut entry = [0; FIXED as usize];
+        let mut entry = [0; FIXED];
         self.file.read_at(&mut entry, at)?;
         let number = |range: std::ops::Range<usize>| {
             entry[range]
@@ -88,6 +88,8 @@ impl Checker<'_> {
                 active: false,
             });
         }
-        Ok(Some((at + FIXED + extra + id + name).next_multiple_of(8)))
+        Ok(Some(
+            (at + len64(FIXED) + extra + id + name).next_multiple_of(8),
+        ))
     }
 }

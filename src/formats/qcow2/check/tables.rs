@@ -276,7 +276,7 @@ impl Checker<'_> {
                 self.standard(at, host, next).map(|()| None)
             }
             // The entry does not decode: its offset is misaligned.
-            Err(_) => Ok(self.misaligned(at, word, stored)),
+            Err(_) => self.misaligned(at, word, stored),
         }
     }
 
@@ -297,10 +297,13 @@ impl Checker<'_> {
                 "the L2 entry at {:#x} points at the header (allowed: a cluster after it)",
                 at.host
             ));
+            self.complete = false;
             return Ok(());
         }
         let what = || format!("a cluster (L2 entry at {:#x})", at.host);
-        self.mark(&what, host..host + size, at.table.times, Kind::Data)?;
+        if !self.mark(&what, host..host + size, at.table.times, Kind::Data)? {
+            self.complete = false;
+        }
         Ok(())
     }
 
@@ -336,7 +339,9 @@ impl Checker<'_> {
             self.report.fragmented_clusters += 1;
         }
         let what = || format!("a compressed cluster (L2 entry at {:#x})", at.host);
-        self.mark(&what, packed.start..packed.end, at.table.times, Kind::Data)?;
+        if !self.mark(&what, packed.start..packed.end, at.table.times, Kind::Data)? {
+            self.complete = false;
+        }
         if word & COPIED == 0 {
             return Ok(None);
         }
@@ -348,7 +353,7 @@ impl Checker<'_> {
     }
 
     /// An entry that points nowhere: without data it can be made what it reads as.
-    fn misaligned(&mut self, at: At, word: u64, stored: u64) -> Option<Fix> {
+    fn misaligned(&mut self, at: At, word: u64, stored: u64) -> Result<Option<Fix>> {
         let text = format!(
             "the L2 entry at {:#x} points at {:#x} (allowed: multiples of {:#x})",
             at.host,
@@ -361,10 +366,11 @@ impl Checker<'_> {
         };
         if data {
             self.corrupt(text);
-            return None;
+            self.complete = false;
+            return Ok(None);
         }
         let zero = if self.layout.extended { 0 } else { ZERO };
-        self.fix(at, zero, text)
+        Ok(self.fix(at, zero, text))
     }
 
     fn fix(&mut self, at: At, word: u64, text: String) -> Option<Fix> {

@@ -23,21 +23,21 @@ struct State {
 
 /// Group commit for one storage object.
 #[derive(Debug, Default)]
-pub(super) struct Syncs {
+pub struct Syncs {
     state: Mutex<State>,
     ended: Condvar,
 }
 
 /// The moment of a change; tells later whether it is on stable media.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stamp {
+pub struct Stamp {
     begun: u64,
     failed: u64,
 }
 
 impl Syncs {
     /// The present moment.  Take it before the writes for `wait`, after them for `is_durable`.
-    pub(super) fn stamp(&self) -> Stamp {
+    pub fn stamp(&self) -> Stamp {
         let state = self.state.lock();
         Stamp {
             begun: state.begun,
@@ -46,7 +46,7 @@ impl Syncs {
     }
 
     /// Whether what was written before `stamp` is known to be on stable media.
-    pub(super) fn is_durable(&self, stamp: Stamp) -> bool {
+    pub fn is_durable(&self, stamp: Stamp) -> bool {
         let state = self.state.lock();
         state.done > stamp.begun && state.failed == stamp.failed
     }
@@ -56,7 +56,7 @@ impl Syncs {
     /// # Errors
     /// The host's, and those of every sync since `since`: what it was to make durable is lost
     /// even where a later one succeeds.
-    pub(super) fn wait(&self, storage: &dyn Storage, since: Stamp) -> Result<()> {
+    pub fn wait(&self, storage: &dyn Storage, since: Stamp) -> Result<()> {
         let mut state = self.state.lock();
         let need = state.begun + 1;
         loop {
@@ -91,7 +91,7 @@ impl Syncs {
     ///
     /// # Errors
     /// The host's; a sync that failed since the last flush is told of once.
-    pub(super) fn flush(&self, storage: &dyn Storage) -> Result<()> {
+    pub fn flush(&self, storage: &dyn Storage) -> Result<()> {
         let since = {
             let mut state = self.state.lock();
             if state.failed != state.told {

@@ -309,6 +309,15 @@ impl Footer {
         self.sealed()
     }
 
+    /// The same footer for a dynamic header elsewhere, and perhaps without a parent.
+    #[must_use]
+    pub(super) fn with_header(mut self, offset: u64, kind: Kind) -> Self {
+        self.raw.data_offset = offset.into();
+        self.raw.disk_type = kind.code().into();
+        self.kind = kind;
+        self.sealed()
+    }
+
     /// The same footer with another program named as its creator.
     #[must_use]
     pub(super) fn created_by(mut self, creator: Creator) -> Self {

@@ -332,6 +332,11 @@ impl Footer {
         same == self.sealed()
     }
 
+    /// Whether another footer is the same but for the dynamic header's place and the kind.
+    pub(super) fn differs_in_header_only(&self, other: &Self) -> bool {
+        other.with_header(self.header_offset(), self.kind) == self.sealed()
+    }
+
     fn right_checksum(&self) -> u32 {
         checksum(self.raw.as_bytes(), CHECKSUM_FIELD)
     }

@@ -128,7 +128,7 @@ mod tests {
         let text = String::from_utf8(out).expect("is text");
         let row = text.lines().nth(2).expect("a row");
         assert!(
-            row.starts_with("1       first\\u{a}         1 MiB "),
+            row.starts_with("1       first\\u{a}          1 MiB "),
             "{row}"
         );
         assert!(row.ends_with("  0001:02:03.004         --"), "{row}");

@@ -315,3 +315,60 @@ fn a_crash_leaves_a_bitmap_in_use_or_complete() {
         .expect("reads");
     assert!(!list[0].in_use, "a clean close takes the mark away");
 }
+
+#[test]
+fn a_jump_to_a_snapshot_counts_as_a_write_to_all_and_another_size_is_refused() {
+    if !requires("qemu-img") {
+        return;
+    }
+    let dir = scratch();
+    let dir = dir.path();
+    let line = ["create", "-q", "-f", "qcow2", "a.qcow2", "8M"];
+    peer("qemu-img", dir, line);
+    ours(dir, &["snapshot", "-c", "x", "a.qcow2"]).success();
+    ours(dir, &["bitmap", "--add", "a.qcow2", "b"]).success();
+    ours(dir, &["resize", "-q", "a.qcow2", "9M"]).code(63);
+    ours(dir, &["snapshot", "-a", "x", "a.qcow2"]).success();
+    agreed(dir, "a.qcow2");
+    assert_eq!(dirty(&dir.join("a.qcow2"), "b"), only(0, 8 << 20));
+}
+
+/// A directory of any bytes is an error or a list, and neither panics nor takes long.
+#[test]
+fn a_damaged_directory_is_refused_by_writers_and_readers_do_without() {
+    if !requires("qemu-img") {
+        return;
+    }
+    let dir = scratch();
+    let dir = dir.path();
+    let line = ["create", "-q", "-f", "qcow2", "a.qcow2", "8M"];
+    peer("qemu-img", dir, line);
+    ours(dir, &["bitmap", "--add", "a.qcow2", "the name"]).success();
+    let whole = std::fs::read(dir.join("a.qcow2")).expect("reads");
+    let name = whole.windows(8).rposition(|w| w == b"the name");
+    let entry = name.expect("is there") - 24;
+    for (at, byte) in [
+        (0, 0xff),
+        (7, 1),
+        (8, 0xff),
+        (13, 1),
+        (16, 2),
+        (17, 8),
+        (17, 63),
+        (18, 0xff),
+        (20, 0xff),
+        (23, 8),
+    ] {
+        let mut bytes = whole.clone();
+        bytes[entry + at] = byte;
+        std::fs::write(dir.join("a.qcow2"), &bytes).expect("writes");
+        let info = ours(dir, &["info", "a.qcow2"]).success();
+        let info = String::from_utf8_lossy(&info.get_output().stdout).into_owned();
+        assert!(info.contains("bitmaps damaged"), "{at}: {info}");
+        ours(dir, &["io", "-c", "write 0 4k", "a.qcow2"]).code(1);
+        ours(dir, &["io", "-r", "-c", "read -P 0 0 4k", "a.qcow2"]).success();
+        ours(dir, &["bitmap", "--add", "a.qcow2", "other"]).code(1);
+        let after = std::fs::read(dir.join("a.qcow2")).expect("reads");
+        assert!(after == bytes, "{at}");
+    }
+}

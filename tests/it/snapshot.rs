@@ -311,17 +311,11 @@ fn a_damaged_table_is_refused_and_nothing_is_changed() {
     let name = whole.windows(8).rposition(|w| w == b"the name");
     // Before the name: the identifier, the extra data, the fixed part.
     let entry = name.expect("is there") - 1 - 24 - 40;
-    let header = |at: usize| move |bytes: &mut Vec<u8>| bytes[at] = 0xff;
-    let mut damages: Vec<Box<dyn Fn(&mut Vec<u8>)>> = Vec::new();
-    for at in [60, 61, 64, 66, 71] {
-        damages.push(Box::new(header(at)));
-    }
-    for at in [0, 7, 8, 36, 38] {
-        damages.push(Box::new(header(entry + at)));
-    }
-    for damage in damages {
+    let header = [60, 61, 64, 66, 71];
+    let fields = [0, 7, 8, 36, 38].map(|at| entry + at);
+    for at in header.into_iter().chain(fields) {
         let mut bytes = whole.clone();
-        damage(&mut bytes);
+        bytes[at] = 0xff;
         std::fs::write(dir.join("a.qcow2"), &bytes).expect("writes");
         for line in [
             &["snapshot", "-l", "a.qcow2"][..],

@@ -17,6 +17,7 @@ mod mutate;
 mod oracle;
 mod qcow2_check;
 mod qcow2_create;
+mod qcow2_mutate;
 mod rebase;
 mod refuse;
 mod regress;

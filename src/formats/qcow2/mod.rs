@@ -8,6 +8,7 @@ mod decode;
 mod entry;
 mod extension;
 mod feature;
+mod guard;
 mod header;
 mod lookup;
 mod measure;
@@ -103,6 +104,15 @@ impl Qcow2 {
             return Err(Error::corrupt(
                 "the image is marked corrupt (incompatible bit 1); check -r all may mend it",
             ));
+        }
+        let l1_end = header
+            .l1_offset
+            .saturating_add(u64::from(header.l1_len) * 8);
+        if using && l1_end > file.size() {
+            return Err(Error::corrupt(format!(
+                "the L1 table ends at {l1_end:#x} (the file ends at {:#x})",
+                file.size()
+            )));
         }
         let writing = using && options.access == Access::Write;
         if writing && header.incompatible & feature::DIRTY != 0 {
@@ -201,10 +211,12 @@ impl Qcow2 {
                 data.size()
             )));
         }
+        // The first change is made by `allocate`, which sees to the header.
+        let started = self.writer.as_ref().is_some_and(Writer::has_started);
         Ok(Source::Stored {
             storage: &**data,
             host,
-            writable: copied && self.writer.is_some(),
+            writable: copied && started && !self.is_guarded(host),
         })
     }
 }

@@ -49,7 +49,7 @@ impl Checker<'_> {
         let placed = start != 0 && is_aligned(start, size) && start < self.file.size();
         if !placed || len == 0 || len > MAX_REFTABLE_BYTES.max(size) {
             self.unusable = true;
-            self.wrong_structure(format!(
+            self.structure.push(format!(
                 "{TABLE} has {len} bytes at {start:#x} (allowed: 1 to {MAX_REFTABLE_BYTES}, in clusters of the file)"
             ));
             return Ok(Vec::new());
@@ -75,7 +75,7 @@ impl Checker<'_> {
         let inside = host != 0 && host < self.file.size();
         if word & RESERVED != 0 || !is_aligned(host, size) || !inside {
             self.unusable = true;
-            self.wrong_structure(format!(
+            self.structure.push(format!(
                 "{BLOCK} {index} is at {word:#x} (allowed: multiples of {size:#x} below {:#x})",
                 self.file.size()
             ));
@@ -85,13 +85,12 @@ impl Checker<'_> {
         Ok(Some(host))
     }
 
-    fn wrong_structure(&mut self, text: String) {
-        let done = (self.repair == Repair::All).then(|| "made anew".to_owned());
-        self.report.add(Severity::Corruption, 1, text, done);
-    }
-
     /// Compares the counts of all blocks, and sets them right where that is allowed.
     pub(super) fn compare(&mut self, blocks: &[Option<u64>]) -> Result<()> {
+        for text in std::mem::take(&mut self.structure) {
+            let done = self.rebuilds().then(|| "made anew".to_owned());
+            self.report.add(Severity::Corruption, 1, text, done);
+        }
         let bits = self.width().block_bits(self.layout.cluster_bits);
         let used = self.counts.end().min(self.clusters());
         let needed = used.div_ceil(1 << bits);

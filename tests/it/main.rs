@@ -18,6 +18,7 @@ mod oracle;
 mod qcow2_check;
 mod qcow2_create;
 mod qcow2_mutate;
+mod qcow2_resize;
 mod rebase;
 mod refuse;
 mod regress;

@@ -53,6 +53,8 @@ struct Checker<'a> {
     structure: Vec<String>,
     /// Refcounts on disk that are wrong and stay so, by cluster.
     differs: HashMap<u64, u64>,
+    /// Words that the repair is going to set right.
+    fixes: usize,
     report: Report,
 }
 
@@ -96,6 +98,7 @@ pub(super) fn check(file: &dyn Storage, repair: Repair) -> Result<Report> {
         unusable: false,
         structure: Vec::new(),
         differs: HashMap::new(),
+        fixes: 0,
         report,
     };
     checker.run()?;

@@ -92,23 +92,23 @@ impl Checker<'_> {
             self.report.add(Severity::Corruption, 1, text, done);
         }
         let bits = self.width().block_bits(self.layout.cluster_bits);
-        let used = self.counts.end().min(self.clusters());
-        let needed = used.div_ceil(1 << bits);
+        let host = |index: u64| {
+            let index = usize::try_from(index).ok()?;
+            blocks.get(index).copied().flatten()
+        };
+        let mut indices = self.counts.blocks(bits);
         // A used cluster that has no block: the structure must grow, so it is made anew.
-        for index in 0..needed {
-            let known = usize::try_from(index).ok().and_then(|i| blocks.get(i));
-            let span = index << bits..((index + 1) << bits).min(used);
-            if known.copied().flatten().is_none()
-                && !self.counts.is_empty(span.clone())
-                && span.clone().any(|c| self.counts.get(c) > 0)
-            {
-                self.unusable = true;
-            }
-        }
-        for index in 0..needed.max(len64(blocks.len())) {
-            let host = usize::try_from(index).ok().and_then(|i| blocks.get(i));
+        self.unusable |= indices.iter().any(|index| {
+            let span = index << bits..(index + 1) << bits;
+            host(*index).is_none() && span.into_iter().any(|c| self.counts.get(c) > 0)
+        });
+        let known = (0..len64(blocks.len())).filter(|index| host(*index).is_some());
+        indices.extend(known);
+        indices.sort_unstable();
+        indices.dedup();
+        for index in indices {
             let first = index << bits;
-            self.compare_block(host.copied().flatten(), first..first + (1 << bits))?;
+            self.compare_block(host(index), first..first + (1 << bits))?;
         }
         Ok(())
     }

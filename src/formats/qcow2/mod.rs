@@ -100,9 +100,10 @@ impl Qcow2 {
     fn open(file: Arc<dyn Storage>, options: &OpenOptions) -> Result<Self> {
         let mut header = Header::read_for(&*file, options.purpose)?;
         let using = options.purpose == Purpose::Use;
-        if using && header.incompatible & feature::CORRUPT != 0 {
+        let writing = using && options.access == Access::Write;
+        if writing && header.incompatible & feature::CORRUPT != 0 {
             return Err(Error::corrupt(
-                "the image is marked corrupt (incompatible bit 1); check -r all may mend it",
+                "the image is marked corrupt (incompatible bit 1) and is not written; check -r all may mend it",
             ));
         }
         let l1_end = header
@@ -114,7 +115,6 @@ impl Qcow2 {
                 file.size()
             )));
         }
-        let writing = using && options.access == Access::Write;
         if writing && header.incompatible & feature::DIRTY != 0 {
             mend(&*file)?;
             header = Header::read(&*file)?;

@@ -183,7 +183,8 @@ mod tests {
             assert_eq!(counts.get(cluster), 60_000, "{cluster}");
             assert_eq!(counts.get(cluster + 1), 0, "{cluster}");
         }
-        assert_eq!(counts.end(), (1 << 26) + 4096);
+        assert_eq!(counts.blocks(12), [0, 1, 1 << 14]);
+        assert_eq!(counts.blocks(20), [0, 1 << 6]);
         assert!(counts.is_empty(8192..1 << 26));
         assert!(!counts.is_empty(8192..(1 << 26) + 1));
     }

@@ -61,6 +61,7 @@ impl Qcow2 {
             };
             let mut refcounts = writer.refcounts.lock();
             *refcounts = Refcounts::new(place, self.file.size(), writer.order());
+            writer.start_again();
         }
         self.layout.version = header.version;
         self.size = AtomicU64::new(header.size);
@@ -82,7 +83,9 @@ impl Qcow2 {
     }
 
     fn active_l1(&self) -> Result<Vec<u64>> {
-        self.read_l1(self.header.l1_offset, self.header.l1_len)
+        let table = self.tables.first_level();
+        let len = u32::try_from(table.len).unwrap_or(u32::MAX);
+        self.read_l1(table.offset, len)
     }
 
     fn do_create(&mut self, name: &str, now: SystemTime) -> Result<()> {
@@ -95,7 +98,7 @@ impl Qcow2 {
             )));
         }
         let date = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        let entry = Entry::new(table.free_id(), name, date, self.header.size);
+        let entry = Entry::new(table.free_id(), name, date, self.size());
         table.entries.push(entry);
         let table_len = len64(table.encode()?.len());
         let mut l1 = self.active_l1()?;

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use super::Qcow2;
 use super::entry::COPIED;
 use super::feature;
+use super::guard::Guard;
 use super::refcount::{Refcounts, Step, Taken};
 use crate::error::{Error, Result};
 use crate::image::Wait;
@@ -47,6 +48,8 @@ pub(super) struct Writer {
     order: WriteOrder,
     grace: Arc<Grace>,
     started: AtomicBool,
+    /// Metadata that guest data must not overwrite.
+    pub(super) guard: Guard,
 }
 
 /// A moment in the life of both files.
@@ -79,11 +82,22 @@ impl Writer {
             order,
             grace,
             started: AtomicBool::new(false),
+            guard: Guard::default(),
         }
     }
 }
 
 impl Writer {
+    /// Whether changes have begun, so that data may be overwritten in place.
+    pub(super) fn has_started(&self) -> bool {
+        self.started.load(Ordering::Acquire)
+    }
+
+    /// Has the next change look at the metadata again, which was changed by other means.
+    pub(super) fn start_again(&self) {
+        self.started.store(false, Ordering::Release);
+    }
+
     /// Whether metadata waits for data.
     pub(super) fn order(&self) -> WriteOrder {
         self.order
@@ -103,10 +117,11 @@ impl Qcow2 {
         if writer.started.load(Ordering::Acquire) {
             return Ok(());
         }
-        let _refcounts = writer.refcounts.lock();
+        let refcounts = writer.refcounts.lock();
         if writer.started.load(Ordering::Acquire) {
             return Ok(());
         }
+        self.guard_metadata(refcounts.place())?;
         let kept = self.header.autoclear & feature::KEPT_AUTOCLEAR;
         if self.header.version >= 3 && kept != self.header.autoclear {
             self.file.write_at(&kept.to_be_bytes(), AUTOCLEAR_FIELD)?;
@@ -157,7 +172,21 @@ impl Qcow2 {
 
     /// Takes clusters of the image file.
     pub(super) fn take(&self, count: Range<u64>) -> Result<Taken> {
-        self.writer()?.refcounts.lock().take(&*self.file, count)
+        let writer = self.writer()?;
+        let mut refcounts = writer.refcounts.lock();
+        let before = refcounts.place();
+        let taken = refcounts.take(&*self.file, count);
+        if refcounts.place() != before {
+            writer.guard.set_refcount_table(refcounts.place());
+        }
+        drop(refcounts);
+        let taken = taken?;
+        let bits = self.layout.cluster_bits;
+        // They stay counted: that they were not was the damage.
+        match taken.clusters.clone().find(|c| self.is_metadata(c << bits)) {
+            Some(cluster) => Err(self.metadata_at(cluster << bits)),
+            None => Ok(taken),
+        }
     }
 
     /// Gives clusters back that were taken and that nothing refers to yet.
@@ -193,9 +222,11 @@ impl Qcow2 {
             self.untake(&taken);
             return Err(e);
         }
+        writer.guard.insert(taken.host);
         self.tables
             .publish_l1(&*self.file, l1_index, taken.host | COPIED)?;
         if let Some(old) = old {
+            writer.guard.remove(old);
             self.free(old..old + self.layout.cluster_size())?;
         }
         Ok(taken.host)

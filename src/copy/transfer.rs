@@ -41,6 +41,7 @@ impl Transfer<'_> {
         before: &dyn Fn(u64) -> Result<()>,
     ) -> Result<()> {
         let offloads = offloads(self.src, self.dst);
+        let mut span = reader.span(self.src, self.from..self.from + range::len(&self.to));
         // Zeroes that nothing was done about begin here.
         let mut gap = self.to.start;
         let mut at = self.to.start;
@@ -48,7 +49,7 @@ impl Transfer<'_> {
             let len = (self.to.end - at).min(len64(CHUNK));
             before(len)?;
             let host = self.from + (at - self.to.start);
-            let mut chunk = reader.chunk(self.src, host..host + len)?;
+            let mut chunk = span.chunk(host..host + len)?;
             let parts = match self.runs {
                 None => std::iter::once(host..host + len).collect(),
                 Some(runs) => self.close_gaps(chunk.nonzero(runs.unit)?, runs.min),

@@ -23,6 +23,8 @@ use crate::util::range::{self, push_merged};
 
 /// Most bytes of a [`Chunk`].
 pub const CHUNK: usize = 1 << 20;
+/// Most bytes of a [`Span`] that are mapped in one piece: their page tables take 64 KiB.
+pub const SPAN: usize = 32 << 20;
 
 /// How a range got to its target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -231,20 +233,64 @@ impl Reader {
                 range::len(&host)
             )));
         }
-        let window = src.window(host.clone());
-        if let Some(window) = &window {
-            window.populate(&host);
-        }
-        let mut chunk = Chunk {
+        let window = src.window(host.clone()).map(Held::Own);
+        Chunk::ready(src, host, window, &mut self.buf)
+    }
+
+    /// The bytes of `src` in `host`, to be looked at chunk by chunk: mapped in one piece where they
+    /// are at most [`SPAN`], since unmapping stops all other threads of the process for a moment.
+    pub fn span<'a>(&'a mut self, src: &'a dyn Storage, host: Range<u64>) -> Span<'a> {
+        let one = range::len(&host) <= len64(SPAN);
+        let window = one.then(|| src.window(host)).flatten();
+        Span {
             src,
-            host,
             window,
-            buf: &mut self.buf,
-        };
-        if chunk.window.is_none() {
-            chunk.load()?;
+            reader: self,
         }
-        Ok(chunk)
+    }
+}
+
+/// A longer range of a storage object, whose chunks are looked at one after the other.
+#[derive(Debug)]
+pub struct Span<'a> {
+    src: &'a dyn Storage,
+    window: Option<Window>,
+    reader: &'a mut Reader,
+}
+
+impl Span<'_> {
+    /// The bytes in `host`, which lies inside the span and is at most [`CHUNK`] long.
+    ///
+    /// # Errors
+    /// As [`Reader::chunk`].
+    pub fn chunk(&mut self, host: Range<u64>) -> Result<Chunk<'_>> {
+        match &self.window {
+            Some(window) if range::len(&host) <= len64(CHUNK) => Chunk::ready(
+                self.src,
+                host,
+                Some(Held::Lent(window)),
+                &mut self.reader.buf,
+            ),
+            _ => self.reader.chunk(self.src, host),
+        }
+    }
+}
+
+/// A mapping: the chunk's own, or that of its span.
+#[derive(Debug)]
+enum Held<'a> {
+    Own(Window),
+    Lent(&'a Window),
+}
+
+impl std::ops::Deref for Held<'_> {
+    type Target = Window;
+
+    fn deref(&self) -> &Window {
+        match self {
+            Self::Own(window) => window,
+            Self::Lent(window) => window,
+        }
     }
 }
 
@@ -254,8 +300,31 @@ pub struct Chunk<'a> {
     src: &'a dyn Storage,
     host: Range<u64>,
     /// `None` once the bytes are in `buf`.
-    window: Option<Window>,
+    window: Option<Held<'a>>,
     buf: &'a mut Vec<u8>,
+}
+
+impl<'a> Chunk<'a> {
+    fn ready(
+        src: &'a dyn Storage,
+        host: Range<u64>,
+        window: Option<Held<'a>>,
+        buf: &'a mut Vec<u8>,
+    ) -> Result<Self> {
+        if let Some(window) = &window {
+            window.populate(&host);
+        }
+        let mut chunk = Self {
+            src,
+            host,
+            window,
+            buf,
+        };
+        if chunk.window.is_none() {
+            chunk.load()?;
+        }
+        Ok(chunk)
+    }
 }
 
 impl Chunk<'_> {

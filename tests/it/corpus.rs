@@ -181,7 +181,12 @@ fn reads_right(row: &Row) {
     let directory = scratch();
     let path = image(row, directory.path());
     let chain = open(&path, &ChainOptions::default()).expect("the image opens");
-    assert_eq!(chain.top().driver().name, "vhd", "{}: probed", row.name);
+    assert_eq!(
+        chain.top().driver().name,
+        row.format,
+        "{}: probed",
+        row.name
+    );
     let listed: u64 = row.virtual_size.parse().expect("a size");
     let chain = match chain.virtual_size() == listed {
         true => chain,
@@ -325,5 +330,60 @@ fn images_that_name_other_files_do_not_get_them_opened() {
             Err(e) => println!("{name}: {e}"),
             Ok(chain) => assert_eq!(chain.layers().len(), 1, "{name}: opened another file"),
         }
+    }
+}
+
+#[test]
+fn qcow2s_by_other_producers_read_as_listed_and_check_as_in_qemu_img() {
+    let Some(corpus) = corpus() else { return };
+    let rows = rows(&corpus);
+    let valid = |r: &&Row| r.format == "qcow2" && r.class == "valid";
+    let valid: Vec<&Row> = rows.iter().filter(valid).collect();
+    assert!(valid.len() >= 14, "the list has {} of them", valid.len());
+    for row in valid {
+        reads_right(row);
+        let directory = scratch();
+        let path = image(row, directory.path());
+        let chain = open(&path, &ChainOptions::default()).expect("opens");
+        let check = chain.top().as_check().expect("qcow2 has a check");
+        let report = check.check(Repair::Nothing).expect("the check runs");
+        assert_eq!(report.corruptions, 0, "{}: {report:?}", row.name);
+        if !requires("qemu-img") {
+            continue;
+        }
+        let name = path.to_str().expect("a plain path");
+        let theirs = peer(
+            "qemu-img",
+            directory.path(),
+            ["check", "--output=json", name],
+        );
+        let theirs: serde_json::Value = serde_json::from_str(&theirs).expect("is JSON");
+        let number = |key: &str| theirs[key].as_u64().unwrap_or(0);
+        let ours = [
+            ("leaks", report.leaks),
+            ("total-clusters", report.total_clusters),
+            ("allocated-clusters", report.allocated_clusters),
+            ("compressed-clusters", report.compressed_clusters),
+            ("fragmented-clusters", report.fragmented_clusters),
+            ("image-end-offset", report.image_end_offset),
+        ];
+        for (key, value) in ours {
+            assert_eq!(value, number(key), "{}: {key}", row.name);
+        }
+    }
+}
+
+#[test]
+fn qcow2s_that_are_truncated_are_refused() {
+    let Some(corpus) = corpus() else { return };
+    let rows = rows(&corpus);
+    let bad = |r: &&Row| r.format == "qcow2" && r.class == "truncated";
+    let bad: Vec<&Row> = rows.iter().filter(bad).collect();
+    assert!(bad.len() >= 2, "the list has {} of them", bad.len());
+    for row in bad {
+        let directory = scratch();
+        let path = image(row, directory.path());
+        let error = open(&path, &ChainOptions::default()).expect_err(&row.name);
+        println!("{}: {error}", row.name);
     }
 }

@@ -394,7 +394,6 @@ fn a_qcow2_survives_kills_and_power_cuts() {
         "cluster_size=512,refcount_bits=64",
         "cluster_size=4k,refcount_bits=1",
         "compat=0.10,cluster_size=4k",
-        "cluster_size=64k",
         "extended_l2=on,cluster_size=16k",
     ] {
         sessions(options, &[qcow2(options, 130 * 512)], Resizing::No);

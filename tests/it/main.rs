@@ -19,6 +19,8 @@ mod mutate;
 mod oracle;
 mod qcow2_check;
 mod qcow2_create;
+mod qcow2_mutate;
+mod qcow2_resize;
 mod rebase;
 mod refuse;
 mod regress;

@@ -25,7 +25,7 @@ const CHUNK: usize = 64 << 10;
 
 /// What a changed image may read as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Expect {
+pub(crate) enum Expect {
     /// As before, where it is not refused: what was changed is protected or does not matter.
     Same,
     /// As anything: nobody can tell the change from a real image.
@@ -33,16 +33,16 @@ enum Expect {
 }
 
 /// An image that is right, and what it reads as.
-struct Sample {
-    name: &'static str,
+pub(crate) struct Sample {
+    pub(crate) name: &'static str,
     disk: Disk,
-    bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
     content: Vec<u8>,
     watchdog: Sender<String>,
 }
 
 impl Sample {
-    fn new(name: &'static str, specs: &[LayerSpec]) -> Self {
+    pub(crate) fn new(name: &'static str, specs: &[LayerSpec]) -> Self {
         let disk = Disk::create(Place::Memory, specs);
         let mut rng = Seeded::new(name);
         let chain = disk.open(Access::Write, WriteOrder::Ordered);
@@ -57,7 +57,7 @@ impl Sample {
     }
 
     /// The sample whose bytes are in the top layer of `disk`.
-    fn of(name: &'static str, disk: Disk) -> Self {
+    pub(crate) fn of(name: &'static str, disk: Disk) -> Self {
         let content = read_all(&disk.open(Access::Read, WriteOrder::Ordered));
         Self {
             name,
@@ -69,7 +69,7 @@ impl Sample {
     }
 
     /// Does with `bytes` all that users do with an image.
-    fn exercise(&self, bytes: &[u8], expect: Expect, what: &dyn Fn() -> String) {
+    pub(crate) fn exercise(&self, bytes: &[u8], expect: Expect, what: &dyn Fn() -> String) {
         self.watchdog
             .send(format!("{}: {}", self.name, what()))
             .expect("the watchdog lives");
@@ -91,7 +91,11 @@ impl Sample {
             .expect("the watchdog lives");
     }
 
-    fn open(&self, storage: &Arc<MemoryStorage>, access: Access) -> vdtool::Result<Chain> {
+    pub(crate) fn open(
+        &self,
+        storage: &Arc<MemoryStorage>,
+        access: Access,
+    ) -> vdtool::Result<Chain> {
         let mut storages: Vec<Arc<dyn Storage>> = vec![storage.clone()];
         let below = self.disk.memory().into_iter().skip(1);
         storages.extend(below.map(|s| s as Arc<dyn Storage>));
@@ -174,7 +178,7 @@ impl Sample {
     }
 
     /// Changes each byte of `range` to several values.
-    fn flip(&self, range: Range<usize>, expect: Expect) {
+    pub(crate) fn flip(&self, range: Range<usize>, expect: Expect) {
         for at in range {
             let old = self.bytes[at];
             for new in [old ^ 1, old ^ 0x80, 0, 0xff] {
@@ -225,7 +229,7 @@ impl Sample {
     }
 
     /// Cuts the file at every length in `ranges`.
-    fn cut(&self, ranges: &[Range<usize>]) {
+    pub(crate) fn cut(&self, ranges: &[Range<usize>]) {
         for range in ranges {
             for length in range.clone() {
                 let cut = &self.bytes[..length.min(self.bytes.len())];
@@ -235,7 +239,7 @@ impl Sample {
     }
 
     /// Makes it longer by what another tool left.
-    fn append(&self) {
+    pub(crate) fn append(&self) {
         for length in [1, 511, 512, 4096] {
             for byte in [0, 0xff] {
                 let mut bytes = self.bytes.clone();
@@ -382,7 +386,7 @@ fn tap_footer() -> [u8; FOOTER] {
 }
 
 /// Values at the edges of what fields hold.
-const EDGES: [u64; 26] = [
+pub(crate) const EDGES: [u64; 26] = [
     0,
     1,
     2,

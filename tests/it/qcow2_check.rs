@@ -2,11 +2,17 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use tempfile::TempDir;
 use vdtool::chain::open::{ChainOptions, open};
+use vdtool::chain::{Base, Chain};
+use vdtool::formats;
+use vdtool::image::check::Repair;
+use vdtool::image::open::OpenOptions;
+use vdtool::storage::memory::{Change, MemoryStorage};
 
-use crate::layers::read_all;
+use crate::layers::{check, read_all};
 use crate::util::{peer, requires, scratch, vdtool};
 
 const CLUSTER: u64 = 4096;
@@ -370,15 +376,74 @@ fn an_image_that_was_not_closed_is_mended_before_it_is_written() {
 }
 
 #[test]
-fn an_image_marked_corrupt_is_refused_until_it_is_mended() {
+fn an_image_marked_corrupt_is_read_but_not_written_until_it_is_mended() {
     if !requires("qemu-img") {
         return;
     }
     let mut patient = Patient::new();
     patient.put(72, 2);
     let path = patient.file("corrupt.qcow2");
-    let error = content(&path).expect_err("is marked");
+    assert!(content(&path).expect("reads") == patient.content);
+    let error = open(&path, &ChainOptions::write()).expect_err("is marked");
     assert!(error.to_string().contains("check -r all"), "{error}");
     ours(&path, &["-r", "all"]);
-    assert!(content(&path).expect("reads") == patient.content);
+    open(&path, &ChainOptions::write()).expect("is mended");
+}
+
+/// What the image in `storage` reads as.
+fn disk(storage: &Arc<MemoryStorage>) -> vdtool::Result<Vec<u8>> {
+    let driver = formats::by_name("qcow2").expect("a known format");
+    let image = (driver.open)(storage.clone(), &OpenOptions::default())?;
+    let chain = Chain::new(vec![image], Base::Zeroes, Arc::default())?;
+    let mut bytes = vec![0; usize::try_from(chain.virtual_size()).expect("small")];
+    chain.read_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+/// The states that a kill at any change of a repair leaves.
+fn states(bytes: &[u8], changes: &[Change]) -> Vec<Arc<MemoryStorage>> {
+    let state = |made: usize| {
+        let storage = MemoryStorage::from_bytes(bytes);
+        changes[..made].iter().for_each(|c| storage.apply(c));
+        Arc::new(storage)
+    };
+    (0..=changes.len()).map(state).collect()
+}
+
+#[test]
+fn a_repair_that_is_killed_anywhere_loses_nothing_and_can_be_done_again() {
+    if !requires("qemu-img") {
+        return;
+    }
+    let driver = formats::by_name("qcow2").expect("a known format");
+    let patient = Patient::new();
+    let mut seen = 0;
+    for damage in DAMAGES.iter().filter(|d| d.after == After::Whole) {
+        let mut sick = Patient {
+            directory: scratch(),
+            bytes: patient.bytes.clone(),
+            content: patient.content.clone(),
+        };
+        (damage.make)(&mut sick);
+        let storage = Arc::new(MemoryStorage::from_bytes(&sick.bytes));
+        storage.record();
+        check(driver, storage.clone(), Repair::All).expect("it has a check");
+        for (made, state) in states(&sick.bytes, &storage.changes()).iter().enumerate() {
+            seen += 1;
+            let what = format!("{}, killed after {made}", damage.name);
+            if let Ok(found) = disk(state) {
+                assert!(found == sick.content, "{what}: reads otherwise");
+            }
+            check(driver, state.clone(), Repair::All).expect("it has a check");
+            let report = check(driver, state.clone(), Repair::Nothing).expect("as before");
+            let left = report.corruptions + report.leaks;
+            assert_eq!(left, 0, "{what}: {:?}", report.findings);
+            let found = disk(state).expect("opens again");
+            assert!(
+                found == sick.content,
+                "{what}: repaired, it reads otherwise"
+            );
+        }
+    }
+    assert!(seen > 60, "{seen} states");
 }

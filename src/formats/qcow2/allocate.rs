@@ -165,6 +165,9 @@ impl Qcow2 {
             Some(_) => within.start..self.unstored_end(unit, &within)?,
             None => within,
         };
+        if let Some(host) = own.filter(|host| self.is_guarded(*host)) {
+            return Err(self.metadata_at(host));
+        }
         if within.is_empty() {
             return Ok(0);
         }
@@ -346,6 +349,8 @@ impl Qcow2 {
                 // Each cluster that it touches was counted once for it.
                 self.free(packed.start..packed.end)
             }
+            // What metadata lies in is not given back, whoever points there.
+            Cluster::Standard { host, .. } if self.is_guarded(host) => Ok(()),
             Cluster::Standard { host, .. } if self.external().is_none() => {
                 self.free(host..host + self.layout.cluster_size())
             }

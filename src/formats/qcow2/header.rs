@@ -140,6 +140,12 @@ impl Header {
             Raw::read_from_bytes(&bytes).map_err(|_| Error::corrupt("the header is too short"))?;
         let mut header = Self::from_raw(&raw)?;
         let header_len = header.read_rest(storage, &raw)?;
+        if storage.size() < u64::from(header_len) {
+            return Err(Error::corrupt(format!(
+                "the header has {header_len} bytes (the file ends at {:#x})",
+                storage.size()
+            )));
+        }
         let end = match raw.backing_offset.get() {
             0 => header.cluster_size(),
             offset => offset.min(header.cluster_size()),

@@ -122,9 +122,10 @@ impl Tables {
         let Some(table) = self.layout.table(l1)? else {
             return Ok(None);
         };
-        if table >= file.size() {
+        // Missing entries would read as zeroes, and their data as lost.
+        if table + self.layout.cluster_size() > file.size() {
             return Err(Error::corrupt(format!(
-                "the L2 table of {at:#x} is at {table:#x} (the file ends at {:#x})",
+                "the L2 table of {at:#x} is at {table:#x}, and is not whole (the file ends at {:#x})",
                 file.size()
             )));
         }

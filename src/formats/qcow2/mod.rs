@@ -11,6 +11,7 @@ mod decode;
 mod entry;
 mod extension;
 mod feature;
+mod guard;
 mod header;
 mod lookup;
 mod measure;
@@ -105,12 +106,21 @@ impl Qcow2 {
     fn open(file: Arc<dyn Storage>, options: &OpenOptions) -> Result<Self> {
         let mut header = Header::read_for(&*file, options.purpose)?;
         let using = options.purpose == Purpose::Use;
-        if using && header.incompatible & feature::CORRUPT != 0 {
+        let writing = using && options.access == Access::Write;
+        if writing && header.incompatible & feature::CORRUPT != 0 {
             return Err(Error::corrupt(
-                "the image is marked corrupt (incompatible bit 1); check -r all may mend it",
+                "the image is marked corrupt (incompatible bit 1) and is not written; check -r all may mend it",
             ));
         }
-        let writing = using && options.access == Access::Write;
+        let l1_end = header
+            .l1_offset
+            .saturating_add(u64::from(header.l1_len) * 8);
+        if using && l1_end > file.size() {
+            return Err(Error::corrupt(format!(
+                "the L1 table ends at {l1_end:#x} (the file ends at {:#x})",
+                file.size()
+            )));
+        }
         if writing && header.incompatible & feature::DIRTY != 0 {
             mend(&*file)?;
             header = Header::read(&*file)?;
@@ -207,10 +217,12 @@ impl Qcow2 {
                 data.size()
             )));
         }
+        // The first change is made by `allocate`, which sees to the header.
+        let started = self.writer.as_ref().is_some_and(Writer::has_started);
         Ok(Source::Stored {
             storage: &**data,
             host,
-            writable: copied && self.writer.is_some(),
+            writable: copied && started && !self.is_guarded(host),
         })
     }
 }

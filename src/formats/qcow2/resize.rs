@@ -293,6 +293,7 @@ impl Qcow2 {
             }
         }
         self.tables.publish_l1(&*self.file, l1_index, 0)?;
+        self.writer()?.guard.remove(table);
         for cluster in clusters {
             self.free_cluster(cluster)?;
         }

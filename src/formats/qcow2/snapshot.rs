@@ -59,6 +59,7 @@ impl Qcow2 {
             };
             let mut refcounts = writer.refcounts.lock();
             *refcounts = Refcounts::new(place, self.file.size(), writer.order());
+            writer.start_again();
         }
         self.layout.version = header.version;
         self.size = AtomicU64::new(header.size);
@@ -80,7 +81,9 @@ impl Qcow2 {
     }
 
     fn active_l1(&self) -> Result<Vec<u64>> {
-        self.read_l1(self.header.l1_offset, self.header.l1_len)
+        let table = self.tables.first_level();
+        let len = u32::try_from(table.len).unwrap_or(u32::MAX);
+        self.read_l1(table.offset, len)
     }
 
     fn do_create(&mut self, name: &str, now: SystemTime) -> Result<()> {
@@ -93,7 +96,7 @@ impl Qcow2 {
             )));
         }
         let date = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        let entry = Entry::new(table.free_id(), name, date, self.header.size);
+        let entry = Entry::new(table.free_id(), name, date, self.size());
         table.entries.push(entry);
         let table_len = len64(table.encode()?.len());
         let mut l1 = self.active_l1()?;
@@ -212,6 +215,10 @@ fn write_padded(rewrite: &Rewrite<'_>, mut bytes: Vec<u8>, host: u64) -> Result<
 /// Puts the active first-level table into the next run and lets go of the old one.
 pub(super) fn replace_l1(rewrite: &mut Rewrite<'_>, l1: &[u64]) -> Result<()> {
     let host = rewrite.run();
+    if l1.is_empty() {
+        // A disk of no bytes has no table, wherever the header says that it is.
+        return Ok(());
+    }
     write_l1(rewrite, l1, host)?;
     let header = &rewrite.header;
     let old = header.l1_offset..header.l1_offset + u64::from(header.l1_len) * 8;

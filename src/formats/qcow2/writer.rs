@@ -17,6 +17,7 @@ use super::bitmap::Tracker;
 use super::entry::COPIED;
 use super::extension;
 use super::feature;
+use super::guard::Guard;
 use super::refcount::{Refcounts, Step, Taken};
 use crate::error::{Error, Result};
 use crate::image::Wait;
@@ -50,6 +51,8 @@ pub(super) struct Writer {
     grace: Arc<Grace>,
     /// The first change was announced.
     pub(super) started: AtomicBool,
+    /// Metadata that guest data must not overwrite.
+    pub(super) guard: Guard,
     /// There is a tracker.
     pub(super) tracking: AtomicBool,
     /// The bitmaps that record.  Outside `refcounts`.
@@ -86,6 +89,7 @@ impl Writer {
             order,
             grace,
             started: AtomicBool::new(false),
+            guard: Guard::default(),
             tracking: AtomicBool::new(false),
             tracker: Mutex::default(),
         }
@@ -93,6 +97,16 @@ impl Writer {
 }
 
 impl Writer {
+    /// Whether changes have begun, so that data may be overwritten in place.
+    pub(super) fn has_started(&self) -> bool {
+        self.started.load(Ordering::Acquire)
+    }
+
+    /// Has the next change look at the metadata again, which was changed by other means.
+    pub(super) fn start_again(&self) {
+        self.started.store(false, Ordering::Release);
+    }
+
     /// Whether metadata waits for data.
     pub(super) fn order(&self) -> WriteOrder {
         self.order
@@ -116,6 +130,8 @@ impl Qcow2 {
         if writer.started.load(Ordering::Acquire) {
             return Ok(());
         }
+        let place = writer.refcounts.lock().place();
+        self.guard_metadata(place)?;
         let kept = self.header.autoclear & feature::KEPT_AUTOCLEAR;
         let mut extensions = self.header.extensions.iter();
         let kept = match extensions.any(|e| e.kind == extension::BITMAPS) {
@@ -126,7 +142,10 @@ impl Qcow2 {
             self.file.write_at(&kept.to_be_bytes(), AUTOCLEAR_FIELD)?;
             self.file.sync()?;
         }
-        *tracker = Tracker::start(&*self.file, &self.header)?;
+        // One that is there already still has what it recorded.
+        if tracker.is_none() {
+            *tracker = Tracker::start(&*self.file, &self.header)?;
+        }
         writer.tracking.store(tracker.is_some(), Ordering::Release);
         writer.started.store(true, Ordering::Release);
         Ok(())
@@ -173,7 +192,21 @@ impl Qcow2 {
 
     /// Takes clusters of the image file.
     pub(super) fn take(&self, count: Range<u64>) -> Result<Taken> {
-        self.writer()?.refcounts.lock().take(&*self.file, count)
+        let writer = self.writer()?;
+        let mut refcounts = writer.refcounts.lock();
+        let before = refcounts.place();
+        let taken = refcounts.take(&*self.file, count);
+        if refcounts.place() != before {
+            writer.guard.set_refcount_table(refcounts.place());
+        }
+        drop(refcounts);
+        let taken = taken?;
+        let bits = self.layout.cluster_bits;
+        // They stay counted: that they were not was the damage.
+        match taken.clusters.clone().find(|c| self.is_metadata(c << bits)) {
+            Some(cluster) => Err(self.metadata_at(cluster << bits)),
+            None => Ok(taken),
+        }
     }
 
     /// Gives clusters back that were taken and that nothing refers to yet.
@@ -209,9 +242,11 @@ impl Qcow2 {
             self.untake(&taken);
             return Err(e);
         }
+        writer.guard.insert(taken.host);
         self.tables
             .publish_l1(&*self.file, l1_index, taken.host | COPIED)?;
         if let Some(old) = old {
+            writer.guard.remove(old);
             self.free(old..old + self.layout.cluster_size())?;
         }
         Ok(taken.host)

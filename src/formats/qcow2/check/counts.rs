@@ -116,10 +116,17 @@ impl Counts {
         piece.is_some_and(|piece| self.pieces[piece][within] & TABLE != 0)
     }
 
-    /// One past the last cluster that may have a count other than 0.
-    pub(super) fn end(&self) -> u64 {
-        let last = self.index.keys().max();
-        last.map_or(0, |number| (number + 1) * PIECE as u64)
+    /// Numbers of the blocks of `1 << bits` clusters that may have counts other than 0, ascending.
+    pub(super) fn blocks(&self, bits: u32) -> Vec<u64> {
+        let piece = PIECE as u64;
+        let mut blocks: Vec<u64> = self
+            .index
+            .keys()
+            .flat_map(|number| (number * piece) >> bits..=((number + 1) * piece - 1) >> bits)
+            .collect();
+        blocks.sort_unstable();
+        blocks.dedup();
+        blocks
     }
 
     /// Whether all of the clusters in a range have no piece, and so count 0.
@@ -176,7 +183,8 @@ mod tests {
             assert_eq!(counts.get(cluster), 60_000, "{cluster}");
             assert_eq!(counts.get(cluster + 1), 0, "{cluster}");
         }
-        assert_eq!(counts.end(), (1 << 26) + 4096);
+        assert_eq!(counts.blocks(12), [0, 1, 1 << 14]);
+        assert_eq!(counts.blocks(20), [0, 1 << 6]);
         assert!(counts.is_empty(8192..1 << 26));
         assert!(!counts.is_empty(8192..(1 << 26) + 1));
     }

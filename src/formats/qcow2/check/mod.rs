@@ -45,10 +45,16 @@ struct Checker<'a> {
     sole: Vec<(String, Range<u64>)>,
     /// Everything that refers to clusters could be read, so what was not counted is not used.
     complete: bool,
+    /// Something points past the end of the file, so that the file must not grow.
+    dangling: bool,
     /// The refcount structure cannot be used as it is.
     unusable: bool,
+    /// What is wrong with it.
+    structure: Vec<String>,
     /// Refcounts on disk that are wrong and stay so, by cluster.
     differs: HashMap<u64, u64>,
+    /// Words that the repair is going to set right.
+    fixes: usize,
     report: Report,
 }
 
@@ -88,8 +94,11 @@ pub(super) fn check(file: &dyn Storage, repair: Repair) -> Result<Report> {
         counts: Counts::default(),
         sole: Vec::new(),
         complete: true,
+        dangling: false,
         unusable: false,
+        structure: Vec::new(),
         differs: HashMap::new(),
+        fixes: 0,
         report,
     };
     checker.run()?;
@@ -110,12 +119,17 @@ impl Checker<'_> {
             self.report.add(Severity::Note, 1, text.to_owned(), None);
         }
         self.compare(&blocks)?;
-        if self.unusable && self.repair == Repair::All {
+        if self.rebuilds() {
             self.rebuild()?;
         }
         self.copied(&tables)?;
         self.apply(&fixes)?;
         self.finish()
+    }
+
+    /// Whether the repair makes the refcount structure anew.
+    fn rebuilds(&self) -> bool {
+        self.unusable && self.repair == Repair::All && !self.dangling
     }
 
     fn corrupt(&mut self, text: String) {
@@ -134,6 +148,7 @@ impl Checker<'_> {
         let past = host.end.saturating_sub(self.file.size());
         if past >= size || host.end < host.start {
             let end = self.file.size();
+            self.dangling = true;
             self.corrupt(format!(
                 "{} is at {:#x}, {} bytes long (the file ends at {end:#x})",
                 what(),

@@ -28,9 +28,17 @@ impl Checker<'_> {
     /// old structure is not used any more and becomes free with that.
     pub(super) fn rebuild(&mut self) -> Result<()> {
         self.forget_structure();
+        let bits = self.width().block_bits(self.layout.cluster_bits);
+        let most = MAX_REFTABLE_BYTES.max(self.layout.cluster_size());
+        if self.clusters() >> bits >= most / 8 {
+            let text = format!(
+                "a new refcount table behind {:#x} would have more than {most} bytes",
+                self.file.size()
+            );
+            return Err(Error::new(ErrorKind::OutOfRange, text));
+        }
         let plan = self.plan();
         let table_bytes = plan.table << self.layout.cluster_bits;
-        let most = MAX_REFTABLE_BYTES.max(self.layout.cluster_size());
         let clusters = u32::try_from(plan.table)
             .ok()
             .filter(|_| table_bytes <= most);

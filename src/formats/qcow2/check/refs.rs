@@ -49,7 +49,7 @@ impl Checker<'_> {
         let placed = start != 0 && is_aligned(start, size) && start < self.file.size();
         if !placed || len == 0 || len > MAX_REFTABLE_BYTES.max(size) {
             self.unusable = true;
-            self.wrong_structure(format!(
+            self.structure.push(format!(
                 "{TABLE} has {len} bytes at {start:#x} (allowed: 1 to {MAX_REFTABLE_BYTES}, in clusters of the file)"
             ));
             return Ok(Vec::new());
@@ -75,7 +75,7 @@ impl Checker<'_> {
         let inside = host != 0 && host < self.file.size();
         if word & RESERVED != 0 || !is_aligned(host, size) || !inside {
             self.unusable = true;
-            self.wrong_structure(format!(
+            self.structure.push(format!(
                 "{BLOCK} {index} is at {word:#x} (allowed: multiples of {size:#x} below {:#x})",
                 self.file.size()
             ));
@@ -85,31 +85,30 @@ impl Checker<'_> {
         Ok(Some(host))
     }
 
-    fn wrong_structure(&mut self, text: String) {
-        let done = (self.repair == Repair::All).then(|| "made anew".to_owned());
-        self.report.add(Severity::Corruption, 1, text, done);
-    }
-
     /// Compares the counts of all blocks, and sets them right where that is allowed.
     pub(super) fn compare(&mut self, blocks: &[Option<u64>]) -> Result<()> {
-        let bits = self.width().block_bits(self.layout.cluster_bits);
-        let used = self.counts.end().min(self.clusters());
-        let needed = used.div_ceil(1 << bits);
-        // A used cluster that has no block: the structure must grow, so it is made anew.
-        for index in 0..needed {
-            let known = usize::try_from(index).ok().and_then(|i| blocks.get(i));
-            let span = index << bits..((index + 1) << bits).min(used);
-            if known.copied().flatten().is_none()
-                && !self.counts.is_empty(span.clone())
-                && span.clone().any(|c| self.counts.get(c) > 0)
-            {
-                self.unusable = true;
-            }
+        for text in std::mem::take(&mut self.structure) {
+            let done = self.rebuilds().then(|| "made anew".to_owned());
+            self.report.add(Severity::Corruption, 1, text, done);
         }
-        for index in 0..needed.max(len64(blocks.len())) {
-            let host = usize::try_from(index).ok().and_then(|i| blocks.get(i));
+        let bits = self.width().block_bits(self.layout.cluster_bits);
+        let host = |index: u64| {
+            let index = usize::try_from(index).ok()?;
+            blocks.get(index).copied().flatten()
+        };
+        let mut indices = self.counts.blocks(bits);
+        // A used cluster that has no block: the structure must grow, so it is made anew.
+        self.unusable |= indices.iter().any(|index| {
+            let span = index << bits..(index + 1) << bits;
+            host(*index).is_none() && span.into_iter().any(|c| self.counts.get(c) > 0)
+        });
+        let known = (0..len64(blocks.len())).filter(|index| host(*index).is_some());
+        indices.extend(known);
+        indices.sort_unstable();
+        indices.dedup();
+        for index in indices {
             let first = index << bits;
-            self.compare_block(host.copied().flatten(), first..first + (1 << bits))?;
+            self.compare_block(host(index), first..first + (1 << bits))?;
         }
         Ok(())
     }

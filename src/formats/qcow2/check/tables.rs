@@ -18,10 +18,12 @@ const L1_RESERVED: u64 = !(OFFSET | COPIED);
 const L2_RESERVED: u64 = !(OFFSET | COPIED | ZERO);
 /// Bytes of tables read at a time.
 const STEP: u64 = 1 << 20;
-/// Most second-level tables; an active one in clusters of 64 KiB covers 512 MiB.
-const MAX_TABLES: usize = 1 << 24;
+/// Most second-level tables: as many as the longest first-level table has entries.
+const MAX_TABLES: usize = 1 << 22;
+/// Most bytes of first-level tables, those of snapshots among them.
+const MAX_FIRST_LEVEL: u64 = 4 << 30;
 /// Most words that a repair sets right in one run.
-const MAX_FIXES: usize = 1 << 20;
+const MAX_FIXES: usize = 1 << 16;
 
 /// Where one first-level table is.
 #[derive(Debug, Clone)]
@@ -91,6 +93,13 @@ impl Checker<'_> {
                 "there are {} snapshots in an image with an external data file (allowed: 0)",
                 snapshots.len()
             ));
+        }
+        let bytes: u64 = snapshots.iter().map(|s| s.len * 8).sum();
+        if bytes > MAX_FIRST_LEVEL {
+            let text = format!(
+                "the L1 tables of snapshots have {bytes} bytes (allowed in a check: {MAX_FIRST_LEVEL})"
+            );
+            return Err(Error::new(ErrorKind::OutOfRange, text));
         }
         let mut found = HashMap::new();
         for table in std::iter::once(&active).chain(snapshots) {
@@ -190,16 +199,30 @@ impl Checker<'_> {
         let most = clamp_len(STEP / size, usize::MAX).max(1);
         let mut rest = tables;
         let mut buf = Vec::new();
+        // The file is known to hold data up to here.
+        let mut data = 0;
         while let Some(first) = rest.first() {
             let follows = |pair: &[Table]| pair[0].host.checked_add(size) == Some(pair[1].host);
             let more = rest.windows(2).take(most - 1).take_while(|p| follows(p));
             let (run, after) = rest.split_at(1 + more.count());
+            rest = after;
+            let end = first.host + size * len64(run.len());
+            if end > data {
+                let found = self.file.run(first.host, end - first.host)?;
+                if !found.data && first.host + found.len >= end {
+                    continue;
+                }
+                data = if found.data {
+                    first.host + found.len
+                } else {
+                    0
+                };
+            }
             buf.resize(clamp_len(size, usize::MAX) * run.len(), 0);
             self.file.read_at(&mut buf, first.host)?;
             for (table, bytes) in run.iter().zip(buf.chunks(clamp_len(size, usize::MAX))) {
                 each(self, *table, bytes)?;
             }
-            rest = after;
         }
         Ok(())
     }
@@ -374,10 +397,11 @@ impl Checker<'_> {
     }
 
     fn fix(&mut self, at: At, word: u64, text: String) -> Option<Fix> {
-        if self.repair != Repair::All || self.report.corruptions > len64(MAX_FIXES) {
+        if self.repair != Repair::All || self.fixes >= MAX_FIXES {
             self.corrupt(text);
             return None;
         }
+        self.fixes += 1;
         Some(Fix {
             table: at.table.host,
             host: at.host,

@@ -1,0 +1,232 @@
+//! Where the metadata is that guest data must never overwrite, whatever tables and refcounts say.
+//!
+//! Header, first-level table, refcount table, refcount blocks, and the active second-level tables.
+//! Learnt before the first change; looked up without a lock with each overwrite.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
+
+use super::Qcow2;
+use super::entry::OFFSET;
+use super::header::MAX_REFTABLE_BYTES;
+use super::refcount::Place;
+use crate::error::{Error, Result};
+use crate::storage::Storage;
+use crate::util::align::{clamp_len, down, is_aligned, len64};
+use crate::util::range::intersect;
+
+/// Clusters kept one by one at most, 16 MiB of them; what is beyond is not guarded.
+const MAX_KEPT: usize = 1 << 20;
+/// In a slot: never used.
+const EMPTY: u64 = 0;
+/// In a slot: no longer used.
+const GONE: u64 = 1;
+
+/// Host offsets in a table with open addressing, at least half of it empty.
+#[derive(Debug)]
+struct Slots {
+    words: Box<[AtomicU64]>,
+}
+
+impl Slots {
+    fn new(count: usize) -> Self {
+        let len = (count.max(16) * 4).next_power_of_two();
+        Self {
+            words: (0..len).map(|_| AtomicU64::new(EMPTY)).collect(),
+        }
+    }
+
+    /// The slots in the order in which `host` looks for its own.
+    fn probe(&self, host: u64) -> impl Iterator<Item = &AtomicU64> {
+        let len = self.words.len();
+        let hash = (host >> 9).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
+        let first = clamp_len(hash % len64(len), len - 1);
+        self.words[first..].iter().chain(&self.words[..first])
+    }
+
+    fn find(&self, host: u64) -> Option<&AtomicU64> {
+        for word in self.probe(host) {
+            match word.load(Ordering::Acquire) {
+                EMPTY => return None,
+                found if found == host => return Some(word),
+                _ => {}
+            }
+        }
+        None
+    }
+
+    fn insert(&self, host: u64) {
+        let free = |w: &&AtomicU64| w.load(Ordering::Acquire) <= GONE;
+        if let Some(word) = self.probe(host).find(free) {
+            word.store(host, Ordering::Release);
+        }
+    }
+
+    fn kept(&self) -> impl Iterator<Item = u64> {
+        let words = self.words.iter().map(|w| w.load(Ordering::Acquire));
+        words.filter(|w| *w > GONE)
+    }
+}
+
+/// What is guarded.
+#[derive(Debug, Default)]
+pub(super) struct Guard {
+    slots: ArcSwapOption<Slots>,
+    /// Slots that were used since they were made; held while they change.
+    used: Mutex<usize>,
+    reftable_start: AtomicU64,
+    reftable_end: AtomicU64,
+}
+
+impl Guard {
+    /// Whether a cluster is one of those kept one by one, or of the refcount table.
+    fn contains(&self, host: u64) -> bool {
+        let table =
+            self.reftable_start.load(Ordering::Acquire)..self.reftable_end.load(Ordering::Acquire);
+        let slots = self.slots.load();
+        table.contains(&host) || slots.as_ref().is_some_and(|s| s.find(host).is_some())
+    }
+
+    /// Guards a cluster from now on.
+    pub(super) fn insert(&self, host: u64) {
+        let mut used = self.used.lock();
+        let full = match self.slots.load().as_ref() {
+            None => true,
+            Some(slots) => *used * 2 >= slots.words.len(),
+        };
+        if full {
+            let kept: Vec<u64> = match self.slots.load().as_ref() {
+                None => Vec::new(),
+                Some(slots) => slots.kept().collect(),
+            };
+            let new = Slots::new(kept.len() + 1);
+            kept.iter().for_each(|host| new.insert(*host));
+            *used = kept.len();
+            self.slots.store(Some(std::sync::Arc::new(new)));
+        }
+        if let Some(slots) = self.slots.load().as_ref()
+            && *used < MAX_KEPT
+        {
+            slots.insert(host);
+            *used += 1;
+        }
+    }
+
+    /// Guards a cluster no longer.
+    pub(super) fn remove(&self, host: u64) {
+        let _used = self.used.lock();
+        let slots = self.slots.load();
+        if let Some(word) = slots.as_ref().and_then(|s| s.find(host)) {
+            word.store(GONE, Ordering::Release);
+        }
+    }
+
+    /// Where the refcount table is now.
+    pub(super) fn set_refcount_table(&self, place: Place) {
+        let len = place.table_clusters << place.cluster_bits;
+        self.reftable_start.store(place.table, Ordering::Release);
+        self.reftable_end
+            .store(place.table.saturating_add(len), Ordering::Release);
+    }
+
+    /// Forgets everything.
+    fn clear(&self) {
+        let mut used = self.used.lock();
+        *used = 0;
+        self.slots.store(None);
+    }
+}
+
+impl Qcow2 {
+    /// Whether metadata that is in use lies in the cluster at `host` of the image file.
+    pub(super) fn is_metadata(&self, host: u64) -> bool {
+        let Some(writer) = &self.writer else {
+            return false;
+        };
+        let size = self.layout.cluster_size();
+        let host = down(host, size);
+        host < size || self.l1_range().contains(&host) || writer.guard.contains(host)
+    }
+
+    /// As `is_metadata`, of an offset where guest data is: it may be that of another file.
+    pub(super) fn is_guarded(&self, host: u64) -> bool {
+        self.external().is_none() && self.is_metadata(host)
+    }
+
+    fn l1_range(&self) -> Range<u64> {
+        let table = self.tables.first_level();
+        table.offset..table.offset.saturating_add(table.len * 8)
+    }
+
+    /// The error for a write that metadata is in the way of.
+    pub(super) fn metadata_at(&self, host: u64) -> Error {
+        Error::corrupt(format!(
+            "a write would go to {host:#x}, where metadata is in use; check names the damage"
+        ))
+    }
+
+    /// Learns where the metadata is, and refuses an image whose metadata overlaps itself.
+    pub(super) fn guard_metadata(&self, place: Place) -> Result<()> {
+        let guard = &self.writer()?.guard;
+        guard.clear();
+        guard.set_refcount_table(place);
+        let (size, l1) = (self.layout.cluster_size(), self.l1_range());
+        let bytes = (place.table_clusters << place.cluster_bits).min(MAX_REFTABLE_BYTES.max(size));
+        let reftable = place.table..place.table.saturating_add(bytes);
+        if intersect(&l1, &reftable).is_some() || l1.start < size || reftable.start < size {
+            return Err(overlap(reftable.start));
+        }
+        for range in [l1.clone(), reftable] {
+            for host in addresses(&*self.file, range)? {
+                let host = host & OFFSET;
+                if host == 0 || !is_aligned(host, size) {
+                    continue;
+                }
+                let twice = l1.start < host + size && host < l1.end || guard.contains(host);
+                if twice {
+                    return Err(overlap(host));
+                }
+                guard.insert(host);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn overlap(host: u64) -> Error {
+    Error::corrupt(format!(
+        "the metadata at {host:#x} overlaps other metadata, so the image is not written; check names the damage"
+    ))
+}
+
+/// The words of a table.
+fn addresses(file: &dyn Storage, host: Range<u64>) -> Result<Vec<u64>> {
+    let mut bytes = vec![0; clamp_len(host.end - host.start, usize::MAX)];
+    file.read_at(&mut bytes, host.start)?;
+    let words = bytes.as_chunks::<8>().0.iter();
+    Ok(words.map(|w| u64::from_be_bytes(*w)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_guarded_is_found_until_it_is_let_go() {
+        let guard = Guard::default();
+        (1..5000u64).for_each(|i| guard.insert(i << 16));
+        (1..5000u64).for_each(|i| assert!(guard.contains(i << 16), "{i}"));
+        assert!(!guard.contains(5000 << 16));
+        (1..5000u64).for_each(|i| guard.remove(i << 16));
+        assert!((1..5000u64).all(|i| !guard.contains(i << 16)));
+        for round in 0..10_000u64 {
+            guard.insert(round << 16);
+            guard.remove(round << 16);
+        }
+        let len = guard.slots.load().as_ref().map(|s| s.words.len());
+        assert!(len.is_some_and(|len| len < 1 << 16), "{len:?}");
+    }
+}

@@ -35,6 +35,11 @@ complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "map" -d 'List the ext
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "compare" -d 'Compare two disks'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "measure" -d 'Tell how large a converted image will be'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "resize" -d 'Change the size of a disk'
+complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "snapshot" -d 'List, make, apply and delete internal snapshots'
+complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "commit" -d 'Move what an image has into one below it'
+complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "rebase" -d 'Give an image another backing image'
+complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "bitmap" -d 'Add, remove, clear, merge, enable and disable dirty bitmaps'
+complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "amend" -d 'Change format options of an image in place'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "io" -d 'Read and write a disk\'s bytes by commands'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "completions" -d 'Print completions for a shell'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
@@ -95,6 +100,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s C -d 'Accepted
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l verify -d 'Read the new image back and compare it with the sources before it is put in place'
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l salvage -d 'Write zeroes for what cannot be read, say where, and go on'
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l bitmaps -d 'Copy dirty bitmaps, in formats that have them'
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l skip-broken-bitmaps -d 'With --bitmaps: leave out those that a writer did not save'
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s p -d 'Show a progress bar: the same as --progress bar'
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s U -l force-share -d 'Read even where another process has the image open for writing'
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l no-mmap -d 'Read by system calls, not through mappings'
@@ -188,6 +194,112 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l no-mmap -d 'Rea
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l image-opts -d 'Not supported; named here so that the refusal says so'
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -s f -l format -d 'Format of the image; without it the content decides' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -s c -l create -d 'Make a snapshot of this name' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -s a -l apply -d 'Make the disk what it was in the snapshot of this id or name' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -s d -l delete -d 'Delete the first snapshot of this name or id' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l output -d 'How to print the result' -r -f -a "human\t'For people'
+json\t'For programs; keys as qemu-img has them'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -s l -l list -d 'List the snapshots'
+complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -s U -l force-share -d 'Read even where another process has the image open for writing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l no-mmap -d 'Read by system calls, not through mappings'
+complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s f -l format -d 'Format of the image; without it the content decides' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s b -l base -d 'The image below FILE to commit into; without it, the one right below. Implies -d' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s t -d 'How the page cache is used' -r -f -a "none\t'Not used; on stable media when done'
+writeback\t'Used; on stable media when done'
+writethrough\t'Used; on stable media when done'
+directsync\t'Not used; on stable media when done'
+unsafe\t'Used; on stable media some time later'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l progress -d 'How to show progress, on stderr' -r -f -a "auto\t'A bar on a terminal, nothing elsewhere'
+bar\t'A bar'
+json\t'One JSON object a line on stderr'
+none\t'Nothing'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s d -l drop -d 'Leave the image as it is instead of emptying it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s p -d 'Show a progress bar: the same as --progress bar'
+complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s U -l force-share -d 'Read even where another process has the image open for writing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l no-mmap -d 'Read by system calls, not through mappings'
+complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s f -l format -d 'Format of the image; without it the content decides' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s b -l backing -d 'The new backing image; an empty name: none' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s F -l new-backing-format -d 'Format of the new backing image; without it the content decides' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s t -d 'How the page cache is used for FILE' -r -f -a "none\t'Not used; on stable media when done'
+writeback\t'Used; on stable media when done'
+writethrough\t'Used; on stable media when done'
+directsync\t'Not used; on stable media when done'
+unsafe\t'Used; on stable media some time later'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s T -d 'How the page cache is used for the backing images' -r -f -a "none\t'Not used; on stable media when done'
+writeback\t'Used; on stable media when done'
+writethrough\t'Used; on stable media when done'
+directsync\t'Not used; on stable media when done'
+unsafe\t'Used; on stable media some time later'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l progress -d 'How to show progress, on stderr' -r -f -a "auto\t'A bar on a terminal, nothing elsewhere'
+bar\t'A bar'
+json\t'One JSON object a line on stderr'
+none\t'Nothing'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s u -l unsafe -d 'Change the name only, and open neither backing image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s p -d 'Show a progress bar: the same as --progress bar'
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s U -l force-share -d 'Read even where another process has the image open for writing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l no-mmap -d 'Read by system calls, not through mappings'
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s f -l format -d 'Format of the image; without it the content decides' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l merge -d 'Add what another bitmap has taken note of; repeatable' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s g -l granularity -d 'Bytes that one bit of a new bitmap stands for [default: the cluster size, at least 4k]' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s b -l source-file -d 'Merge from a bitmap of this image' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s F -l source-format -d 'Format of that image; without it its content decides' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l add -d 'Add it; it takes note of writes unless --disable is given too'
+complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l remove -d 'Remove it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l clear -d 'Forget what it has taken note of'
+complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l enable -d 'Have it take note of writes'
+complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l disable -d 'Have it take note of writes no more'
+complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s U -l force-share -d 'Read even where another process has the image open for writing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l no-mmap -d 'Read by system calls, not through mappings'
+complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -s f -l format -d 'Format of the image; without it the content decides' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -s o -l options -d 'The options to change; "help" lists those that can be' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -s t -d 'How the page cache is used' -r -f -a "none\t'Not used; on stable media when done'
+writeback\t'Used; on stable media when done'
+writethrough\t'Used; on stable media when done'
+directsync\t'Not used; on stable media when done'
+unsafe\t'Used; on stable media some time later'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l progress -d 'How to show progress, on stderr' -r -f -a "auto\t'A bar on a terminal, nothing elsewhere'
+bar\t'A bar'
+json\t'One JSON object a line on stderr'
+none\t'Nothing'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -s p -d 'Show a progress bar: the same as --progress bar'
+complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -s U -l force-share -d 'Read even where another process has the image open for writing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l no-mmap -d 'Read by system calls, not through mappings'
+complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s f -l format -d 'Format of FILE; left out: probed by content' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s t -l cache -d 'Which caches are used' -r -f -a "writeback\t'The host\'s page cache; a flush makes writes durable'
 writethrough\t'The host\'s page cache; every write is durable when it completes'
@@ -215,14 +327,19 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s q -l quiet -d 'Prin
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand completions" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize io completions help" -f -a "create" -d 'Make a new image'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize io completions help" -f -a "info" -d 'Show what an image is'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize io completions help" -f -a "convert" -d 'Copy disks into a new image'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize io completions help" -f -a "check" -d 'Check an image\'s metadata, and repair it'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize io completions help" -f -a "map" -d 'List the extents of a disk'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize io completions help" -f -a "compare" -d 'Compare two disks'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize io completions help" -f -a "measure" -d 'Tell how large a converted image will be'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize io completions help" -f -a "resize" -d 'Change the size of a disk'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize io completions help" -f -a "io" -d 'Read and write a disk\'s bytes by commands'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize io completions help" -f -a "completions" -d 'Print completions for a shell'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize io completions help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "create" -d 'Make a new image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "info" -d 'Show what an image is'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "convert" -d 'Copy disks into a new image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "check" -d 'Check an image\'s metadata, and repair it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "map" -d 'List the extents of a disk'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "compare" -d 'Compare two disks'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "measure" -d 'Tell how large a converted image will be'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "resize" -d 'Change the size of a disk'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "snapshot" -d 'List, make, apply and delete internal snapshots'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "commit" -d 'Move what an image has into one below it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "rebase" -d 'Give an image another backing image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "bitmap" -d 'Add, remove, clear, merge, enable and disable dirty bitmaps'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "amend" -d 'Change format options of an image in place'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "io" -d 'Read and write a disk\'s bytes by commands'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "completions" -d 'Print completions for a shell'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

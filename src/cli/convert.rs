@@ -128,6 +128,9 @@ pub struct Args {
     /// Copy dirty bitmaps, in formats that have them.
     #[arg(long)]
     pub bitmaps: bool,
+    /// With --bitmaps: leave out those that a writer did not save.
+    #[arg(long, requires = "bitmaps")]
+    pub skip_broken_bitmaps: bool,
     /// Most bytes a second.
     #[arg(short, long, value_name = "SIZE", value_parser = parse_rate)]
     pub rate_limit: Option<u64>,
@@ -210,8 +213,6 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
 fn refuse(args: &Args, target: &Driver) -> anyhow::Result<()> {
     let text = if args.compress {
         format!("format '{}' has no compressed data (-c)", target.name)
-    } else if args.bitmaps {
-        format!("format '{}' has no bitmaps (--bitmaps)", target.name)
     } else {
         return Ok(());
     };

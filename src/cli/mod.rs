@@ -10,7 +10,9 @@ use std::process::ExitCode;
 use clap::error::ErrorKind as ClapKind;
 use clap::{Parser, Subcommand};
 
+pub mod amend;
 pub mod backing;
+pub mod bitmap;
 pub mod check;
 pub mod commit;
 pub mod common;
@@ -133,6 +135,10 @@ pub enum Command {
     Commit(commit::Args),
     /// Give an image another backing image.
     Rebase(rebase::Args),
+    /// Add, remove, clear, merge, enable and disable dirty bitmaps.
+    Bitmap(bitmap::Args),
+    /// Change format options of an image in place.
+    Amend(amend::Args),
     /// Read and write a disk's bytes by commands.
     Io(io::Args),
     /// Print completions for a shell.
@@ -161,6 +167,8 @@ fn run(command: &Command, globals: &Globals) -> anyhow::Result<Exit> {
         Command::Snapshot(args) => snapshot::run(args, globals),
         Command::Commit(args) => commit::run(args, globals),
         Command::Rebase(args) => rebase::run(args, globals),
+        Command::Bitmap(args) => bitmap::run(args, globals),
+        Command::Amend(args) => amend::run(args, globals),
         Command::Io(args) => io::run(args, globals),
         Command::Completions(args) => completions::run(args, globals),
     }

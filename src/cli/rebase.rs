@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use uuid::Uuid;
+
 use crate::chain::open::{ChainOptions, Follow};
 use crate::chain::{self, Chain};
 use crate::cli::backing::{self, refuse_itself};
@@ -25,8 +27,9 @@ EXAMPLES:
 NOTES:
   The disk reads the same afterwards: what it has from the old backing image and the new one does
   not have is copied into FILE first. With -b '' all of it is, and FILE needs no backing image any
-  more. With -u only the name is changed, and neither backing image is opened: for one that was
-  moved or renamed. The name is relative to the directory of FILE.
+  more. With -u only the name is changed, and no data of the backing images is read: for one that
+  was moved or renamed. Of FILE in a format that records the identity of its backing image, such as
+  vhd, the new one must be there. The name is relative to the directory of FILE.
 
 EXIT STATUS:
   0         done
@@ -137,6 +140,7 @@ fn name_only(args: &Args) -> anyhow::Result<()> {
         follow: Follow::No,
         ..args.plan(args.format, Access::Write)?
     };
+    let mut chain = chain::open::open(&args.file, &options)?;
     let create = match args.backing() {
         None => None,
         Some(name) => {
@@ -153,15 +157,23 @@ fn name_only(args: &Args) -> anyhow::Result<()> {
                 name: name.to_owned(),
                 relative: backing::relative(&home, &absolute),
                 format: format.name,
-                identity: None,
+                identity: match chain.top().identity() {
+                    Some(_) => identity(args, &absolute, format)?,
+                    None => None,
+                },
                 modified: modified.unwrap_or(SystemTime::UNIX_EPOCH),
                 virtual_size: 0,
                 absolute,
             })
         }
     };
-    let mut chain = chain::open::open(&args.file, &options)?;
     relink(&mut chain, create.as_ref(), &args.file)
+}
+
+/// The identity of the new backing image, in formats that record it.
+fn identity(args: &Args, path: &Path, format: &'static Driver) -> anyhow::Result<Option<Uuid>> {
+    let below = chain::open::open_top(path, &args.plan(Some(format), Access::Read)?)?;
+    Ok(below.top().identity())
 }
 
 fn relink_of(chain: &mut Chain) -> Result<&mut dyn Relink> {

@@ -13,6 +13,8 @@ use uuid::Uuid;
 use crate::error::Result;
 use crate::storage::{Limits, Storage, Zeroing};
 
+pub mod amend;
+pub mod bitmap;
 pub mod check;
 pub mod create;
 pub mod driver;
@@ -27,6 +29,8 @@ pub mod snapshot;
 pub mod table;
 pub mod words;
 
+pub use amend::Amend;
+pub use bitmap::Bitmaps;
 pub use check::Check;
 pub use driver::Driver;
 pub use relink::{Empty, Relink};
@@ -225,6 +229,18 @@ pub trait Image: fmt::Debug + Send + Sync {
     }
     /// Dropping all that the image has itself, where the format can.
     fn as_empty(&mut self) -> Option<&mut dyn Empty> {
+        None
+    }
+    /// Change of format options, where the format has some that can change.
+    fn as_amend(&mut self) -> Option<&mut dyn Amend> {
+        None
+    }
+    /// Its dirty bitmaps, in formats that have them.
+    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        None
+    }
+    /// Its dirty bitmaps, for changes of them.
+    fn as_bitmaps(&mut self) -> Option<&mut dyn Bitmaps> {
         None
     }
     /// Its internal snapshots, in order.

@@ -26,6 +26,14 @@ pub fn table(out: &mut dyn Write, driver: &Driver) -> io::Result<()> {
     Ok(())
 }
 
+/// Writes options: name, type, default and meaning.
+///
+/// # Errors
+/// The writer's.
+pub fn specs(out: &mut dyn Write, specs: &[OptionSpec]) -> io::Result<()> {
+    table::write(out, rows(specs))
+}
+
 fn rows(specs: &[OptionSpec]) -> comfy_table::Table {
     let mut rows = table::plain();
     rows.set_header(["OPTION", "TYPE", "DEFAULT", "MEANING"]);

@@ -1,5 +1,7 @@
 //! Tests of the library and of the binary, as one program.
 
+mod amend;
+mod bitmap;
 mod check;
 mod compare;
 mod convert;

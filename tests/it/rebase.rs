@@ -2,6 +2,14 @@
 
 use std::path::Path;
 
+use vdtool::chain::open::{self, ChainOptions};
+use vdtool::image::check::Repair;
+use vdtool::image::create::CreateBacking;
+use vdtool::image::open::WriteOrder;
+use vdtool::storage::memory::MemoryStorage;
+use vdtool::storage::open::Access;
+
+use crate::layers::Disk;
 use crate::util::{Seeded, peer, requires, scratch, vdtool};
 
 fn ours(dir: &Path, line: &[&str]) -> assert_cmd::assert::Assert {
@@ -204,4 +212,117 @@ fn an_unsafe_rebase_changes_the_name_and_nothing_else() {
     let text = String::from_utf8_lossy(&refused.code(1).get_output().stderr).into_owned();
     assert!(text.contains("1023"), "{text}");
     check(dir, "top.qcow2");
+}
+
+/// The same through vhd, which QEMU has no chains of.
+#[test]
+fn a_vhd_is_committed_and_rebased_and_checks_clean() {
+    let mut rng = Seeded::new("vhd rebase");
+    let clean = |dir: &Path, file: &str| drop(ours(dir, &["check", "-q", file]).success());
+    for target in ["base.vhd", "other.raw", ""] {
+        let dir = scratch();
+        let dir = dir.path();
+        let create = ["create", "-q", "-f", "vhd"];
+        ours(dir, &[&create[..], &["base.vhd", "5M"]].concat()).success();
+        for (name, below) in [("mid.vhd", "base.vhd"), ("top.vhd", "mid.vhd")] {
+            ours(dir, &[&create[..], &["-b", below, name]].concat()).success();
+        }
+        ours(dir, &["create", "-q", "other.raw", "5M"]).success();
+        for file in ["base.vhd", "mid.vhd", "top.vhd", "other.raw"] {
+            scribble(dir, file, &mut rng, 5 << 20);
+        }
+        let before = read(dir, "top.vhd");
+        let format = if target.ends_with("raw") {
+            "raw"
+        } else {
+            "vhd"
+        };
+        let name: &[&str] = match target {
+            "" => &["-b", ""],
+            target => &["-b", target, "-F", format],
+        };
+        ours(dir, &[&["rebase"], name, &["top.vhd"]].concat()).success();
+        assert!(read(dir, "top.vhd") == before, "{target}");
+        clean(dir, "top.vhd");
+        scribble(dir, "top.vhd", &mut rng, 5 << 20);
+        clean(dir, "top.vhd");
+        let before = read(dir, "top.vhd");
+        if target.is_empty() {
+            ours(dir, &["commit", "top.vhd"]).code(1);
+            ours(dir, &["rebase", "-b", "base.vhd", "top.vhd"]).code(63);
+            continue;
+        }
+        ours(dir, &["commit", "top.vhd"]).success();
+        assert!(read(dir, target) == before, "{target}");
+        std::fs::rename(dir.join(target), dir.join("moved")).expect("moves");
+        let line = ["rebase", "-u", "-b", "moved", "-F", format, "top.vhd"];
+        ours(dir, &line).success();
+        assert!(read(dir, "top.vhd") == before, "{target}");
+        clean(dir, "top.vhd");
+    }
+}
+
+/// After a kill at any change the image has its old parent or its new one.
+#[test]
+fn a_vhd_that_is_given_another_parent_survives_a_kill_at_any_moment() {
+    let dir = scratch();
+    let dir = dir.path();
+    for name in ["old.vhd", "new.vhd"] {
+        ours(dir, &["create", "-q", name, "1M"]).success();
+    }
+    ours(
+        dir,
+        &["create", "-q", "-b", "old.vhd", "-F", "vhd", "top.vhd"],
+    )
+    .success();
+    scribble(dir, "top.vhd", &mut Seeded::new("vhd kill"), 1 << 20);
+    let path = dir.join("new.vhd");
+    let chain = open::open_top(&path, &ChainOptions::read()).expect("opens");
+    let backing = CreateBacking {
+        name: "new.vhd".to_owned(),
+        relative: "new.vhd".into(),
+        format: "vhd",
+        identity: chain.top().identity(),
+        modified: std::time::SystemTime::now(),
+        virtual_size: chain.virtual_size(),
+        absolute: path,
+    };
+    let base = std::fs::read(dir.join("top.vhd")).expect("reads");
+    for backing in [Some(&backing), None] {
+        let disk = Disk::of_bytes("vhd", &base);
+        let memory = disk.memory()[0].clone();
+        memory.record();
+        let mut top = disk.open(Access::Write, WriteOrder::Ordered);
+        let relink = top.top_mut().as_relink().expect("can");
+        relink.relink(backing).expect("relinks");
+        top.close().expect("closes");
+        let wanted = top.top().backing();
+        assert_eq!(wanted.is_some(), backing.is_some());
+        let before = Disk::of_bytes("vhd", &base);
+        let before = before
+            .open(Access::Read, WriteOrder::Ordered)
+            .top()
+            .backing();
+        let now = MemoryStorage::from_bytes(&base);
+        for (made, change) in memory.changes().iter().enumerate() {
+            now.apply(change);
+            let disk = Disk::of_bytes("vhd", &now.to_bytes());
+            let found = disk.open(Access::Read, WriteOrder::Ordered).top().backing();
+            assert!(found == before || found == wanted, "{made}: {found:?}");
+            let report = disk.check(Repair::Nothing).expect("checks");
+            assert_eq!(report.corruptions, 0, "{made}: {:?}", report.findings);
+        }
+        let last = Disk::of_bytes("vhd", &now.to_bytes());
+        assert_eq!(
+            last.open(Access::Read, WriteOrder::Ordered).top().backing(),
+            wanted
+        );
+        let report = last.check(Repair::Nothing).expect("checks");
+        assert_eq!(
+            (report.corruptions, report.leaks),
+            (0, 0),
+            "{:?}",
+            report.findings
+        );
+    }
 }

@@ -296,3 +296,37 @@ fn a_change_of_snapshots_is_whole_or_not_there_after_a_crash() {
         }
     }
 }
+
+/// A table of any bytes is refused, and neither panics nor takes memory.
+#[test]
+fn a_damaged_table_is_refused_and_nothing_is_changed() {
+    if !requires("qemu-img") {
+        return;
+    }
+    let dir = scratch();
+    let dir = dir.path();
+    theirs(dir, &["create", "-q", "-f", "qcow2", "a.qcow2", "8M"]);
+    theirs(dir, &["snapshot", "-c", "the name", "a.qcow2"]);
+    let whole = std::fs::read(dir.join("a.qcow2")).expect("reads");
+    let name = whole.windows(8).rposition(|w| w == b"the name");
+    // Before the name: the identifier, the extra data, the fixed part.
+    let entry = name.expect("is there") - 1 - 24 - 40;
+    let header = [60, 61, 64, 66, 71];
+    let fields = [0, 7, 8, 36, 38].map(|at| entry + at);
+    for at in header.into_iter().chain(fields) {
+        let mut bytes = whole.clone();
+        bytes[at] = 0xff;
+        std::fs::write(dir.join("a.qcow2"), &bytes).expect("writes");
+        for line in [
+            &["snapshot", "-l", "a.qcow2"][..],
+            &["snapshot", "-c", "y", "a.qcow2"],
+            &["snapshot", "-a", "1", "a.qcow2"],
+            &["snapshot", "-d", "1", "a.qcow2"],
+            &["convert", "-l", "1", "a.qcow2", "b.raw"],
+        ] {
+            ours(dir, line).code(1);
+        }
+        let after = std::fs::read(dir.join("a.qcow2")).expect("reads");
+        assert!(after == bytes);
+    }
+}

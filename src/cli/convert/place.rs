@@ -12,6 +12,7 @@ use crate::cli::create::{Generic, creator};
 use crate::cli::exit::{complain, usage};
 use crate::cli::target::{Existing, Target, look};
 use crate::cli::{Globals, progress};
+use crate::copy::bitmaps::{Broken, bitmaps_of, bitmaps_of_mut, copy_bitmaps};
 use crate::copy::{self, Allocation, Before, Convert, Joined, Outcome};
 use crate::error::{Error, Result};
 use crate::image::Driver;
@@ -143,7 +144,12 @@ impl Place<'_> {
 
     /// Copies, closes, and verifies where that was asked for.
     fn fill(&self, sources: &Joined, backing: Option<&Joined>) -> anyhow::Result<()> {
-        let chain = self.open(Access::Write)?;
+        let mut chain = self.open(Access::Write)?;
+        if self.args.bitmaps {
+            // Before hours of copying.
+            bitmaps_of_mut(&mut chain)?;
+            bitmaps_of(self.bitmap_source(sources)?)?;
+        }
         let lost = Losses::default();
         let salvage = |at: u64, len: u64, e: &Error| lost.warn(at, len, e);
         let options = Convert {
@@ -158,6 +164,9 @@ impl Place<'_> {
         let bar = progress::start("convert", total, &self.args.progress, self.globals);
         copy::convert(sources, &chain, &options, &bar)?;
         bar.finish();
+        if self.args.bitmaps {
+            self.copy_bitmaps(self.bitmap_source(sources)?, &mut chain)?;
+        }
         chain.close()?;
         if self.args.target_cache != Cache::Unsafe {
             chain.flush()?;
@@ -168,6 +177,30 @@ impl Place<'_> {
             true => self.verify(sources),
             false => Ok(()),
         }
+    }
+
+    /// The disk whose bitmaps are copied.
+    fn bitmap_source<'s>(&self, sources: &'s Joined) -> anyhow::Result<&'s Chain> {
+        let mut chains = sources.chains();
+        match (chains.next(), chains.next()) {
+            (Some(source), None) if self.args.snapshot.is_none() => Ok(source),
+            _ => Err(usage(
+                "--bitmaps is for one source, and not for a snapshot of it",
+            )),
+        }
+    }
+
+    fn copy_bitmaps(&self, source: &Chain, target: &mut Chain) -> anyhow::Result<()> {
+        let broken = match self.args.skip_broken_bitmaps {
+            true => Broken::Skip,
+            false => Broken::Refuse,
+        };
+        let mut skipped = |name: &str| {
+            complain(&format!(
+                "warning: bitmap '{name}' is in use and is left out"
+            ));
+        };
+        Ok(copy_bitmaps(source, target, broken, &mut skipped)?)
     }
 
     /// Reads the image back through nothing that wrote it.

@@ -56,6 +56,7 @@ impl Qcow2 {
             .min(down(at, covered) + covered)
             .min(down(at, size) + MAX_SPAN);
         let span = down(at, size)..limit.next_multiple_of(size);
+        self.record(&(at..limit))?;
         let writer = self.writer()?;
         let Some(_reserved) = writer.reservations.reserve(span.clone()) else {
             return Ok(0);

@@ -323,7 +323,7 @@ fn header(plan: &Plan, layout: &Layout, options: &CreateOptions) -> Result<Vec<u
         push_extension(
             &mut tail,
             extension::BACKING_FORMAT,
-            backing.format.as_bytes(),
+            super::relink::recorded_format(backing.format).as_bytes(),
         );
     }
     if let Some(name) = options.values.text("data_file") {

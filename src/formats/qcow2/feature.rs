@@ -23,9 +23,8 @@ pub(super) const LAZY_REFCOUNTS: u64 = 1 << 0;
 pub(super) const BITMAPS: u64 = 1 << 0;
 /// Autoclear: the external data file can be read as a raw image.
 pub(super) const DATA_FILE_RAW: u64 = 1 << 1;
-/// Autoclear bits that still hold after this driver has written.  Bitmaps are not among them:
-/// they would have to record the writes.
-pub(super) const KEPT_AUTOCLEAR: u64 = DATA_FILE_RAW;
+/// Autoclear bits that still hold after this driver has written.
+pub(super) const KEPT_AUTOCLEAR: u64 = BITMAPS | DATA_FILE_RAW;
 
 /// Every bit with the name that others show where they do not know it.
 const NAMES: [(u8, u8, &str); 7] = [

@@ -1,6 +1,9 @@
 //! qcow2: QEMU's copy-on-write format, versions 2 and 3.
 
 mod allocate;
+mod amend;
+mod bitmap;
+mod bitmap_dir;
 mod check;
 mod counts;
 mod create;
@@ -13,6 +16,7 @@ mod header;
 mod lookup;
 mod measure;
 mod preallocate;
+mod recorder;
 mod refblock;
 mod refcount;
 mod relink;
@@ -29,6 +33,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::amend::Amend;
+use crate::image::bitmap::{Bitmap, Bitmaps, Recording};
 use crate::image::check::{Check, Repair};
 use crate::image::driver::Creator;
 use crate::image::info::Detail;
@@ -322,12 +328,22 @@ impl Image for Qcow2 {
 
     fn map(&self, at: u64, len: u64, wait: Wait) -> Result<Run<'_>> {
         let len = len.min(self.size().saturating_sub(at));
-        let found = self.tables.find(&*self.file, at, len, wait)?;
+        let mut found = self.tables.find(&*self.file, at, len, wait)?;
         let source = match found.place {
             Place::Below => Source::Below,
             Place::Zero => Source::Zero,
             Place::Compressed => Source::Encoded,
-            Place::Stored { host, copied } => self.stored(host, copied, at)?,
+            Place::Stored { host, copied } => {
+                let recorded = match copied {
+                    true => self.recorded(&(at..at + found.len)),
+                    false => 0,
+                };
+                let source = self.stored(host, recorded > 0, at)?;
+                if recorded > 0 {
+                    found.len = recorded;
+                }
+                source
+            }
         };
         Ok(Run {
             len: found.len,
@@ -371,7 +387,8 @@ impl Image for Qcow2 {
 
     fn close(&self) -> Result<()> {
         self.release_assigned()?;
-        self.release_freed()
+        self.release_freed()?;
+        self.finish_bitmaps()
     }
 
     fn as_resize(&self) -> Option<&dyn Resize> {
@@ -393,6 +410,18 @@ impl Image for Qcow2 {
     fn snapshots(&self) -> Result<Vec<Snapshot>> {
         let table = SnapshotTable::read(&*self.file, &self.header)?;
         Ok(table.describe(self.size()))
+    }
+
+    fn as_amend(&mut self) -> Option<&mut dyn Amend> {
+        Some(self)
+    }
+
+    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        Some(self)
+    }
+
+    fn as_bitmaps(&mut self) -> Option<&mut dyn Bitmaps> {
+        Some(self)
     }
 
     fn as_snapshots(&mut self) -> Option<&mut dyn Snapshots> {
@@ -442,6 +471,14 @@ impl Image for Qcow2 {
             ));
             details.push(Detail::new("extended-l2", header.extended_l2()));
         }
+        match self.list() {
+            Ok(list) if list.is_empty() => {}
+            Ok(list) => {
+                let list: Vec<serde_json::Value> = list.iter().map(bitmap_detail).collect();
+                details.push(Detail::new("bitmaps", list));
+            }
+            Err(e) => details.push(Detail::new("bitmaps-damaged", e.message())),
+        }
         if let Some(name) = header.data_file_name() {
             details.push(Detail::new("data-file", name));
             let raw = header.autoclear & feature::DATA_FILE_RAW != 0;
@@ -449,4 +486,16 @@ impl Image for Qcow2 {
         }
         details
     }
+}
+
+/// A bitmap with the keys that qemu-img has.
+fn bitmap_detail(bitmap: &Bitmap) -> serde_json::Value {
+    let in_use = bitmap.in_use.then_some("in-use");
+    let auto = (bitmap.recording == Recording::On).then_some("auto");
+    let flags: Vec<&str> = in_use.into_iter().chain(auto).collect();
+    serde_json::json!({
+        "flags": flags,
+        "name": bitmap.name,
+        "granularity": bitmap.granularity,
+    })
 }

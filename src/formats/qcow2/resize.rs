@@ -29,6 +29,9 @@ impl Resize for Qcow2 {
     fn resize(&self, virtual_size: u64, below: LayerBelow) -> Result<()> {
         let old = self.size();
         self.check_resize(virtual_size)?;
+        if virtual_size != old {
+            self.check_bitmaps_before_resize(virtual_size)?;
+        }
         self.start_writing()?;
         self.release_assigned()?;
         match virtual_size.cmp(&old) {

@@ -3,8 +3,6 @@
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::extension;
-use super::feature;
 use super::header::{Header, MAX_L1_BYTES};
 use super::lookup::Tables;
 use super::refcount::{Place, Refcounts};
@@ -238,22 +236,4 @@ fn replace_table(rewrite: &mut Rewrite<'_>, table: &SnapshotTable) -> Result<()>
     rewrite.header.snapshot_count = u32::try_from(table.entries.len())
         .map_err(|_| Error::new(ErrorKind::OutOfRange, "there are too many snapshots"))?;
     Ok(())
-}
-
-impl Qcow2 {
-    /// Bitmaps record what guests write, and a jump to another state is not among that.
-    fn bitmaps_before_jump(&self, size: u64) -> Result<()> {
-        let listed = self
-            .header
-            .extensions
-            .iter()
-            .any(|e| e.kind == extension::BITMAPS);
-        let valid = self.header.autoclear & feature::BITMAPS != 0;
-        if listed && valid {
-            return Err(Error::unsupported(format!(
-                "the image has bitmaps, which cannot record a jump to a disk of {size} bytes (bitmap --remove takes them away)"
-            )));
-        }
-        Ok(())
-    }
 }

@@ -28,6 +28,7 @@ impl Qcow2 {
     /// [`crate::image::Image::zero`].
     pub(super) fn zero_range(&self, range: &Range<u64>, how: Zeroing) -> Result<()> {
         self.start_writing()?;
+        self.record(range)?;
         let raw_data = self.external().is_some();
         if raw_data && self.header.autoclear & feature::DATA_FILE_RAW != 0 {
             // The data file must read as the disk does, so the zeroes belong there.
@@ -49,6 +50,7 @@ impl Qcow2 {
     /// [`crate::image::Image::discard`].
     pub(super) fn discard_range(&self, range: &Range<u64>) -> Result<()> {
         self.start_writing()?;
+        self.record(range)?;
         if self.external().is_some() || self.header.backing_name.is_some() {
             return Err(Error::unsupported(
                 "the range cannot be dropped by metadata alone",

@@ -13,7 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 
 use super::Qcow2;
+use super::bitmap::Tracker;
 use super::entry::COPIED;
+use super::extension;
 use super::feature;
 use super::guard::Guard;
 use super::refcount::{Refcounts, Step, Taken};
@@ -47,7 +49,12 @@ pub(super) struct Writer {
     data_syncs: Syncs,
     order: WriteOrder,
     grace: Arc<Grace>,
-    started: AtomicBool,
+    /// The first change was announced.
+    pub(super) started: AtomicBool,
+    /// There is a tracker.
+    pub(super) tracking: AtomicBool,
+    /// The bitmaps that record.  Outside `refcounts`.
+    pub(super) tracker: Mutex<Option<Tracker>>,
     /// Metadata that guest data must not overwrite.
     pub(super) guard: Guard,
 }
@@ -82,6 +89,8 @@ impl Writer {
             order,
             grace,
             started: AtomicBool::new(false),
+            tracking: AtomicBool::new(false),
+            tracker: Mutex::default(),
             guard: Guard::default(),
         }
     }
@@ -117,16 +126,24 @@ impl Qcow2 {
         if writer.started.load(Ordering::Acquire) {
             return Ok(());
         }
-        let refcounts = writer.refcounts.lock();
+        let mut tracker = writer.tracker.lock();
         if writer.started.load(Ordering::Acquire) {
             return Ok(());
         }
-        self.guard_metadata(refcounts.place())?;
+        let place = writer.refcounts.lock().place();
+        self.guard_metadata(place)?;
         let kept = self.header.autoclear & feature::KEPT_AUTOCLEAR;
+        let mut extensions = self.header.extensions.iter();
+        let kept = match extensions.any(|e| e.kind == extension::BITMAPS) {
+            true => kept,
+            false => kept & !feature::BITMAPS,
+        };
         if self.header.version >= 3 && kept != self.header.autoclear {
             self.file.write_at(&kept.to_be_bytes(), AUTOCLEAR_FIELD)?;
             self.file.sync()?;
         }
+        *tracker = Tracker::start(&*self.file, &self.header)?;
+        writer.tracking.store(tracker.is_some(), Ordering::Release);
         writer.started.store(true, Ordering::Release);
         Ok(())
     }

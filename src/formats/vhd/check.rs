@@ -283,7 +283,18 @@ impl Sparse {
         let text = match Footer::parse(&bytes, Strictness::Strict) {
             Ok(copy) if copy == shape.footer => return Ok(()),
             Ok(copy) if shape.footer.differs_in_size_only(&copy) => {
-                return self.finish_resize(report, shape, repair);
+                let what = format!(
+                    "another size than the footer at the end, {}: a resize",
+                    shape.footer.current_size()
+                );
+                return self.finish_change(report, shape, repair, &what);
+            }
+            Ok(copy) if shape.footer.differs_in_header_only(&copy) => {
+                let what = format!(
+                    "its header elsewhere than the footer at the end, at {:#x}: a change of the parent",
+                    shape.footer.header_offset()
+                );
+                return self.finish_change(report, shape, repair, &what);
             }
             Ok(_) => "the copy of the footer at 0x0 differs from the footer at the end".to_owned(),
             Err(e) => format!("the copy of the footer at 0x0 is damaged: {}", e.message()),
@@ -298,17 +309,20 @@ impl Sparse {
         Ok(())
     }
 
-    /// One footer has another size: a resize was interrupted between the two.
-    fn finish_resize(&self, report: &mut Report, shape: &Shape, repair: Repair) -> Result<()> {
+    /// A change was interrupted between the two footers; the one at the end counts.
+    fn finish_change(
+        &self,
+        report: &mut Report,
+        shape: &Shape,
+        repair: Repair,
+        what: &str,
+    ) -> Result<()> {
         let bytes = shape.footer.sealed().to_bytes();
         let fix = repair != Repair::Nothing;
         if fix {
             self.storage.write_at(&bytes, 0)?;
         }
-        let text = format!(
-            "the copy of the footer at 0x0 has another size than the footer at the end, {}: a resize was interrupted",
-            shape.footer.current_size()
-        );
+        let text = format!("the copy of the footer at 0x0 has {what} was interrupted");
         let did = fix.then(|| "the copy was written anew".to_owned());
         report.add(Severity::Note, 1, text, did);
         Ok(())

@@ -167,28 +167,28 @@ impl<'a> Plan<'a> {
         end.checked_add(footer::LEN64)
     }
 
-    /// The parent's paths as locators hold them.
     fn parent_paths(&self) -> Vec<(Code, Vec<u8>)> {
-        let Some(backing) = self.backing else {
-            return Vec::new();
-        };
-        let (Some(relative), Some(absolute)) =
-            (backing.relative.to_str(), backing.absolute.to_str())
-        else {
-            return Vec::new();
-        };
-        [
-            (Code::W2ru, relative),
-            (Code::W2ku, absolute),
-            (Code::MacX, relative),
-        ]
-        .map(|(code, path)| (code, locator::data(code, path)))
-        .into()
+        self.backing.map(parent_paths).unwrap_or_default()
     }
 }
 
+/// A parent's paths as locators hold them; none where they are not text.
+pub(super) fn parent_paths(backing: &CreateBacking) -> Vec<(Code, Vec<u8>)> {
+    let (Some(relative), Some(absolute)) = (backing.relative.to_str(), backing.absolute.to_str())
+    else {
+        return Vec::new();
+    };
+    [
+        (Code::W2ru, relative),
+        (Code::W2ku, absolute),
+        (Code::MacX, relative),
+    ]
+    .map(|(code, path)| (code, locator::data(code, path)))
+    .into()
+}
+
 /// Whole sectors that a locator's data takes.
-fn room(data: &[u8]) -> u64 {
+pub(super) fn room(data: &[u8]) -> u64 {
     len64(data.len()).next_multiple_of(SECTOR)
 }
 
@@ -283,7 +283,10 @@ fn create_fixed(storage: &dyn Storage, plan: &Plan<'_>, footer: &Footer) -> Resu
 }
 
 fn create_sparse(storage: &dyn Storage, plan: &Plan<'_>, footer: &Footer) -> Result<()> {
-    let parent = plan.backing.map(|b| parent(plan, b)).transpose()?;
+    let parent = plan
+        .backing
+        .map(|b| new_parent(b, plan.table_end()))
+        .transpose()?;
     let entries = u32::try_from(plan.entries())
         .map_err(|_| Error::new(ErrorKind::OutOfRange, "the table would be too long"))?;
     let block_size = u32::try_from(plan.blocks.data)
@@ -302,8 +305,11 @@ fn create_sparse(storage: &dyn Storage, plan: &Plan<'_>, footer: &Footer) -> Res
     storage.write_at(&footer.to_bytes(), plan.metadata_end())
 }
 
-/// What the header says of the parent.
-fn parent(plan: &Plan<'_>, backing: &CreateBacking) -> Result<NewParent> {
+/// What the header says of the parent, whose paths lie in order from `at`.
+///
+/// # Errors
+/// `Unsupported`, `Invalid` for a parent that a VHD cannot name.
+pub(super) fn new_parent(backing: &CreateBacking, at: u64) -> Result<NewParent> {
     let uuid = match (backing.format, backing.identity) {
         ("raw", _) => Uuid::nil(),
         ("vhd", Some(uuid)) if !uuid.is_nil() => uuid,
@@ -320,7 +326,7 @@ fn parent(plan: &Plan<'_>, backing: &CreateBacking) -> Result<NewParent> {
         }
     };
     let name = backing.absolute.file_name().and_then(|n| n.to_str());
-    let paths = plan.parent_paths();
+    let paths = parent_paths(backing);
     let (Some(name), false) = (name, paths.is_empty()) else {
         return Err(Error::invalid(format!(
             "the backing file's path '{}' is not UTF-8, so a VHD cannot hold it",
@@ -337,7 +343,7 @@ fn parent(plan: &Plan<'_>, backing: &CreateBacking) -> Result<NewParent> {
         uuid,
         timestamp: footer::timestamp(backing.modified),
         name: name.to_owned(),
-        locators: locators(plan.table_end(), &paths)?,
+        locators: locators(at, &paths)?,
     })
 }
 

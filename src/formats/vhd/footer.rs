@@ -309,6 +309,15 @@ impl Footer {
         self.sealed()
     }
 
+    /// The same footer for a dynamic header elsewhere, and perhaps without a parent.
+    #[must_use]
+    pub(super) fn with_header(mut self, offset: u64, kind: Kind) -> Self {
+        self.raw.data_offset = offset.into();
+        self.raw.disk_type = kind.code().into();
+        self.kind = kind;
+        self.sealed()
+    }
+
     /// The same footer with another program named as its creator.
     #[must_use]
     pub(super) fn created_by(mut self, creator: Creator) -> Self {
@@ -321,6 +330,11 @@ impl Footer {
     pub(super) fn differs_in_size_only(&self, other: &Self) -> bool {
         let same = other.resized(self.current_size(), self.geometry());
         same == self.sealed()
+    }
+
+    /// Whether another footer is the same but for the dynamic header's place and the kind.
+    pub(super) fn differs_in_header_only(&self, other: &Self) -> bool {
+        other.with_header(self.header_offset(), self.kind) == self.sealed()
     }
 
     fn right_checksum(&self) -> u32 {

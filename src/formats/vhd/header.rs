@@ -98,7 +98,7 @@ impl Header {
         block_size: u32,
         parent: Option<&NewParent>,
     ) -> Self {
-        let mut raw = RawHeader {
+        let raw = RawHeader {
             cookie: COOKIE,
             data_offset: u64::MAX.into(),
             table_offset: table.into(),
@@ -113,6 +113,17 @@ impl Header {
             locators: [[0; locator::ENTRY_LEN]; LOCATORS],
             reserved2: [0; 256],
         };
+        Self { raw }.with_parent(parent)
+    }
+
+    /// The same header with another parent, or none.
+    #[must_use]
+    pub(super) fn with_parent(mut self, parent: Option<&NewParent>) -> Self {
+        let raw = &mut self.raw;
+        raw.parent_uuid = [0; 16];
+        raw.parent_timestamp = 0.into();
+        raw.parent_name = [0; 512];
+        raw.locators = [[0; locator::ENTRY_LEN]; LOCATORS];
         if let Some(parent) = parent {
             raw.parent_uuid = *parent.uuid.as_bytes();
             raw.parent_timestamp = parent.timestamp.into();
@@ -124,7 +135,7 @@ impl Header {
                 *to = locator.to_bytes();
             }
         }
-        Self { raw }.sealed()
+        self.sealed()
     }
 
     /// Reads a header.

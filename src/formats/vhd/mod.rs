@@ -19,6 +19,7 @@ mod header;
 mod layout;
 mod locator;
 mod open;
+mod relink;
 mod resize;
 mod space;
 mod sparse;

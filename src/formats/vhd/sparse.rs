@@ -21,6 +21,7 @@ use crate::formats::vhd::open::{self, End, Found};
 use crate::formats::vhd::space::Space;
 use crate::image::info::Detail;
 use crate::image::open::{OpenOptions, Purpose, WriteOrder};
+use crate::image::relink::Relink;
 use crate::image::table::{Endian, Table};
 use crate::image::{Backing, Caps, Check, Driver, Fill, Image, Layout, Resize, Run, Source, Wait};
 use crate::storage::open::Access;
@@ -252,7 +253,7 @@ fn check_table(footer: &Footer, header: &Header, size: u64) -> Result<()> {
 }
 
 /// The texts of the locators that can be read.
-fn read_locators(storage: &dyn Storage, header: &Header) -> Result<Vec<(Code, String)>> {
+pub(super) fn read_locators(storage: &dyn Storage, header: &Header) -> Result<Vec<(Code, String)>> {
     let mut texts = Vec::new();
     for locator in header.locators() {
         let len = u64::from(locator.len);
@@ -377,6 +378,10 @@ impl Image for Sparse {
     }
 
     fn as_check(&self) -> Option<&dyn Check> {
+        Some(self)
+    }
+
+    fn as_relink(&mut self) -> Option<&mut dyn Relink> {
         Some(self)
     }
 

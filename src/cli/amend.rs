@@ -1,0 +1,99 @@
+//! `vdtool amend`.
+
+use std::path::PathBuf;
+
+use crate::chain::open::{ChainOptions, Follow};
+use crate::chain::{self, Chain};
+use crate::cli::common::{OpenArgs, ProgressArgs, parse_driver, print};
+use crate::cli::convert::Cache;
+use crate::cli::exit::{Exit, usage};
+use crate::cli::{Globals, signal};
+use crate::error::{Context, Error, Result};
+use crate::image::options::OptionValues;
+use crate::image::{Amend, Driver};
+use crate::output;
+use crate::storage::open::Access;
+
+const HELP: &str = "\
+EXAMPLES:
+  vdtool amend -o compat=1.1 old.qcow2
+  vdtool amend -o refcount_bits=64 disk.qcow2
+  vdtool amend -o backing_file=moved/base.qcow2,backing_fmt=qcow2 child.qcow2
+  vdtool amend -o help disk.qcow2
+
+NOTES:
+  Only what is named is changed. A change is on stable media when the command ends; killed on the
+  way, it leaves the image as it was or as it is to be, and perhaps leaks.
+
+EXIT STATUS:
+  0   done
+  1   failed
+  2   wrong usage
+  63  the format has no such operation, or the image cannot be so";
+
+/// Arguments of `amend`.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = HELP)]
+pub struct Args {
+    /// Format of the image; without it the content decides.
+    #[arg(short, long, value_name = "FMT", value_parser = parse_driver)]
+    pub format: Option<&'static Driver>,
+    /// The options to change; "help" lists those that can be.
+    #[arg(short = 'o', long, value_name = "K=V,..", required = true)]
+    pub options: Vec<String>,
+    /// How the page cache is used.
+    #[arg(short = 't', value_enum, value_name = "CACHE")]
+    pub cache: Option<Cache>,
+    /// Accepted: the changes take no time worth showing.
+    #[command(flatten)]
+    pub progress: ProgressArgs,
+    /// How to open the image.
+    #[command(flatten)]
+    pub open: OpenArgs,
+    /// The image.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Whatever keeps it from being done.
+pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
+    let help = args.options.iter().any(|o| o == "help" || o == "?");
+    let access = if help { Access::Read } else { Access::Write };
+    let mut options = args.open.plan(args.format, access)?;
+    if let Some(caching) = args.cache.and_then(Cache::caching) {
+        options.storage.caching = caching;
+    }
+    let options = ChainOptions {
+        follow: Follow::No,
+        ..options
+    };
+    let mut chain = chain::open::open(&args.file, &options)?;
+    let format = chain.top().driver();
+    let specs = amend_of(&mut chain).at(&args.file)?.options();
+    if help {
+        print(|out| Ok(output::options::specs(out, specs)?))?;
+        return Ok(Exit::Done);
+    }
+    let texts = args.options.iter().map(String::as_str);
+    let values =
+        OptionValues::parse(specs, format.name, texts).map_err(|e| usage(e.at(&args.file)))?;
+    signal::catch()?;
+    amend_of(&mut chain)
+        .and_then(|image| image.amend(&values))
+        .at(&args.file)?;
+    chain.close()?;
+    chain.top().storage().sync()?;
+    Ok(Exit::Done)
+}
+
+fn amend_of(chain: &mut Chain) -> Result<&mut dyn Amend> {
+    let format = chain.top().driver().name;
+    chain.top_mut().as_amend().ok_or_else(|| {
+        Error::unsupported(format!(
+            "images of format '{format}' have no options to change"
+        ))
+    })
+}

@@ -1,0 +1,331 @@
+//! Change of an existing image's options: version, refcounts, backing file, data file.
+
+use super::entry::{Cluster, Layout};
+use super::extension::{self, Extension};
+use super::feature;
+use super::header::Header;
+use super::refblock::Width;
+use super::rewrite::Needs;
+use super::snapshot_table::SnapshotTable;
+use super::space::Become;
+use super::switch::switch;
+use super::{Qcow2, relink};
+use crate::error::{Error, Result};
+use crate::image::amend::Amend;
+use crate::image::options::{OptionKind, OptionSpec, OptionValues};
+use crate::image::{Image, Slot, Source, Wait};
+use crate::storage::{Zeroing, zero_or_write};
+use crate::util::align::{clamp_len, down};
+use crate::util::range;
+use crate::util::text::printable;
+
+/// The options that can be changed.
+const OPTIONS: &[OptionSpec] = &[
+    OptionSpec {
+        name: "compat",
+        kind: OptionKind::Choice(&["0.10", "v2", "1.1", "v3"]),
+        default: "",
+        help: "version: 0.10 (v2) or 1.1 (v3)",
+    },
+    OptionSpec {
+        name: "lazy_refcounts",
+        kind: OptionKind::Bool,
+        default: "",
+        help: "let QEMU put off refcount updates",
+    },
+    OptionSpec {
+        name: "refcount_bits",
+        kind: OptionKind::Number,
+        default: "",
+        help: "width of a reference count: 1, 2, 4, 8, 16, 32 or 64",
+    },
+    OptionSpec {
+        name: "backing_file",
+        kind: OptionKind::Text,
+        default: "",
+        help: "name of the backing file, which is not opened; empty: none",
+    },
+    OptionSpec {
+        name: "backing_fmt",
+        kind: OptionKind::Text,
+        default: "",
+        help: "format of the backing file",
+    },
+    OptionSpec {
+        name: "data_file",
+        kind: OptionKind::Text,
+        default: "",
+        help: "name of the external data file, of images that have one",
+    },
+    OptionSpec {
+        name: "data_file_raw",
+        kind: OptionKind::Bool,
+        default: "",
+        help: "off: the data file need not read as the disk does",
+    },
+];
+
+/// What is to be changed, checked as far as the options alone allow.
+struct Plan {
+    version: u32,
+    refcount_order: u32,
+    lazy: Option<bool>,
+}
+
+impl Plan {
+    fn new(header: &Header, values: &OptionValues) -> Result<Self> {
+        let version = match values.text("compat") {
+            None => header.version,
+            Some("0.10" | "v2") => 2,
+            Some(_) => 3,
+        };
+        let refcount_order = match values.number("refcount_bits") {
+            None => header.refcount_order,
+            Some(bits) if bits.is_power_of_two() && bits <= 64 => bits.trailing_zeros(),
+            Some(bits) => {
+                return Err(Error::invalid(format!(
+                    "refcount_bits is {bits} (allowed: 1, 2, 4, 8, 16, 32, 64)"
+                )));
+            }
+        };
+        let lazy = values.bool("lazy_refcounts");
+        if version == 2 && (refcount_order != 4 || lazy == Some(true)) {
+            return Err(Error::invalid(format!(
+                "refcounts of {} bits and lazy_refcounts={} need compat=1.1 (allowed with 0.10: refcount_bits=16, lazy_refcounts=off)",
+                Width::new(refcount_order).bits(),
+                if lazy == Some(true) { "on" } else { "off" }
+            )));
+        }
+        Ok(Self {
+            version,
+            refcount_order,
+            lazy,
+        })
+    }
+}
+
+impl Amend for Qcow2 {
+    fn options(&self) -> &'static [OptionSpec] {
+        OPTIONS
+    }
+
+    fn amend(&mut self, values: &OptionValues) -> Result<()> {
+        self.writer()?;
+        self.release_assigned()?;
+        self.reload()?;
+        let plan = Plan::new(&self.header, values)?;
+        let header = self.amended(&plan, values)?;
+        if plan.version < self.header.version {
+            self.check_downgrade()?;
+        }
+        self.start_writing()?;
+        // Version 3 comes first and version 2 last: what lies between needs the former.
+        self.switch_to(|now| {
+            let version = now.version.max(plan.version);
+            let mut next = header;
+            set_version(&mut next, version);
+            take_places(&mut next, now);
+            *now = next;
+        })?;
+        if plan.refcount_order != self.header.refcount_order {
+            let needs = Needs {
+                tables: 0,
+                runs: &[],
+                refcount_order: plan.refcount_order,
+            };
+            self.rewrite(&needs, |_| Ok(()))?;
+        }
+        if plan.version < self.header.version {
+            self.expand_zeroes()?;
+            self.settle()?;
+            self.switch_to(|now| set_version(now, plan.version))?;
+        }
+        Ok(())
+    }
+}
+
+/// What the header says of places and widths, which other steps change.
+fn take_places(next: &mut Header, now: &Header) {
+    next.autoclear &= now.autoclear;
+    next.refcount_order = now.refcount_order;
+}
+
+/// Makes a header one of version 2 or 3.
+fn set_version(header: &mut Header, version: u32) {
+    if header.version == version {
+        return;
+    }
+    header.version = version;
+    header
+        .extensions
+        .retain(|e| e.kind != extension::FEATURE_NAMES);
+    if version == 2 {
+        (header.incompatible, header.compatible, header.autoclear) = (0, 0, 0);
+        header.rest.clear();
+    } else {
+        header.rest = vec![0; 8];
+        header.extensions.push(Extension {
+            kind: extension::FEATURE_NAMES,
+            data: feature::name_table(),
+        });
+    }
+}
+
+impl Qcow2 {
+    /// Changes the header, durably.
+    fn switch_to(&mut self, change: impl FnOnce(&mut Header)) -> Result<()> {
+        let mut header = Header::read(&*self.file)?;
+        let old = header.clone();
+        change(&mut header);
+        if header != old {
+            switch(&*self.file, &header)?;
+        }
+        self.reload()
+    }
+
+    /// The header with all changes that are in it alone.
+    fn amended(&self, plan: &Plan, values: &OptionValues) -> Result<Header> {
+        let mut header = Header::read(&*self.file)?;
+        if let Some(lazy) = plan.lazy {
+            header.compatible &= !feature::LAZY_REFCOUNTS;
+            if lazy {
+                header.compatible |= feature::LAZY_REFCOUNTS;
+            }
+        }
+        let name = match values.text("backing_file") {
+            None => header.backing_name.clone(),
+            Some(name) => Some(name.to_owned()).filter(|n| !n.is_empty()),
+        };
+        let format = match values.text("backing_fmt") {
+            None => header.backing_format(),
+            Some(format) => Some(relink::recorded_format(format).to_owned()),
+        };
+        if name.is_none() && values.text("backing_fmt").is_some_and(|f| !f.is_empty()) {
+            return Err(Error::invalid(
+                "backing_fmt is the format of a backing file, and there is none",
+            ));
+        }
+        if name.is_some() && self.has_data_file() && header.data_file_is_raw() {
+            return Err(Error::unsupported(
+                "an image whose data file is raw has no backing file",
+            ));
+        }
+        let format = format.filter(|f| name.is_some() && !f.is_empty());
+        if values.text("backing_file").is_some() || values.text("backing_fmt").is_some() {
+            header.set_backing(name.as_deref(), format.as_deref());
+        }
+        self.amend_data_file(&mut header, values)?;
+        Ok(header)
+    }
+
+    fn amend_data_file(&self, header: &mut Header, values: &OptionValues) -> Result<()> {
+        if let Some(name) = values.text("data_file") {
+            if !self.has_data_file() || name.is_empty() {
+                return Err(Error::unsupported(
+                    "data_file can be changed only in images that have one, and to another one",
+                ));
+            }
+            let data = Some(name.as_bytes().to_vec());
+            extension::set(&mut header.extensions, extension::DATA_FILE_NAME, data);
+        }
+        match values.bool("data_file_raw") {
+            None => {}
+            Some(true) if header.data_file_is_raw() => {}
+            Some(true) => {
+                return Err(Error::unsupported(
+                    "data_file_raw cannot be switched on in an image that exists",
+                ));
+            }
+            Some(false) => header.autoclear &= !feature::DATA_FILE_RAW,
+        }
+        Ok(())
+    }
+
+    /// Refuses what version 2 cannot have and what nothing is done about.
+    fn check_downgrade(&self) -> Result<()> {
+        let header = &self.header;
+        let why = |text: String| Err(Error::unsupported(format!("compat=0.10: {text}")));
+        let incompatible = header.incompatible & !feature::DIRTY;
+        if incompatible != 0 {
+            return why(format!(
+                "the image has features of version 3: incompatible bits {incompatible:#x} (data file 0x4, compression type 0x8, extended L2 0x10)"
+            ));
+        }
+        if header.autoclear & feature::BITMAPS != 0 {
+            return why("the image has bitmaps (bitmap --remove takes them away)".to_owned());
+        }
+        let table = SnapshotTable::read(&*self.file, header)?;
+        for (entry, snapshot) in table.entries.iter().zip(table.describe(self.size())) {
+            let name = printable(&snapshot.name);
+            if snapshot.disk_size != self.size() || u32::try_from(snapshot.vm_state_size).is_err() {
+                return why(format!(
+                    "snapshot '{name}' is of a disk of {} bytes with {} bytes of VM state (allowed: {}, less than 4 GiB)",
+                    snapshot.disk_size,
+                    snapshot.vm_state_size,
+                    self.size()
+                ));
+            }
+            if self.has_zero_clusters(&self.read_l1(entry.l1_offset(), entry.l1_len())?)? {
+                return why(format!(
+                    "snapshot '{name}' has zero clusters (snapshot -d takes it away)"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn has_zero_clusters(&self, l1: &[u64]) -> Result<bool> {
+        let layout: Layout = self.layout;
+        let mut bytes = vec![0; clamp_len(layout.cluster_size(), usize::MAX)];
+        for entry in l1 {
+            let Some(host) = layout.table(*entry)? else {
+                continue;
+            };
+            self.file.read_at(&mut bytes, host)?;
+            for word in bytes.chunks_exact(8) {
+                let word = word.first_chunk().copied().map_or(0, u64::from_be_bytes);
+                let zero = matches!(
+                    layout.cluster(word)?,
+                    Cluster::Zero | Cluster::Standard { zero: true, .. }
+                );
+                if zero {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Replaces the disk's zero clusters: by nothing where nothing lies below, else by zeroes.
+    fn expand_zeroes(&self) -> Result<()> {
+        let mut at = 0;
+        while at < self.size() {
+            let run = self.map(at, self.size() - at, Wait::Yes)?;
+            let end = at + run.len;
+            if matches!(run.source, Source::Zero) {
+                self.expand(at..end)?;
+            }
+            at = end;
+        }
+        self.release_freed()
+    }
+
+    fn expand(&self, zeroes: std::ops::Range<u64>) -> Result<()> {
+        if self.header.backing_name.is_none() {
+            let start = down(zeroes.start, self.layout.cluster_size());
+            return self.each_cluster(&(start..zeroes.end), Become::Unallocated);
+        }
+        let mut at = zeroes.start;
+        while at < zeroes.end {
+            let mut fill = |slot: Slot<'_>| {
+                let end = slot.host + range::len(&slot.guest);
+                match slot.zeroed {
+                    true => Ok(()),
+                    false => zero_or_write(slot.storage, slot.host..end, Zeroing::KeepSpace),
+                }
+            };
+            at += self.allocate_range(at, zeroes.end - at, &mut fill)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,252 @@
+//! The bits of one bitmap: set in memory, merged into the file page by page.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::bitmap_dir::Entry;
+use super::refcount::Refcounts;
+use crate::error::{Error, Result};
+use crate::storage::Storage;
+use crate::util::align::{clamp_len, is_aligned, len64};
+
+/// Bytes of bitmap in one page in memory.
+const PAGE: usize = 512;
+/// Guest bits in one page.
+const PAGE_BITS: u64 = PAGE as u64 * 8;
+/// Pages in memory before they are merged into the file: 4 MiB.
+const MAX_PAGES: usize = 8192;
+/// Bits of a table's entry that hold an offset.
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+/// A table's entry for a cluster of ones that has no space.
+const ONES: u64 = 1;
+/// Set bits looked through in one go.
+const STEP: u64 = 64 << 10;
+
+/// One bitmap whose bits are being set.
+#[derive(Debug)]
+pub(super) struct Recorder {
+    table: u64,
+    table_len: u64,
+    granularity_bits: u8,
+    cluster_bits: u32,
+    /// Bits set and not in the file yet.
+    pages: BTreeMap<u64, Box<[u8; PAGE]>>,
+}
+
+impl Recorder {
+    /// For the bitmap of `entry`.
+    pub(super) fn new(entry: &Entry, cluster_bits: u32) -> Self {
+        Self {
+            table: entry.table(),
+            table_len: entry.table_len(),
+            granularity_bits: entry.granularity_bits(),
+            cluster_bits,
+            pages: BTreeMap::new(),
+        }
+    }
+
+    /// The bits that stand for a range of guest bytes.
+    fn bits(&self, range: &Range<u64>) -> Range<u64> {
+        range.start >> self.granularity_bits..range.end.div_ceil(1 << self.granularity_bits)
+    }
+
+    /// How many bytes from the start of a range, which is not empty, have their bits set in
+    /// memory; 0: not even the first.
+    pub(super) fn known(&self, range: &Range<u64>) -> u64 {
+        let bits = self.bits(range);
+        let mut bit = bits.start;
+        while bit < bits.end {
+            let Some(page) = self.pages.get(&(bit / PAGE_BITS)) else {
+                break;
+            };
+            let within = clamp_len(bit % PAGE_BITS, usize::MAX);
+            if within.is_multiple_of(8) && page[within / 8] == 0xff {
+                bit += 8;
+            } else if page[within / 8] & (1 << (within % 8)) != 0 {
+                bit += 1;
+            } else {
+                break;
+            }
+        }
+        let end = bit.saturating_mul(1 << self.granularity_bits);
+        end.min(range.end).saturating_sub(range.start)
+    }
+
+    /// Sets the bits of a range of guest bytes in memory; whether there are now so many pages
+    /// that they should be stored.
+    pub(super) fn set(&mut self, range: &Range<u64>) -> bool {
+        let bits = self.bits(range);
+        let mut bit = bits.start;
+        while bit < bits.end {
+            let page = self.pages.entry(bit / PAGE_BITS);
+            let page = page.or_insert_with(|| Box::new([0; PAGE]));
+            let end = bits.end.min((bit / PAGE_BITS + 1) * PAGE_BITS);
+            while bit < end {
+                let within = clamp_len(bit % PAGE_BITS, usize::MAX);
+                if within.is_multiple_of(8) && end - bit >= 8 {
+                    page[within / 8] = 0xff;
+                    bit += 8;
+                } else {
+                    page[within / 8] |= 1 << (within % 8);
+                    bit += 1;
+                }
+            }
+        }
+        self.pages.len() > MAX_PAGES
+    }
+
+    /// Merges the pages into the file.  The bitmap is marked as in use there.
+    pub(super) fn store(&mut self, file: &dyn Storage, refcounts: &mut Refcounts) -> Result<()> {
+        let cluster = 1u64 << self.cluster_bits;
+        while let Some((index, page)) = self.pages.first_key_value() {
+            let index = *index;
+            let at = index * len64(PAGE);
+            let entry = self.entry(file, at / cluster)?;
+            let merged = match entry {
+                ONES => Ok(()),
+                0 => self.new_cluster(file, refcounts, at, &**page),
+                host => merge(file, host + at % cluster, &**page),
+            };
+            merged?;
+            self.pages.remove(&index);
+        }
+        Ok(())
+    }
+
+    /// Word `index` of the table, validated.
+    fn entry(&self, file: &dyn Storage, index: u64) -> Result<u64> {
+        if index >= self.table_len {
+            return Err(Error::corrupt(format!(
+                "entry {index} of a bitmap's table is needed (it has {})",
+                self.table_len
+            )));
+        }
+        let mut word = [0; 8];
+        file.read_at(&mut word, self.table + index * 8)?;
+        let word = u64::from_be_bytes(word);
+        let host = word & OFFSET;
+        let placed = is_aligned(host, 1 << self.cluster_bits) && host < file.size().max(1);
+        if word & !(OFFSET | ONES) != 0 || !placed || (host != 0 && word & ONES != 0) {
+            return Err(Error::corrupt(format!(
+                "entry {index} of a bitmap's table is {word:#018x} (allowed: 0, 1, multiples of {:#x} within the file)",
+                1u64 << self.cluster_bits
+            )));
+        }
+        Ok(word)
+    }
+
+    /// Gives the bitmap a cluster for its byte `at`, all zeroes but for `page` there.
+    fn new_cluster(
+        &self,
+        file: &dyn Storage,
+        refcounts: &mut Refcounts,
+        at: u64,
+        page: &[u8],
+    ) -> Result<()> {
+        let cluster = 1u64 << self.cluster_bits;
+        let taken = refcounts.take(file, 1..2)?;
+        let mut bytes = vec![0; clamp_len(cluster, usize::MAX)];
+        let within = clamp_len(at % cluster, usize::MAX);
+        bytes[within..within + PAGE].copy_from_slice(page);
+        file.write_at(&bytes, taken.host)?;
+        // Should a power cut lose the count and keep this word, a check would find more than a
+        // leak.
+        file.sync()?;
+        let entry = self.table + at / cluster * 8;
+        file.write_at(&taken.host.to_be_bytes(), entry)
+    }
+
+    /// At most `most` ranges of guest bytes below `size` from `at` on whose bits are set in the
+    /// file.
+    pub(super) fn dirty(
+        &self,
+        file: &dyn Storage,
+        size: u64,
+        at: u64,
+        most: usize,
+    ) -> Result<Vec<Range<u64>>> {
+        let mut found = Found {
+            ranges: Vec::new(),
+            most,
+        };
+        let end = size.div_ceil(1 << self.granularity_bits);
+        let per_cluster = 8u64 << self.cluster_bits;
+        let mut bit = at >> self.granularity_bits;
+        while bit < end && !found.is_full() {
+            let stop = ((bit / per_cluster + 1) * per_cluster).min(end);
+            match self.entry(file, bit / per_cluster)? {
+                0 => {}
+                ONES => found.push(bit..stop),
+                host => {
+                    let stop = stop.min((bit / STEP + 1) * STEP);
+                    let first = bit % per_cluster / 8;
+                    let len = (stop - bit / 8 * 8).div_ceil(8);
+                    let mut bytes = vec![0; clamp_len(len, usize::MAX)];
+                    file.read_at(&mut bytes, host + first)?;
+                    found.scan(&bytes, bit / 8 * 8, bit..stop);
+                    bit = stop;
+                    continue;
+                }
+            }
+            bit = stop;
+        }
+        let guest = |bits: &Range<u64>| {
+            let start = (bits.start << self.granularity_bits).max(at);
+            start..(bits.end << self.granularity_bits).min(size)
+        };
+        let ranges = found.ranges.iter().take(most);
+        Ok(ranges.map(guest).collect())
+    }
+
+    /// Every cluster of the bitmap in the file.
+    pub(super) fn clusters(&self, file: &dyn Storage) -> Result<Vec<u64>> {
+        let mut clusters = Vec::new();
+        for index in 0..self.table_len {
+            let host = self.entry(file, index)? & OFFSET;
+            if host != 0 {
+                clusters.push(host >> self.cluster_bits);
+            }
+        }
+        Ok(clusters)
+    }
+}
+
+/// Sets bits in the file.
+fn merge(file: &dyn Storage, host: u64, page: &[u8]) -> Result<()> {
+    let mut bytes = [0; PAGE];
+    file.read_at(&mut bytes, host)?;
+    bytes.iter_mut().zip(page).for_each(|(b, new)| *b |= new);
+    file.write_at(&bytes, host)
+}
+
+/// Ranges of set bits, ascending.
+struct Found {
+    ranges: Vec<Range<u64>>,
+    most: usize,
+}
+
+impl Found {
+    /// One more than asked for has begun, so all that were asked for have ended.
+    fn is_full(&self) -> bool {
+        self.ranges.len() > self.most
+    }
+
+    fn push(&mut self, bits: Range<u64>) {
+        match self.ranges.last_mut() {
+            Some(last) if last.end == bits.start => last.end = bits.end,
+            _ => self.ranges.push(bits),
+        }
+    }
+
+    /// Adds the set bits of `within`; `bytes` begins with bit `first`.
+    fn scan(&mut self, bytes: &[u8], first: u64, within: Range<u64>) {
+        for (index, byte) in bytes.iter().enumerate().filter(|(_, b)| **b != 0) {
+            for shift in 0..8u64 {
+                let bit = first + len64(index) * 8 + shift;
+                if byte & (1 << shift) != 0 && within.contains(&bit) {
+                    self.push(bit..bit + 1);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Another parent for a differencing disk, or none.
+//!
+//! The dynamic header is longer than a sector and has a checksum, so it is never changed in place
+//! while it counts: a copy at the end of the file, with the new parent and new locators, takes
+//! over by way of the footers, then the header in its usual place is written and takes over
+//! again.
+
+use crate::error::{Error, Result};
+use crate::formats::vhd::batmap;
+use crate::formats::vhd::create::{new_parent, parent_paths, room};
+use crate::formats::vhd::footer::Kind;
+use crate::formats::vhd::header;
+use crate::formats::vhd::open::End;
+use crate::formats::vhd::sparse::{Shape, Sparse, read_locators};
+use crate::image::create::CreateBacking;
+use crate::image::relink::Relink;
+use crate::util::align::{clamp_len, len64};
+
+impl Relink for Sparse {
+    fn relink(&mut self, backing: Option<&CreateBacking>) -> Result<()> {
+        if !self.write {
+            return Err(Error::read_only());
+        }
+        if matches!(self.end, End::Killed | End::Damaged(_)) {
+            return Err(Error::corrupt(
+                "the footer at the end is damaged (allowed: another parent after `check -r all`)",
+            ));
+        }
+        let kind = match (self.kind, backing) {
+            (Kind::Differencing, Some(_)) => Kind::Differencing,
+            (Kind::Differencing, None) => Kind::Dynamic,
+            (_, None) => return Ok(()),
+            (_, Some(_)) => {
+                return Err(Error::unsupported(
+                    "a dynamic VHD has no parent (allowed: differencing VHDs)",
+                ));
+            }
+        };
+        self.switch_parent(backing, kind)?;
+        self.locators = read_locators(&*self.storage, &self.shape.load().header)?;
+        self.kind = kind;
+        Ok(())
+    }
+}
+
+impl Sparse {
+    fn switch_parent(&self, backing: Option<&CreateBacking>, kind: Kind) -> Result<()> {
+        let shape = self.shape.load_full();
+        let paths = backing.map(parent_paths).unwrap_or_default();
+        // Refused before anything is changed.
+        backing.map(|b| new_parent(b, 0)).transpose()?;
+        let rooms: u64 = paths.iter().map(|(_, data)| room(data)).sum();
+        let mut space = self.space.lock();
+        let host = self.take_bytes(&mut space, &shape, rooms + header::LEN64)?;
+        let parent = backing.map(|b| new_parent(b, host)).transpose()?;
+        let changed = shape.header.with_parent(parent.as_ref());
+        let stamp = self.syncs.stamp();
+        let mut at = host;
+        for (_, mut data) in paths {
+            let len = room(&data);
+            data.resize(clamp_len(len, usize::MAX), 0);
+            self.storage.write_at(&data, at)?;
+            at += len64(data.len());
+        }
+        self.storage.write_at(&changed.to_bytes(), at)?;
+        self.ordered(stamp)?;
+        let usual = shape.footer.header_offset();
+        self.replace_footers(&space, &shape, shape.footer.with_header(at, kind))?;
+        let stamp = self.syncs.stamp();
+        self.storage.write_at(&changed.to_bytes(), usual)?;
+        self.ordered(stamp)?;
+        let footer = shape.footer.with_header(usual, kind);
+        // The batmap, where there is one, is read again.
+        let now = Shape::new(footer, changed, self.rule, batmap::Found::None);
+        self.replace_footers(&space, &now, footer)?;
+        self.storage.sync()?;
+        self.cut(&mut space, &self.shape.load_full(), at)?;
+        self.storage.sync()
+    }
+}

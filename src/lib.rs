@@ -14,6 +14,26 @@
 //! output    what they read             (the binary only)
 //! ```
 //!
+//! # Example
+//!
+//! ```
+//! use vdtool::chain::open::{ChainOptions, open};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let directory = tempfile::tempdir()?;
+//! # let path = directory.path().join("disk.img");
+//! # std::fs::write(&path, vec![0; 1 << 20])?;
+//! let disk = open(&path, &ChainOptions::write())?;
+//! disk.write_at(b"hello", 4096)?;
+//! let mut bytes = [0; 5];
+//! disk.read_at(&mut bytes, 4096)?;
+//! assert_eq!(&bytes, b"hello");
+//! disk.flush()?;
+//! disk.close()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! The library prints nothing, never exits the process, and has no global state but one signal
 //! handler, installed when the first file is mapped, that turns the loss of a mapped file's bytes
 //! into an I/O error.

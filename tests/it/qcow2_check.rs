@@ -447,3 +447,20 @@ fn a_repair_that_is_killed_anywhere_loses_nothing_and_can_be_done_again() {
     }
     assert!(seen > 60, "{seen} states");
 }
+
+#[test]
+fn an_overwrite_in_place_clears_what_the_writer_does_not_know() {
+    if !requires("qemu-img") {
+        return;
+    }
+    let mut patient = Patient::new();
+    patient.put(88, patient.word(88) | 1 << 7);
+    let path = patient.file("unknown.qcow2");
+    let chain = open(&path, &ChainOptions::write()).expect("opens");
+    chain.write_at(&[9; 100], 400 << 10).expect("writes");
+    chain.flush().expect("flushes");
+    drop(chain);
+    let bytes = std::fs::read(&path).expect("reads");
+    assert_eq!(bytes[95] & 1 << 7, 0, "the unknown autoclear bit");
+    assert_eq!(bytes.len(), patient.bytes.len(), "nothing was allocated");
+}

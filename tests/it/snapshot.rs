@@ -330,3 +330,17 @@ fn a_damaged_table_is_refused_and_nothing_is_changed() {
         assert!(after == bytes);
     }
 }
+
+#[test]
+fn a_disk_of_no_bytes_has_snapshots_too() {
+    if !requires("qemu-img") {
+        return;
+    }
+    let dir = scratch();
+    let dir = dir.path();
+    theirs(dir, &["create", "-q", "-f", "qcow2", "a.qcow2", "0"]);
+    for action in ["-c", "-a", "-d"] {
+        ours(dir, &["snapshot", action, "x", "a.qcow2"]).success();
+        check(dir);
+    }
+}

@@ -176,7 +176,9 @@ impl Qcow2 {
         let (size, l1) = (self.layout.cluster_size(), self.l1_range());
         let bytes = (place.table_clusters << place.cluster_bits).min(MAX_REFTABLE_BYTES.max(size));
         let reftable = place.table..place.table.saturating_add(bytes);
-        if intersect(&l1, &reftable).is_some() || l1.start < size || reftable.start < size {
+        // A disk of no bytes has no table.
+        let l1_in_header = !l1.is_empty() && l1.start < size;
+        if intersect(&l1, &reftable).is_some() || l1_in_header || reftable.start < size {
             return Err(overlap(reftable.start));
         }
         for range in [l1.clone(), reftable] {

@@ -13,6 +13,10 @@ use crate::util::align::clamp_len;
 const PIECE: usize = 4096;
 /// Most pieces: 1 GiB of counts, which is 32 TiB in clusters of 64 KiB.
 const MAX_PIECES: usize = 1 << 17;
+/// Pieces that any image may have: 64 MiB of counts.
+const FREE_PIECES: usize = 1 << 13;
+/// References for each piece beyond those: images that are real fill the pieces they touch.
+const PER_PIECE: u64 = 64;
 /// Set in a count: what points there takes it for a table.
 const TABLE: u16 = 1 << 15;
 /// From this count on the true one is kept aside.
@@ -44,6 +48,8 @@ pub(super) struct Counts {
     /// Number and place of the piece used last.
     last: Cell<Option<(u64, usize)>>,
     large: HashMap<u64, u64>,
+    /// Calls of `add`.
+    added: u64,
 }
 
 impl Counts {
@@ -52,6 +58,7 @@ impl Counts {
     /// # Errors
     /// `OutOfRange` where the counts would take too much memory.
     pub(super) fn add(&mut self, cluster: u64, times: u64, kind: Kind) -> Result<Met> {
+        self.added += 1;
         let (number, within) = split(cluster);
         let piece = match self.piece(number) {
             Some(piece) => piece,
@@ -150,9 +157,11 @@ impl Counts {
     }
 
     fn new_piece(&mut self, number: u64) -> Result<usize> {
-        if self.pieces.len() >= MAX_PIECES {
+        let earned = FREE_PIECES + clamp_len(self.added / PER_PIECE, MAX_PIECES);
+        let most = earned.min(MAX_PIECES);
+        if self.pieces.len() >= most {
             let text = format!(
-                "the image's metadata points at too many places to be counted (allowed: {MAX_PIECES} pieces of {PIECE} clusters)"
+                "the image's metadata points at too many places to be counted (allowed: {most} pieces of {PIECE} clusters)"
             );
             return Err(Error::new(ErrorKind::OutOfRange, text));
         }

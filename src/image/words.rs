@@ -159,6 +159,25 @@ impl<W: Word> Words<W> {
         Ok(value)
     }
 
+    /// Two neighbouring words from `host` on, as one call of [`Words::publish`] left both.
+    ///
+    /// Waits for a publisher and for the disk; for when two calls of [`Words::get`] do not agree.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn pair(&self, storage: &dyn Storage, host: u64) -> Result<[W::Value; 2]> {
+        // Brings the page in, which takes the lock too.
+        self.get(storage, host, Wait::Yes)?;
+        let _fill = self.fill.lock();
+        let page = host - host % self.page_len;
+        let word = clamp_len(host % self.page_len, usize::MAX) / W::LEN;
+        let read = match self.slot(page).load_full().filter(|p| p.host == page) {
+            Some(found) => found,
+            None => Arc::new(self.read(storage, page)?),
+        };
+        Ok([read.words[word].load(), read.words[word + 1].load()])
+    }
+
     /// Writes neighbouring words from `host` on to the file in one piece, then shows them to
     /// readers one by one.
     ///

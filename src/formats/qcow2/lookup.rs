@@ -1,7 +1,7 @@
 //! From a guest offset to a place: the two table levels, merged into runs.
 
-use super::entry::{Cluster, Layout, Subcluster};
-use crate::error::{Error, Result};
+use super::entry::{Cluster, Layout, SUBCLUSTERS, Subcluster};
+use crate::error::{Error, ErrorKind, Result};
 use crate::image::Wait;
 use crate::image::words::{Endian, Words};
 use crate::storage::Storage;
@@ -135,7 +135,11 @@ impl Tables {
 
     /// The first word of the entry at `host`, decoded.
     pub(super) fn cluster(&self, file: &dyn Storage, host: u64, wait: Wait) -> Result<Cluster> {
-        let cluster = self.layout.cluster(self.words.get(file, host, wait)?)?;
+        self.decode(self.words.get(file, host, wait)?, host)
+    }
+
+    fn decode(&self, word: u64, host: u64) -> Result<Cluster> {
+        let cluster = self.layout.cluster(word)?;
         if matches!(cluster, Cluster::Standard { host: 0, .. }) && !self.data_file {
             return Err(Error::corrupt(format!(
                 "the L2 entry at {host:#x} points at the header (allowed: a cluster after it)"
@@ -210,12 +214,14 @@ impl Tables {
         end: u64,
         wait: Wait,
     ) -> Result<Found> {
-        let cluster = self.cluster(file, entry, wait)?;
         let size = self.layout.cluster_size();
         let within = at % size;
         let rest = (size - within).min(end - at);
+        let (cluster, bits) = match self.layout.extended {
+            true => self.both(file, entry, wait)?,
+            false => (self.cluster(file, entry, wait)?, 0),
+        };
         if self.layout.extended && !matches!(cluster, Cluster::Compressed(_)) {
-            let bits = self.bits(file, entry, wait)?;
             return self.find_subclusters(&cluster, bits, within, rest);
         }
         let place = match cluster {
@@ -228,6 +234,27 @@ impl Tables {
             Cluster::Compressed(_) => Place::Compressed,
         };
         Ok(Found { len: rest, place })
+    }
+
+    /// Both words of an extended entry, as one change left them: the bits of one change say
+    /// nothing about the place of another.
+    fn both(&self, file: &dyn Storage, entry: u64, wait: Wait) -> Result<(Cluster, u64)> {
+        let cluster = self.cluster(file, entry, wait)?;
+        let bits = self.bits(file, entry, wait)?;
+        let (stored, zero) = (bits & u64::from(u32::MAX), bits >> SUBCLUSTERS);
+        let has_space = matches!(cluster, Cluster::Standard { .. } | Cluster::Compressed(_));
+        let agree = stored & zero == 0 && (stored == 0 || has_space);
+        if agree && self.cluster(file, entry, wait)? == cluster {
+            return Ok((cluster, bits));
+        }
+        if wait == Wait::No {
+            return Err(Error::new(
+                ErrorKind::WouldBlock,
+                "the entry is being changed",
+            ));
+        }
+        let [word, bits] = self.words.pair(file, entry)?;
+        Ok((self.decode(word, entry)?, bits))
     }
 
     fn find_subclusters(

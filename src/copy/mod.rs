@@ -34,6 +34,7 @@ pub use joined::Joined;
 pub use plan::Before;
 pub use rebase::rebase;
 pub use salvage::Lost;
+pub use sequence::send_image;
 
 /// Most workers a job may have.
 pub const MAX_WORKERS: usize = 64;

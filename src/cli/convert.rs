@@ -38,7 +38,7 @@ COMPRESSION:
   With -c whole clusters are compressed, on all cores; those that do not shrink are stored as they
   are. The file is the same whatever -j is. Of an image that exists (-n), clusters are replaced.
   Options for -o beside those of the format:
-    compression_level=N  1 to 12 for zlib (default: 1), 1 to 22 for zstd (default: 1)
+    compression_level=N  1 to 12 for zlib (default: 1), 1 to 22 for zstd (default: 2)
     strict_window=on     zlib only: never look back further than 4 KiB, with levels 1 to 9
                          (default: 6)
   QEMU writes deflate with a window of 4 KiB and opens it with the same. The default here is a

@@ -17,7 +17,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         name: "compression_level",
         kind: OptionKind::Number,
         default: "",
-        help: "effort of compression: zlib 1 to 12 (1), with strict_window 1 to 9 (6), zstd 1 to 22 (1)",
+        help: "effort of compression: zlib 1 to 12 (1), with strict_window 1 to 9 (6), zstd 1 to 22 (2)",
     },
     OptionSpec {
         name: "strict_window",
@@ -51,7 +51,7 @@ impl Codec {
         let (default, most) = match (compression, strict) {
             (Compression::Zlib, false) => (1, 12),
             (Compression::Zlib, true) => (6, 9),
-            (Compression::Zstd, false) => (1, 22),
+            (Compression::Zstd, false) => (2, 22),
             (Compression::Zstd, true) => {
                 return Err(Error::invalid(
                     "strict_window=on is for compression_type=zlib, not for zstd",

@@ -80,11 +80,11 @@ impl Codec {
                     .map_err(|e| Error::invalid(format!("compression_level {level}: {e:?}")))?;
                 Box::new(LibDeflate(Compressor::new(level)))
             }
-            Self::Strict(level) => Box::new(Strict(Deflate::new_with_window_bits(
-                Level::new(level),
-                false,
-                WINDOW_BITS,
-            ))),
+            Self::Strict(level) => Box::new(Strict {
+                level,
+                state: strict(level),
+                out: Vec::new(),
+            }),
             Self::Zstd(level) => {
                 let mut context = CCtx::try_create()
                     .ok_or_else(|| failed("there is no memory for its state"))?;
@@ -118,20 +118,37 @@ impl Encoder for LibDeflate {
     }
 }
 
+fn strict(level: u32) -> Deflate {
+    Deflate::new_with_window_bits(Level::new(level), false, WINDOW_BITS)
+}
+
 #[derive(Debug)]
-struct Strict(Deflate);
+struct Strict {
+    level: u32,
+    state: Deflate,
+    /// Has room for whatever comes out: a stream that is not taken to its end leaves bytes behind
+    /// that its state does not forget.
+    out: Vec<u8>,
+}
 
 impl Encoder for Strict {
     fn encode(&mut self, unit: &[u8], out: &mut [u8]) -> Result<Option<usize>> {
-        self.0.reset();
+        self.state.reset();
+        self.out.resize(unit.len() + unit.len() / 4 + 256, 0);
         let done = self
-            .0
-            .compress(unit, shorter(unit, out), FlushCompress::Finish)
+            .state
+            .compress(unit, &mut self.out, FlushCompress::Finish)
             .map_err(|e| failed(&e.to_string()))?;
-        match done {
-            Status::StreamEnd => Ok(usize::try_from(self.0.total_out()).ok()),
-            Status::Ok | Status::BufError => Ok(None),
+        if done != Status::StreamEnd {
+            self.state = strict(self.level);
+            return Ok(None);
         }
+        let len = usize::try_from(self.state.total_out()).unwrap_or(usize::MAX);
+        let (Some(from), Some(to)) = (self.out.get(..len), shorter(unit, out).get_mut(..len)) else {
+            return Ok(None);
+        };
+        to.copy_from_slice(from);
+        Ok(Some(len))
     }
 }
 
@@ -215,6 +232,26 @@ mod tests {
             }
             assert_eq!(lens[2], None, "{texts:?}");
             assert_eq!(lens[0], lens[4], "{texts:?}: the same again");
+        }
+    }
+
+    #[test]
+    fn noise_again_and_again_leaves_no_traces_in_an_encoder() {
+        let all = units();
+        for (compression, texts) in [
+            (Compression::Zlib, &[][..]),
+            (Compression::Zlib, &["strict_window=on"]),
+            (Compression::Zstd, &[]),
+        ] {
+            let codec = Codec::new(compression, &values(texts)).expect("in range");
+            let mut encoder = codec.encoder().expect("there is memory");
+            let mut out = vec![0; 4096];
+            let text = encoder.encode(&all[0][..4096], &mut out).expect("encodes");
+            for part in all[2].chunks(4096).cycle().take(100) {
+                assert_eq!(encoder.encode(part, &mut out).expect("encodes"), None);
+            }
+            let again = encoder.encode(&all[0][..4096], &mut out).expect("encodes");
+            assert_eq!(text, again, "{texts:?}");
         }
     }
 

@@ -36,15 +36,14 @@ block devices, it is written in place.
 
 COMPRESSION:
   With -c whole clusters are compressed, on all cores; those that do not shrink are stored as they
-  are. The file is the same whatever -j is. Of an image that exists (-n), clusters are replaced.
-  Options for -o beside those of the format:
-    compression_level=N  1 to 12 for zlib (default: 1), 1 to 22 for zstd (default: 2)
-    strict_window=on     zlib only: never look back further than 4 KiB, with levels 1 to 9
-                         (default: 6)
-  QEMU writes deflate with a window of 4 KiB and opens it with the same. The default here is a
-  window of 32 KiB, which is smaller and several times faster to make: QEMU, and all readers known
-  to us, inflate a cluster in one call, for which the window does not matter. strict_window=on is
-  for readers that inflate a cluster in pieces with a window of 4 KiB.
+  are, and zero clusters not at all. The file is the same whatever -j is. With -n, clusters that the
+  image has are replaced. -o takes compression_level, 1 to 12 for zlib (1 unless given) and 1 to 22
+  for zstd (2 unless given), and strict_window=on, for zlib with levels 1 to 9 (6 unless given).
+  QEMU writes deflate that looks back 4 KiB at most, and says so to zlib when it reads. Without
+  strict_window the limit is 32 KiB, which makes smaller images in a fifth of the time. QEMU reads
+  them: it inflates a whole cluster in one call, and then the limit does not matter. So this is the
+  default; strict_window=on is for readers that inflate a cluster piece by piece with a window of
+  4 KiB.
 
 STREAMS:
   To stdout (-) go raw and qcow2, compressed or not. An image is read, and compressed, twice: first

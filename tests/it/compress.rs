@@ -135,7 +135,9 @@ fn what_qemu_compressed_is_read_and_written_again() {
     let bytes = content();
     fs::write(dir.join("a.raw"), &bytes).expect("writes");
     for kind in KINDS {
-        let arguments = ["convert", "-c", "-O", "qcow2", "-o", kind, "a.raw", "q.qcow2"];
+        let arguments = [
+            "convert", "-c", "-O", "qcow2", "-o", kind, "a.raw", "q.qcow2",
+        ];
         peer("qemu-img", dir, arguments);
         sound(dir, "q.qcow2", &bytes, kind);
         works(dir, &["convert", "-c", "q.qcow2", "a.qcow2"]);
@@ -148,11 +150,17 @@ fn the_file_and_the_stream_are_the_same_whatever_the_number_of_threads() {
     let scratch = scratch();
     let dir = scratch.path();
     fs::write(dir.join("a.raw"), content()).expect("writes");
-    for kind in ["cluster_size=4k", "compression_type=zstd", "cluster_size=2M"] {
+    for kind in [
+        "cluster_size=4k",
+        "compression_type=zstd",
+        "cluster_size=2M",
+    ] {
         let made = |jobs: &str| {
             let all = ["convert", "-c", "-j", jobs, "-o", kind, "a.raw", "a.qcow2"];
             works(dir, &all);
-            let stream = ["convert", "-c", "-O", "qcow2", "-j", jobs, "-o", kind, "a.raw", "-"];
+            let stream = [
+                "convert", "-c", "-O", "qcow2", "-j", jobs, "-o", kind, "a.raw", "-",
+            ];
             let file = fs::read(dir.join("a.qcow2")).expect("reads");
             (file, works(dir, &stream))
         };
@@ -216,8 +224,18 @@ fn with_a_backing_image_only_clusters_that_differ_are_stored() {
         works(
             dir,
             &[
-                "convert", "-c", "-O", "qcow2", "-B", "base.raw", "-F", "raw", "-o", kind,
-                "a.raw", "top.qcow2",
+                "convert",
+                "-c",
+                "-O",
+                "qcow2",
+                "-B",
+                "base.raw",
+                "-F",
+                "raw",
+                "-o",
+                kind,
+                "a.raw",
+                "top.qcow2",
             ],
         );
         sound(dir, "top.qcow2", &bytes, kind);
@@ -245,11 +263,22 @@ fn an_image_that_exists_has_its_clusters_replaced_and_their_space_given_back() {
     let mut bytes = content();
     fs::write(dir.join("a.raw"), &bytes).expect("writes");
     for kind in ["cluster_size=64k", "cluster_size=16k,extended_l2=on"] {
-        works(dir, &["create", "-q", "-f", "qcow2", "-o", kind, "t.qcow2", "6M"]);
+        works(
+            dir,
+            &["create", "-q", "-f", "qcow2", "-o", kind, "t.qcow2", "6M"],
+        );
         let fill = ["io", "-q", "-c", "write -P 9 0 6M", "t.qcow2"];
         works(dir, &fill);
         works(dir, &["snapshot", "-c", "before", "t.qcow2"]);
-        let convert = ["convert", "-n", "-c", "-o", "compression_level=2", "-O", "qcow2"];
+        let convert = [
+            "convert",
+            "-n",
+            "-c",
+            "-o",
+            "compression_level=2",
+            "-O",
+            "qcow2",
+        ];
         let mut expected = bytes.clone();
         expected.resize(6 << 20, 9);
         for _ in 0..2 {
@@ -299,7 +328,16 @@ fn compression_is_refused_where_it_cannot_be() {
         let error = fails(dir, &["convert", "-c", "a.raw", target], 63);
         assert!(error.contains("compressed"), "{error}");
     }
-    let data = ["create", "-q", "-f", "qcow2", "-o", "data_file=d.raw", "e.qcow2", "1M"];
+    let data = [
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-o",
+        "data_file=d.raw",
+        "e.qcow2",
+        "1M",
+    ];
     works(dir, &data);
     let error = fails(dir, &["convert", "-n", "-c", "a.raw", "e.qcow2"], 63);
     assert!(error.contains("data file"), "{error}");
@@ -426,7 +464,10 @@ fn io_writes_compressed_clusters_as_qemu_io_does() {
         let done = io(command).failure();
         let text = String::from_utf8_lossy(&done.get_output().stderr).into_owned();
         let out = String::from_utf8_lossy(&done.get_output().stdout).into_owned();
-        assert!(format!("{text}{out}").contains(part), "{command}: {text}{out}");
+        assert!(
+            format!("{text}{out}").contains(part),
+            "{command}: {text}{out}"
+        );
     }
     io("write -z 64k 64k").success();
     io("write -c -P 5 64k 64k").success();

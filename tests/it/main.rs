@@ -9,6 +9,7 @@ mod convert;
 mod corpus;
 mod crash;
 mod create;
+mod device;
 mod docs;
 mod golden;
 mod info;

@@ -19,6 +19,7 @@ use crate::copy::{self, Before, Convert, Joined, Lost, stream};
 use crate::error::Error;
 use crate::formats::raw;
 use crate::image::Driver;
+use crate::image::driver::NewSequence;
 use crate::image::open::OpenOptions;
 use crate::image::options::OptionValues;
 use crate::storage;
@@ -45,11 +46,11 @@ pub(super) fn to_stdout(args: &Args, sources: &[PathBuf], globals: &Globals) -> 
     if args.no_create || args.backing.is_some() || args.verify || args.bitmaps {
         return Err(usage("-n, -B, --bitmaps and --verify are not for stdout"));
     }
-    let Given { new, compress } = given(args, driver)?;
-    if new.backing.is_some() || new.backing_format.is_some() {
+    let given = given(args, driver)?;
+    if given.new.backing.is_some() || given.new.backing_format.is_some() {
         return Err(usage("an image on stdout has no backing image"));
     }
-    if sequence.is_none() && new.is_given() {
+    if sequence.is_none() && given.new.is_given() {
         return Err(usage("a raw disk on stdout takes no -o"));
     }
     let sources = source::open(args, sources)?;
@@ -60,47 +61,69 @@ pub(super) fn to_stdout(args: &Args, sources: &[PathBuf], globals: &Globals) -> 
     let lost = place::Losses::default();
     let salvage = |at: u64, len: u64, e: &Error| lost.warn(at, len, e);
     let salvage = args.salvage.then_some(&salvage as &Lost<'_>);
+    // Not by way of `Stdout`, which looks for line ends.
+    let out = std::fs::File::from(out.as_fd().try_clone_to_owned()?);
+    let mut out = BufWriter::with_capacity(BUFFER, out);
     match sequence {
         None => {
-            let mut out = out;
             let bar = progress::start("convert", sources.len(), &args.progress, globals);
             stream::send(&sources, &mut out, args.workers(), salvage, &bar)?;
-            out.flush()?;
             bar.finish();
         }
-        Some(make) => {
-            let size = sources.len();
-            let create =
-                place::create_options(args, &new, driver, Path::new("-"), size, None)?;
-            let options = Convert {
-                workers: args.workers(),
-                scan: args.scan(),
-                before: Before::Zeroes,
-                backing: None,
-                salvage,
-                rate: args.rate_limit,
+        Some(sequence) => {
+            let image = Image {
+                args,
+                driver,
+                sequence,
+                given: &given,
             };
-            let bar = progress::start("convert", copy::sequence::total(&sources), &args.progress, globals);
-            let cluster = (creator(driver)?.cluster_size)(&create)?;
-            let most = copy::sequence::most_clusters(&sources, cluster, &options, &bar)?;
-            let values = match args.compress {
-                false => None,
-                true => {
-                    let texts = compress.iter().map(String::as_str);
-                    let specs = codec_options(driver);
-                    Some(OptionValues::parse(specs, driver.name, texts).map_err(usage)?)
-                }
-            };
-            let mut sequence = make(&create, most, values.as_ref())?;
-            // Not by way of `Stdout`, which looks for line ends.
-            let out = std::fs::File::from(out.as_fd().try_clone_to_owned()?);
-            let mut out = BufWriter::with_capacity(BUFFER, out);
-            copy::send_image(&sources, &mut *sequence, &mut out, &options, &bar)?;
-            bar.finish();
+            image.send(&sources, &mut out, salvage, globals)?;
         }
     }
     lost.sum_up(Path::new("stdout"));
     Ok(())
+}
+
+/// An image for stdout.
+struct Image<'a> {
+    args: &'a Args,
+    driver: &'static Driver,
+    sequence: NewSequence,
+    given: &'a Given,
+}
+
+impl Image<'_> {
+    fn send(
+        &self,
+        sources: &Joined,
+        out: &mut (dyn Write + Send),
+        salvage: Option<&Lost<'_>>,
+        globals: &Globals,
+    ) -> anyhow::Result<()> {
+        let (args, driver) = (self.args, self.driver);
+        let name = Path::new("-");
+        let create =
+            place::create_options(args, &self.given.new, driver, name, sources.len(), None)?;
+        let texts = self.given.compress.iter().map(String::as_str);
+        let values = OptionValues::parse(codec_options(driver), driver.name, texts);
+        let values = values.map_err(usage)?;
+        let options = Convert {
+            workers: args.workers(),
+            scan: args.scan(),
+            before: Before::Zeroes,
+            backing: None,
+            salvage,
+            rate: args.rate_limit,
+        };
+        let total = copy::sequence::total(sources);
+        let bar = progress::start("convert", total, &args.progress, globals);
+        let cluster = (creator(driver)?.cluster_size)(&create)?;
+        let most = copy::sequence::most_clusters(sources, cluster, &options, &bar)?;
+        let mut sequence = (self.sequence)(&create, most, args.compress.then_some(&values))?;
+        copy::send_image(sources, &mut *sequence, out, &options, &bar)?;
+        bar.finish();
+        Ok(())
+    }
 }
 
 /// Makes `target` hold what stdin has: at once where it is a new raw file, else by way of a file

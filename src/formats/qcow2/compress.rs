@@ -43,7 +43,9 @@ impl Qcow2 {
                 Form::Plain => true,
             };
             if unit.at % size != 0 || unit.at >= self.size() || !fits {
-                return Err(Error::invalid(format!("{unit:?} is no cluster of the disk")));
+                return Err(Error::invalid(format!(
+                    "{unit:?} is no cluster of the disk"
+                )));
             }
             if existing == Existing::Refuse {
                 self.check_new(unit.at, self.unit(unit.at)?)?;

@@ -161,7 +161,10 @@ impl Decoders {
             self.zstd = DCtx::try_create();
         }
         let Some(context) = &mut self.zstd else {
-            return Err(Error::new(ErrorKind::Io, "there is no memory to decode zstd"));
+            return Err(Error::new(
+                ErrorKind::Io,
+                "there is no memory to decode zstd",
+            ));
         };
         // What follows the frame belongs to the next cluster.
         let frame = zstd_safe::find_frame_compressed_size(input)

@@ -86,8 +86,8 @@ impl Codec {
                 out: Vec::new(),
             }),
             Self::Zstd(level) => {
-                let mut context = CCtx::try_create()
-                    .ok_or_else(|| failed("there is no memory for its state"))?;
+                let mut context =
+                    CCtx::try_create().ok_or_else(|| failed("there is no memory for its state"))?;
                 context
                     .set_parameter(CParameter::CompressionLevel(level))
                     .map_err(|code| failed(zstd_safe::get_error_name(code)))?;
@@ -144,7 +144,8 @@ impl Encoder for Strict {
             return Ok(None);
         }
         let len = usize::try_from(self.state.total_out()).unwrap_or(usize::MAX);
-        let (Some(from), Some(to)) = (self.out.get(..len), shorter(unit, out).get_mut(..len)) else {
+        let (Some(from), Some(to)) = (self.out.get(..len), shorter(unit, out).get_mut(..len))
+        else {
             return Ok(None);
         };
         to.copy_from_slice(from);

@@ -128,7 +128,11 @@ impl Layout {
         debug_assert!(len > 0 && host + len <= self.packed_limit());
         let sectors = (host + len - 1) / 512 - host / 512;
         let word = COMPRESSED | sectors << self.packed_bits() | host;
-        if self.extended { vec![word, 0] } else { vec![word] }
+        if self.extended {
+            vec![word, 0]
+        } else {
+            vec![word]
+        }
     }
 
     /// The words of an entry for a cluster that is stored whole at `host`, and only here.

@@ -44,7 +44,7 @@ fn lay(start: u64, used: u64, lens: &[u64], size: u64, most: u64, limit: u64) ->
         let mut at = laid.end;
         let rise = laid.rises.get(index(at / size - first)).copied();
         let before = if at / size == first { used } else { 0 };
-        if at % size != 0 && rise.unwrap_or(0) + before >= most {
+        if !at.is_multiple_of(size) && rise.unwrap_or(0) + before >= most {
             at = (at / size + 1) * size;
         }
         let last = (at + len - 1) / size;
@@ -80,12 +80,7 @@ impl Refcounts {
     /// # Errors
     /// `NoSpace` at `limit`; the host's; then nothing is taken, though the refcount structure may
     /// have grown.
-    pub(super) fn pack(
-        &mut self,
-        file: &dyn Storage,
-        lens: &[u64],
-        limit: u64,
-    ) -> Result<Packing> {
+    pub(super) fn pack(&mut self, file: &dyn Storage, lens: &[u64], limit: u64) -> Result<Packing> {
         let mut packing = Packing::default();
         while packing.hosts.len() < lens.len() {
             let rest = &lens[packing.hosts.len()..];

@@ -200,7 +200,11 @@ impl Refcounts {
     }
 
     /// The first free clusters in one piece, as many as `take` is asked for.
-    pub(super) fn find_free(&mut self, file: &dyn Storage, count: &Range<u64>) -> Result<Range<u64>> {
+    pub(super) fn find_free(
+        &mut self,
+        file: &dyn Storage,
+        count: &Range<u64>,
+    ) -> Result<Range<u64>> {
         let mut run = self.next..self.next;
         let mut first_free = None;
         while run.end - run.start + 1 < count.end {
@@ -398,19 +402,15 @@ impl Refcounts {
     ///
     /// # Errors
     /// As [`Refcounts::step`].
-    pub(super) fn rise(
-        &mut self,
-        file: &dyn Storage,
-        first: u64,
-        rises: &[u64],
-    ) -> Result<()> {
+    pub(super) fn rise(&mut self, file: &dyn Storage, first: u64, rises: &[u64]) -> Result<()> {
         let bits = self.block_bits();
         let end = first + len64(rises.len());
         let mut at = first;
         while at < end {
             let index = at >> bits;
             let stop = end.min((index + 1) << bits);
-            let part = &rises[clamp_len(at - first, usize::MAX)..clamp_len(stop - first, usize::MAX)];
+            let part =
+                &rises[clamp_len(at - first, usize::MAX)..clamp_len(stop - first, usize::MAX)];
             self.rise_in_block(file, index, at, part)?;
             at = stop;
         }

@@ -265,8 +265,7 @@ impl Ordered {
             for unit in units {
                 let len = clamp_len(unit.stored_len(self.size()), usize::MAX);
                 let part = bytes.get(at..at + len);
-                let part =
-                    part.ok_or_else(|| Error::invalid("fewer bytes than the units have"))?;
+                let part = part.ok_or_else(|| Error::invalid("fewer bytes than the units have"))?;
                 if (unit.form == Form::Plain) == plain {
                     self.unit(unit, part, out)?;
                 }
@@ -277,12 +276,7 @@ impl Ordered {
     }
 
     /// The bytes of a table of `len` clusters with these entries.
-    fn write_front(
-        &mut self,
-        entries: &[(u64, u64)],
-        end: u64,
-        out: &mut dyn Write,
-    ) -> Result<()> {
+    fn write_front(&mut self, entries: &[(u64, u64)], end: u64, out: &mut dyn Write) -> Result<()> {
         let start = self.pass.at;
         for (index, word) in entries {
             self.pad(start + index * 8, out)?;
@@ -350,5 +344,83 @@ impl Sequence for Ordered {
             )),
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::options::OptionValues;
+
+    fn options(text: &str) -> CreateOptions {
+        CreateOptions {
+            size: 40 << 20,
+            values: OptionValues::parse(create::OPTIONS, "qcow2", [text]).expect("known"),
+            ..CreateOptions::default()
+        }
+    }
+
+    /// Units of both forms all over the disk, and bytes for them.
+    fn units(size: u64, seed: u64) -> (Vec<Unit>, Vec<u8>) {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let (mut units, mut bytes) = (Vec::new(), Vec::new());
+        let mut at = 0;
+        while at < 40 << 20 {
+            let form = match rng.bool() {
+                true => Form::Packed(rng.u64(1..size)),
+                false => Form::Plain,
+            };
+            let unit = Unit { at, form };
+            bytes.resize(
+                bytes.len() + clamp_len(unit.stored_len(size), usize::MAX),
+                7,
+            );
+            units.push(unit);
+            at += rng.u64(1..40) * size;
+        }
+        (units, bytes)
+    }
+
+    fn pass(sequence: &mut dyn Sequence, seed: u64) -> Result<Vec<u8>> {
+        let mut out = Vec::new();
+        let (units, bytes) = units(sequence.cluster_size(), seed);
+        sequence.begin(&mut out)?;
+        sequence.add(&units, &bytes, &mut out)?;
+        sequence.finish(&mut out).map(|()| out)
+    }
+
+    #[test]
+    fn both_passes_are_as_long_and_differ_at_the_front_alone() {
+        for text in [
+            "cluster_size=512",
+            "cluster_size=512,refcount_bits=64",
+            "cluster_size=4k,refcount_bits=1",
+            "cluster_size=16k,extended_l2=on",
+            "cluster_size=2M",
+        ] {
+            let mut sequence = sequence(&options(text), u64::MAX, None).expect("valid");
+            let first = pass(&mut *sequence, 1).expect("memory takes all");
+            let second = pass(&mut *sequence, 1).expect("memory takes all");
+            assert_eq!(first.len(), second.len(), "{text}");
+            assert!(len64(second.len()).is_multiple_of(sequence.cluster_size()));
+            let same = first.iter().rev().zip(second.iter().rev());
+            let same = same.take_while(|(a, b)| a == b).count();
+            assert!(same < second.len() && same > second.len() / 2, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_source_that_changed_between_the_passes_is_an_error() {
+        let mut sequence = sequence(&options("cluster_size=4k"), 1 << 20, None).expect("valid");
+        pass(&mut *sequence, 1).expect("memory takes all");
+        let error = pass(&mut *sequence, 2).expect_err("other sizes");
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+    }
+
+    #[test]
+    fn more_data_than_was_planned_for_is_an_error_and_no_panic() {
+        let mut sequence = sequence(&options("cluster_size=512"), 0, None).expect("valid");
+        let error = pass(&mut *sequence, 1).expect_err("no room in the refcount table");
+        assert_eq!(error.kind(), ErrorKind::NoSpace);
     }
 }

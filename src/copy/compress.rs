@@ -13,13 +13,13 @@ use crate::error::Result;
 use crate::image::compress::{Compress, Existing};
 use crate::storage::Zeroing;
 
-/// As [`crate::copy::convert`], with all that holds data compressed: whole clusters, those that do
+/// As [`crate::copy::convert()`], with all that holds data compressed: whole clusters, those that do
 /// not shrink stored as they are, zero clusters left out.
 ///
 /// The result is the same whatever the number of workers.
 ///
 /// # Errors
-/// `Unsupported` where the target cannot; else as [`crate::copy::convert`].
+/// `Unsupported` where the target cannot; else as [`crate::copy::convert()`].
 pub fn compress(
     sources: &Joined,
     target: &Chain,

@@ -275,14 +275,14 @@ impl Ordered {
         Ok(())
     }
 
-    /// The bytes of a table of `len` clusters with these entries.
-    fn write_front(&mut self, entries: &[(u64, u64)], end: u64, out: &mut dyn Write) -> Result<()> {
+    /// Writes the entries of a table that begins here, up to the last one that is not zero.
+    fn write_front(&mut self, entries: &[(u64, u64)], out: &mut dyn Write) -> Result<()> {
         let start = self.pass.at;
         for (index, word) in entries {
             self.pad(start + index * 8, out)?;
             self.put(&word.to_be_bytes(), out)?;
         }
-        self.pad(end, out)
+        Ok(())
     }
 }
 
@@ -298,13 +298,18 @@ impl Sequence for Ordered {
     fn begin(&mut self, out: &mut dyn Write) -> Result<()> {
         self.pass = Pass::default();
         let size = self.size();
-        let known = self.known.clone().unwrap_or_default();
+        let known = self.known.take();
         let header = self.header.clone();
         self.put(&header, out)?;
         self.align(out)?;
-        let blocks: Vec<(u64, u64)> = (0..).zip(known.blocks.iter().copied()).collect();
-        self.write_front(&blocks, self.reftable.end * size, out)?;
-        self.write_front(&known.l2, self.l1.end * size, out)?;
+        if let Some(known) = &known {
+            let blocks: Vec<(u64, u64)> = (0..).zip(known.blocks.iter().copied()).collect();
+            self.write_front(&blocks, out)?;
+            self.pad(self.reftable.end * size, out)?;
+            self.write_front(&known.l2, out)?;
+        }
+        self.pad(self.l1.end * size, out)?;
+        self.known = known;
         self.count(0..self.l1.end)
     }
 
@@ -338,8 +343,8 @@ impl Sequence for Ordered {
             self.write_block(out)?;
         }
         let found = std::mem::take(&mut self.pass.tables);
-        match self.known.replace(found.clone()) {
-            Some(known) if known != found => Err(Error::corrupt(
+        match self.known.replace(found) {
+            Some(known) if self.known.as_ref() != Some(&known) => Err(Error::corrupt(
                 "the source changed while it was read, so what was written is no image",
             )),
             _ => Ok(()),

@@ -8,7 +8,7 @@ use crate::chain::open::{ChainOptions, References};
 use crate::chain::{self, Chain};
 use crate::cli::backing::{self, refuse_itself};
 use crate::cli::convert::{Args, Cache};
-use crate::cli::create::{Generic, creator};
+use crate::cli::create::{Generic, creator, data_target};
 use crate::cli::exit::{complain, usage};
 use crate::cli::target::{Existing, Target, look};
 use crate::cli::{Globals, progress};
@@ -38,6 +38,8 @@ struct Place<'a> {
     order: WriteOrder,
     /// Files below it that the user named.
     allowed: Vec<PathBuf>,
+    /// What is to be its data file, under the name that it has until it is whole.
+    data_file: Option<PathBuf>,
 }
 
 /// Makes `target` hold what `sources` do.
@@ -54,8 +56,18 @@ pub(super) fn convert(
     }
     let generic = Generic::take(&args.options)?;
     let backing = below(args, &generic, target, globals)?;
-    let create = create_options(&generic, driver, target, sources.len(), backing.as_ref())?;
+    let mut create = create_options(&generic, driver, target, sources.len(), backing.as_ref())?;
     let new = Target::begin(target)?;
+    let data = data_target(target, &create)?;
+    if let Some(data) = &data {
+        refuse_sources(sources, data.given())?;
+        if data.replaces() {
+            globals.note(&format!(
+                "{}: the data file is there already and is replaced",
+                data.given().display()
+            ));
+        }
+    }
     let place = Place {
         args,
         globals,
@@ -69,12 +81,19 @@ pub(super) fn convert(
         },
         order: WriteOrder::Unordered,
         allowed: backing.iter().map(|b| b.create.absolute.clone()).collect(),
+        data_file: data.as_ref().map(|d| d.path().to_owned()),
     };
     let done = place
-        .create(&create)
+        .create(&mut create)
         .and_then(|()| place.fill(sources, backing.as_ref().map(|b| &b.disk)));
-    done.map_err(|e| named(e, &new))?;
-    Ok(new.commit(args.target_cache.durable())?)
+    done.map_err(|e| match &data {
+        Some(data) => named(named(e, data), &new),
+        None => named(e, &new),
+    })?;
+    let durable = args.target_cache.durable();
+    // An image that names a data file never stands without it.
+    data.map_or(Ok(()), |data| data.commit(durable))?;
+    Ok(new.commit(durable)?)
 }
 
 /// Writes into an image that exists.
@@ -100,6 +119,7 @@ fn in_place(
         },
         order: WriteOrder::Ordered,
         allowed: Vec::new(),
+        data_file: None,
     };
     place.fill(sources, None)
 }
@@ -116,8 +136,13 @@ impl Place<'_> {
         options
     }
 
-    fn create(&self, options: &CreateOptions) -> anyhow::Result<()> {
+    fn create(&self, options: &mut CreateOptions) -> anyhow::Result<()> {
         let storage = storage::open::open(&self.path, &self.storage(Access::Write))?;
+        if let Some(data) = &self.data_file {
+            let data = storage::open::open(data, &self.storage(Access::Write))?;
+            options.data_file = Some(data);
+        }
+        let options = &std::mem::take(options);
         (creator(self.driver)?.create)(&*storage, options).map_err(|e| e.at(&self.path))?;
         Ok(())
     }
@@ -137,6 +162,7 @@ impl Place<'_> {
             backing_format: self.args.target_backing_format,
             references,
             order: self.order,
+            data_file: self.data_file.clone(),
             ..ChainOptions::default()
         };
         Ok(chain::open::open(&self.path, &options)?)

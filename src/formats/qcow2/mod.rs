@@ -3,6 +3,7 @@
 mod allocate;
 mod amend;
 mod bitmap;
+mod bitmap_copy;
 mod bitmap_dir;
 mod check;
 mod counts;
@@ -12,6 +13,7 @@ mod entry;
 mod extension;
 mod feature;
 mod guard;
+mod guard_fixed;
 mod header;
 mod lookup;
 mod measure;
@@ -67,6 +69,7 @@ pub static DRIVER: Driver = Driver {
     creator: Some(Creator {
         create: create::create,
         measure: measure::measure,
+        measure_bitmaps: measure::measure_bitmaps,
         cluster_size: create::cluster_size,
         options: create::OPTIONS,
     }),
@@ -417,7 +420,8 @@ impl Image for Qcow2 {
     }
 
     fn bitmaps(&self) -> Option<&dyn Bitmaps> {
-        Some(self)
+        // Version 2 has none.
+        (self.header.version >= 3).then_some(self)
     }
 
     fn as_bitmaps(&mut self) -> Option<&mut dyn Bitmaps> {

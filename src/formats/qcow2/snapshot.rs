@@ -60,6 +60,7 @@ impl Qcow2 {
             let mut refcounts = writer.refcounts.lock();
             *refcounts = Refcounts::new(place, self.file.size(), writer.order());
             writer.start_again();
+            writer.header_was_read();
         }
         self.layout.version = header.version;
         self.size = AtomicU64::new(header.size);

@@ -91,6 +91,33 @@ impl Chain {
         done.map_err(|e| e.at_opt(top.storage().path()))
     }
 
+    /// Gives all of a range that has none space of its own in the top layer, zeroes there; what is
+    /// stored stays.  Calls `stored` with where each part is then, in order.
+    ///
+    /// # Errors
+    /// As [`Chain::write_at`]; those of `stored`.
+    pub fn give_space(
+        &self,
+        range: Range<u64>,
+        stored: &mut dyn FnMut(&dyn crate::storage::Storage, Range<u64>) -> Result<()>,
+    ) -> Result<()> {
+        self.check_write(range.start, range::len(&range))?;
+        let _ticket = self.enter();
+        let mut at = range.start;
+        while at < range.end {
+            match self.writable_at(at, range.end - at)? {
+                Place::Stored { storage, host, len } => {
+                    stored(storage, host..host + len)?;
+                    at += len;
+                }
+                Place::Unallocated => {
+                    self.allocate(at, range.end - at, With::Zeroes(Zeroing::KeepSpace))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Gives back what space a range has, where that is possible; each byte of it reads afterwards
     /// as zero or as before.  What the top layer has never shows what lies below again.
     ///

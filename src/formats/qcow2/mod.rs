@@ -48,6 +48,7 @@ use crate::image::{Backing, BackingName, Caps, Driver, Fill, Image, Resize, Run,
 use crate::storage::open::Access;
 use crate::storage::{Limits, Storage, Zeroing};
 use crate::util::align::{clamp_len, down, len64};
+use crate::util::progress::Silent;
 
 use decode::Decoded;
 use entry::{Cluster, Layout, Packed};
@@ -259,7 +260,7 @@ fn view(file: &dyn Storage, header: &mut Header, pick: &Pick, access: Access) ->
 
 /// Counts anew what a writer with lazy refcounts left behind.
 fn mend(file: &dyn Storage) -> Result<()> {
-    let report = check::check(file, Repair::All)?;
+    let report = check::check(file, Repair::All, &Silent)?;
     if report.corruptions + report.check_errors > 0 {
         return Err(Error::corrupt(format!(
             "the image was not closed cleanly (dirty bit) and cannot be mended: {} corruptions remain; check names them",

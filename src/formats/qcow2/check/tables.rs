@@ -202,10 +202,13 @@ impl Checker<'_> {
         // The file is known to hold data up to here.
         let mut data = 0;
         while let Some(first) = rest.first() {
+            self.progress.check()?;
             let follows = |pair: &[Table]| pair[0].host.checked_add(size) == Some(pair[1].host);
             let more = rest.windows(2).take(most - 1).take_while(|p| follows(p));
             let (run, after) = rest.split_at(1 + more.count());
             rest = after;
+            let times = run.iter().map(|t| t.times).fold(0, u64::saturating_add);
+            self.progress.advance(times.saturating_mul(size));
             let end = first.host + size * len64(run.len());
             if end > data {
                 let found = self.file.run(first.host, end - first.host)?;

@@ -10,6 +10,7 @@ mod counts;
 mod create;
 mod decode;
 mod entry;
+mod expand;
 mod extension;
 mod feature;
 mod guard;

@@ -132,8 +132,16 @@ fn extents(text: &str) -> Vec<(u64, u64, Value)> {
         for key in ["depth", "zero", "data", "present", "compressed"] {
             kind[key] = row[key].clone();
         }
+        if row["present"] == false {
+            // Where no layer has it, they name one or another.
+            kind["depth"] = Value::Null;
+        }
         // What is stored in one piece continues.
         let stored = row["data"] == true;
+        if stored {
+            // They look for holes in what is stored only where space was laid out ahead.
+            kind["zero"] = Value::Null;
+        }
         if let Some(offset) = row["offset"].as_u64().filter(|_| stored) {
             kind["origin"] = offset.wrapping_sub(start).into();
         }

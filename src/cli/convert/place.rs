@@ -19,8 +19,8 @@ use crate::image::Driver;
 use crate::image::create::CreateOptions;
 use crate::image::open::WriteOrder;
 use crate::image::options::OptionValues;
-use crate::storage;
 use crate::storage::open::{Access, StorageOptions};
+use crate::storage::{self, Storage};
 
 /// Warnings about unreadable places that are printed; all are counted.
 const MAX_WARNINGS: u64 = 20;
@@ -297,7 +297,8 @@ fn refuse_sources(sources: &Joined, target: &Path) -> Result<()> {
     };
     let identity = |m: &std::fs::Metadata| (m.dev(), m.ino(), m.rdev());
     let layers = sources.chains().flat_map(Chain::layers);
-    for path in layers.filter_map(|l| l.storage().path()) {
+    let files = layers.flat_map(|l| std::iter::once(l.storage()).chain(l.companions()));
+    for path in files.filter_map(Storage::path) {
         if std::fs::metadata(path).is_ok_and(|m| identity(&m) == identity(&found)) {
             let text = format!(
                 "is the target, and also {}, which is read",

@@ -331,6 +331,10 @@ impl Image for Qcow2 {
         &*self.file
     }
 
+    fn companions(&self) -> Vec<&dyn Storage> {
+        self.external().into_iter().collect()
+    }
+
     fn map(&self, at: u64, len: u64, wait: Wait) -> Result<Run<'_>> {
         let len = len.min(self.size().saturating_sub(at));
         let mut found = self.tables.find(&*self.file, at, len, wait)?;

@@ -251,7 +251,7 @@ impl Reader<'_> {
     }
 
     fn entry(&mut self, index: usize) -> Result<Entry> {
-        let padding = self.at.next_multiple_of(8) - self.at;
+        let padding = (8 - self.at % 8) % 8;
         self.bytes(clamp_len(padding, 7))?;
         let head = Raw::read_from_bytes(&self.bytes(HEAD)?)
             .map_err(|_| Error::corrupt("a snapshot entry is too short"))?;

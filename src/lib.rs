@@ -10,6 +10,7 @@
 //! chain     layers resolved into one disk
 //! backend   bounds, alignment and accounting in front of a chain
 //! copy      moving whole disks: convert, compare
+//! server    disks for clients: what every server does
 //! cli       what users type            (the binary only)
 //! output    what they read             (the binary only)
 //! ```
@@ -44,6 +45,7 @@ pub mod copy;
 pub mod error;
 pub mod formats;
 pub mod image;
+pub mod server;
 pub mod storage;
 pub mod util;
 

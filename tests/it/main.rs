@@ -10,6 +10,8 @@ mod crash;
 mod create;
 mod device;
 mod docs;
+mod exercise;
+mod fuzz;
 mod golden;
 mod info;
 mod io;

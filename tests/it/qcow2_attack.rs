@@ -102,7 +102,7 @@ fn tables_that_are_huge_or_overlap_take_little_memory_and_time() {
         1 << 62,
         u64::MAX & !0xffff,
     ];
-    let mut case = |what: &str, change: &dyn Fn(&mut Vec<u8>)| {
+    let case = |what: &str, change: &dyn Fn(&mut Vec<u8>)| {
         let mut bytes = sound.clone();
         change(&mut bytes);
         for command in COMMANDS {

@@ -182,7 +182,8 @@ impl Checker<'_> {
     ) -> Result<bool> {
         let size = self.layout.cluster_size();
         let past = host.end.saturating_sub(self.file.size());
-        if past >= size || host.end < host.start {
+        let outside = range::len(&host) > 0 && host.start >= self.file.size();
+        if past >= size || outside || host.end < host.start {
             let end = self.file.size();
             self.dangling = true;
             self.corrupt(format!(

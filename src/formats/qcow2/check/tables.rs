@@ -104,6 +104,17 @@ impl Checker<'_> {
         let mut found = HashMap::new();
         for table in std::iter::once(&active).chain(snapshots) {
             let end = table.offset.saturating_add(table.len * 8);
+            let cut = table.active && end > self.file.size();
+            if cut && table.offset < self.file.size() {
+                // Nobody opens it so: what is missing would read as nothing.
+                self.complete = false;
+                self.dangling = true;
+                self.corrupt(format!(
+                    "{} ends at {end:#x} (the file ends at {:#x})",
+                    table.what,
+                    self.file.size()
+                ));
+            }
             if self.mark_sole(table.what.clone(), table.offset..end)? {
                 self.first_level_entries(table, &mut found)?;
             } else {

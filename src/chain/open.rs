@@ -69,6 +69,8 @@ pub struct ChainOptions {
     pub purpose: Purpose,
     /// The internal snapshot of the top layer to show instead of its disk as it is now.
     pub snapshot: Option<Pick>,
+    /// What the top layer's data file is, whatever the image says; the image is not asked for it.
+    pub data_file: Option<PathBuf>,
     /// Format options as typed (`K=V,..`), checked against the top layer's format.
     pub values: Vec<String>,
 }
@@ -157,6 +159,7 @@ struct How<'a> {
     order: WriteOrder,
     purpose: Purpose,
     snapshot: Option<&'a Pick>,
+    data_file: Option<&'a Path>,
     values: &'a [String],
 }
 
@@ -170,6 +173,7 @@ impl Walk<'_> {
             order: self.options.order,
             purpose: self.options.purpose,
             snapshot: self.options.snapshot.as_ref(),
+            data_file: self.options.data_file.as_deref(),
             values: &self.options.values,
         };
         self.layer(open_file(path, how.storage.access)?, path, &how)
@@ -201,6 +205,7 @@ impl Walk<'_> {
             order: WriteOrder::default(),
             purpose: Purpose::default(),
             snapshot: None,
+            data_file: None,
             values: &[],
         };
         let mut refusal: Option<Error> = None;
@@ -280,6 +285,7 @@ impl Walk<'_> {
             namer: namer.clone(),
             references: self.options.references.clone(),
             storage: how.storage,
+            stand_in: how.data_file.map(Path::to_owned),
         };
         let texts = how.values.iter().map(String::as_str);
         let image = OpenOptions {

@@ -3,6 +3,7 @@
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use vdtool::image::check::Repair;
 use vdtool::image::open::WriteOrder;
 use vdtool::storage::open::{Access, StorageOptions, open};
 
@@ -33,6 +34,32 @@ fn a_file_that_was_closed_stayed_locked_while_a_process_was_started() {
         failure
     });
     assert!(failure.is_none(), "{failure:?}");
+}
+
+/// A file was cut where its first-level table begins; the repair did not see that the table was
+/// missing, and put new refcounts there, which then passed for the table.
+#[test]
+fn a_first_level_table_behind_the_end_of_a_cut_file_was_made_the_place_of_new_refcounts() {
+    for cut in [0, 8] {
+        let spec = LayerSpec {
+            format: "qcow2",
+            options: "cluster_size=4k",
+            size: 100 << 10,
+        };
+        let disk = Disk::create(Place::Memory, &[spec]);
+        let mut bytes = disk.memory()[0].to_bytes();
+        let word = |bytes: &[u8], at: usize| {
+            let word: [u8; 8] = bytes[at..at + 8].try_into().expect("eight bytes");
+            usize::try_from(u64::from_be_bytes(word)).expect("small")
+        };
+        let (l1, refcounts) = (word(&bytes, 40), word(&bytes, 48));
+        bytes[refcounts..refcounts + 4096].fill(1);
+        bytes.truncate(l1 + cut);
+        let disk = Disk::of_bytes("qcow2", &bytes);
+        let report = disk.check(Repair::All).expect("has a check");
+        assert!(report.corruptions > 0, "nobody opens it: {report:?}");
+        assert!(disk.memory()[0].to_bytes().len() <= l1 + cut, "it did not grow");
+    }
 }
 
 /// The last block of the file was freed, the end of the used space was looked for only then, and

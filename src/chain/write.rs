@@ -12,6 +12,9 @@ use crate::util::range;
 /// Copy-on-write moves at most this much at a time.
 const COW_STEP: u64 = 256 << 10;
 
+/// Told of a part of a disk that has space of its own: in which object, and where there.
+pub type Stored<'f> = dyn FnMut(&dyn crate::storage::Storage, Range<u64>) -> Result<()> + 'f;
+
 /// What a slot's part of the request is filled with.
 #[derive(Debug, Clone, Copy)]
 enum With<'a> {
@@ -96,11 +99,7 @@ impl Chain {
     ///
     /// # Errors
     /// As [`Chain::write_at`]; those of `stored`.
-    pub fn give_space(
-        &self,
-        range: Range<u64>,
-        stored: &mut dyn FnMut(&dyn crate::storage::Storage, Range<u64>) -> Result<()>,
-    ) -> Result<()> {
+    pub fn give_space(&self, range: Range<u64>, stored: &mut Stored<'_>) -> Result<()> {
         self.check_write(range.start, range::len(&range))?;
         let _ticket = self.enter();
         let mut at = range.start;

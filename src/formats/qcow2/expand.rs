@@ -1,6 +1,6 @@
 //! Zero clusters made what version 2 can say: nothing, or zeroes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::Qcow2;
 use super::entry::{Cluster, Layout};
@@ -72,20 +72,19 @@ impl Qcow2 {
         }
         // How often each table that has zero clusters is pointed at.
         let mut times: HashMap<u64, u64> = HashMap::new();
-        let mut sound: HashMap<u64, ()> = HashMap::new();
         for entry in lists.iter().chain(std::iter::once(&active)).flatten() {
             let Some(host) = self.layout.table(*entry)? else {
                 continue;
             };
-            if let Some(count) = times.get_mut(&host) {
-                *count += 1;
-            } else if !sound.contains_key(&host) {
-                match self.table_has_zeroes(host)? {
-                    true => drop(times.insert(host, 1)),
-                    false => drop(sound.insert(host, ())),
-                }
+            *times.entry(host).or_insert(0) += 1;
+        }
+        let mut found = HashSet::new();
+        for host in times.keys() {
+            if self.table_has_zeroes(*host)? {
+                found.insert(*host);
             }
         }
+        times.retain(|host, _| found.contains(host));
         if times.is_empty() {
             return Ok(());
         }

@@ -18,6 +18,10 @@ pub(super) fn run(chain: &Chain, request: &mut Request<'_>, settings: &Settings)
             pieces(*at, buf.chunks(step), |at, buf| chain.write_at(buf, at))?;
             *fua
         }
+        Request::Compress { at, buf } => {
+            chain.write_compressed(buf, *at)?;
+            false
+        }
         Request::Zero {
             range,
             how,

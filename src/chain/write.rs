@@ -5,15 +5,15 @@ use std::ops::Range;
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Old, Slot, Source, Wait};
-use crate::storage::{Zeroing, zero_or_write};
+use crate::storage::{Storage, Zeroing, zero_or_write};
 use crate::util::align::{clamp_len, len64};
 use crate::util::range;
 
 /// Copy-on-write moves at most this much at a time.
 const COW_STEP: u64 = 256 << 10;
 
-/// Told of a part of a disk that has space of its own: in which object, and where there.
-pub type Stored<'f> = dyn FnMut(&dyn crate::storage::Storage, Range<u64>) -> Result<()> + 'f;
+/// Told where bytes are stored.
+pub type Stored<'f> = dyn FnMut(&dyn Storage, Range<u64>) -> Result<()> + 'f;
 
 /// What a slot's part of the request is filled with.
 #[derive(Debug, Clone, Copy)]
@@ -139,7 +139,7 @@ impl Chain {
         }
     }
 
-    fn check_write(&self, at: u64, len: u64) -> Result<()> {
+    pub(super) fn check_write(&self, at: u64, len: u64) -> Result<()> {
         self.check_range(at, len)?;
         match self.top().caps().write {
             true => Ok(()),

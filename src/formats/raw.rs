@@ -32,6 +32,8 @@ pub static DRIVER: Driver = Driver {
         measure_bitmaps: |_, _| None,
         cluster_size: |_| Ok(1),
         options: &[PREALLOCATION],
+        compress: None,
+        sequence: None,
     }),
 };
 

@@ -72,19 +72,21 @@ impl Qcow2 {
         }
         // How often each table that has zero clusters is pointed at.
         let mut times: HashMap<u64, u64> = HashMap::new();
+        let mut sound: HashSet<u64> = HashSet::new();
         for entry in lists.iter().chain(std::iter::once(&active)).flatten() {
             let Some(host) = self.layout.table(*entry)? else {
                 continue;
             };
-            *times.entry(host).or_insert(0) += 1;
-        }
-        let mut found = HashSet::new();
-        for host in times.keys() {
-            if self.table_has_zeroes(*host)? {
-                found.insert(*host);
+            if let Some(count) = times.get_mut(&host) {
+                *count += 1;
+            } else if !sound.contains(&host) {
+                if self.table_has_zeroes(host)? {
+                    times.insert(host, 1);
+                } else {
+                    sound.insert(host);
+                }
             }
         }
-        times.retain(|host, _| found.contains(host));
         if times.is_empty() {
             return Ok(());
         }

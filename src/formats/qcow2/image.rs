@@ -8,11 +8,12 @@ use super::entry::{Cluster, Packed};
 use super::lookup::Place;
 use super::snapshot_table::SnapshotTable;
 use super::writer::Writer;
-use super::{DRIVER, Qcow2, decode, feature};
+use super::{DRIVER, Qcow2, feature};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::amend::Amend;
 use crate::image::bitmap::Bitmaps;
 use crate::image::check::Check;
+use crate::image::compress::Compress;
 use crate::image::info::Detail;
 use crate::image::relink::{Empty, Relink};
 use crate::image::snapshot::{Snapshot, Snapshots};
@@ -37,21 +38,33 @@ impl Qcow2 {
         self.data.as_deref().filter(|_| external)
     }
 
+    /// The compressed cluster that `at` lies in, decoded.
     pub(super) fn decoded(&self, at: u64) -> Result<Arc<[u8]>> {
+        let range = self.packed(at)?;
+        self.decoded.get(range.start, || {
+            let mut out = vec![0; clamp_len(self.layout.cluster_size(), usize::MAX)];
+            self.decode(range, at, &mut out)?;
+            Ok(out)
+        })
+    }
+
+    /// Where the compressed bytes of the cluster of `at` are.
+    pub(super) fn packed(&self, at: u64) -> Result<Packed> {
         let entry = self.tables.entry_offset(&*self.file, at, Wait::Yes)?;
         let cluster = match entry {
             Some(entry) => self.tables.cluster(&*self.file, entry, Wait::Yes)?,
             None => Cluster::Unallocated,
         };
-        let Cluster::Compressed(range) = cluster else {
-            return Err(Error::corrupt(format!(
+        match cluster {
+            Cluster::Compressed(range) => Ok(range),
+            _ => Err(Error::corrupt(format!(
                 "the cluster at {at:#x} is not compressed"
-            )));
-        };
-        self.decoded.get(range.start, || self.decode(range, at))
+            ))),
+        }
     }
 
-    pub(super) fn decode(&self, range: Packed, at: u64) -> Result<Vec<u8>> {
+    /// Decodes a cluster into `out`, which is as long as one.
+    pub(super) fn decode(&self, range: Packed, at: u64, out: &mut [u8]) -> Result<()> {
         let len = self.file.size();
         if range.start >= len {
             return Err(Error::corrupt(format!(
@@ -60,11 +73,24 @@ impl Qcow2 {
             )));
         }
         // The last cluster's sectors may reach past the end of the file.
-        let mut input = vec![0; clamp_len(range.end.min(len) - range.start, usize::MAX)];
-        self.file.read_at(&mut input, range.start)?;
-        let size = clamp_len(self.layout.cluster_size(), usize::MAX);
-        decode::decode(self.header.compression, &input, size)
-            .map_err(|e| Error::corrupt(format!("at guest offset {at:#x}: {}", e.message())))
+        let len = clamp_len(range.end.min(len) - range.start, usize::MAX);
+        self.decoded.with(|decoders| {
+            self.file.read_at(decoders.input(len), range.start)?;
+            decoders
+                .decode_input(self.header.compression, len, out)
+                .map_err(|e| Error::corrupt(format!("at guest offset {at:#x}: {}", e.message())))
+        })
+    }
+
+    /// Decodes the whole cluster at `at` into `out`, without keeping it: who reads clusters whole
+    /// does not come back for them, and those that others come back for stay.
+    pub(super) fn decode_whole(&self, at: u64, out: &mut [u8]) -> Result<()> {
+        let range = self.packed(at)?;
+        match self.decoded.kept(range.start) {
+            Some(bytes) => out.copy_from_slice(&bytes),
+            None => self.decode(range, at, out)?,
+        }
+        Ok(())
     }
 
     fn stored(&self, host: u64, copied: bool, at: u64) -> Result<Source<'_>> {
@@ -161,6 +187,12 @@ impl Image for Qcow2 {
         while done < buf.len() {
             let at = at + len64(done);
             let within = clamp_len(at % size, usize::MAX);
+            let whole = clamp_len(size, usize::MAX);
+            if within == 0 && buf.len() - done >= whole {
+                self.decode_whole(at, &mut buf[done..done + whole])?;
+                done += whole;
+                continue;
+            }
             let cluster = self.decoded(at)?;
             let len = (cluster.len() - within).min(buf.len() - done);
             buf[done..done + len].copy_from_slice(&cluster[within..within + len]);
@@ -201,6 +233,10 @@ impl Image for Qcow2 {
 
     fn as_layout(&self) -> Option<&dyn crate::image::Layout> {
         self.writer.is_some().then_some(self)
+    }
+
+    fn as_compress(&self) -> Result<&dyn Compress> {
+        self.compressing()
     }
 
     fn as_relink(&mut self) -> Option<&mut dyn Relink> {

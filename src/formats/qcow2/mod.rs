@@ -6,10 +6,12 @@ mod bitmap;
 mod bitmap_copy;
 mod bitmap_dir;
 mod check;
+mod compress;
 mod counts;
 mod create;
 mod decode;
 mod details;
+mod encode;
 mod entry;
 mod expand;
 mod extension;
@@ -21,6 +23,7 @@ mod image;
 mod lookup;
 mod measure;
 mod open;
+mod packing;
 mod preallocate;
 mod recorder;
 mod refblock;
@@ -28,6 +31,7 @@ mod refcount;
 mod relink;
 mod resize;
 mod rewrite;
+mod sequence;
 mod snapshot;
 mod snapshot_table;
 mod space;
@@ -43,6 +47,7 @@ use crate::image::probe::ProbeInput;
 use crate::storage::Storage;
 
 use decode::Decoded;
+use encode::Codec;
 use entry::Layout;
 use header::Header;
 use lookup::Tables;
@@ -56,13 +61,15 @@ pub static DRIVER: Driver = Driver {
     about: "QEMU's copy-on-write format, versions 2 and 3",
     probe,
     open: |storage, options| Ok(Box::new(Qcow2::open(storage, options)?)),
-    open_options: &[],
+    open_options: encode::OPTIONS,
     creator: Some(Creator {
         create: create::create,
         measure: measure::measure,
         measure_bitmaps: measure::measure_bitmaps,
         cluster_size: create::cluster_size,
         options: create::OPTIONS,
+        compress: Some(encode::OPTIONS),
+        sequence: Some(sequence::sequence),
     }),
 };
 
@@ -92,6 +99,8 @@ struct Qcow2 {
     layout: Layout,
     tables: Tables,
     decoded: Decoded,
+    /// How clusters are compressed.
+    codec: Codec,
     /// `None`: opened for reading.
     writer: Option<Writer>,
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use super::decode::Decoded;
+use super::encode::Codec;
 use super::entry::Layout;
 use super::header::Header;
 use super::lookup::Tables;
@@ -59,6 +60,7 @@ impl Qcow2 {
         let (offset, len) = (header.l1_offset, u64::from(header.l1_len));
         let tables = Tables::new(layout, header.l2_bits(), offset, len, external);
         let decoded = Decoded::new(header.cluster_size());
+        let codec = Codec::new(header.compression, &options.values)?;
         let writer = match options.access {
             Access::Read => None,
             Access::Write => Some(open_writer(&*file, &header, options)?),
@@ -71,6 +73,7 @@ impl Qcow2 {
             layout,
             tables,
             decoded,
+            codec,
             writer,
         })
     }

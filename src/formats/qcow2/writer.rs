@@ -222,10 +222,15 @@ impl Qcow2 {
 
     /// Takes clusters of the image file.
     pub(super) fn take(&self, count: Range<u64>) -> Result<Taken> {
+        self.taking(|refcounts| refcounts.take(&*self.file, count, &self.allowed()))
+    }
+
+    /// Runs `take`, then guards what the refcount structure took for itself.
+    pub(super) fn taking<T>(&self, take: impl FnOnce(&mut Refcounts) -> Result<T>) -> Result<T> {
         let writer = self.writer()?;
         let mut refcounts = writer.refcounts.lock();
         let before = refcounts.place();
-        let taken = refcounts.take(&*self.file, count, &self.allowed());
+        let taken = take(&mut refcounts);
         let made = refcounts.made();
         made.into_iter().for_each(|host| writer.guard.insert(host));
         if refcounts.place() != before {

@@ -69,7 +69,7 @@ fn a_first_level_table_behind_the_end_of_a_cut_file_was_made_the_place_of_new_re
 /// left more behind than it had found.
 #[test]
 fn a_repair_of_a_few_lost_bytes_in_a_fixed_vhd_lost_a_thousand() {
-    for extra in [1, 18, 511, 512, 513, 1024, 1500] {
+    for extra in [18, 300, 512, 1024, 1500] {
         let spec = LayerSpec {
             format: "vhd",
             options: "subformat=fixed",

@@ -13,7 +13,7 @@ use crate::layers::{Disk, LayerSpec, Place};
 use crate::util::Seeded;
 
 /// Inputs tried in one run.
-const ROUNDS: usize = 3000;
+const ROUNDS: usize = 2000;
 /// Address space of the process that tries them, in KiB.
 const MEMORY: u32 = 1 << 20;
 /// Values that find edges.
@@ -89,7 +89,7 @@ fn mutate(rng: &mut Seeded, bytes: &mut Vec<u8>, others: &[Vec<u8>]) {
                 bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
             }
             4 => {
-                let value = rng.u64(0..400) * 512 | u64::from(rng.bool()) << 63;
+                let value = (rng.u64(0..400) * 512) | (u64::from(rng.bool()) << 63);
                 bytes[at / 8 * 8..at / 8 * 8 + 8].copy_from_slice(&value.to_be_bytes());
             }
             5 => {

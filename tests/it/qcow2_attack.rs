@@ -92,16 +92,7 @@ fn tables_that_are_huge_or_overlap_take_little_memory_and_time() {
     let dir = dir.path();
     let sound = sample(dir);
     let (l1, reftable, snapshots) = (word(&sound, 40), word(&sound, 48), word(&sound, 64));
-    let places = [
-        0,
-        0x100,
-        l1,
-        reftable,
-        snapshots,
-        1 << 30,
-        1 << 62,
-        u64::MAX & !0xffff,
-    ];
+    let places = [0, 0x100, l1, reftable, snapshots, 1 << 30, 1 << 62, !0xffff];
     let case = |what: &str, change: &dyn Fn(&mut Vec<u8>)| {
         let mut bytes = sound.clone();
         change(&mut bytes);
@@ -114,7 +105,7 @@ fn tables_that_are_huge_or_overlap_take_little_memory_and_time() {
     {
         for place in places {
             case(what, &|b| {
-                b[offset_at..offset_at + 8].copy_from_slice(&place.to_be_bytes())
+                b[offset_at..offset_at + 8].copy_from_slice(&place.to_be_bytes());
             });
         }
         for len in [
@@ -128,7 +119,7 @@ fn tables_that_are_huge_or_overlap_take_little_memory_and_time() {
             u32::MAX,
         ] {
             case(what, &|b| {
-                b[len_at..len_at + 4].copy_from_slice(&len.to_be_bytes())
+                b[len_at..len_at + 4].copy_from_slice(&len.to_be_bytes());
             });
         }
     }
@@ -136,7 +127,7 @@ fn tables_that_are_huge_or_overlap_take_little_memory_and_time() {
     for at in [place(l1), place(reftable), place(snapshots)] {
         for value in [l1, reftable, snapshots, 0x1_0000, 0] {
             case("loop", &|b| {
-                b[at..at + 8].copy_from_slice(&(value | 1 << 63).to_be_bytes())
+                b[at..at + 8].copy_from_slice(&(value | 1 << 63).to_be_bytes());
             });
         }
     }

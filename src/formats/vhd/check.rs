@@ -126,6 +126,10 @@ impl Check for Fixed {
             let repaired = repair != Repair::Nothing;
             if repaired {
                 self.move_footer(state.footer, end)?;
+                if self.state.lock().data_end != end {
+                    // The old footer was in the way, so it went further; from there it can go.
+                    self.move_footer(state.footer, end)?;
+                }
                 report.image_end_offset = end;
             }
             let did = repaired.then(|| "the footer was moved and the file cut".to_owned());

@@ -4,12 +4,14 @@
 //!
 //! ```text
 //! util      sizes, alignment, ranges, on-disk words
+//! nbd       the NBD protocol: wire, URIs, sockets, TLS
 //! storage   host bytes: files, block devices, memory
 //! image     one layer: where a format keeps its guest bytes
 //! formats   one entry per format, and the registry
 //! chain     layers resolved into one disk
 //! backend   bounds, alignment and accounting in front of a chain
 //! copy      moving whole disks: convert, compare
+//! server    disks offered to others
 //! cli       what users type            (the binary only)
 //! output    what they read             (the binary only)
 //! ```
@@ -44,6 +46,8 @@ pub mod copy;
 pub mod error;
 pub mod formats;
 pub mod image;
+pub mod nbd;
+pub mod server;
 pub mod storage;
 pub mod util;
 

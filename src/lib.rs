@@ -11,7 +11,7 @@
 //! chain     layers resolved into one disk
 //! backend   bounds, alignment and accounting in front of a chain
 //! copy      moving whole disks: convert, compare
-//! server    disks offered to others
+//! server    disks for clients: what every server does
 //! cli       what users type            (the binary only)
 //! output    what they read             (the binary only)
 //! ```

@@ -3,22 +3,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// What is counted apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Reads.
-    Read,
-    /// Writes.
-    Write,
-    /// Zeroing.
-    Zero,
-    /// Discards.
-    Discard,
-    /// Flushes.
-    Flush,
-}
+use crate::backend::Kind;
 
-const KINDS: usize = 5;
+const KINDS: usize = Kind::ALL.len();
 
 #[derive(Debug, Default)]
 struct Counters {
@@ -29,14 +16,15 @@ struct Counters {
     nanoseconds: AtomicU64,
 }
 
-/// Counters of one backend; any thread may count.
+/// Counters of one queue; any thread may count.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub struct Account {
     kinds: [Counters; KINDS],
 }
 
 /// The counters of one kind at one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Totals {
     /// Requests that were done.
     pub operations: u64,
@@ -48,6 +36,20 @@ pub struct Totals {
     pub invalid: u64,
     /// Time spent in requests, failed ones included.
     pub time: Duration,
+}
+
+impl Totals {
+    /// The counters of both.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            operations: self.operations + other.operations,
+            bytes: self.bytes + other.bytes,
+            failed: self.failed + other.failed,
+            invalid: self.invalid + other.invalid,
+            time: self.time + other.time,
+        }
+    }
 }
 
 impl Account {

@@ -1,253 +1,403 @@
 //! A disk as consumers use it: any thread, any request, checked and counted.
 //!
-//! Bounds and access are checked here once; the stages are plain functions in order.
+//! Bounds and access are checked here once; the stages are plain functions in order.  A consumer
+//! that may block calls [`Backend::submit`].  A server whose threads must not block goes by the
+//! steps that `submit` is made of: [`Backend::admit`], then [`Backend::execute`] on a thread that
+//! may wait, or its own transfer of the bytes, then [`Backend::complete`].
 
-use std::ops::Range;
-use std::time::Instant;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::Zeroing;
-use crate::util::align::len64;
 
 pub mod account;
+mod execute;
+mod gate;
+pub mod policy;
+pub mod request;
+pub mod settings;
 
-pub use account::{Account, Kind, Totals};
+#[cfg(test)]
+mod tests;
 
-/// One request; buffers belong to the caller.
-#[derive(Debug)]
-pub enum Request<'a> {
-    /// Fill the buffer from `at`.
-    Read {
-        /// Guest offset in bytes.
-        at: u64,
-        /// What to fill.
-        buf: &'a mut [u8],
-    },
-    /// Write the buffer at `at`.
-    Write {
-        /// Guest offset in bytes.
-        at: u64,
-        /// What to write.
-        buf: &'a [u8],
-        /// Durable before it completes.
-        fua: bool,
-    },
-    /// Make a range read as zeroes.
-    Zero {
-        /// Guest range in bytes.
-        range: Range<u64>,
-        /// What may become of the space.
-        how: Zeroing,
-        /// What to do where that needs data to be written.
-        fallback: Fallback,
-        /// Durable before it completes.
-        fua: bool,
-    },
-    /// Give a range's space back.
-    Discard {
-        /// Guest range in bytes.
-        range: Range<u64>,
-    },
-    /// Make completed writes durable.
-    Flush,
-}
+pub use account::{Account, Totals};
+pub use gate::WakeHandle;
+pub use policy::{Action, IoStatus, OnError, Policy};
+pub use request::{Fallback, Kind, Request, Shape};
+pub use settings::{Durability, Event, Listener, Settings};
 
-/// What to do where a range cannot be zeroed by metadata or holes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fallback {
-    /// Write zeroes.
-    Write,
-    /// Fail with `Unsupported`, with nothing changed.
-    Refuse,
-}
+use gate::{CLOSED, Count, Gate, PAUSED, STOPPED};
+
+/// Longest that a blocking request waits before it looks again on its own.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+/// Who a request comes from: a hardware queue, a connection.  Statistics are kept by queue; one
+/// past the number of queues shares the counters of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct QueueId(pub u32);
 
 /// What may be told to a client of the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
-    /// Size in bytes.
+    /// Size in bytes; not always a multiple of the logical block size.
     pub virtual_size: u64,
     /// Whether writes are taken.
     pub writable: bool,
+    /// Requests start and end at multiples of this, or at the end of the disk; 1: anywhere.
+    pub logical_block_size: u32,
+    /// What clients should keep to for speed.
+    pub physical_block_size: u32,
+    /// Longest transfer a client should ask for, in bytes.
+    pub max_transfer: u32,
+    /// Whether writes need a flush, or FUA, to be durable.
+    pub volatile_cache: bool,
     /// Zeroing at multiples of this needs no data written; 0: never.
     pub zero_align: u32,
     /// Discards at multiples of this give space back; 0: never.
     pub discard_align: u32,
 }
 
-/// A disk as servers and `io` use it.
+/// What became of a request that asked to be let in.
 #[derive(Debug)]
-pub struct Backend {
-    chain: Chain,
+pub enum Admission {
+    /// It may be carried out.
+    Admitted(Ticket),
+    /// It is limited: ask again at this moment, or when woken.  Of several requests of one kind,
+    /// ask for the oldest first.
+    NotBefore(Instant),
+    /// The disk is paused or stopped: keep it, and ask again when woken.
+    Held,
+    /// It is wrong; this is the answer.
+    Refused(Error),
+}
+
+/// What to do with a request that has ended.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Answer the client so; [`Error::errno`] gives it the errno.
+    Answer(Result<()>),
+    /// The disk stopped: keep the request, and ask for admission again when woken.
+    Hold,
+}
+
+/// One queue, over the chain as it is now.
+#[derive(Debug)]
+struct Lane {
+    queue: Arc<Queue>,
+    chain: Arc<Chain>,
+}
+
+/// What a queue keeps whatever the chain.
+#[derive(Debug, Default)]
+struct Queue {
+    count: Count,
     account: Account,
 }
 
+/// A request that was let in.  Owned: it may end on another thread than it began.  One that is
+/// dropped without [`Backend::complete`] was given up, and is not counted.
+#[derive(Debug)]
+pub struct Ticket {
+    lane: Arc<Lane>,
+    gate: Arc<Gate>,
+    shape: Shape,
+    begun: Instant,
+    /// Whether a server may move its bytes itself.
+    plain: Moving,
+}
+
+/// Who may move the bytes of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moving {
+    /// The server, by [`Ticket::chain`], or [`Backend::execute`].
+    Anyone,
+    /// Only [`Backend::execute`]: more is to be done than to move them.
+    Backend,
+}
+
+impl Ticket {
+    /// The disk as it is until the request ends.
+    pub fn chain(&self) -> &Chain {
+        &self.lane.chain
+    }
+
+    /// The request.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// Who may move its bytes.  Where it is `Anyone` a server may read what [`Chain::resolve`] says
+    /// is stored, and overwrite what it says the top layer stores and is writable, while it holds a
+    /// ticket of [`Chain::enter`] from before the look-up.
+    pub fn moving(&self) -> Moving {
+        self.plain
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.gate.leave(&self.lane.queue.count);
+    }
+}
+
+/// A disk as servers and `io` use it.
+#[derive(Debug)]
+pub struct Backend {
+    settings: Settings,
+    gate: Arc<Gate>,
+    /// One for each queue: no two queues write to one line of the cache.
+    lanes: Vec<ArcSwap<Lane>>,
+    status: Mutex<IoStatus>,
+}
+
 impl Backend {
-    /// A backend in front of `chain`.
+    /// A backend in front of `chain`, as `io` uses it: one queue, any alignment, errors reported.
     pub fn new(chain: Chain) -> Self {
+        Self::build(chain, Settings::default())
+    }
+
+    /// A backend in front of `chain`.
+    ///
+    /// # Errors
+    /// `Invalid` for settings that make no sense.
+    pub fn with_settings(chain: Chain, settings: Settings) -> Result<Self> {
+        settings.check()?;
+        Ok(Self::build(chain, settings))
+    }
+
+    fn build(chain: Chain, settings: Settings) -> Self {
+        let chain = Arc::new(chain);
+        let lane = |_| {
+            let (queue, chain) = (Arc::default(), Arc::clone(&chain));
+            ArcSwap::from_pointee(Lane { queue, chain })
+        };
         Self {
-            chain,
-            account: Account::default(),
+            lanes: (0..settings.queues).map(lane).collect(),
+            settings,
+            gate: Arc::default(),
+            status: Mutex::default(),
         }
     }
 
-    /// The disk itself.
-    pub fn chain(&self) -> &Chain {
-        &self.chain
+    /// The disk itself, as it is now.
+    pub fn chain(&self) -> Arc<Chain> {
+        Arc::clone(&self.lanes[0].load().chain)
     }
 
-    /// What has been counted so far.
-    pub fn account(&self) -> &Account {
-        &self.account
+    /// What has been counted so far, over all queues.
+    pub fn totals(&self, kind: Kind) -> Totals {
+        let lanes = self.lanes.iter();
+        lanes
+            .map(|lane| lane.load().queue.account.totals(kind))
+            .fold(Totals::default(), Totals::plus)
     }
 
     /// Virtual size and what may be offered to a client.
     pub fn geometry(&self) -> Geometry {
-        let top = self.chain.top();
-        let limits = top.limits();
+        let chain = self.chain();
+        let limits = chain.top().limits();
+        let writable = chain.top().caps().write;
         Geometry {
-            virtual_size: self.chain.virtual_size(),
-            writable: top.caps().write,
+            virtual_size: chain.virtual_size(),
+            writable,
+            logical_block_size: self.settings.logical_block_size,
+            physical_block_size: self.settings.physical_block_size,
+            max_transfer: self.settings.max_transfer,
+            volatile_cache: writable && self.settings.durability != Durability::EveryWrite,
             zero_align: limits.zero_align,
             discard_align: limits.discard_align,
         }
     }
 
-    /// Runs one request, blocking until it is done, and counts it.
+    /// Runs one request, blocking until it is done, limits, pauses and stops included.
     ///
     /// # Errors
-    /// `OutOfRange` and `ReadOnly`, counted as invalid, with nothing done; those of the chain,
-    /// counted as failed.
-    pub fn submit(&self, request: Request<'_>) -> Result<()> {
-        let (kind, range, change) = shape(&request);
-        if let Err(e) = self.check(range.as_ref(), change) {
-            self.account.invalid(kind);
-            return Err(e);
+    /// `OutOfRange`, `Invalid` and `ReadOnly`, counted as invalid, with nothing done; those of the
+    /// chain, counted as failed, where the policy is to report them.
+    pub fn submit(&self, queue: QueueId, request: Request<'_>) -> Result<()> {
+        let mut request = request;
+        let shape = request.shape();
+        loop {
+            let ticket = match self.admit(queue, &shape) {
+                Admission::Admitted(ticket) => ticket,
+                Admission::NotBefore(at) => {
+                    let latest = Instant::now() + LOOK_AGAIN;
+                    self.gate.wait_open(Some(at.min(latest)));
+                    continue;
+                }
+                Admission::Held => {
+                    self.gate.wait_open(None);
+                    continue;
+                }
+                Admission::Refused(error) => return Err(error),
+            };
+            let result = self.execute(&ticket, &mut request);
+            if let Verdict::Answer(answer) = self.complete(ticket, result) {
+                return answer;
+            }
         }
-        let bytes = range.map_or(0, |r| r.end - r.start);
-        let start = Instant::now();
-        let result = self.run(request);
-        self.account
-            .done(kind, bytes, start.elapsed(), result.is_ok());
-        result
     }
 
-    fn check(&self, range: Option<&Range<u64>>, change: bool) -> Result<()> {
-        let path = self.chain.top().storage().path();
-        let size = self.chain.virtual_size();
-        if let Some(range) = range
-            && (range.start > range.end || range.end > size)
-        {
+    /// Asks for a request to be let in.  Never blocks.
+    pub fn admit(&self, queue: QueueId, shape: &Shape) -> Admission {
+        let lane = self.lane(queue);
+        if let Err(flags) = self.gate.enter(&lane.load().queue.count) {
+            return match flags & CLOSED {
+                0 => Admission::Held,
+                _ => Admission::Refused(closed()),
+            };
+        }
+        // Loaded once it is in: the chain stays until it is out.
+        let ticket = Ticket {
+            lane: lane.load_full(),
+            gate: Arc::clone(&self.gate),
+            shape: shape.clone(),
+            begun: Instant::now(),
+            plain: self.moving(shape),
+        };
+        match self.check(shape, ticket.chain()) {
+            Ok(()) => Admission::Admitted(ticket),
+            Err(e) => {
+                ticket.lane.queue.account.invalid(shape.kind);
+                Admission::Refused(e)
+            }
+        }
+    }
+
+    /// Carries out a request that was let in, on a thread that may block.  A panic is an error of
+    /// this request alone.
+    ///
+    /// # Errors
+    /// Those of the chain; hand them to [`Backend::complete`].
+    pub fn execute(&self, ticket: &Ticket, request: &mut Request<'_>) -> Result<()> {
+        debug_assert_eq!(request.shape(), ticket.shape);
+        let run = || execute::run(ticket.chain(), request, &self.settings);
+        catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
+            let text = "the request met a bug and was given up";
+            Err(Error::new(ErrorKind::Io, text))
+        })
+    }
+
+    /// Ends a request: counts it, and applies the error policy to how it went.
+    pub fn complete(&self, ticket: Ticket, result: Result<()>) -> Verdict {
+        let kind = ticket.shape.kind;
+        let time = ticket.begun.elapsed();
+        let account = &ticket.lane.queue.account;
+        account.done(kind, ticket.shape.len(), time, result.is_ok());
+        drop(ticket);
+        let Err(error) = result else {
+            return Verdict::Answer(Ok(()));
+        };
+        let Some(action) = self.settings.policy.action(kind, &error) else {
+            return Verdict::Answer(Err(error));
+        };
+        self.note(&error);
+        if action == Action::Stop {
+            self.gate.set(STOPPED);
+        }
+        self.settings.listener.tell(&Event::IoError {
+            kind,
+            error: &error,
+            action,
+        });
+        match action {
+            Action::Report => Verdict::Answer(Err(error)),
+            Action::Ignore => Verdict::Answer(Ok(())),
+            Action::Stop => Verdict::Hold,
+        }
+    }
+
+    /// Has `wake` called whenever requests that were held, or told to wait, may be tried again:
+    /// from any thread, and also when nothing has changed.  It must not block.
+    pub fn on_wake(&self, wake: impl Fn() + Send + Sync + 'static) -> WakeHandle {
+        self.gate.on_wake(Arc::new(wake))
+    }
+
+    /// Holds further requests, and returns once none is under way.
+    pub fn pause(&self) {
+        self.gate.set(PAUSED);
+        self.drain();
+    }
+
+    /// Goes on after a pause or a stop, with the I/O status reset.
+    pub fn resume(&self) {
+        *self.status.lock() = IoStatus::Ok;
+        self.gate.clear(PAUSED | STOPPED);
+    }
+
+    /// Refuses further requests, held ones too, and returns once none is under way.
+    pub fn shut(&self) {
+        self.gate.set(CLOSED);
+        self.gate.wake();
+        self.drain();
+    }
+
+    /// The first failure since the disk was opened or resumed.
+    pub fn io_status(&self) -> IoStatus {
+        *self.status.lock()
+    }
+
+    fn drain(&self) {
+        let lanes: Vec<_> = self.lanes.iter().map(ArcSwap::load_full).collect();
+        let counts: Vec<_> = lanes.iter().map(|lane| &lane.queue.count).collect();
+        self.gate.drain(&counts);
+    }
+
+    /// Only the first error sticks.
+    fn note(&self, error: &Error) {
+        let mut status = self.status.lock();
+        if *status == IoStatus::Ok {
+            *status = IoStatus::of(error);
+        }
+    }
+
+    fn lane(&self, queue: QueueId) -> &ArcSwap<Lane> {
+        let index = usize::try_from(queue.0).unwrap_or_default() % self.lanes.len();
+        &self.lanes[index]
+    }
+
+    fn moving(&self, shape: &Shape) -> Moving {
+        let durable = shape.fua || self.settings.durability == Durability::EveryWrite;
+        match shape.kind {
+            Kind::Read => Moving::Anyone,
+            Kind::Write if !durable => Moving::Anyone,
+            _ => Moving::Backend,
+        }
+    }
+
+    fn check(&self, shape: &Shape, chain: &Chain) -> Result<()> {
+        let path = chain.top().storage().path();
+        let size = chain.virtual_size();
+        let range = &shape.range;
+        if range.start > range.end || range.end > size {
             let text = format!(
                 "the request for {:#x}..{:#x} reaches past the end of the disk at {size:#x}",
                 range.start, range.end
             );
             return Err(Error::new(ErrorKind::OutOfRange, text).at_opt(path));
         }
-        match change && !self.chain.top().caps().write {
+        let block = u64::from(self.settings.logical_block_size);
+        let aligned = |at: u64| at.is_multiple_of(block);
+        if !aligned(range.start) || !(aligned(range.end) || range.end == size) {
+            let text = format!(
+                "the request for {:#x}..{:#x} is not made of whole blocks of {block} bytes",
+                range.start, range.end
+            );
+            return Err(Error::new(ErrorKind::Invalid, text).at_opt(path));
+        }
+        match shape.kind.changes() && !chain.top().caps().write {
             true => Err(Error::read_only().at_opt(path)),
             false => Ok(()),
         }
     }
-
-    fn run(&self, request: Request<'_>) -> Result<()> {
-        let chain = &self.chain;
-        let fua = match request {
-            Request::Read { at, buf } => return chain.read_at(buf, at),
-            Request::Flush => return chain.flush(),
-            Request::Discard { range } => return chain.discard(range),
-            Request::Write { at, buf, fua } => {
-                chain.write_at(buf, at)?;
-                fua
-            }
-            Request::Zero {
-                range,
-                how,
-                fallback,
-                fua,
-            } => {
-                match fallback {
-                    Fallback::Write => chain.zero(range, how)?,
-                    Fallback::Refuse => chain.zero_fast(range, how)?,
-                }
-                fua
-            }
-        };
-        if fua { chain.flush() } else { Ok(()) }
-    }
 }
 
-/// Kind, range and whether it changes the disk.  A range past the end of numbers ends there.
-fn shape(request: &Request<'_>) -> (Kind, Option<Range<u64>>, bool) {
-    let span = |at: u64, len: usize| at..at.saturating_add(len64(len));
-    match request {
-        Request::Read { at, buf } => (Kind::Read, Some(span(*at, buf.len())), false),
-        Request::Write { at, buf, .. } => (Kind::Write, Some(span(*at, buf.len())), true),
-        Request::Zero { range, .. } => (Kind::Zero, Some(range.clone()), true),
-        Request::Discard { range } => (Kind::Discard, Some(range.clone()), true),
-        Request::Flush => (Kind::Flush, None, false),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use super::*;
-    use crate::chain::Base;
-    use crate::formats::raw;
-    use crate::image::open::OpenOptions;
-    use crate::storage::memory::MemoryStorage;
-    use crate::storage::open::Access;
-
-    fn backend(access: Access) -> Backend {
-        let storage = Arc::new(MemoryStorage::from_bytes(&[5; 4096]));
-        let options = OpenOptions {
-            access,
-            ..OpenOptions::default()
-        };
-        let image = (raw::DRIVER.open)(storage, &options).expect("raw opens");
-        Backend::new(Chain::new(vec![image], Base::Zeroes, options.grace).expect("one layer"))
-    }
-
-    #[test]
-    fn requests_past_the_end_are_refused_and_counted_as_invalid() {
-        let backend = backend(Access::Write);
-        for at in [4096, 4095, u64::MAX] {
-            let mut buf = [0; 2];
-            let error = backend
-                .submit(Request::Read { at, buf: &mut buf })
-                .expect_err("past the end");
-            assert_eq!(error.kind(), ErrorKind::OutOfRange);
-        }
-        let totals = backend.account().totals(Kind::Read);
-        assert_eq!(
-            (totals.invalid, totals.operations, totals.failed),
-            (3, 0, 0)
-        );
-    }
-
-    #[test]
-    fn a_read_only_disk_takes_no_change() {
-        let backend = backend(Access::Read);
-        let error = backend
-            .submit(Request::Discard { range: 0..512 })
-            .expect_err("read-only");
-        assert_eq!(error.kind(), ErrorKind::ReadOnly);
-    }
-
-    #[test]
-    fn operations_and_bytes_are_counted() {
-        let backend = backend(Access::Write);
-        backend
-            .submit(Request::Write {
-                at: 0,
-                buf: &[1; 100],
-                fua: true,
-            })
-            .expect("writes");
-        backend.submit(Request::Flush).expect("flushes");
-        assert_eq!(backend.account().totals(Kind::Write).bytes, 100);
-        assert_eq!(backend.account().totals(Kind::Flush).operations, 1);
-    }
+fn closed() -> Error {
+    let gone = std::io::Error::from_raw_os_error(libc::ESHUTDOWN);
+    Error::io("take the request", gone)
 }

@@ -78,7 +78,7 @@ fn modules_import_only_what_lies_below_them() {
         &["formats"],
         &["chain"],
         &["backend"],
-        &["copy"],
+        &["copy", "server"],
         &["output"],
         &["cli"],
     ];

@@ -61,7 +61,8 @@ pub(super) static QUIT: Command = Command {
 
 fn info(session: &mut Session, _parsed: &Parsed) -> anyhow::Result<Outcome> {
     let (disk, out) = session.parts()?;
-    let top = disk.backend.chain().top();
+    let chain = disk.backend.chain();
+    let top = chain.top();
     out.line(&format!("format name: {}", top.driver().name))?;
     let cluster = whole(top.cluster_size().unwrap_or(0));
     out.line(&format!("cluster size: {cluster}"))?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 
-use crate::backend::{Backend, Request};
+use crate::backend::{Backend, QueueId, Request};
 use crate::chain::open as chain_open;
 use crate::cli::common::OpenArgs;
 use crate::cli::interrupt;
@@ -144,7 +144,9 @@ impl Disk {
         request: Request<'_>,
     ) -> anyhow::Result<Duration> {
         let start = Instant::now();
-        self.backend.submit(request).map_err(|e| failed(verb, e))?;
+        self.backend
+            .submit(QueueId(0), request)
+            .map_err(|e| failed(verb, e))?;
         Ok(start.elapsed())
     }
 

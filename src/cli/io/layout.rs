@@ -76,15 +76,15 @@ fn truncate(session: &mut Session, parsed: &Parsed) -> anyhow::Result<Outcome> {
     };
     let chain = session.disk()?.backend.chain();
     let fail = |e: Error| failed("truncate", e.at_opt(chain.top().storage().path()));
-    resize::may_preallocate(chain, chain.virtual_size()..size, how).map_err(fail)?;
-    resize::set_size(chain, size, how).map_err(fail)?;
+    resize::may_preallocate(&chain, chain.virtual_size()..size, how).map_err(fail)?;
+    resize::set_size(&chain, size, how).map_err(fail)?;
     Ok(Outcome::Done)
 }
 
 fn map(session: &mut Session, _parsed: &Parsed) -> anyhow::Result<Outcome> {
     let (disk, out) = session.parts()?;
     let chain = disk.backend.chain();
-    for piece in pieces("map", chain, 0..chain.virtual_size()) {
+    for piece in pieces("map", &chain, 0..chain.virtual_size()) {
         let piece = piece?;
         let len = range::len(&piece.range);
         let word = match piece.allocated {
@@ -114,7 +114,7 @@ fn alloc(session: &mut Session, parsed: &Parsed) -> anyhow::Result<Outcome> {
     let range = at.min(size)..at.saturating_add(len).min(size);
     let total = range::len(&range);
     let mut allocated = 0;
-    for piece in pieces("alloc", chain, range) {
+    for piece in pieces("alloc", &chain, range) {
         let piece = piece?;
         if piece.allocated {
             allocated += range::len(&piece.range);

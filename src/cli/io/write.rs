@@ -170,7 +170,8 @@ fn write(session: &mut Session, parsed: &Parsed, command: &Command) -> anyhow::R
 }
 
 fn no_compression(disk: &Disk) -> anyhow::Error {
-    let top = disk.backend.chain().top();
+    let chain = disk.backend.chain();
+    let top = chain.top();
     let format = top.driver().name;
     let text = format!("format '{format}' takes no compressed writes");
     failed(

@@ -1,0 +1,149 @@
+//! Letting requests in, or holding them; waiting until none is under way.
+//!
+//! A request counts itself in on its own queue's counter and then looks at the flags; whoever
+//! sets a flag then waits for the counters.  One of the two always sees the other, and requests
+//! of different queues share no line of the cache that is written to.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+
+/// Requests wait: paused by hand.
+pub(super) const PAUSED: u8 = 1;
+/// Requests wait: stopped by an error.
+pub(super) const STOPPED: u8 = 2;
+/// Requests are refused: it is over.
+pub(super) const CLOSED: u8 = 4;
+
+/// Called when requests that were held, or told to wait, may be tried again.
+type Wake = dyn Fn() + Send + Sync;
+
+/// Keeps a waker registered; dropping it ends that.
+pub struct WakeHandle(#[expect(dead_code, reason = "held for its drop")] Arc<Wake>);
+
+impl fmt::Debug for WakeHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WakeHandle")
+    }
+}
+
+/// The requests of one queue that are under way.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(super) struct Count(AtomicU32);
+
+impl Count {
+    /// How many there are now.
+    pub(super) fn now(&self) -> u32 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// What keeps requests out.
+#[derive(Default)]
+pub(super) struct Gate {
+    flags: AtomicU8,
+    /// Guards nothing: whoever waits, for a flag or for a counter, holds it while looking.
+    wait: Mutex<()>,
+    changed: Condvar,
+    wakers: Mutex<Vec<Weak<Wake>>>,
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate")
+            .field("flags", &self.flags())
+            .finish()
+    }
+}
+
+impl Gate {
+    /// The flags now.
+    pub(super) fn flags(&self) -> u8 {
+        self.flags.load(Ordering::SeqCst)
+    }
+
+    /// Counts a request in; the flags, where they keep it out.
+    pub(super) fn enter(&self, count: &Count) -> Result<(), u8> {
+        count.0.fetch_add(1, Ordering::SeqCst);
+        match self.flags() {
+            0 => Ok(()),
+            flags => {
+                self.leave(count);
+                Err(flags)
+            }
+        }
+    }
+
+    /// Counts a request out.
+    pub(super) fn leave(&self, count: &Count) {
+        if count.0.fetch_sub(1, Ordering::SeqCst) == 1 && self.flags() != 0 {
+            let _looking = self.wait.lock();
+            self.changed.notify_all();
+        }
+    }
+
+    /// Sets flags; requests that are under way go on.  Says which were set before.
+    pub(super) fn set(&self, flags: u8) -> u8 {
+        let before = self.flags.fetch_or(flags, Ordering::SeqCst);
+        let _looking = self.wait.lock();
+        self.changed.notify_all();
+        before
+    }
+
+    /// Clears flags, and wakes whoever waits if nothing keeps requests out any more.
+    pub(super) fn clear(&self, flags: u8) {
+        let before = self.flags.fetch_and(!flags, Ordering::SeqCst);
+        if before & !flags == 0 {
+            self.wake();
+        }
+    }
+
+    /// Tells everybody who waits to try again.
+    pub(super) fn wake(&self) {
+        {
+            let _looking = self.wait.lock();
+            self.changed.notify_all();
+        }
+        let wakers: Vec<_> = {
+            let mut wakers = self.wakers.lock();
+            wakers.retain(|w| w.strong_count() > 0);
+            wakers.iter().filter_map(Weak::upgrade).collect()
+        };
+        wakers.iter().for_each(|wake| wake());
+    }
+
+    /// Registers a waker.
+    pub(super) fn on_wake(&self, wake: Arc<Wake>) -> WakeHandle {
+        self.wakers.lock().push(Arc::downgrade(&wake));
+        WakeHandle(wake)
+    }
+
+    /// Waits until requests may come in or never will again, or until `until`.
+    pub(super) fn wait_open(&self, until: Option<Instant>) {
+        let mut looking = self.wait.lock();
+        loop {
+            let flags = self.flags();
+            match until {
+                None if flags == 0 || flags & CLOSED != 0 => return,
+                None => self.changed.wait(&mut looking),
+                // A change of limits wakes too, so that once is enough: the caller looks again.
+                Some(until) => {
+                    self.changed.wait_until(&mut looking, until);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Waits until no request is under way on any queue.  A flag that keeps them out must be set.
+    pub(super) fn drain(&self, counts: &[&Count]) {
+        let mut looking = self.wait.lock();
+        while counts.iter().any(|count| count.now() > 0) {
+            self.changed.wait(&mut looking);
+        }
+    }
+}

@@ -4,6 +4,7 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rustls::Connection;
@@ -18,7 +19,7 @@ const STEP: usize = 64 << 10;
 /// A connection to a peer.
 #[derive(Debug)]
 pub struct Link {
-    socket: Socket,
+    socket: Arc<Socket>,
     tls: Option<Tls>,
 }
 
@@ -44,7 +45,7 @@ impl std::fmt::Debug for Tls {
 
 impl Link {
     /// A plain connection.
-    pub fn plain(socket: Socket) -> Self {
+    pub fn plain(socket: Arc<Socket>) -> Self {
         Self { socket, tls: None }
     }
 
@@ -79,7 +80,7 @@ impl Link {
     }
 
     /// The socket itself, for what needs no bytes in between.
-    pub fn socket(&self) -> &Socket {
+    pub fn socket(&self) -> &Arc<Socket> {
         &self.socket
     }
 

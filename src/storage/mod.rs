@@ -22,6 +22,7 @@ mod filesystem;
 mod lock;
 pub mod memory;
 pub mod mmap;
+pub mod nbd;
 pub mod open;
 mod positioned;
 pub mod syncs;

@@ -1,10 +1,9 @@
 //! From a path to a chain: formats, the layers below, and the policy for files an image names.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::chain::reference::{Confined, FileId, Namer, Trust};
+use crate::chain::reference::{Confined, FileId, Found, Namer, Trust};
 use crate::chain::{Base, Chain, MAX_LAYERS};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::formats::refused::REFUSED;
@@ -13,7 +12,8 @@ use crate::image::open::{OpenOptions, Purpose, WriteOrder};
 use crate::image::options::OptionValues;
 use crate::image::snapshot::Pick;
 use crate::image::{Backing, Driver, Image, probe};
-use crate::storage::open::{Access, StorageOptions, adopt, open_file};
+use crate::nbd::uri::is_uri;
+use crate::storage::open::{Access, StorageOptions, adopt, open_file, open_uri};
 use crate::util::grace::Grace;
 use crate::util::text::printable;
 
@@ -63,6 +63,8 @@ pub struct ChainOptions {
     pub follow: Follow,
     /// Which files an image may make us open.
     pub references: References,
+    /// NBD URIs that an image may name; others are not followed, whatever `references` says.
+    pub remotes: Vec<String>,
     /// Whether the top layer's metadata waits for its data.
     pub order: WriteOrder,
     /// Why the top layer is opened.
@@ -172,7 +174,7 @@ impl Walk<'_> {
             snapshot: self.options.snapshot.as_ref(),
             values: &self.options.values,
         };
-        self.layer(open_file(path, how.storage.access)?, path, &how)
+        self.layer(look(path, how.storage.access)?, &how)
     }
 
     /// What the last layer says lies below it.
@@ -240,9 +242,19 @@ impl Walk<'_> {
         backing: &Backing,
         how: &How<'_>,
     ) -> Result<Layer> {
-        let found = above.open(name, "backing file", Access::Read, &self.options.references)?;
-        let id = FileId::of_file(&found.file).at(&found.path)?;
-        if let Some(same) = self.layers.iter().find(|l| l.namer.id == id) {
+        let (references, remotes) = (&self.options.references, &self.options.remotes);
+        let found = above.open(name, "backing file", Access::Read, references, remotes)?;
+        let is_same: Box<dyn Fn(&Namer) -> bool> = match &found {
+            Found::File { file, path } => {
+                let id = FileId::of_file(file).at(path)?;
+                Box::new(move |namer| namer.id == Some(id))
+            }
+            Found::Remote { uri } => {
+                let uri = uri.clone();
+                Box::new(move |namer| namer.path == uri)
+            }
+        };
+        if let Some(same) = self.layers.iter().find(|l| is_same(&l.namer)) {
             let text = format!(
                 "names '{}' as its backing file: a cycle, since that is {}, above it in the chain",
                 printable(name),
@@ -250,7 +262,7 @@ impl Walk<'_> {
             );
             return Err(Error::corrupt(text).at(&above.path));
         }
-        let layer = self.layer(found.file, &found.path, how)?;
+        let layer = self.layer(found, how)?;
         match (backing.identity, layer.image.identity()) {
             (Some(wanted), is) if !wanted.is_nil() && is != Some(wanted) => {
                 let is = is.map_or("none".to_owned(), |is| is.to_string());
@@ -265,13 +277,22 @@ impl Walk<'_> {
         }
     }
 
-    fn layer(&self, file: File, path: &Path, how: &How<'_>) -> Result<Layer> {
+    fn layer(&self, found: Found, how: &How<'_>) -> Result<Layer> {
         let trust = match how.format {
             Some(_) => how.stated,
             None => how.probed,
         };
-        let namer = Namer::new(&file, path, trust)?;
-        let storage = adopt(file, path, &how.storage)?;
+        let (namer, storage) = match found {
+            Found::File { file, path } => {
+                let namer = Namer::new(&file, &path, trust)?;
+                (namer, adopt(file, &path, &how.storage)?)
+            }
+            Found::Remote { uri } => {
+                let storage = open_uri(&uri, how.storage.access)?;
+                (Namer::remote(&uri, trust), storage)
+            }
+        };
+        let path = &namer.path.clone();
         let driver = match how.format {
             Some(driver) => driver,
             None => probe::probe(DRIVERS, REFUSED, &*storage).at(path)?,
@@ -279,6 +300,7 @@ impl Walk<'_> {
         let companions = Confined {
             namer: namer.clone(),
             references: self.options.references.clone(),
+            remotes: self.options.remotes.clone(),
             storage: how.storage,
         };
         let texts = how.values.iter().map(String::as_str);
@@ -303,6 +325,18 @@ impl Walk<'_> {
             return Err(Error::unsupported(text).at(path));
         }
         Ok(Layer { image, namer })
+    }
+}
+
+/// Opens what the user named, without looking at its content.
+fn look(path: &Path, access: Access) -> Result<Found> {
+    let path = path.to_owned();
+    match is_uri(&path) {
+        true => Ok(Found::Remote { uri: path }),
+        false => Ok(Found::File {
+            file: open_file(&path, access)?,
+            path,
+        }),
     }
 }
 

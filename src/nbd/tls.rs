@@ -163,8 +163,8 @@ fn identity(directory: &Path, whose: &str) -> Result<Identity> {
     let chain = certificates(&directory.join(format!("{whose}-cert.pem")))?;
     let file = directory.join(format!("{whose}-key.pem"));
     let pem = read(&file)?;
-    let key = PrivateKeyDer::from_pem_slice(&pem)
-        .map_err(|e| refused(&file, "has no private key", e))?;
+    let key =
+        PrivateKeyDer::from_pem_slice(&pem).map_err(|e| refused(&file, "has no private key", e))?;
     Ok((chain, key))
 }
 

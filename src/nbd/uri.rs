@@ -253,8 +253,16 @@ mod tests {
             ("nbd://a.b:99/x/y", tcp_at("a.b", 99), "x/y"),
             ("nbd://[::1]:99/a%20b", tcp_at("::1", 99), "a b"),
             ("nbd://[::1]/", tcp_at("::1", 10809), ""),
-            ("nbd+unix:///?socket=/tmp/s", Address::Unix("/tmp/s".into()), ""),
-            ("nbd+unix:///e?socket=a%26b", Address::Unix("a&b".into()), "e"),
+            (
+                "nbd+unix:///?socket=/tmp/s",
+                Address::Unix("/tmp/s".into()),
+                "",
+            ),
+            (
+                "nbd+unix:///e?socket=a%26b",
+                Address::Unix("a&b".into()),
+                "e",
+            ),
             ("nbd+unix://?socket=s", Address::Unix("s".into()), ""),
         ];
         for (text, address, export) in cases {
@@ -301,7 +309,11 @@ mod tests {
         ] {
             let uri = Uri::of(&address, Security::Tls, export);
             let parsed = Uri::parse(&uri).expect(&uri);
-            assert_eq!((parsed.address, &*parsed.export), (address, export), "{uri}");
+            assert_eq!(
+                (parsed.address, &*parsed.export),
+                (address, export),
+                "{uri}"
+            );
             assert_eq!(parsed.security, Security::Tls);
         }
     }

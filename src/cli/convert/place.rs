@@ -15,10 +15,12 @@ use crate::cli::{Globals, progress};
 use crate::copy::bitmaps::{Broken, bitmaps_of, bitmaps_of_mut, copy_bitmaps};
 use crate::copy::{self, Allocation, Before, Convert, Joined, Outcome};
 use crate::error::{Error, Result};
+use crate::formats::raw;
 use crate::image::Driver;
 use crate::image::create::CreateOptions;
 use crate::image::open::WriteOrder;
 use crate::image::options::OptionValues;
+use crate::nbd::uri::is_uri;
 use crate::storage;
 use crate::storage::open::{Access, StorageOptions};
 
@@ -54,6 +56,9 @@ pub(super) fn convert(
     }
     let generic = Generic::take(&args.options)?;
     let backing = below(args, &generic, target, globals)?;
+    if let Some(below) = &backing {
+        backing::refuse_uri(driver, &below.create.name).map_err(|e| e.at(target))?;
+    }
     let create = create_options(&generic, driver, target, sources.len(), backing.as_ref())?;
     let new = Target::begin(target)?;
     let place = Place {
@@ -64,8 +69,9 @@ pub(super) fn convert(
         path: new.path().to_owned(),
         before: match (&backing, new.in_place()) {
             (Some(_), _) => Before::Backed,
-            (None, true) => Before::Unknown,
-            (None, false) => Before::Zeroes,
+            // Of a disk kept as it is, a device shows what it held.
+            (None, true) if driver.name == raw::DRIVER.name => Before::Unknown,
+            (None, _) => Before::Zeroes,
         },
         order: WriteOrder::Unordered,
         allowed: backing.iter().map(|b| b.create.absolute.clone()).collect(),
@@ -116,6 +122,12 @@ impl Place<'_> {
         options
     }
 
+    /// The URI below it that the user named.
+    fn remotes(&self) -> impl Iterator<Item = String> {
+        let uris = self.allowed.iter().filter(|path| is_uri(path));
+        uris.filter_map(|path| Some(path.to_str()?.to_owned()))
+    }
+
     fn create(&self, options: &CreateOptions) -> anyhow::Result<()> {
         let storage = storage::open::open(&self.path, &self.storage(Access::Write))?;
         (creator(self.driver)?.create)(&*storage, options).map_err(|e| e.at(&self.path))?;
@@ -136,6 +148,7 @@ impl Place<'_> {
             format: Some(self.driver),
             backing_format: self.args.target_backing_format,
             references,
+            remotes: plan.remotes.into_iter().chain(self.remotes()).collect(),
             order: self.order,
             ..ChainOptions::default()
         };
@@ -212,8 +225,11 @@ impl Place<'_> {
         let outcome = copy::compare(sources, &written, Allocation::Ignored, workers, &bar)
             .map_err(|f| f.error)?;
         match outcome {
-            // An image that existed and is larger keeps what it had there.
-            Outcome::Content(at) if !(self.args.no_create && at >= sources.len()) => {
+            // An image or device that existed and is larger keeps what it had there.
+            Outcome::Content(at)
+                if at < sources.len()
+                    || !(self.args.no_create || self.before == Before::Unknown) =>
+            {
                 let text = format!("differs from the source at {at:#x} when read back");
                 Err(Error::corrupt(text).at(&self.path).into())
             }
@@ -266,8 +282,10 @@ fn named(error: anyhow::Error, target: &Target) -> anyhow::Error {
 
 /// Refuses a target that is one of the sources, or lies below one.
 fn refuse_sources(sources: &Joined, target: &Path) -> Result<()> {
-    let (Existing::File(found) | Existing::Device(found)) = look(target)?.1 else {
-        return Ok(());
+    let found = match look(target)?.1 {
+        Existing::File(found) | Existing::Device(found) => found,
+        Existing::Nothing => return Ok(()),
+        Existing::Remote => return refuse_remotes(sources, target),
     };
     let identity = |m: &std::fs::Metadata| (m.dev(), m.ino(), m.rdev());
     let layers = sources.chains().flat_map(Chain::layers);
@@ -281,6 +299,14 @@ fn refuse_sources(sources: &Joined, target: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn refuse_remotes(sources: &Joined, target: &Path) -> Result<()> {
+    let mut layers = sources.chains().flat_map(Chain::layers);
+    match layers.any(|l| l.storage().path() == Some(target)) {
+        true => Err(Error::invalid("is the target, and is also read").at(target)),
+        false => Ok(()),
+    }
 }
 
 /// The image below a new one: as its header names it, and open.
@@ -303,7 +329,7 @@ fn below(
     };
     let format = args.target_backing_format.or(generic.backing_format);
     let home = backing::directory(target)?;
-    let absolute = backing::clean(&home.join(name));
+    let absolute = backing::locate(&home, name);
     let chain = chain::open::open(&absolute, &args.open.plan(format, Access::Read)?)?;
     for path in chain.layers().iter().filter_map(|l| l.storage().path()) {
         refuse_itself(target, path)?;

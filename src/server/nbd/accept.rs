@@ -90,7 +90,13 @@ fn accept(listener: &Listener, shared: &Arc<Shared>) -> io::Result<()> {
 
 /// Whether the host may take clients again later.
 fn is_passing(error: &io::Error) -> bool {
-    let passing = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS, libc::EPERM];
+    let passing = [
+        libc::EMFILE,
+        libc::ENFILE,
+        libc::ENOMEM,
+        libc::ENOBUFS,
+        libc::EPERM,
+    ];
     error.raw_os_error().is_some_and(|e| passing.contains(&e))
 }
 
@@ -105,7 +111,9 @@ fn welcome(socket: OwnedFd, shared: &Arc<Shared>) {
         false => Welcome::No,
     };
     // Without a thread the client is closed, which is all that can be done.
-    let _ = thread("nbd-client", move || meet(socket, &shared, presence, welcome));
+    let _ = thread("nbd-client", move || {
+        meet(socket, &shared, presence, welcome)
+    });
 }
 
 /// One client, from its first word to its last.

@@ -165,7 +165,11 @@ impl<'a> Handshake<'a> {
         match number {
             option::ABORT => return self.abort(),
             option::EXPORT_NAME => {}
-            _ => self.refuse(number, answer::SHUTDOWN, "too many clients; try again later")?,
+            _ => self.refuse(
+                number,
+                answer::SHUTDOWN,
+                "too many clients; try again later",
+            )?,
         }
         Ok(Next::End)
     }
@@ -177,7 +181,9 @@ impl<'a> Handshake<'a> {
     }
 
     fn export_name(&mut self, data: &[u8]) -> io::Result<Next> {
-        let found = std::str::from_utf8(data).ok().and_then(|n| self.shared.find(n));
+        let found = std::str::from_utf8(data)
+            .ok()
+            .and_then(|n| self.shared.find(n));
         let Some(export) = found else {
             return Ok(Next::End);
         };
@@ -297,8 +303,7 @@ impl<'a> Handshake<'a> {
     }
 
     fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.link
-            .write_all(&mut [IoSlice::new(bytes)], self.until)
+        self.link.write_all(&mut [IoSlice::new(bytes)], self.until)
     }
 
     fn skip(&mut self, len: u32) -> io::Result<()> {

@@ -33,7 +33,9 @@ impl Listen {
     pub fn parse(text: &str) -> Result<Self> {
         let wrong = |why: &str| {
             let allowed = "allowed: unix:PATH, HOST:PORT, inherited";
-            Error::invalid(format!("'{text}' is no address to serve at: {why} ({allowed})"))
+            Error::invalid(format!(
+                "'{text}' is no address to serve at: {why} ({allowed})"
+            ))
         };
         if text == "inherited" {
             return Ok(Self::Inherited);
@@ -198,7 +200,11 @@ fn inherited() -> Result<Listener> {
 /// The descriptor as one that is owned; the number it had stays taken.
 fn take(me: Pid) -> io::Result<OwnedFd> {
     let own = pidfd_open(me, PidfdFlags::empty())?;
-    Ok(pidfd_getfd(&own, FIRST_INHERITED, PidfdGetfdFlags::empty())?)
+    Ok(pidfd_getfd(
+        &own,
+        FIRST_INHERITED,
+        PidfdGetfdFlags::empty(),
+    )?)
 }
 
 fn own_address(socket: &OwnedFd) -> rustix::io::Result<Address> {
@@ -231,7 +237,10 @@ mod tests {
             })
         };
         for (text, expected) in [
-            ("unix:/tmp/s", Listen::Address(Address::Unix("/tmp/s".into()))),
+            (
+                "unix:/tmp/s",
+                Listen::Address(Address::Unix("/tmp/s".into())),
+            ),
             ("localhost:10", tcp("localhost", 10)),
             ("[::1]:0", tcp("::1", 0)),
             ("localhost", tcp("localhost", 10809)),

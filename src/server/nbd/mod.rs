@@ -82,5 +82,7 @@ impl Default for Options {
 /// The host's; `Invalid` for no exports, two of one name, names that are too long, and bitmaps that
 /// are not there or change while they are looked at.
 pub fn start(listen: &Listen, exports: Vec<Export>, options: Options) -> Result<Arc<dyn Server>> {
-    Ok(Arc::new(server::NbdServer::start(listen, exports, options)?))
+    Ok(Arc::new(server::NbdServer::start(
+        listen, exports, options,
+    )?))
 }

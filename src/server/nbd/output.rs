@@ -6,9 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 
 use crate::nbd::Link;
-use crate::nbd::wire::{
-    EXTENDED_REPLY, Headers, Request, SIMPLE_REPLY, STRUCTURED_REPLY, chunk,
-};
+use crate::nbd::wire::{EXTENDED_REPLY, Headers, Request, SIMPLE_REPLY, STRUCTURED_REPLY, chunk};
 use crate::server::nbd::pipe::Pipe;
 use crate::util::align::len64;
 

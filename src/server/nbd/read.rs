@@ -50,11 +50,7 @@ impl Session {
     }
 
     /// Answers short reads, each on its own, with one message to the socket.
-    pub(super) fn short_reads(
-        &self,
-        requests: &[Request],
-        tools: &mut Tools,
-    ) -> Result<(), Ended> {
+    pub(super) fn short_reads(&self, requests: &[Request], tools: &mut Tools) -> Result<(), Ended> {
         let start = Instant::now();
         let reply = &mut tools.reply;
         reply.clear();
@@ -69,7 +65,10 @@ impl Session {
                 reply.extend(output::done(self.headers, request).bytes());
                 continue;
             }
-            reply.extend(self.data_header(request, request.offset, len, More::Done).bytes());
+            reply.extend(
+                self.data_header(request, request.offset, len, More::Done)
+                    .bytes(),
+            );
             let first = reply.len();
             reply.resize(first + len, 0);
             let (at, buf) = (request.offset, &mut reply[first..]);
@@ -90,13 +89,7 @@ impl Session {
         }
     }
 
-    fn send_data(
-        &self,
-        request: &Request,
-        at: u64,
-        bytes: &[u8],
-        more: More,
-    ) -> Result<(), Ended> {
+    fn send_data(&self, request: &Request, at: u64, bytes: &[u8], more: More) -> Result<(), Ended> {
         if bytes.is_empty() {
             return self.answer(request, Ok(()));
         }

@@ -144,9 +144,7 @@ impl Shared {
     /// Whether the last client has left a server that was to serve no longer.
     pub(super) fn is_over(&self) -> bool {
         let clients = self.clients.lock();
-        self.options.persistence == Persistence::LastClient
-            && clients.used
-            && clients.welcome == 0
+        self.options.persistence == Persistence::LastClient && clients.used && clients.welcome == 0
     }
 
     /// Ends the connections, or one direction of them.

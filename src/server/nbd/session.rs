@@ -297,11 +297,7 @@ impl Session {
         }
     }
 
-    fn carry_out(
-        &self,
-        request: &Request,
-        tools: &mut Tools,
-    ) -> std::result::Result<(), Ended> {
+    fn carry_out(&self, request: &Request, tools: &mut Tools) -> std::result::Result<(), Ended> {
         if let Err((code, text)) = self.check(request) {
             return self.fail(request, code, text);
         }

@@ -70,7 +70,10 @@ impl Context {
             }),
             Self::Bitmap(index) => {
                 let runs = bitmap::runs(chain, &export.bitmaps[index], range, most)?;
-                Ok(runs.into_iter().map(|(len, dirty)| (len, dirty.into())).collect())
+                Ok(runs
+                    .into_iter()
+                    .map(|(len, dirty)| (len, dirty.into()))
+                    .collect())
             }
         }
     }

@@ -29,11 +29,22 @@ const FAREWELL: Duration = Duration::from_millis(100);
 /// What is asked of a server.
 #[derive(Debug)]
 pub(super) enum Op<'a> {
-    Read { at: u64, buf: &'a mut [u8] },
-    Write { at: u64, buf: &'a [u8] },
+    Read {
+        at: u64,
+        buf: &'a mut [u8],
+    },
+    Write {
+        at: u64,
+        buf: &'a [u8],
+    },
     Flush,
-    Zero { range: Range<u64>, how: Zeroing },
-    Trim { range: Range<u64> },
+    Zero {
+        range: Range<u64>,
+        how: Zeroing,
+    },
+    Trim {
+        range: Range<u64>,
+    },
     Status {
         at: u64,
         len: u64,
@@ -53,7 +64,12 @@ impl Op<'_> {
                     Zeroing::MayUnmap => 0,
                     Zeroing::KeepSpace => flag::NO_HOLE,
                 };
-                (command::WRITE_ZEROES, flags, range.start, range.end - range.start)
+                (
+                    command::WRITE_ZEROES,
+                    flags,
+                    range.start,
+                    range.end - range.start,
+                )
             }
             Self::Trim { range } => (command::TRIM, 0, range.start, range.end - range.start),
             Self::Status { at, len, .. } => (command::BLOCK_STATUS, 0, *at, *len),

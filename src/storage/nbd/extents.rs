@@ -102,7 +102,10 @@ mod tests {
         };
         let hole = |len| HostRun { data: false, len };
         let data = |len| HostRun { data: true, len };
-        assert_eq!(extents.run(100, 99, |_, f| told(f)).expect("told"), data(15));
+        assert_eq!(
+            extents.run(100, 99, |_, f| told(f)).expect("told"),
+            data(15)
+        );
         let known = |at, len| extents.run(at, len, |_, _| panic!("asked again"));
         assert_eq!(known(112, 99).expect("known"), data(3));
         assert_eq!(known(115, 99).expect("known"), hole(5));

@@ -138,9 +138,7 @@ fn lost(error: io::Error) -> Error {
             ErrorKind::Io,
             "the server ended the connection during the handshake",
         ),
-        io::ErrorKind::TimedOut => {
-            Error::new(ErrorKind::Io, "the server does not answer in time")
-        }
+        io::ErrorKind::TimedOut => Error::new(ErrorKind::Io, "the server does not answer in time"),
         _ => Error::io("talk to the server", error),
     }
 }

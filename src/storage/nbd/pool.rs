@@ -67,6 +67,10 @@ impl Pool {
             let error = match self.connection().and_then(|c| c.call(op)) {
                 Ok(()) => return Ok(()),
                 Err(Failure::Refused(error)) => return Err(error),
+                // A server that speaks in tongues will do so again.
+                Err(Failure::Lost(error)) if error.kind() == ErrorKind::Corrupt => {
+                    return Err(error);
+                }
                 Err(Failure::Lost(error)) => error,
             };
             let now = Instant::now();
@@ -134,7 +138,11 @@ impl Pool {
             _ => Failure::Lost(e),
         })?;
         let (now, before) = (made.facts(), &self.facts);
-        if now.size != before.size || now.flags != before.flags || now.min != before.min {
+        let same = Facts {
+            context: now.context.and(before.context),
+            ..*now
+        };
+        if same != *before {
             let text = format!(
                 "the export is another one than before the connection was lost ({} bytes, \
                  before: {})",

@@ -164,7 +164,12 @@ impl Progress {
                 self.part(*at, buf, start, len.into())?.fill(0);
                 Ok(())
             }
-            (chunk::STATUS | chunk::STATUS_EXTENDED, Op::Status { len: asked, found, .. }) => {
+            (
+                chunk::STATUS | chunk::STATUS_EXTENDED,
+                Op::Status {
+                    len: asked, found, ..
+                },
+            ) => {
                 let wide = kind == chunk::STATUS_EXTENDED;
                 if wide != (facts.headers == Headers::Extended) || self.told {
                     return Err(wrong("extents of another kind, or told twice"));

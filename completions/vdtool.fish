@@ -55,7 +55,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand create" -s h -l help -d 'P
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -s f -l format -d 'Format of the image; without it the content decides' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l output -d 'How to print the result' -r -f -a "human\t'For people'
 json\t'For programs; keys as qemu-img has them'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l object -d 'Not supported; named here so that the refusal says so' -r
@@ -88,7 +88,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l progress -d 'H
 bar\t'A bar'
 json\t'One JSON object a line on stderr'
 none\t'Nothing'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l object -d 'Not supported; named here so that the refusal says so' -r
@@ -117,7 +117,7 @@ directsync\t'Not used; on stable media when done'
 unsafe\t'Used; on stable media some time later'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l output -d 'How to print the result' -r -f -a "human\t'For people'
 json\t'For programs; keys as qemu-img has them'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l object -d 'Not supported; named here so that the refusal says so' -r
@@ -131,7 +131,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand map" -s s -l start-offset 
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -s l -l max-length -d 'How many bytes to look at; without it, all up to the end' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l output -d 'How to print the result' -r -f -a "human\t'For people'
 json\t'For programs; keys as qemu-img has them'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l object -d 'Not supported; named here so that the refusal says so' -r
@@ -153,7 +153,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l progress -d 'H
 bar\t'A bar'
 json\t'One JSON object a line on stderr'
 none\t'Nothing'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l object -d 'Not supported; named here so that the refusal says so' -r
@@ -171,7 +171,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -s l -l snapshot 
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l size -d 'Size of a disk without data, instead of FILE' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l output -d 'How to print the result' -r -f -a "human\t'For people'
 json\t'For programs; keys as qemu-img has them'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l object -d 'Not supported; named here so that the refusal says so' -r
@@ -184,7 +184,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -s f -l format -d 
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l preallocation -d 'What to do about the space of new bytes' -r -f -a "off\t'Nothing'
 falloc\t'It is allocated'
 full\t'It is allocated and written with zeroes'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l object -d 'Not supported; named here so that the refusal says so' -r
@@ -200,7 +200,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -s a -l apply -d
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -s d -l delete -d 'Delete the first snapshot of this name or id' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l output -d 'How to print the result' -r -f -a "human\t'For people'
 json\t'For programs; keys as qemu-img has them'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l object -d 'Not supported; named here so that the refusal says so' -r
@@ -221,7 +221,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l progress -d 'Ho
 bar\t'A bar'
 json\t'One JSON object a line on stderr'
 none\t'Nothing'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l object -d 'Not supported; named here so that the refusal says so' -r
@@ -249,7 +249,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l progress -d 'Ho
 bar\t'A bar'
 json\t'One JSON object a line on stderr'
 none\t'Nothing'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l object -d 'Not supported; named here so that the refusal says so' -r
@@ -265,7 +265,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l merge -d 'Add w
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s g -l granularity -d 'Bytes that one bit of a new bitmap stands for [default: the cluster size, at least 4k]' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s b -l source-file -d 'Merge from a bitmap of this image' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s F -l source-format -d 'Format of that image; without it its content decides' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l object -d 'Not supported; named here so that the refusal says so' -r
@@ -290,7 +290,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l progress -d 'How
 bar\t'A bar'
 json\t'One JSON object a line on stderr'
 none\t'Nothing'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l object -d 'Not supported; named here so that the refusal says so' -r
@@ -310,7 +310,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s d -l discard -d 'Wh
 ignore\t'They do nothing'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s c -l cmd -d 'A command to run; repeatable' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l script -d 'A file with a command on each line, blank lines and # comments; \'-\' is standard input' -r -F
-complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l object -d 'Not supported; named here so that the refusal says so' -r

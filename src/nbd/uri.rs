@@ -94,7 +94,7 @@ impl Uri {
             (true, Some(_)) if !authority.is_empty() => {
                 return Err(wrong("names a host besides a Unix socket"));
             }
-            (true, Some(socket)) => Address::Unix(socket.into()),
+            (true, Some(socket)) => Address::Unix(socket),
             (true, None) => return Err(wrong("names no socket (?socket=PATH)")),
             (false, Some(_)) => return Err(wrong("names a socket, but its scheme is for TCP")),
             (false, None) => tcp(authority).map_err(|why| wrong(&why))?,

@@ -15,7 +15,7 @@ use crate::nbd::Link;
 use crate::nbd::socket::Socket;
 use crate::server::nbd::handshake::{Handshake, Welcome};
 use crate::server::nbd::listen::Listener;
-use crate::server::nbd::server::{Presence, Shared};
+use crate::server::nbd::server::Shared;
 use crate::server::nbd::session::Session;
 
 /// Clients beyond the limit that are told so at the same time; the others are just closed.
@@ -36,12 +36,14 @@ pub(super) fn start(listener: Listener, shared: Arc<Shared>) -> io::Result<JoinH
         shared.gate.stop();
         drop(listener);
         // What was asked is still answered.
-        shared.shutdown(Shutdown::Read);
-        shared.wait_empty(GRACE);
-        shared.shutdown(Shutdown::Both);
+        let guests = Arc::clone(&shared.guests);
+        drop(shared);
+        guests.shutdown(Shutdown::Read);
+        guests.wait_empty(GRACE);
+        guests.shutdown(Shutdown::Both);
         // Only requests that the storage keeps are left, and they end when it lets go.
-        shared.wait_empty(Duration::from_secs(u32::MAX.into()));
-        shared.ended(failure.map(|e| Error::io("accept clients", e)));
+        guests.wait_empty(Duration::from_secs(u32::MAX.into()));
+        guests.ended(failure.map(|e| Error::io("accept clients", e)));
     })
 }
 
@@ -49,10 +51,11 @@ pub(super) fn thread(
     name: &str,
     run: impl FnOnce() + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
-    Builder::new()
-        .name(name.to_owned())
-        .stack_size(STACK)
-        .spawn(run)
+    builder(name).spawn(run)
+}
+
+pub(super) fn builder(name: &str) -> Builder {
+    Builder::new().name(name.to_owned()).stack_size(STACK)
 }
 
 fn accept(listener: &Listener, shared: &Arc<Shared>) -> io::Result<()> {
@@ -61,18 +64,21 @@ fn accept(listener: &Listener, shared: &Arc<Shared>) -> io::Result<()> {
             .sockets()
             .map(|s| PollFd::from_borrowed_fd(s, PollFlags::IN))
             .collect();
-        fds.push(PollFd::from_borrowed_fd(shared.wake.as_fd(), PollFlags::IN));
+        fds.push(PollFd::from_borrowed_fd(
+            shared.guests.wake.as_fd(),
+            PollFlags::IN,
+        ));
         match poll(&mut fds, None) {
             Ok(_) => {}
             Err(Errno::INTR) => continue,
             Err(e) => return Err(e.into()),
         }
-        if shared.gate.is_stopping() || shared.is_over() {
+        if shared.gate.is_stopping() || shared.guests.is_over() {
             return Ok(());
         }
         if fds.last().is_some_and(|f| !f.revents().is_empty()) {
             // The last client left, and another came at once.
-            let _ = rustix::io::read(&shared.wake, &mut [0; 8]);
+            let _ = rustix::io::read(&shared.guests.wake, &mut [0; 8]);
         }
         let ready: Vec<usize> = (0..fds.len() - 1)
             .filter(|&i| !fds[i].revents().is_empty())
@@ -102,7 +108,7 @@ fn is_passing(error: &io::Error) -> bool {
 
 fn welcome(socket: OwnedFd, shared: &Arc<Shared>) {
     let socket = Arc::new(Socket::new(socket));
-    let Some((presence, is_welcome)) = shared.enter(&socket) else {
+    let Some((presence, is_welcome)) = shared.guests.enter(&socket) else {
         return;
     };
     let shared = Arc::clone(shared);
@@ -111,23 +117,28 @@ fn welcome(socket: OwnedFd, shared: &Arc<Shared>) {
         false => Welcome::No,
     };
     // Without a thread the client is closed, which is all that can be done.
-    let _ = thread("nbd-client", move || {
-        meet(socket, &shared, presence, welcome)
+    let number = presence.number;
+    let started = thread("nbd-client", move || {
+        meet(socket, shared, number, welcome);
+        // Last: whoever waits for it may rely on the rest being gone.
+        drop(presence);
     });
+    // Without a thread the client is closed, which is all that can be done.
+    drop(started);
 }
 
 /// One client, from its first word to its last.
-fn meet(socket: Arc<Socket>, shared: &Arc<Shared>, presence: Presence, welcome: Welcome) {
+fn meet(socket: Arc<Socket>, shared: Arc<Shared>, number: u64, welcome: Welcome) {
     let limit = match welcome {
         Welcome::Yes => shared.options.handshake,
         Welcome::No => TURN_AWAY,
     };
     let until = Instant::now().checked_add(limit);
     let mut link = Link::plain(socket);
-    let agreed = Handshake::new(shared, &mut link, until, welcome).run();
+    let agreed = Handshake::new(&shared, &mut link, until, welcome).run();
     // Whatever went wrong, the client is the only one to tell, and it is gone or out of step.
     if let Ok(Some(agreed)) = agreed {
-        shared.used();
-        Session::new(Arc::clone(shared), link, agreed, presence).run();
+        shared.guests.used();
+        Session::new(shared, link, agreed, number).run();
     }
 }

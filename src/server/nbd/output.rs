@@ -134,6 +134,14 @@ pub(super) fn done(headers: Headers, request: &Request) -> Header {
     }
 }
 
+/// A whole reply to a read of no bytes.
+pub(super) fn no_bytes(headers: Headers, request: &Request) -> Header {
+    match headers {
+        Headers::Simple => simple(request, 0),
+        headers => piece(headers, request, chunk::NONE, More::Done, 0),
+    }
+}
+
 /// A chunk of `len` zeroes at `at`.
 pub(super) fn hole(headers: Headers, request: &Request, at: u64, len: u32, more: More) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER + 12);

@@ -62,7 +62,7 @@ impl Session {
             let before = reply.len();
             let len = clamp_len(request.len, usize::MAX);
             if len == 0 {
-                reply.extend(output::done(self.headers, request).bytes());
+                reply.extend(output::no_bytes(self.headers, request).bytes());
                 continue;
             }
             reply.extend(
@@ -91,7 +91,8 @@ impl Session {
 
     fn send_data(&self, request: &Request, at: u64, bytes: &[u8], more: More) -> Result<(), Ended> {
         if bytes.is_empty() {
-            return self.answer(request, Ok(()));
+            let reply = output::no_bytes(self.headers, request);
+            return self.send(&mut [IoSlice::new(reply.bytes())]);
         }
         let header = self.data_header(request, at, bytes.len(), more);
         self.send(&mut [IoSlice::new(header.bytes()), IoSlice::new(bytes)])

@@ -81,6 +81,16 @@ pub(super) struct Shared {
     pub(super) options: Options,
     pub(super) budget: Arc<Budget>,
     pub(super) gate: Arc<Gate>,
+    pub(super) guests: Arc<Guests>,
+}
+
+/// Who is there, and whether the server goes on.  Knows no exports: once the last client is gone
+/// from here, nothing of the server holds a disk any more but its owner.
+#[derive(Debug)]
+pub(super) struct Guests {
+    /// Most of them that may use an export.
+    most: usize,
+    persistence: Persistence,
     clients: Mutex<Clients>,
     changed: Condvar,
     /// Readable once the server is to end, or may.
@@ -103,7 +113,7 @@ struct Clients {
 /// A client that is there, until this is dropped.
 #[derive(Debug)]
 pub(super) struct Presence {
-    shared: Arc<Shared>,
+    guests: Arc<Guests>,
     pub(super) number: u64,
     is_welcome: bool,
 }
@@ -116,10 +126,17 @@ impl Shared {
         exact.or_else(first).cloned()
     }
 
+    pub(super) fn stop(&self) {
+        self.gate.stop();
+        self.guests.rouse();
+    }
+}
+
+impl Guests {
     /// Takes note of a client; `None`: there are so many that it cannot even be told.
     pub(super) fn enter(self: &Arc<Self>, socket: &Arc<Socket>) -> Option<(Presence, bool)> {
         let mut clients = self.clients.lock();
-        let most = self.options.connections.max(1);
+        let most = self.most;
         let is_welcome = clients.welcome < most;
         if !is_welcome && clients.sockets.len() >= most.saturating_add(accept::TURNED_AWAY) {
             return None;
@@ -129,7 +146,7 @@ impl Shared {
         clients.next += 1;
         clients.sockets.insert(number, Arc::clone(socket));
         let presence = Presence {
-            shared: Arc::clone(self),
+            guests: Arc::clone(self),
             number,
             is_welcome,
         };
@@ -144,7 +161,7 @@ impl Shared {
     /// Whether the last client has left a server that was to serve no longer.
     pub(super) fn is_over(&self) -> bool {
         let clients = self.clients.lock();
-        self.options.persistence == Persistence::LastClient && clients.used && clients.welcome == 0
+        self.persistence == Persistence::LastClient && clients.used && clients.welcome == 0
     }
 
     /// Ends the connections, or one direction of them.
@@ -178,22 +195,17 @@ impl Shared {
         // Fails only where it is readable already.
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
-
-    pub(super) fn stop(&self) {
-        self.gate.stop();
-        self.rouse();
-    }
 }
 
 impl Drop for Presence {
     fn drop(&mut self) {
-        let mut clients = self.shared.clients.lock();
+        let mut clients = self.guests.clients.lock();
         clients.sockets.remove(&self.number);
         clients.welcome -= usize::from(self.is_welcome);
-        self.shared.changed.notify_all();
+        self.guests.changed.notify_all();
         drop(clients);
-        if self.shared.is_over() {
-            self.shared.rouse();
+        if self.guests.is_over() {
+            self.guests.rouse();
         }
     }
 }
@@ -237,9 +249,13 @@ impl NbdServer {
             tls: options.tls.clone(),
             budget: Arc::new(Budget::new(options.memory)),
             gate,
-            clients: Mutex::default(),
-            changed: Condvar::new(),
-            wake: eventfd(0, flags).map_err(|e| Error::io("make an eventfd", e.into()))?,
+            guests: Arc::new(Guests {
+                most: options.connections.max(1),
+                persistence: options.persistence,
+                clients: Mutex::default(),
+                changed: Condvar::new(),
+                wake: eventfd(0, flags).map_err(|e| Error::io("make an eventfd", e.into()))?,
+            }),
             options,
         });
         let accepting = accept::start(listener, Arc::clone(&shared))
@@ -283,9 +299,10 @@ impl Server for NbdServer {
     }
 
     fn wait(&self) -> Result<()> {
-        let mut clients = self.shared.clients.lock();
+        let guests = &self.shared.guests;
+        let mut clients = guests.clients.lock();
         while !clients.ended {
-            self.shared.changed.wait(&mut clients);
+            guests.changed.wait(&mut clients);
         }
         clients.failure.take().map_or(Ok(()), Err)
     }

@@ -9,21 +9,22 @@ use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::Scope;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use crate::backend::{Kind, QueueId};
 use crate::error::{Error, Result};
 use crate::nbd::Link;
 use crate::nbd::wire::{Headers, MAX_PAYLOAD, Request, command, errno, flag};
-use crate::server::nbd::accept::thread;
+use crate::server::nbd::accept::builder;
 use crate::server::nbd::budget::Lease;
 use crate::server::nbd::handshake::Agreed;
 use crate::server::nbd::input::Input;
 use crate::server::nbd::output::{self, Output};
 use crate::server::nbd::pipe::Pipe;
-use crate::server::nbd::server::{Presence, Served, Shared};
+use crate::server::nbd::server::{Served, Shared};
 use crate::server::nbd::status::Context;
 use crate::util::align::clamp_len;
 
@@ -67,9 +68,7 @@ pub(super) struct Session {
     /// How many short reads to answer together; 1: the storage is slow.
     batch: AtomicUsize,
     ended: AtomicBool,
-    threads: Mutex<usize>,
-    left: Condvar,
-    _presence: Presence,
+    threads: AtomicUsize,
 }
 
 /// What a thread has read.
@@ -93,14 +92,9 @@ pub(super) struct Tools {
 }
 
 impl Session {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        link: Link,
-        agreed: Agreed,
-        presence: Presence,
-    ) -> Arc<Self> {
-        let number = u32::try_from(presence.number % u64::from(u32::MAX)).unwrap_or(0);
-        Arc::new(Self {
+    pub(super) fn new(shared: Arc<Shared>, link: Link, agreed: Agreed, number: u64) -> Self {
+        let number = u32::try_from(number % u64::from(u32::MAX)).unwrap_or(0);
+        Self {
             shared,
             export: agreed.export,
             headers: agreed.headers,
@@ -113,36 +107,34 @@ impl Session {
             waiting: AtomicUsize::new(0),
             batch: AtomicUsize::new(BATCH),
             ended: AtomicBool::new(false),
-            threads: Mutex::new(1),
-            left: Condvar::new(),
-            _presence: presence,
-        })
+            threads: AtomicUsize::new(1),
+        }
     }
 
     /// Serves until the client leaves; returns when the last thread has.
-    pub(super) fn run(self: &Arc<Self>) {
-        self.work();
-        let mut threads = self.threads.lock();
-        *threads -= 1;
-        while *threads > 0 {
-            self.left.wait(&mut threads);
-        }
+    pub(super) fn run(&self) {
+        std::thread::scope(|scope| self.work(scope, usize::MAX));
         self.link.socket().shutdown(Shutdown::Both);
     }
 
-    fn work(self: &Arc<Self>) {
+    /// One thread's work; ends when `idle` others wait for requests.
+    fn work<'s>(&'s self, scope: &'s Scope<'s, '_>, idle: usize) {
         let mut tools = Tools::default();
-        while !self.ended.load(Ordering::Acquire) {
-            if self.turn(&mut tools).is_err() {
+        while !self.ended.load(Ordering::Acquire) && self.waiting.load(Ordering::SeqCst) < idle {
+            if self.turn(scope, &mut tools).is_err() {
                 self.ended.store(true, Ordering::Release);
-                // Whoever reads or sends returns.
+                // Whoever reads returns.
                 self.link.socket().shutdown(Shutdown::Read);
             }
         }
     }
 
     /// Reads one request and carries it out.
-    fn turn(self: &Arc<Self>, tools: &mut Tools) -> std::result::Result<(), Ended> {
+    fn turn<'s>(
+        &'s self,
+        scope: &'s Scope<'s, '_>,
+        tools: &mut Tools,
+    ) -> std::result::Result<(), Ended> {
         self.waiting.fetch_add(1, Ordering::SeqCst);
         let mut input = self.input.lock();
         self.waiting.fetch_sub(1, Ordering::SeqCst);
@@ -157,7 +149,7 @@ impl Session {
             Job::Reads(requests) if is_fast => self.short_reads(&requests, tools),
             job => {
                 drop(input);
-                self.call_another();
+                self.call_another(scope);
                 match job {
                     Job::Reads(requests) => self.short_reads(&requests, tools),
                     Job::Write(request, bytes) => self.write(&request, &bytes),
@@ -168,32 +160,23 @@ impl Session {
     }
 
     /// Has another thread read on, where none waits to do so and the storage is what all wait for.
-    fn call_another(self: &Arc<Self>) {
+    fn call_another<'s>(&'s self, scope: &'s Scope<'s, '_>) {
         if self.waiting.load(Ordering::SeqCst) > 0 || self.output.senders() > 1 {
             return;
         }
-        let mut threads = self.threads.lock();
-        if *threads >= self.shared.options.depth.max(1) {
+        // Only whoever has just let go of the input comes here: seldom two at once, and one more
+        // does no harm.
+        if self.threads.load(Ordering::SeqCst) >= self.shared.options.depth.max(1) {
             return;
         }
-        let session = Arc::clone(self);
-        let started = thread("nbd-worker", move || {
-            session.assist();
-            *session.threads.lock() -= 1;
-            session.left.notify_all();
+        self.threads.fetch_add(1, Ordering::SeqCst);
+        let started = builder("nbd-worker").spawn_scoped(scope, move || {
+            self.work(scope, IDLE);
+            self.threads.fetch_sub(1, Ordering::SeqCst);
         });
-        // Without it, those that are there do the work.
-        *threads += usize::from(started.is_ok());
-    }
-
-    /// A further thread: ends when there are enough that wait.
-    fn assist(self: &Arc<Self>) {
-        let mut tools = Tools::default();
-        while !self.ended.load(Ordering::Acquire) && self.waiting.load(Ordering::SeqCst) < IDLE {
-            if self.turn(&mut tools).is_err() {
-                self.ended.store(true, Ordering::Release);
-                self.link.socket().shutdown(Shutdown::Read);
-            }
+        if started.is_err() {
+            // Those that are there do the work.
+            self.threads.fetch_sub(1, Ordering::SeqCst);
         }
     }
 

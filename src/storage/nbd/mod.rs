@@ -285,7 +285,7 @@ impl Storage for NbdStorage {
         if buf.is_empty() {
             return Ok(());
         }
-        let end = host.checked_add(len64(buf.len())).unwrap_or(u64::MAX);
+        let end = host.saturating_add(len64(buf.len()));
         self.check_end(&(host..end))?;
         let change = self.extents.change();
         let done = self.write_inside(buf, host);

@@ -13,10 +13,10 @@ const MIB: usize = 1 << 20;
 fn content() -> Vec<u8> {
     let mut bytes = vec![0; 8 * MIB];
     for (index, byte) in bytes[..2 * MIB].iter_mut().enumerate() {
-        *byte = (index % 251) as u8 + 1;
+        *byte = u8::try_from(index % 251).expect("small") + 1;
     }
     for (index, byte) in bytes[5 * MIB..5 * MIB + 70_000].iter_mut().enumerate() {
-        *byte = (index % 241) as u8 + 1;
+        *byte = u8::try_from(index % 241).expect("small") + 1;
     }
     bytes
 }

@@ -13,6 +13,7 @@ use clap::{Parser, Subcommand};
 pub mod amend;
 pub mod backing;
 pub mod bitmap;
+pub mod cache;
 pub mod check;
 pub mod commit;
 pub mod common;

@@ -19,6 +19,7 @@ pub mod copy;
 pub mod device;
 pub mod file;
 mod filesystem;
+pub mod highwater;
 mod lock;
 pub mod memory;
 pub mod mmap;

@@ -31,7 +31,8 @@ mod words;
 mod write;
 
 use command::Outcome;
-use disk::{CacheMode, DiscardMode, Target};
+use crate::cli::cache::{CacheMode, DiscardMode};
+use disk::Target;
 use lines::Lines;
 use prompt::Prompt;
 use report::OutputLost;

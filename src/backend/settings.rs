@@ -8,7 +8,6 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Something that whoever runs the disk should know.
 #[derive(Debug)]
-#[non_exhaustive]
 pub enum Event<'a> {
     /// A request failed for a reason that lies with the host or the image.
     IoError {

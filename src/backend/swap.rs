@@ -121,7 +121,13 @@ impl Backend {
         // `BUSY` together with `CLOSED` says that this was done.
         match before & BUSY != 0 || before & ABSENT != 0 {
             true => Ok(()),
-            false => self.close_chain(&self.chain()),
+            false => {
+                let old = self.chain();
+                let closed = self.close_chain(&old);
+                // Its locks go now, whoever still has the backend.
+                self.install(nothing(&old)?.into());
+                closed
+            }
         }
     }
 

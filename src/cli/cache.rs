@@ -48,4 +48,3 @@ pub enum DiscardMode {
     #[value(alias = "off")]
     Ignore,
 }
-

@@ -10,10 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::Result;
-use crate::storage::mmap::Window;
 use crate::storage::{HostRun, Limits, Storage, Zeroing};
 use crate::util::align::len64;
-use crate::util::range;
 
 /// No mark.
 const NONE: u64 = u64::MAX;
@@ -134,17 +132,6 @@ impl Storage for Watched {
 
     fn reserve(&self, host: Range<u64>) -> Result<()> {
         self.inner.reserve(host)
-    }
-
-    fn window(&self, host: Range<u64>) -> Option<Window> {
-        self.inner.window(host)
-    }
-
-    fn write_mapped(&self, from: &Window, part: Range<u64>, host: u64) -> Result<()> {
-        let end = host.saturating_add(range::len(&part));
-        self.inner.write_mapped(from, part, host)?;
-        self.high.wrote(end);
-        Ok(())
     }
 }
 

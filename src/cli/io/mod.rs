@@ -27,11 +27,11 @@ mod prompt;
 mod read;
 mod report;
 mod session;
-mod words;
+pub(in crate::cli) mod words;
 mod write;
 
-use command::Outcome;
 use crate::cli::cache::{CacheMode, DiscardMode};
+use command::Outcome;
 use disk::Target;
 use lines::Lines;
 use prompt::Prompt;

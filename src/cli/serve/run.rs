@@ -25,7 +25,7 @@ use crate::error::Error;
 #[derive(Debug)]
 pub(super) struct Front {
     pub(super) disks: Vec<Disk>,
-    pub(super) server: Box<dyn Server>,
+    pub(super) server: Arc<dyn Server>,
     pub(super) events: Events,
     /// What is removed at the end: the control socket, the file with the process id.
     pub(super) files: Mutex<Vec<Removed>>,
@@ -56,7 +56,7 @@ impl Front {
 pub(super) fn run(
     args: &Args,
     globals: &Globals,
-    start: impl FnOnce(Vec<Export>) -> anyhow::Result<Box<dyn Server>>,
+    start: impl FnOnce(Vec<Export>) -> anyhow::Result<Arc<dyn Server>>,
 ) -> anyhow::Result<Exit> {
     signal::catch()?;
     let signals = Signals::new()?;

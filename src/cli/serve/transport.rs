@@ -1,5 +1,7 @@
 //! The servers there are: their arguments, and how each is started.
 
+use std::sync::Arc;
+
 use super::{Export, Server, usage};
 
 /// Which server, and what only that one needs.
@@ -10,6 +12,6 @@ pub struct TransportArgs {}
 ///
 /// # Errors
 /// A usage error where none was named; those of the server.
-pub fn start(_args: &super::Args, _exports: Vec<Export>) -> anyhow::Result<Box<dyn Server>> {
+pub fn start(_args: &super::Args, _exports: Vec<Export>) -> anyhow::Result<Arc<dyn Server>> {
     Err(usage("no server was named"))
 }

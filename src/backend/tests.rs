@@ -542,3 +542,42 @@ fn pauses_and_stops_under_load_lose_no_write() {
     assert_eq!(totals.operations, 128);
     assert!(totals.failed > 0);
 }
+
+#[test]
+fn a_flush_that_failed_is_told_of_and_never_made_again_in_silence() {
+    let settings = Settings {
+        policy: Policy {
+            on_read: OnError::Stop,
+            on_write: OnError::Stop,
+        },
+        ..Settings::default()
+    };
+    let (backend, storage) = recorded(&[0; 4096], settings);
+    storage.inject(fault(Op::Sync, libc::EIO));
+    let error = backend.submit(QUEUE, Request::Flush);
+    assert_eq!(error.expect_err("is told").errno(), libc::EIO);
+    assert_eq!(backend.run_state(), RunState::Stopped);
+    backend.resume();
+    // A write with FUA is made again, and the next flush says what was lost.
+    storage.inject(fault(Op::Sync, libc::EIO));
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let request = Request::Write {
+                at: 0,
+                buf: &[1; 512],
+                fua: true,
+            };
+            backend.submit(QUEUE, request)
+        });
+        while backend.run_state() != RunState::Stopped {
+            std::thread::yield_now();
+        }
+        storage.heal();
+        backend.resume();
+        writer.join().expect("ends").expect("is made again");
+    });
+    let error = backend.submit(QUEUE, Request::Flush).expect_err("is told");
+    assert!(error.message().contains("lost"), "{error}");
+    backend.resume();
+    backend.submit(QUEUE, Request::Flush).expect("but once");
+}

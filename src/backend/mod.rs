@@ -402,7 +402,9 @@ impl Backend {
     /// failed is never held, whatever the policy: its client is told.
     pub fn complete(&self, ticket: Ticket, result: Result<()>) -> Verdict {
         let kind = ticket.shape.kind;
-        let (time, age) = (ticket.begun.elapsed(), self.made.elapsed());
+        let now = Instant::now();
+        let time = now.saturating_duration_since(ticket.begun);
+        let age = now.saturating_duration_since(self.made);
         let account = &ticket.lane.queue.account;
         account.done(kind, ticket.shape.len(), time, result.is_ok(), age);
         self.look_at_mark(&ticket);

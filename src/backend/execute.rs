@@ -39,6 +39,10 @@ pub(super) fn run(
             })?;
             *fua
         }
+        Request::Compress { at, buf } => {
+            chain.write_compressed(buf, *at)?;
+            false
+        }
         Request::Zero {
             range,
             how,

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::util::align::{clamp_len, len64};
 
 pub mod aligned;
@@ -134,4 +134,35 @@ pub fn zero_or_write(storage: &dyn Storage, host: Range<u64>, how: Zeroing) -> R
         at += len64(len);
     }
     Ok(())
+}
+
+/// Makes the object hold `len` zero bytes, whatever it held.  Of a block device, which has a length
+/// of its own, only the first `len` bytes are zeroed.
+///
+/// # Errors
+/// The host's; `NoSpace` for a device that is shorter.
+pub fn start_over(storage: &dyn Storage, len: u64) -> Result<()> {
+    match storage.set_len(0) {
+        Err(e) if e.kind() == ErrorKind::Unsupported => {
+            has_room(storage, len)?;
+            zero_or_write(storage, 0..len, Zeroing::MayUnmap)
+        }
+        Err(e) => Err(e),
+        Ok(()) => storage.set_len(len),
+    }
+}
+
+/// Refuses a device that is shorter than `len` bytes.
+///
+/// # Errors
+/// `NoSpace`.
+pub fn has_room(storage: &dyn Storage, len: u64) -> Result<()> {
+    match storage.size() {
+        size if size < len => Err(Error::new(
+            ErrorKind::NoSpace,
+            format!("the device has {size} bytes, and {len} are needed"),
+        )
+        .at_opt(storage.path())),
+        _ => Ok(()),
+    }
 }

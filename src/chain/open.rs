@@ -13,6 +13,7 @@ use crate::image::options::OptionValues;
 use crate::image::snapshot::Pick;
 use crate::image::{Backing, Driver, Image, probe};
 use crate::nbd::uri::is_uri;
+use crate::storage::highwater::{HighWater, Watched};
 use crate::storage::open::{Access, StorageOptions, adopt, open_file, open_uri};
 use crate::util::grace::Grace;
 use crate::util::text::printable;
@@ -73,6 +74,8 @@ pub struct ChainOptions {
     pub snapshot: Option<Pick>,
     /// Format options as typed (`K=V,..`), checked against the top layer's format.
     pub values: Vec<String>,
+    /// Who is told how far into the top layer's file is written.
+    pub high_water: Option<Arc<HighWater>>,
 }
 
 impl ChainOptions {
@@ -160,6 +163,7 @@ struct How<'a> {
     purpose: Purpose,
     snapshot: Option<&'a Pick>,
     values: &'a [String],
+    high_water: Option<&'a Arc<HighWater>>,
 }
 
 impl Walk<'_> {
@@ -173,6 +177,7 @@ impl Walk<'_> {
             purpose: self.options.purpose,
             snapshot: self.options.snapshot.as_ref(),
             values: &self.options.values,
+            high_water: self.options.high_water.as_ref(),
         };
         self.layer(look(path, how.storage.access)?, &how)
     }
@@ -204,6 +209,7 @@ impl Walk<'_> {
             purpose: Purpose::default(),
             snapshot: None,
             values: &[],
+            high_water: None,
         };
         let mut refusal: Option<Error> = None;
         for name in &backing.names {
@@ -282,7 +288,7 @@ impl Walk<'_> {
             Some(_) => how.stated,
             None => how.probed,
         };
-        let (namer, storage) = match found {
+        let (namer, mut storage) = match found {
             Found::File { file, path } => {
                 let namer = Namer::new(&file, &path, trust)?;
                 (namer, adopt(file, &path, &how.storage)?)
@@ -292,6 +298,9 @@ impl Walk<'_> {
                 (Namer::remote(&uri, trust), storage)
             }
         };
+        if let Some(high) = how.high_water {
+            storage = Arc::new(Watched::new(storage, Arc::clone(high)));
+        }
         let path = &namer.path.clone();
         let driver = match how.format {
             Some(driver) => driver,

@@ -7,7 +7,7 @@ use vdtool::nbd::wire::{Headers, OPTION, answer, can, info, option, put_string};
 use vdtool::server::nbd::{Listen, Options, Persistence, start};
 
 use super::wire::{Raw, wanted};
-use super::{Serving, export, lasting, until};
+use super::{Serving, export, is_served, lasting, until};
 use crate::util::{Seeded, scratch};
 
 #[test]
@@ -172,11 +172,7 @@ fn clients_beyond_the_limit_are_told_so_and_the_others_go_on() {
     let crowd: Vec<_> = (0..200).map(|_| Raw::silent(&serving.socket)).collect();
     assert_eq!(first.call(0, 0, 0, 5000).data, [7; 5000]);
     drop((second, crowd));
-    until("there is room again", || {
-        let mut raw = Raw::connect(&serving.socket);
-        raw.option(option::INFO, &wanted("", &[]));
-        raw.answer(option::INFO).kind == answer::INFO
-    });
+    until("there is room again", || is_served(&serving.socket));
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod handshake;
 mod hostile;
 mod peers;
 mod requests;
+mod serve;
 mod tls;
 mod wire;
 
@@ -113,6 +114,12 @@ impl Drop for Peer {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Whether a further client gets what it wants.
+pub(super) fn is_served(socket: &Path) -> bool {
+    let options = vdtool::storage::nbd::Options::new(vdtool::storage::open::Access::Read);
+    vdtool::storage::nbd::open(&uri(socket, ""), &options).is_ok()
 }
 
 /// Waits until something holds; panics where it does not for long.

@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! util      sizes, alignment, ranges, on-disk words
+//! nbd       the NBD protocol: wire, URIs, sockets, TLS
 //! storage   host bytes: files, block devices, memory
 //! image     one layer: where a format keeps its guest bytes
 //! formats   one entry per format, and the registry
@@ -45,6 +46,7 @@ pub mod copy;
 pub mod error;
 pub mod formats;
 pub mod image;
+pub mod nbd;
 pub mod server;
 pub mod storage;
 pub mod util;

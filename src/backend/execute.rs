@@ -1,21 +1,42 @@
 //! Carrying out a request on a chain.
 
-use crate::backend::{Durability, Fallback, Request, Settings};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::backend::{DetectZeroes, Discard, Durability, Fallback, Request, Settings};
 use crate::chain::Chain;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::Zeroing;
 use crate::util::align::{clamp_len, len64};
+use crate::util::buf::is_zero;
 
 /// Runs one request to its end.
-pub(super) fn run(chain: &Chain, request: &mut Request<'_>, settings: &Settings) -> Result<()> {
+///
+/// A flush that fails as a part of another request is noted in `lost`: that request may be made
+/// again, and what was written before it must not pass for durable at the next flush.
+pub(super) fn run(
+    chain: &Chain,
+    request: &mut Request<'_>,
+    settings: &Settings,
+    lost: &AtomicBool,
+) -> Result<()> {
     let step = clamp_len(u64::from(settings.max_transfer), usize::MAX);
     let fua = match request {
         Request::Read { at, buf } => {
             return pieces(*at, buf.chunks_mut(step), |at, buf| chain.read_at(buf, at));
         }
-        Request::Flush => return flush(chain, settings),
-        Request::Discard { range } => return chain.discard(range.clone()),
+        Request::Flush => {
+            flush(chain, settings)?;
+            return match lost.swap(false, Ordering::SeqCst) {
+                true => Err(was_lost(chain)),
+                false => Ok(()),
+            };
+        }
+        Request::Discard { range } => return discard(chain, range, settings),
         Request::Write { at, buf, fua } => {
-            pieces(*at, buf.chunks(step), |at, buf| chain.write_at(buf, at))?;
+            pieces(*at, buf.chunks(step), |at, buf| {
+                write(chain, buf, at, settings)
+            })?;
             *fua
         }
         Request::Compress { at, buf } => {
@@ -28,16 +49,49 @@ pub(super) fn run(chain: &Chain, request: &mut Request<'_>, settings: &Settings)
             fallback,
             fua,
         } => {
+            let how = allowed(*how, settings);
             match fallback {
-                Fallback::Write => chain.zero(range.clone(), *how)?,
-                Fallback::Refuse => chain.zero_fast(range.clone(), *how)?,
+                Fallback::Write => chain.zero(range.clone(), how)?,
+                Fallback::Refuse => chain.zero_fast(range.clone(), how)?,
             }
             *fua
         }
     };
     match fua || settings.durability == Durability::EveryWrite {
-        true => flush(chain, settings),
+        true => flush(chain, settings).inspect_err(|_| lost.store(true, Ordering::SeqCst)),
         false => Ok(()),
+    }
+}
+
+fn was_lost(chain: &Chain) -> Error {
+    let text = "an earlier flush failed: what was written before it may be lost";
+    Error::new(ErrorKind::Io, text).at_opt(chain.top().storage().path())
+}
+
+fn write(chain: &Chain, buf: &[u8], at: u64, settings: &Settings) -> Result<()> {
+    let how = match settings.detect_zeroes {
+        DetectZeroes::Off => return chain.write_at(buf, at),
+        DetectZeroes::KeepSpace => Zeroing::KeepSpace,
+        DetectZeroes::MayUnmap => allowed(Zeroing::MayUnmap, settings),
+    };
+    match is_zero(buf) {
+        true => chain.zero(at..at + len64(buf.len()), how),
+        false => chain.write_at(buf, at),
+    }
+}
+
+fn discard(chain: &Chain, range: &Range<u64>, settings: &Settings) -> Result<()> {
+    match settings.discard {
+        Discard::Unmap => chain.discard(range.clone()),
+        Discard::Ignore => Ok(()),
+    }
+}
+
+/// What zeroing may do with the space, where discards do nothing.
+fn allowed(how: Zeroing, settings: &Settings) -> Zeroing {
+    match settings.discard {
+        Discard::Unmap => how,
+        Discard::Ignore => Zeroing::KeepSpace,
     }
 }
 

@@ -1,10 +1,9 @@
 //! From a path to a chain: formats, the layers below, and the policy for files an image names.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::chain::reference::{Confined, FileId, Namer, Trust};
+use crate::chain::reference::{Confined, FileId, Found, Namer, Trust};
 use crate::chain::{Base, Chain, MAX_LAYERS};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::formats::refused::REFUSED;
@@ -13,7 +12,9 @@ use crate::image::open::{OpenOptions, Purpose, WriteOrder};
 use crate::image::options::OptionValues;
 use crate::image::snapshot::Pick;
 use crate::image::{Backing, Driver, Image, probe};
-use crate::storage::open::{Access, StorageOptions, adopt, open_file};
+use crate::nbd::uri::is_uri;
+use crate::storage::highwater::{HighWater, Watched};
+use crate::storage::open::{Access, StorageOptions, adopt, open_file, open_uri};
 use crate::util::grace::Grace;
 use crate::util::text::printable;
 
@@ -63,6 +64,8 @@ pub struct ChainOptions {
     pub follow: Follow,
     /// Which files an image may make us open.
     pub references: References,
+    /// NBD URIs that an image may name; others are not followed, whatever `references` says.
+    pub remotes: Vec<String>,
     /// Whether the top layer's metadata waits for its data.
     pub order: WriteOrder,
     /// Why the top layer is opened.
@@ -73,6 +76,8 @@ pub struct ChainOptions {
     pub data_file: Option<PathBuf>,
     /// Format options as typed (`K=V,..`), checked against the top layer's format.
     pub values: Vec<String>,
+    /// Who is told how far into the top layer's file is written.
+    pub high_water: Option<Arc<HighWater>>,
 }
 
 impl ChainOptions {
@@ -161,6 +166,7 @@ struct How<'a> {
     snapshot: Option<&'a Pick>,
     data_file: Option<&'a Path>,
     values: &'a [String],
+    high_water: Option<&'a Arc<HighWater>>,
 }
 
 impl Walk<'_> {
@@ -175,8 +181,9 @@ impl Walk<'_> {
             snapshot: self.options.snapshot.as_ref(),
             data_file: self.options.data_file.as_deref(),
             values: &self.options.values,
+            high_water: self.options.high_water.as_ref(),
         };
-        self.layer(open_file(path, how.storage.access)?, path, &how)
+        self.layer(look(path, how.storage.access)?, &how)
     }
 
     /// What the last layer says lies below it.
@@ -207,6 +214,7 @@ impl Walk<'_> {
             snapshot: None,
             data_file: None,
             values: &[],
+            high_water: None,
         };
         let mut refusal: Option<Error> = None;
         for name in &backing.names {
@@ -245,9 +253,19 @@ impl Walk<'_> {
         backing: &Backing,
         how: &How<'_>,
     ) -> Result<Layer> {
-        let found = above.open(name, "backing file", Access::Read, &self.options.references)?;
-        let id = FileId::of_file(&found.file).at(&found.path)?;
-        if let Some(same) = self.layers.iter().find(|l| l.namer.id == id) {
+        let (references, remotes) = (&self.options.references, &self.options.remotes);
+        let found = above.open(name, "backing file", Access::Read, references, remotes)?;
+        let is_same: Box<dyn Fn(&Namer) -> bool> = match &found {
+            Found::File { file, path } => {
+                let id = FileId::of_file(file).at(path)?;
+                Box::new(move |namer| namer.id == Some(id))
+            }
+            Found::Remote { uri } => {
+                let uri = uri.clone();
+                Box::new(move |namer| namer.path == uri)
+            }
+        };
+        if let Some(same) = self.layers.iter().find(|l| is_same(&l.namer)) {
             let text = format!(
                 "names '{}' as its backing file: a cycle, since that is {}, above it in the chain",
                 printable(name),
@@ -255,7 +273,7 @@ impl Walk<'_> {
             );
             return Err(Error::corrupt(text).at(&above.path));
         }
-        let layer = self.layer(found.file, &found.path, how)?;
+        let layer = self.layer(found, how)?;
         match (backing.identity, layer.image.identity()) {
             (Some(wanted), is) if !wanted.is_nil() && is != Some(wanted) => {
                 let is = is.map_or("none".to_owned(), |is| is.to_string());
@@ -270,13 +288,25 @@ impl Walk<'_> {
         }
     }
 
-    fn layer(&self, file: File, path: &Path, how: &How<'_>) -> Result<Layer> {
+    fn layer(&self, found: Found, how: &How<'_>) -> Result<Layer> {
         let trust = match how.format {
             Some(_) => how.stated,
             None => how.probed,
         };
-        let namer = Namer::new(&file, path, trust)?;
-        let storage = adopt(file, path, &how.storage)?;
+        let (namer, mut storage) = match found {
+            Found::File { file, path } => {
+                let namer = Namer::new(&file, &path, trust)?;
+                (namer, adopt(file, &path, &how.storage)?)
+            }
+            Found::Remote { uri } => {
+                let storage = open_uri(&uri, how.storage.access)?;
+                (Namer::remote(&uri, trust), storage)
+            }
+        };
+        if let Some(high) = how.high_water {
+            storage = Arc::new(Watched::new(storage, Arc::clone(high)));
+        }
+        let path = &namer.path.clone();
         let driver = match how.format {
             Some(driver) => driver,
             None => probe::probe(DRIVERS, REFUSED, &*storage).at(path)?,
@@ -284,6 +314,7 @@ impl Walk<'_> {
         let companions = Confined {
             namer: namer.clone(),
             references: self.options.references.clone(),
+            remotes: self.options.remotes.clone(),
             storage: how.storage,
             stand_in: how.data_file.map(Path::to_owned),
         };
@@ -309,6 +340,18 @@ impl Walk<'_> {
             return Err(Error::unsupported(text).at(path));
         }
         Ok(Layer { image, namer })
+    }
+}
+
+/// Opens what the user named, without looking at its content.
+fn look(path: &Path, access: Access) -> Result<Found> {
+    let path = path.to_owned();
+    match is_uri(&path) {
+        true => Ok(Found::Remote { uri: path }),
+        false => Ok(Found::File {
+            file: open_file(&path, access)?,
+            path,
+        }),
     }
 }
 

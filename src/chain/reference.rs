@@ -17,8 +17,9 @@ use rustix::io::Errno;
 use crate::chain::open::References;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::image::open::Companions;
+use crate::nbd::uri::is_uri;
 use crate::storage::Storage;
-use crate::storage::open::{Access, StorageOptions, adopt, check_kind, open_file};
+use crate::storage::open::{Access, StorageOptions, adopt, check_kind, open_file, open_uri};
 use crate::util::text::printable;
 
 /// What a file is, whatever it is called.
@@ -63,12 +64,12 @@ pub(super) enum Trust {
 /// An open image, as the one that names other files.
 #[derive(Debug, Clone)]
 pub(super) struct Namer {
-    /// As messages show it.
+    /// As messages show it; the URI of one that a server has.
     pub(super) path: PathBuf,
     /// How far its names are believed.
     pub(super) trust: Trust,
-    /// Which file it is.
-    pub(super) id: FileId,
+    /// Which file it is; `None`: a server has it.
+    pub(super) id: Option<FileId>,
     owner: u32,
 }
 
@@ -80,11 +81,13 @@ struct Place {
     shown: PathBuf,
 }
 
-/// A file that an image names.
+/// What an image names.
 #[derive(Debug)]
-pub(super) struct Found {
-    pub(super) file: File,
-    pub(super) path: PathBuf,
+pub(super) enum Found {
+    /// A file or a device.
+    File { file: File, path: PathBuf },
+    /// What a server has.
+    Remote { uri: PathBuf },
 }
 
 impl Namer {
@@ -98,16 +101,26 @@ impl Namer {
         Ok(Self {
             path: path.to_owned(),
             trust,
-            id: FileId::of(&metadata),
+            id: Some(FileId::of(&metadata)),
             owner: metadata.uid(),
         })
+    }
+
+    /// For an image that a server has.
+    pub(super) fn remote(uri: &Path, trust: Trust) -> Self {
+        Self {
+            path: uri.to_owned(),
+            trust,
+            id: None,
+            owner: 0,
+        }
     }
 
     fn place(&self) -> Result<Place> {
         let path = &self.path;
         let look = |e| Error::io("find the directory of the image", e).at(path);
         let real = std::fs::canonicalize(path).map_err(look)?;
-        if FileId::of(&std::fs::metadata(&real).map_err(look)?) != self.id {
+        if Some(FileId::of(&std::fs::metadata(&real).map_err(look)?)) != self.id {
             return Err(Error::new(ErrorKind::Io, "was replaced while it was open").at(path));
         }
         let linked = std::fs::symlink_metadata(path).map_err(look)?.is_symlink();
@@ -135,6 +148,7 @@ impl Namer {
         what: &str,
         access: Access,
         references: &References,
+        remotes: &[String],
     ) -> Result<Found> {
         if self.trust == Trust::None {
             return Err(self.denied(
@@ -142,6 +156,12 @@ impl Namer {
                 what,
                 "but its own format was guessed, so that is not opened (--backing-format says it)",
             ));
+        }
+        if is_uri(Path::new(name)) {
+            return self.open_remote(name, what, remotes);
+        }
+        if self.id.is_none() {
+            return self.open_from_remote(name, what, access, references);
         }
         let place = self.place()?;
         let path = place.shown.join(name);
@@ -152,7 +172,47 @@ impl Namer {
                 None => self.open_confined(&place, name, what, access)?,
             },
         };
-        Ok(Found { file, path })
+        Ok(Found::File { file, path })
+    }
+
+    /// A URI in an image is followed only where the user named that very URI: a server is asked
+    /// things, and may be anywhere.
+    fn open_remote(&self, name: &str, what: &str, remotes: &[String]) -> Result<Found> {
+        match remotes.iter().any(|allowed| allowed == name) {
+            true => Ok(Found::Remote { uri: name.into() }),
+            false => {
+                let why = format!(
+                    "and servers are asked only where the user names them (--allow-ref '{}' \
+                     allows it)",
+                    printable(name)
+                );
+                Err(self.denied(name, what, &why))
+            }
+        }
+    }
+
+    /// An image that a server has lies in no directory of this host.
+    fn open_from_remote(
+        &self,
+        name: &str,
+        what: &str,
+        access: Access,
+        references: &References,
+    ) -> Result<Found> {
+        let path = Path::new(name);
+        let listed = match references {
+            References::Any => true,
+            References::Confined { allowed } => allowed.iter().any(|a| a == path),
+        };
+        if !path.is_absolute() || !listed {
+            let why = "while the image itself is at a server (allowed: an absolute name that \
+                       --allow-ref names too)";
+            return Err(self.denied(name, what, why));
+        }
+        Ok(Found::File {
+            file: open_file(path, access)?,
+            path: path.to_owned(),
+        })
     }
 
     fn open_confined(&self, place: &Place, name: &str, what: &str, access: Access) -> Result<File> {
@@ -281,6 +341,7 @@ fn beneath_by_hand(
 pub(super) struct Confined {
     pub(super) namer: Namer,
     pub(super) references: References,
+    pub(super) remotes: Vec<String>,
     pub(super) storage: StorageOptions,
     /// Opened in place of what the image names.
     pub(super) stand_in: Option<PathBuf>,
@@ -292,12 +353,23 @@ impl Companions for Confined {
             return crate::storage::open::open(path, &self.storage);
         }
         let access = self.storage.access;
-        let found = self.namer.open(name, what, access, &self.references)?;
-        if FileId::of_file(&found.file).at(&found.path)? == self.namer.id {
+        let found = self
+            .namer
+            .open(name, what, access, &self.references, &self.remotes)?;
+        let itself = || {
             let text = format!("names itself as its {what}");
-            return Err(Error::corrupt(text).at(&self.namer.path));
+            Err(Error::corrupt(text).at(&self.namer.path))
+        };
+        match found {
+            Found::Remote { uri } if uri == self.namer.path => itself(),
+            Found::Remote { uri } => open_uri(&uri, access),
+            Found::File { file, path } => {
+                if Some(FileId::of_file(&file).at(&path)?) == self.namer.id {
+                    return itself();
+                }
+                adopt(file, &path, &self.storage)
+            }
         }
-        adopt(found.file, &found.path, &self.storage)
     }
 }
 

@@ -2,14 +2,20 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::chain::Chain;
 use crate::error::{Error, Result};
+use crate::formats::qcow2;
+use crate::image::Driver;
 use crate::image::create::CreateBacking;
+use crate::nbd::uri::is_uri;
 
 /// The absolute path of the directory of `file`, without symbolic links.
 pub(super) fn directory(file: &Path) -> Result<PathBuf> {
     let parent = match file.parent() {
+        // What a server has lies in no directory; names are then as they were typed.
+        _ if is_uri(file) => Path::new("."),
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
@@ -24,6 +30,34 @@ pub(super) fn clean(path: &Path) -> PathBuf {
     }
 }
 
+/// Where the image below a new one is: an absolute path, or an NBD URI as it is.
+pub(super) fn locate(home: &Path, name: &str) -> PathBuf {
+    match is_uri(Path::new(name)) {
+        true => name.into(),
+        false => clean(&home.join(name)),
+    }
+}
+
+/// When the image below was last changed; of one that a server has nobody knows.
+pub(super) fn modified(absolute: &Path) -> std::io::Result<SystemTime> {
+    match is_uri(absolute) {
+        true => Ok(SystemTime::UNIX_EPOCH),
+        false => std::fs::metadata(absolute).and_then(|m| m.modified()),
+    }
+}
+
+/// Refuses a URI as the name of the image below, in formats that know only files.
+pub(super) fn refuse_uri(driver: &Driver, name: &str) -> Result<()> {
+    match is_uri(Path::new(name)) && driver.name != qcow2::DRIVER.name {
+        true => Err(Error::unsupported(format!(
+            "images of format '{}' can name only files as their backing image (allowed for NBD \
+             URIs: qcow2)",
+            driver.name
+        ))),
+        false => Ok(()),
+    }
+}
+
 /// Refuses to replace an image that the new one is to lie upon.
 pub(super) fn refuse_itself(file: &Path, below: &Path) -> Result<()> {
     let identity = |path| std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
@@ -34,8 +68,11 @@ pub(super) fn refuse_itself(file: &Path, below: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The way from `directory` to `path`; both are absolute.
+/// The way from `directory` to `path`; both are absolute.  A URI is its own way.
 pub(super) fn relative(directory: &Path, path: &Path) -> PathBuf {
+    if is_uri(path) {
+        return path.to_owned();
+    }
     let path: PathBuf = path.components().collect();
     let shared = directory
         .components()
@@ -56,7 +93,7 @@ pub(super) fn describe(
     absolute: &Path,
     chain: &Chain,
 ) -> Result<CreateBacking> {
-    let modified = std::fs::metadata(absolute).and_then(|m| m.modified());
+    let modified = modified(absolute);
     Ok(CreateBacking {
         name: name.to_owned(),
         relative: relative(home, absolute),

@@ -11,6 +11,7 @@ use crate::cli::convert::Cache;
 use crate::cli::{Globals, exit};
 use crate::formats;
 use crate::image::Driver;
+use crate::nbd::uri::is_uri;
 use crate::storage::open::{Access, Caching, Sharing, StorageOptions};
 use crate::util::size;
 
@@ -63,8 +64,8 @@ pub struct OpenArgs {
     /// Read even where another process has the image open for writing.
     #[arg(short = 'U', long)]
     pub force_share: bool,
-    /// Let images name this file, or any file, as backing file; repeatable.
-    #[arg(long, value_name = "PATH|any")]
+    /// Let images name this file, or any file, or this NBD URI, as backing file; repeatable.
+    #[arg(long, value_name = "PATH|any|URI")]
     pub allow_ref: Vec<PathBuf>,
     /// Format of a backing file whose format is not recorded.
     #[arg(long, value_name = "FMT", value_parser = parse_driver)]
@@ -84,6 +85,13 @@ pub struct OpenArgs {
 }
 
 impl OpenArgs {
+    /// The NBD URIs among what images may name.
+    fn remotes(&self) -> Vec<String> {
+        let uris = self.allow_ref.iter().filter(|path| is_uri(path));
+        uris.filter_map(|path| Some(path.to_str()?.to_owned()))
+            .collect()
+    }
+
     /// As [`OpenArgs::plan`], with the page cache used as `cache` says.
     ///
     /// # Errors
@@ -146,6 +154,7 @@ impl OpenArgs {
             format,
             backing_format: self.backing_format,
             references,
+            remotes: self.remotes(),
             values: self.open_options.clone(),
             ..ChainOptions::default()
         })
@@ -172,7 +181,10 @@ pub fn target_driver(
     file: &Path,
     globals: &Globals,
 ) -> &'static Driver {
-    let extension = || file.extension().and_then(OsStr::to_str);
+    let extension = || match is_uri(file) {
+        true => None,
+        false => file.extension().and_then(OsStr::to_str),
+    };
     if let Some(driver) = format.or_else(|| extension().and_then(formats::by_extension)) {
         return driver;
     }

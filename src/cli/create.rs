@@ -7,7 +7,9 @@ use std::time::SystemTime;
 
 use crate::chain::{self, Chain};
 use crate::cli::Globals;
-use crate::cli::backing::{clean, directory, refuse_itself, relative};
+use crate::cli::backing::{
+    clean, directory, locate, modified, refuse_itself, refuse_uri, relative,
+};
 use crate::cli::common::{OpenArgs, parse_driver, parse_size, print, target_driver};
 use crate::cli::exit::{Exit, usage};
 use crate::cli::interrupt::{self, Interruptible};
@@ -122,7 +124,10 @@ fn plan(args: &Args, file: &Path, globals: &Globals) -> anyhow::Result<Plan> {
         OptionValues::parse(creator.options, driver.name, texts).map_err(|e| usage(e.at(file)))?;
     let backing = match &wanted.backing {
         None => None,
-        Some(name) => Some(backing(args, file, name, &wanted, globals)?),
+        Some(name) => {
+            refuse_uri(driver, name).map_err(|e| e.at(file))?;
+            Some(backing(args, file, name, &wanted, globals)?)
+        }
     };
     let Some(size) = wanted.size.or(backing.as_ref().map(|b| b.virtual_size)) else {
         return Err(usage(format!(
@@ -199,9 +204,9 @@ fn backing(
     globals: &Globals,
 ) -> anyhow::Result<CreateBacking> {
     let home = directory(file)?;
-    let absolute = clean(&home.join(name));
+    let absolute = locate(&home, name);
     refuse_itself(file, &absolute)?;
-    let modified = std::fs::metadata(&absolute).and_then(|m| m.modified());
+    let modified = modified(&absolute);
     let relative = relative(&home, &absolute);
     let name = name.to_owned();
     if args.backing_unsafe {

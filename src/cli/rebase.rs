@@ -113,6 +113,9 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
 fn keep(args: &Args, globals: &Globals) -> anyhow::Result<()> {
     let mut chain = chain::open::open(&args.file, &args.plan(args.format, Access::Write)?)?;
     relink_of(&mut chain).map_err(|e| e.at(&args.file))?;
+    if let Some(name) = args.backing() {
+        backing::refuse_uri(chain.top().driver(), name).map_err(|e| e.at(&args.file))?;
+    }
     let below = match args.backing() {
         Some(name) => Some(below(args, name, globals)?),
         None => None,
@@ -146,9 +149,10 @@ fn name_only(args: &Args) -> anyhow::Result<()> {
                 ));
             };
             let home = backing::directory(&args.file)?;
-            let absolute = backing::clean(&home.join(name));
+            let absolute = backing::locate(&home, name);
+            backing::refuse_uri(chain.top().driver(), name).map_err(|e| e.at(&args.file))?;
             refuse_itself(&args.file, &absolute)?;
-            let modified = std::fs::metadata(&absolute).and_then(|m| m.modified());
+            let modified = backing::modified(&absolute);
             Some(CreateBacking {
                 name: name.to_owned(),
                 relative: backing::relative(&home, &absolute),
@@ -197,7 +201,7 @@ struct Below {
 
 fn below(args: &Args, name: &str, globals: &Globals) -> anyhow::Result<Below> {
     let home = backing::directory(&args.file)?;
-    let absolute = backing::clean(&home.join(name));
+    let absolute = backing::locate(&home, name);
     refuse_itself(&args.file, &absolute)?;
     let options = args.plan(args.new_backing_format, Access::Read)?;
     let chain = chain::open::open(&absolute, &options)?;

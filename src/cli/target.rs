@@ -11,6 +11,7 @@ use std::sync::Arc;
 use tempfile::TempPath;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::nbd::uri::is_uri;
 use crate::storage::Storage;
 use crate::storage::open::{Access, StorageOptions, open};
 
@@ -37,6 +38,8 @@ pub enum Existing {
     File(Metadata),
     /// A block device.
     Device(Metadata),
+    /// What a server has, as an NBD URI names it.
+    Remote,
 }
 
 /// A new image on its way to its name, with the owner and mode of the file it is to replace.
@@ -60,6 +63,9 @@ pub struct Target {
 /// # Errors
 /// The host's; `Invalid` for what is neither a regular file nor a block device.
 pub fn look(given: &Path) -> Result<(PathBuf, Existing)> {
+    if is_uri(given) {
+        return Ok((given.to_owned(), Existing::Remote));
+    }
     let path = follow(given)?;
     let found = match std::fs::metadata(&path) {
         Ok(found) => found,
@@ -93,7 +99,7 @@ impl Target {
     pub fn begin(given: &Path) -> Result<Self> {
         let (path, existing) = look(given)?;
         let (temp, lock) = match &existing {
-            Existing::Device(_) => (None, None),
+            Existing::Device(_) | Existing::Remote => (None, None),
             Existing::Nothing => (Some(beside(&path, 0o666)?), None),
             Existing::File(old) => {
                 let options = StorageOptions {
@@ -130,7 +136,7 @@ impl Target {
         matches!(self.existing, Existing::File(_))
     }
 
-    /// Whether what is written goes straight to a device, which holds anything before.
+    /// Whether what is written goes straight to a device or a server, which holds anything before.
     pub fn in_place(&self) -> bool {
         self.temp.is_none()
     }
@@ -146,6 +152,13 @@ impl Target {
     /// # Errors
     /// The host's; then the name still stands for what it stood for before.
     pub fn commit(mut self, durable: Durable) -> Result<()> {
+        if let Existing::Remote = self.existing {
+            let options = StorageOptions {
+                access: Access::Write,
+                ..StorageOptions::default()
+            };
+            return open(&self.path, &options)?.sync();
+        }
         let Some(temp) = self.temp.take() else {
             return sync(&self.path).map_err(|e| Error::io("sync", e).at(&self.given));
         };
@@ -203,7 +216,11 @@ fn place_new(temp: TempPath, path: &Path) -> std::result::Result<(), tempfile::P
 /// # Errors
 /// The host's.
 pub fn unnamed_beside(given: &Path, options: &StorageOptions) -> Result<Arc<dyn Storage>> {
-    let temp = beside(&follow(given)?, 0o600)?;
+    let temp = match is_uri(given) {
+        // What belongs beside a server's disk goes where this host keeps such files.
+        true => beside(&std::env::temp_dir().join("vdtool"), 0o600)?,
+        false => beside(&follow(given)?, 0o600)?,
+    };
     open(&temp, options).map_err(|e| e.renamed(&temp, given))
 }
 

@@ -18,6 +18,7 @@ use crate::error::Result;
 
 #[cfg(test)]
 pub(crate) mod fake;
+pub mod nbd;
 
 /// One disk as clients know it.
 #[derive(Debug, Clone)]

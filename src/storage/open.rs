@@ -9,11 +9,13 @@ use std::sync::Arc;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use crate::error::{Context, Error, Result};
+use crate::nbd::uri::is_uri;
 use crate::storage::Storage;
 use crate::storage::aligned::AlignedStorage;
 use crate::storage::device::DeviceStorage;
 use crate::storage::file::FileStorage;
 use crate::storage::lock::lock;
+use crate::storage::nbd;
 
 /// Whether changes are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -58,14 +60,27 @@ pub struct StorageOptions {
     pub caching: Caching,
 }
 
-/// Opens a regular file or a block device.
+/// Opens a regular file, a block device, or what an NBD URI names.
 ///
 /// # Errors
-/// The host's; `Invalid` for directories, pipes, sockets and character devices, which are not even
+/// The host's, and those of [`nbd::open`]; `Invalid` for directories, pipes, sockets and character devices, which are not even
 /// opened; `Locked` where another process holds it; `Unsupported` for direct I/O where the file
 /// system has none.
 pub fn open(path: &Path, options: &StorageOptions) -> Result<Arc<dyn Storage>> {
-    adopt(open_file(path, options.access)?, path, options)
+    match is_uri(path) {
+        true => open_uri(path, options.access),
+        false => adopt(open_file(path, options.access)?, path, options),
+    }
+}
+
+/// Opens what an NBD URI names.  Locks and caches are the server's.
+///
+/// # Errors
+/// Those of [`nbd::open`].
+pub fn open_uri(uri: &Path, access: Access) -> Result<Arc<dyn Storage>> {
+    let text = uri.to_str();
+    let text = text.ok_or_else(|| Error::invalid("is no URI: it is not UTF-8").at(uri))?;
+    nbd::open(text, &nbd::Options::new(access))
 }
 
 /// Opens a regular file or a block device, and no more than that: no locks, nothing read.

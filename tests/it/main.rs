@@ -20,6 +20,7 @@ mod layers;
 mod map;
 mod model;
 mod mutate;
+mod nbd;
 mod oracle;
 mod qcow2_attack;
 mod qcow2_check;

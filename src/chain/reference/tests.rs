@@ -28,7 +28,7 @@ fn namer(outer: &tempfile::TempDir, trust: Trust) -> Namer {
 }
 
 fn kind(namer: &Namer, name: &str) -> Option<ErrorKind> {
-    let opened = namer.open(name, "file", Access::Read, &References::default());
+    let opened = namer.open(name, "file", Access::Read, &References::default(), &[]);
     opened.err().map(|e| e.kind())
 }
 
@@ -99,6 +99,7 @@ fn a_companion_is_opened_by_the_same_policy() {
     let companions = Confined {
         namer: namer(&outer, Trust::Stated),
         references: References::default(),
+        remotes: Vec::new(),
         storage: StorageOptions::default(),
         stand_in: None,
     };

@@ -21,6 +21,7 @@ use crate::image::Driver;
 use crate::image::create::{CreateOptions, Preallocation};
 use crate::image::open::WriteOrder;
 use crate::image::options::OptionValues;
+use crate::nbd::uri::is_uri;
 use crate::storage::open::{Access, StorageOptions};
 use crate::storage::{self, Storage};
 
@@ -60,6 +61,9 @@ pub(super) fn convert(
     }
     let Given { new, compress } = given(args, driver)?;
     let backing = below(args, &new, target, globals)?;
+    if let Some(below) = &backing {
+        backing::refuse_uri(driver, &below.create.name).map_err(|e| e.at(target))?;
+    }
     let mut create = create_options(args, &new, driver, target, sources.len(), backing.as_ref())?;
     let new = Target::begin(target)?;
     let data = data_target(target, &create)?;
@@ -144,6 +148,12 @@ impl Place<'_> {
         options
     }
 
+    /// The URI below it that the user named.
+    fn remotes(&self) -> impl Iterator<Item = String> {
+        let uris = self.allowed.iter().filter(|path| is_uri(path));
+        uris.filter_map(|path| Some(path.to_str()?.to_owned()))
+    }
+
     fn create(&self, options: &mut CreateOptions) -> anyhow::Result<()> {
         let storage = storage::open::open(&self.path, &self.storage(Access::Write))?;
         if let Some(data) = &self.data_file {
@@ -169,6 +179,7 @@ impl Place<'_> {
             format: Some(self.driver),
             backing_format: self.args.target_backing_format,
             references,
+            remotes: plan.remotes.into_iter().chain(self.remotes()).collect(),
             order: self.order,
             values: self.compress.clone(),
             data_file: self.data_file.clone(),
@@ -307,8 +318,10 @@ fn named(error: anyhow::Error, target: &Target) -> anyhow::Error {
 
 /// Refuses a target that is one of the sources, or lies below one.
 fn refuse_sources(sources: &Joined, target: &Path) -> Result<()> {
-    let (Existing::File(found) | Existing::Device(found)) = look(target)?.1 else {
-        return Ok(());
+    let found = match look(target)?.1 {
+        Existing::File(found) | Existing::Device(found) => found,
+        Existing::Nothing => return Ok(()),
+        Existing::Remote => return refuse_remotes(sources, target),
     };
     let identity = |m: &std::fs::Metadata| (m.dev(), m.ino(), m.rdev());
     let layers = sources.chains().flat_map(Chain::layers);
@@ -323,6 +336,14 @@ fn refuse_sources(sources: &Joined, target: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn refuse_remotes(sources: &Joined, target: &Path) -> Result<()> {
+    let mut layers = sources.chains().flat_map(Chain::layers);
+    match layers.any(|l| l.storage().path() == Some(target)) {
+        true => Err(Error::invalid("is the target, and is also read").at(target)),
+        false => Ok(()),
+    }
 }
 
 /// The image below a new one: as its header names it, and open.
@@ -345,7 +366,7 @@ fn below(
     };
     let format = args.target_backing_format.or(generic.backing_format);
     let home = backing::directory(target)?;
-    let absolute = backing::clean(&home.join(name));
+    let absolute = backing::locate(&home, name);
     let chain = chain::open::open(&absolute, &args.open.plan(format, Access::Read)?)?;
     for path in chain.layers().iter().filter_map(|l| l.storage().path()) {
         refuse_itself(target, path)?;

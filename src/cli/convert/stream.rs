@@ -135,7 +135,11 @@ pub(super) fn from_stdin(
     globals: &Globals,
 ) -> anyhow::Result<()> {
     refuse_stream(args.format.unwrap_or(&raw::DRIVER), "read from", "raw")?;
-    let new_file = !args.no_create && !matches!(look(path)?.1, target::Existing::Device(_));
+    let new_file = !args.no_create
+        && !matches!(
+            look(path)?.1,
+            target::Existing::Device(_) | target::Existing::Remote
+        );
     let plain = args.options.is_empty() && args.backing.is_none() && !args.verify;
     if driver.name == raw::DRIVER.name && new_file && plain && args.sparse_size.is_none() {
         let new = Target::begin(path)?;

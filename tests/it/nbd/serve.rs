@@ -1,0 +1,280 @@
+//! `vdtool serve --nbd` as users run it.
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use vdtool::nbd::wire::{Headers, command};
+use vdtool::storage::Storage;
+use vdtool::storage::nbd::{NbdStorage, Options};
+use vdtool::storage::open::Access;
+
+use super::wire::Raw;
+use super::{is_served, until, uri};
+use crate::util::{Seeded, assert_same, peer, requires, scratch, vdtool};
+
+/// `vdtool serve`, ended when it is dropped.
+struct Process {
+    child: Child,
+    said: BufReader<std::process::ChildStdout>,
+    /// The first line that it printed.
+    address: String,
+}
+
+impl Process {
+    fn start(dir: &Path, arguments: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vdtool"));
+        command.arg("serve").args(arguments).current_dir(dir);
+        Self::of(command.stdin(Stdio::null()))
+    }
+
+    fn of(command: &mut Command) -> Self {
+        let mut child = command
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("vdtool starts");
+        let mut said = BufReader::new(child.stdout.take().expect("is piped"));
+        let mut address = String::new();
+        said.read_line(&mut address).expect("says where it is");
+        Self {
+            child,
+            said,
+            address: address.trim_end().to_owned(),
+        }
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let id = i32::try_from(self.child.id()).expect("an id");
+        let id = rustix::process::Pid::from_raw(id).expect("an id");
+        rustix::process::kill_process(id, signal).expect("is there");
+    }
+
+    /// Waits for its end; it has said nothing more.
+    fn ended(mut self) -> ExitStatus {
+        let mut rest = String::new();
+        self.said.read_to_string(&mut rest).expect("reads");
+        assert_eq!(rest, "");
+        self.child.wait().expect("ends")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Ended by itself is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn image(dir: &Path, bytes: &[u8]) -> PathBuf {
+    let path = dir.join("disk.raw");
+    std::fs::write(&path, bytes).expect("writes");
+    path
+}
+
+#[test]
+fn the_uri_is_printed_and_a_signal_ends_it_cleanly() {
+    let dir = scratch();
+    image(dir.path(), &[7; 8192]);
+    let options = [
+        "--nbd",
+        "unix:s.sock",
+        "--persistent",
+        "--name",
+        "a disk",
+        "--description",
+        "what it is",
+        "disk.raw",
+    ];
+    let process = Process::start(dir.path(), &options);
+    assert_eq!(process.address, "nbd+unix:///a%20disk?socket=s.sock");
+    let at = uri(&dir.path().join("s.sock"), "a%20disk");
+    let storage = NbdStorage::connect(&at, &Options::new(Access::Write)).expect("connects");
+    storage.write_at(&[8; 100], 50).expect("writes");
+    drop(storage);
+    vdtool().arg("info").arg(&at).assert().success();
+    process.signal(rustix::process::Signal::TERM);
+    assert_eq!(process.ended().code(), Some(0));
+    assert!(!dir.path().join("s.sock").exists());
+    let found = std::fs::read(dir.path().join("disk.raw")).expect("reads");
+    assert_eq!(found[50..150], [8; 100]);
+}
+
+#[test]
+fn without_persistence_it_ends_when_the_last_client_has_left() {
+    let dir = scratch();
+    image(dir.path(), &[7; 8192]);
+    let process = Process::start(dir.path(), &["-r", "--nbd", "unix:s.sock", "disk.raw"]);
+    let socket = dir.path().join("s.sock");
+    let first = Raw::ready(&socket, Headers::Simple);
+    let mut second = Raw::ready(&socket, Headers::Structured);
+    drop(first);
+    assert_eq!(second.call(command::READ, 0, 0, 10).data, [7; 10]);
+    drop(second);
+    assert_eq!(process.ended().code(), Some(0));
+    assert!(!socket.exists());
+}
+
+#[test]
+fn several_images_are_served_by_their_names() {
+    let dir = scratch();
+    let run = |arguments: &[&str]| {
+        let mut vdtool = vdtool();
+        vdtool.current_dir(dir.path()).args(arguments);
+        vdtool.assert().success();
+    };
+    run(&["create", "-q", "-f", "qcow2", "a.qcow2", "1M"]);
+    run(&["create", "-q", "b.vhd", "2M"]);
+    let options = [
+        "--nbd",
+        "127.0.0.1:0",
+        "--persistent",
+        "one=a.qcow2",
+        "two=b.vhd",
+    ];
+    let mut process = Process::start(dir.path(), &options);
+    let mut second = String::new();
+    process.said.read_line(&mut second).expect("says where");
+    for (address, end, size) in [
+        (&*process.address, "/one", 1 << 20),
+        (second.trim(), "/two", 2 << 20),
+    ] {
+        assert!(address.ends_with(end), "{address}");
+        let storage = NbdStorage::connect(address, &Options::new(Access::Write));
+        let storage = storage.expect("connects");
+        assert_eq!(storage.size(), size);
+        storage.write_at(&[9; 70_000], 1000).expect("writes");
+        storage.sync().expect("flushes");
+    }
+    process.signal(rustix::process::Signal::INT);
+    assert_eq!(process.ended().code(), Some(0));
+    run(&["check", "a.qcow2"]);
+    run(&["io", "-c", "read -P 9 1000 70000", "b.vhd"]);
+}
+
+#[test]
+fn a_socket_that_a_service_manager_opened_is_used() {
+    let dir = scratch();
+    image(dir.path(), &[7; 8192]);
+    let socket = dir.path().join("handed.sock");
+    let listener = UnixListener::bind(&socket).expect("binds");
+    let script = "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" serve -r \
+                  --persistent --nbd inherited disk.raw";
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", script, env!("CARGO_BIN_EXE_vdtool")])
+        .current_dir(dir.path())
+        .stdin(Stdio::from(OwnedFd::from(listener)));
+    let process = Process::of(&mut command);
+    assert!(
+        process.address.contains("handed.sock"),
+        "{}",
+        process.address
+    );
+    let mut raw = Raw::ready(&socket, Headers::Simple);
+    assert_eq!(raw.call(command::READ, 0, 0, 10).data, [7; 10]);
+    drop(process);
+    let none = ["serve", "--nbd", "inherited", "disk.raw"];
+    let done = vdtool().current_dir(dir.path()).args(none).assert().code(1);
+    let told = String::from_utf8_lossy(&done.get_output().stderr).into_owned();
+    assert!(told.contains("LISTEN_PID"), "{told}");
+}
+
+#[test]
+fn nbdcopy_starts_us_by_itself() {
+    if !requires("nbdcopy") {
+        return;
+    }
+    let dir = scratch();
+    let bytes = Seeded::new("nbdcopy starts us").bytes(3 << 20);
+    image(dir.path(), &bytes);
+    let vdtool = env!("CARGO_BIN_EXE_vdtool");
+    let all = [
+        "--",
+        "[",
+        vdtool,
+        "serve",
+        "-r",
+        "--nbd",
+        "inherited",
+        "disk.raw",
+        "]",
+        "copy.raw",
+    ];
+    peer("nbdcopy", dir.path(), all);
+    let found = std::fs::read(dir.path().join("copy.raw")).expect("reads");
+    assert_same(&found, &bytes, 0, "copied");
+}
+
+#[test]
+fn a_crowd_is_turned_away_and_those_who_are_in_go_on() {
+    let dir = scratch();
+    image(dir.path(), &[7; 8192]);
+    let options = [
+        "-r",
+        "--persistent",
+        "--connections",
+        "3",
+        "--nbd",
+        "unix:s.sock",
+        "disk.raw",
+    ];
+    let process = Process::start(dir.path(), &options);
+    let socket = dir.path().join("s.sock");
+    let mut inside = Raw::ready(&socket, Headers::Structured);
+    let mut crowd = Vec::new();
+    for _ in 0..10_000 {
+        let stream = std::os::unix::net::UnixStream::connect(&socket).expect("is accepted");
+        // As many as a process may have open.
+        crowd.push(stream);
+        if crowd.len() > 500 {
+            crowd.clear();
+        }
+    }
+    assert_eq!(inside.call(command::READ, 0, 0, 10).data, [7; 10]);
+    drop(crowd);
+    until("there is room again", || is_served(&socket));
+    process.signal(rustix::process::Signal::TERM);
+    assert_eq!(process.ended().code(), Some(0));
+}
+
+#[test]
+fn wrong_ways_to_serve_are_refused() {
+    let dir = scratch();
+    image(dir.path(), &[7; 8192]);
+    for (arguments, code, said) in [
+        (&["disk.raw"][..], 2, "--nbd"),
+        (&["--nbd", "unix:", "disk.raw"], 2, "unix:PATH"),
+        (
+            &["--nbd", "unix:s", "--name", "x", "y=disk.raw"],
+            2,
+            "--name",
+        ),
+        (
+            &["--nbd", "unix:s", "--connections", "0", "disk.raw"],
+            2,
+            "0",
+        ),
+        (&["--nbd", "unix:s", "--bitmap", "b", "disk.raw"], 1, "'b'"),
+        (
+            &["--nbd", "unix:s", "--tls", "nowhere", "disk.raw"],
+            1,
+            "nowhere",
+        ),
+        (
+            &["--nbd", "unix:/no/such/directory/s", "disk.raw"],
+            1,
+            "/no/such",
+        ),
+    ] {
+        let mut command = vdtool();
+        command.current_dir(dir.path()).arg("serve").args(arguments);
+        let done = command.assert().code(code);
+        let output = done.get_output();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(told.contains(said), "{arguments:?}: {told}");
+        assert!(output.stdout.is_empty());
+    }
+}

@@ -16,6 +16,8 @@ use std::sync::Arc;
 use crate::backend::Backend;
 use crate::error::Result;
 
+pub mod ublk;
+
 #[cfg(test)]
 pub(crate) mod fake;
 

@@ -393,6 +393,11 @@ impl Owner {
             return Ok(());
         }
         running.inboxes.iter().for_each(|inbox| inbox.stop());
+        // Drivers differ in whether they do that while requests are still served.  What cannot be
+        // written is known to who wrote it; the device goes in any case.
+        if let Ok(device) = std::fs::File::open(block_device(running.in_use.id)) {
+            let _ = process::write_back(&device);
+        }
         let stopped = control.kill_dev().map_err(control::error(doing));
         if let Err(e) = stopped
             && ![libc::ENODEV, libc::ENOENT].contains(&e.errno())

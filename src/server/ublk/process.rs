@@ -2,6 +2,10 @@
 
 #![allow(unsafe_code)]
 
+use std::fs::File;
+
+use rustix::ioctl::{self, NoArg, Opcode};
+
 use crate::error::{Error, Result};
 
 /// From the kernel's interface; the libc crate does not have it for every target.
@@ -59,4 +63,15 @@ pub(super) fn block_signals() {
         }
         libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), std::ptr::null_mut());
     }
+}
+
+/// Writes what the kernel has cached of a block device, a mounted file system's own included.
+///
+/// # Errors
+/// The host's.
+pub(super) fn write_back(device: &File) -> Result<()> {
+    const BLKFLSBUF: Opcode = ioctl::opcode::none(0x12, 97);
+    // SAFETY: the request takes no argument.
+    let done = unsafe { ioctl::ioctl(device, NoArg::<BLKFLSBUF>::new()) };
+    done.map_err(|e| Error::io("write back what is cached", e.into()))
 }

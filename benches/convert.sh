@@ -7,130 +7,8 @@
 # DIRECTORY (default: a new one under target/) needs some 30 GiB; RUNS is how often each tool runs
 # (default 5).  As root it also makes an XFS (else btrfs) file system in a loop mount and
 # converts there.
-set -euo pipefail
-export LC_ALL=C PATH="$PATH:/usr/sbin:/sbin"
 cd "$(dirname "$0")/.."
-
-runs=${2:-5}
-mkdir -p "${1:-target}"
-work=$(mktemp -d "$(realpath "${1:-target}")/bench-XXXXXX")
-mounted=
-mistakes=0
-
-cleanup() {
-  [ -z "$mounted" ] || umount "$mounted" || true
-  rm -rf "$work"
-}
-trap cleanup EXIT
-trap 'exit 130' INT TERM
-
-cargo build --release --locked --quiet
-vdtool=$(realpath "${CARGO_TARGET_DIR:-target}/$(rustc --print host-tuple)/release/vdtool")
-
-# Runs a command; sets `seconds` and `memory` (KiB: the most seen of RssAnon + RssShmem + VmPTE).
-measured() {
-  local start end pid key value rest now
-  memory=0
-  start=$EPOCHREALTIME
-  "$@" >"$work/stdout" 2>"$work/stderr" &
-  pid=$!
-  while [ -e "/proc/$pid/status" ]; do
-    now=0
-    while read -r key value rest; do
-      case $key in
-        RssAnon: | RssShmem: | VmPTE:) now=$((now + value)) ;;
-        State:) [ "$value" != Z ] || break 2 ;;
-      esac
-    done 2>/dev/null <"/proc/$pid/status" || break
-    [ "$now" -le "$memory" ] || memory=$now
-    read -rt 0.01 <> <(:) || true
-  done
-  wait "$pid" || {
-    echo "failed: $*" >&2
-    cat "$work/stderr" >&2
-    exit 1
-  }
-  end=$EPOCHREALTIME
-  seconds=$(awk -v a="$start" -v b="$end" 'BEGIN { printf "%.3f", b - a }')
-}
-
-# The middle of numbers on stdin.
-median() {
-  sort -n | awk '{ v[NR] = $1 } END { print (NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2) }'
-}
-
-# Runs both tools in turn: name, target of ours, target of theirs, then for each its arguments up
-# to '--'.  Prints a row of the table.
-beside() {
-  local name=$1 our_target=$2 their_target=$3 run
-  shift 3
-  local ours=() theirs=()
-  while [ "$1" != -- ]; do
-    ours+=("$1")
-    shift
-  done
-  shift
-  theirs=("$@")
-  : >"$work/ours.s" && : >"$work/theirs.s" && : >"$work/ours.m" && : >"$work/theirs.m"
-  for ((run = 0; run < runs; run++)); do
-    rm -f "$our_target" "$their_target"
-    sync
-    measured "$vdtool" "${ours[@]}" "$our_target"
-    echo "$seconds" >>"$work/ours.s"
-    echo "$memory" >>"$work/ours.m"
-    rm -f "$our_target" "$their_target"
-    sync
-    measured qemu-img "${theirs[@]}" "$their_target"
-    echo "$seconds" >>"$work/theirs.s"
-    echo "$memory" >>"$work/theirs.m"
-  done
-  # One of ours to compare the content of.
-  rm -f "$their_target"
-  measured "$vdtool" "${ours[@]}" "$our_target"
-  local a b c d
-  a=$(median <"$work/ours.s")
-  b=$(median <"$work/theirs.s")
-  c=$(sort -n "$work/ours.m" | tail -1)
-  d=$(sort -n "$work/theirs.m" | tail -1)
-  awk -v n="$name" -v a="$a" -v b="$b" -v c="$c" -v d="$d" 'BEGIN {
-    printf "| %s | %.2f | %.2f | %.2f | %.1f | %.1f |\n", n, a, b, a / b, c / 1024, d / 1024 }'
-}
-
-same() {
-  if "$@" >/dev/null; then return; fi
-  echo "content differs: $*" >&2
-  mistakes=1
-}
-
-head_of_table() {
-  echo
-  echo "| $1 | vdtool, s | qemu-img, s | ratio | vdtool, MiB | qemu-img, MiB |"
-  echo "|---|---|---|---|---|---|"
-}
-
-# An 8 GiB disk with a file system that holds real files: /usr/lib, and more where that has less
-# than 3.5 GiB.
-build_source() {
-  local tree="$work/tree" used=0 directory size
-  mkdir "$tree"
-  for directory in /usr/lib /usr/share /usr/bin /usr/local /opt /usr/src; do
-    [ -d "$directory" ] || continue
-    size=$(du -skx "$directory" 2>/dev/null | cut -f1)
-    [ $((used + size)) -le $((6 << 20)) ] || continue
-    cp -ax "$directory" "$tree/" 2>/dev/null || true
-    used=$((used + size))
-    [ "$used" -lt $((7 << 19)) ] || break
-  done
-  truncate -s 8G "$work/source.raw"
-  mkfs.ext4 -q -F -d "$tree" "$work/source.raw"
-  rm -rf "$tree"
-  qemu-img convert -f raw -O vpc -o force_size=on "$work/source.raw" "$work/source.vhd"
-  sync
-}
-
-warm() {
-  cat "$@" >/dev/null
-}
+. benches/common.sh
 
 on_this_file_system() {
   local dir=$1
@@ -210,10 +88,11 @@ start_up() {
     printf "`vdtool info` of a small VHD, start and end of the process included: %.2f ms.\n", (b - a) * 5 }'
 }
 
-build_source
-echo "$(nproc) cores ($(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1)), $(free -g | awk '/Mem/ { print $2 }') GiB RAM, Linux $(uname -r)"
-echo "$(qemu-img --version | head -1); $("$vdtool" --version); medians of $runs runs each, in turn"
-echo "source: 8 GiB ext4 image, $(($(stat -c '%b' "$work/source.raw") / 2048)) MiB of data"
+begin "${1:-target}" "${2:-5}"
+build_source "$work/source.raw" 8G 3584 6144
+qemu-img convert -f raw -O vpc -o force_size=on "$work/source.raw" "$work/source.vhd"
+sync
+introduce "8 GiB ext4 image, $(($(stat -c '%b' "$work/source.raw") / 2048)) MiB of data"
 on_this_file_system "$work"
 on_a_reflinking_file_system
 start_up

@@ -62,10 +62,7 @@ pub struct Args {
 pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
     let help = args.options.iter().any(|o| o == "help" || o == "?");
     let access = if help { Access::Read } else { Access::Write };
-    let mut options = args.open.plan(args.format, access)?;
-    if let Some(caching) = args.cache.and_then(Cache::caching) {
-        options.storage.caching = caching;
-    }
+    let options = args.open.plan_cached(args.format, access, args.cache)?;
     let options = ChainOptions {
         follow: Follow::No,
         ..options

@@ -74,12 +74,14 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
         &args.file,
         &ChainOptions {
             follow: Follow::Layers(target.depth),
-            ..plan(args, args.format, access)?
+            ..args.open.plan_cached(args.format, access, args.cache)?
         },
     )?;
     let base = chain::open::open(
         &target.path,
-        &plan(args, Some(target.driver), Access::Write)?,
+        &args
+            .open
+            .plan_cached(Some(target.driver), Access::Write, args.cache)?,
     )?;
     signal::catch()?;
     let total = upper.virtual_size();
@@ -96,18 +98,6 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn plan(
-    args: &Args,
-    format: Option<&'static Driver>,
-    access: Access,
-) -> anyhow::Result<ChainOptions> {
-    let mut options = args.open.plan(format, access)?;
-    if let Some(caching) = args.cache.and_then(Cache::caching) {
-        options.storage.caching = caching;
-    }
-    Ok(options)
-}
-
 /// What is committed into.
 struct Target {
     /// Layers above it.
@@ -117,7 +107,12 @@ struct Target {
 }
 
 fn find(args: &Args) -> anyhow::Result<Target> {
-    let chain = chain::open::open(&args.file, &plan(args, args.format, Access::Read)?)?;
+    let chain = chain::open::open(
+        &args.file,
+        &args
+            .open
+            .plan_cached(args.format, Access::Read, args.cache)?,
+    )?;
     let depth = match &args.base {
         None => 1,
         Some(base) => depth_of(&chain, base, &args.file)?,

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 
 use crate::chain::open::{ChainOptions, References};
+use crate::cli::convert::Cache;
 use crate::cli::{Globals, exit};
 use crate::formats;
 use crate::image::Driver;
@@ -83,6 +84,23 @@ pub struct OpenArgs {
 }
 
 impl OpenArgs {
+    /// As [`OpenArgs::plan`], with the page cache used as `cache` says.
+    ///
+    /// # Errors
+    /// Those of [`OpenArgs::plan`].
+    pub fn plan_cached(
+        &self,
+        format: Option<&'static Driver>,
+        access: Access,
+        cache: Option<Cache>,
+    ) -> anyhow::Result<ChainOptions> {
+        let mut options = self.plan(format, access)?;
+        if let Some(caching) = cache.and_then(Cache::caching) {
+            options.storage.caching = caching;
+        }
+        Ok(options)
+    }
+
     /// What they mean for an image of `format` (`None`: probed).
     ///
     /// # Errors

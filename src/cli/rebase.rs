@@ -90,11 +90,7 @@ impl Args {
             Access::Write => self.cache,
             Access::Read => self.source_cache,
         };
-        let mut options = self.open.plan(format, access)?;
-        if let Some(caching) = cache.and_then(Cache::caching) {
-            options.storage.caching = caching;
-        }
-        Ok(options)
+        self.open.plan_cached(format, access, cache)
     }
 }
 

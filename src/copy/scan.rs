@@ -15,7 +15,7 @@ use crate::error::{ErrorKind, Result};
 use crate::image::{Source, Wait};
 use crate::storage::{self, Storage};
 use crate::util::align::{self, clamp_len, len64};
-use crate::util::buf::is_zero;
+use crate::util::buf::nonzero;
 use crate::util::range;
 
 /// Smaller clusters than this are not looked at one by one.
@@ -321,23 +321,6 @@ fn with_zeroes<'a>(pieces: Vec<Piece<'a>>, range: &Range<u64>) -> Vec<Piece<'a>>
     all
 }
 
-/// The parts of `buf` that hold a non-zero byte, in whole units (not 0), neighbours merged.
-pub(super) fn nonzero(buf: &[u8], unit: usize) -> Vec<Range<usize>> {
-    let mut parts: Vec<Range<usize>> = Vec::new();
-    let mut at = 0;
-    for chunk in buf.chunks(unit) {
-        let end = at + chunk.len();
-        if !is_zero(chunk) {
-            match parts.last_mut() {
-                Some(last) if last.end == at => last.end = end,
-                _ => parts.push(at..end),
-            }
-        }
-        at = end;
-    }
-    parts
-}
-
 /// The ranges of pieces for which a target that assigns space ahead is to do so.
 pub(super) fn to_assign(pieces: &[Piece<'_>], zeroes_take_space: bool) -> Vec<Range<u64>> {
     let mut ranges = Vec::new();
@@ -384,15 +367,5 @@ mod tests {
         assert_eq!(ranges, [0..4, 4..6, 6..7, 7..10]);
         assert!(matches!(all[0].from, Content::Zeroes));
         assert!(matches!(all[3].from, Content::Zeroes));
-    }
-
-    #[test]
-    fn non_zero_parts_of_a_buffer_are_whole_units() {
-        let mut buf = [0; 21];
-        buf[9] = 1;
-        buf[20] = 1;
-        assert_eq!(nonzero(&buf, 4), [8..12, 20..21]);
-        buf[12] = 1;
-        assert_eq!(nonzero(&buf, 4), [8..16, 20..21]);
     }
 }

@@ -8,10 +8,11 @@ use crate::copy::engine::Engine;
 use crate::copy::joined::Joined;
 use crate::copy::progress::Progress;
 use crate::copy::salvage::{Lost, Reader};
-use crate::copy::scan::{IO_STEP, Scratch, nonzero};
+use crate::copy::scan::{IO_STEP, Scratch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
 use crate::util::align::{clamp_len, len64};
+use crate::util::buf::nonzero;
 
 /// Writes the bytes of `sources` to `out`, in order; `workers` threads read ahead.
 ///

@@ -1,4 +1,4 @@
-//! Stored data on its way: each chunk is mapped once, scanned for zeroes and written from there.
+//! Stored data on its way: each chunk is read once, scanned for zeroes and written from there.
 
 use std::ops::Range;
 
@@ -41,7 +41,6 @@ impl Transfer<'_> {
         before: &dyn Fn(u64) -> Result<()>,
     ) -> Result<()> {
         let offloads = offloads(self.src, self.dst);
-        let mut span = reader.span(self.src, self.from..self.from + range::len(&self.to));
         // Zeroes that nothing was done about begin here.
         let mut gap = self.to.start;
         let mut at = self.to.start;
@@ -49,10 +48,10 @@ impl Transfer<'_> {
             let len = (self.to.end - at).min(len64(CHUNK));
             before(len)?;
             let host = self.from + (at - self.to.start);
-            let mut chunk = span.chunk(host..host + len)?;
+            let chunk = reader.chunk(self.src, host..host + len)?;
             let parts = match self.runs {
                 None => std::iter::once(host..host + len).collect(),
-                Some(runs) => self.close_gaps(chunk.nonzero(runs.unit)?, runs.min),
+                Some(runs) => self.close_gaps(chunk.nonzero(runs.unit), runs.min),
             };
             for part in parts {
                 let to = at + (part.start - host)..at + (part.end - host);
@@ -60,7 +59,7 @@ impl Transfer<'_> {
                 gap = to.end;
                 match offloads {
                     true => copy(self.src, part.start, self.dst, to.start, range::len(&part))?,
-                    false => chunk.write(part, self.dst, to.start)?,
+                    false => self.dst.write_at(chunk.bytes(&part), to.start)?,
                 }
             }
             at += len;
@@ -103,7 +102,7 @@ pub(super) fn any_data(reader: &mut Reader, src: &dyn Storage, host: Range<u64>)
     let mut step = 4096;
     while at < host.end {
         let end = at.saturating_add(step).min(host.end);
-        if !reader.chunk(src, at..end)?.nonzero(end - at)?.is_empty() {
+        if !reader.chunk(src, at..end)?.nonzero(end - at).is_empty() {
             return Ok(true);
         }
         at = end;

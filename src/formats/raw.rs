@@ -4,12 +4,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::image::create::{CreateOptions, PREALLOCATION, Preallocation};
 use crate::image::driver::Creator;
 use crate::image::{Caps, Driver, Fill, Image, LayerBelow, Resize, Run, Source, Wait};
 use crate::storage::open::Access;
-use crate::storage::{Limits, Storage, Zeroing};
+use crate::storage::{Limits, Storage, Zeroing, has_room};
 
 /// The registry row.
 pub static DRIVER: Driver = Driver {
@@ -41,10 +41,9 @@ fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
         ));
     }
     // A block device has a length of its own; it need only be long enough.
-    if let Err(e) = storage.set_len(options.size)
-        && storage.size() < options.size
-    {
-        return Err(e);
+    match storage.set_len(options.size) {
+        Err(e) if e.kind() == ErrorKind::Unsupported => has_room(storage, options.size)?,
+        done => done?,
     }
     match options.preallocation() {
         Preallocation::Off | Preallocation::Metadata => Ok(()),

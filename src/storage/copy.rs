@@ -1,9 +1,8 @@
-//! Bytes from one storage to another without passing through a buffer, where the host can.
+//! Bytes from one storage to another: shared, copied by a server, or through a small buffer.
 //!
-//! A worker holds one [`Reader`] and takes a [`Chunk`] at a time from it.  A chunk is mapped and
-//! read ahead once; then it is scanned for zeroes and written straight from the mapping, and
-//! unmapped when it is dropped, so that page tables stay small whatever the image's size.  Where
-//! the source has no mapping the chunk lies in the reader's buffer.
+//! A worker holds one [`Reader`] and takes a [`Chunk`] at a time from it: read, scanned for zeroes
+//! and written while it is still in the processor's cache.  A mapping of the source would save one
+//! copy and cost more than that in page tables, which bytes that are looked at once do not repay.
 
 #![allow(unsafe_code)]
 
@@ -16,15 +15,13 @@ use rustix::io::Errno;
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 use crate::storage::filesystem::FileSystem;
-use crate::storage::mmap::{Lost, Window};
 use crate::util::align::{clamp_len, len64};
-use crate::util::buf::is_zero;
+use crate::util::buf::{AlignedBuf, nonzero as nonzero_parts};
 use crate::util::range::{self, push_merged};
 
-/// Most bytes of a [`Chunk`].
-pub const CHUNK: usize = 1 << 20;
-/// Most bytes of a [`Span`] that are mapped in one piece: their page tables take 64 KiB.
-pub const SPAN: usize = 32 << 20;
+/// Most bytes of a [`Chunk`]: they fit the cache that a core has for itself, and a system call for
+/// them costs little beside them.
+pub const CHUNK: usize = 256 << 10;
 
 /// How a range got to its target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,9 +110,8 @@ pub fn copy(src: &dyn Storage, from: u64, dst: &dyn Storage, to: u64, len: u64) 
     while done < len {
         let n = (len - done).min(len64(CHUNK));
         let at = from + done;
-        reader
-            .chunk(src, at..at + n)?
-            .write(at..at + n, dst, to + done)?;
+        let chunk = reader.chunk(src, at..at + n)?;
+        dst.write_at(chunk.bytes, to + done)?;
         done += n;
     }
     Ok(())
@@ -176,7 +172,7 @@ pub fn nonzero(src: &dyn Storage, host: Range<u64>, unit: u64) -> Result<Vec<Ran
     let mut at = host.start;
     while at < host.end {
         let end = at.saturating_add(step).min(host.end);
-        for part in reader.chunk(src, at..end)?.nonzero(unit)? {
+        for part in reader.chunk(src, at..end)?.nonzero(unit) {
             push_merged(&mut parts, part);
         }
         at = end;
@@ -213,11 +209,11 @@ fn widen(parts: &[Range<u64>], host: &Range<u64>, unit: u64) -> Vec<Range<u64>> 
 /// One worker's means of reading; holds at most one chunk of memory.
 #[derive(Debug, Default)]
 pub struct Reader {
-    buf: Vec<u8>,
+    buf: Option<AlignedBuf>,
 }
 
 impl Reader {
-    /// A reader; takes memory only when it reads without a mapping.
+    /// A reader, which takes its memory with the first chunk.
     pub fn new() -> Self {
         Self::default()
     }
@@ -226,195 +222,43 @@ impl Reader {
     ///
     /// # Errors
     /// The host's; `Invalid` for more than that.
-    pub fn chunk<'a>(&'a mut self, src: &'a dyn Storage, host: Range<u64>) -> Result<Chunk<'a>> {
-        if range::len(&host) > len64(CHUNK) {
+    pub fn chunk(&mut self, src: &dyn Storage, host: Range<u64>) -> Result<Chunk<'_>> {
+        let len = range::len(&host);
+        if len > len64(CHUNK) {
             return Err(Error::invalid(format!(
-                "a chunk of {} bytes (allowed: {CHUNK})",
-                range::len(&host)
+                "a chunk of {len} bytes (allowed: {CHUNK})"
             )));
         }
-        let window = src.window(host.clone()).map(Held::Own);
-        Chunk::ready(src, host, window, &mut self.buf)
-    }
-
-    /// The bytes of `src` in `host`, to be looked at chunk by chunk: mapped in one piece where they
-    /// are at most [`SPAN`], since unmapping stops all other threads of the process for a moment.
-    pub fn span<'a>(&'a mut self, src: &'a dyn Storage, host: Range<u64>) -> Span<'a> {
-        let one = range::len(&host) <= len64(SPAN);
-        let window = one.then(|| src.window(host)).flatten();
-        Span {
-            src,
-            window,
-            reader: self,
-        }
+        let len = clamp_len(len, CHUNK);
+        let buf = self.buf.get_or_insert_with(|| AlignedBuf::new(CHUNK, 4096));
+        let bytes = &mut buf[..len];
+        src.read_at(bytes, host.start)?;
+        Ok(Chunk { host, bytes })
     }
 }
 
-/// A longer range of a storage object, whose chunks are looked at one after the other.
-#[derive(Debug)]
-pub struct Span<'a> {
-    src: &'a dyn Storage,
-    window: Option<Window>,
-    reader: &'a mut Reader,
-}
-
-impl Span<'_> {
-    /// The bytes in `host`, which lies inside the span and is at most [`CHUNK`] long.
-    ///
-    /// # Errors
-    /// As [`Reader::chunk`].
-    pub fn chunk(&mut self, host: Range<u64>) -> Result<Chunk<'_>> {
-        match &self.window {
-            Some(window) if range::len(&host) <= len64(CHUNK) => Chunk::ready(
-                self.src,
-                host,
-                Some(Held::Lent(window)),
-                &mut self.reader.buf,
-            ),
-            _ => self.reader.chunk(self.src, host),
-        }
-    }
-}
-
-/// A mapping: the chunk's own, or that of its span.
-#[derive(Debug)]
-enum Held<'a> {
-    Own(Window),
-    Lent(&'a Window),
-}
-
-impl std::ops::Deref for Held<'_> {
-    type Target = Window;
-
-    fn deref(&self) -> &Window {
-        match self {
-            Self::Own(window) => window,
-            Self::Lent(window) => window,
-        }
-    }
-}
-
-/// Bytes of a storage object: mapped, or in a buffer.
+/// Bytes of a storage object.
 #[derive(Debug)]
 pub struct Chunk<'a> {
-    src: &'a dyn Storage,
     host: Range<u64>,
-    /// `None` once the bytes are in `buf`.
-    window: Option<Held<'a>>,
-    buf: &'a mut Vec<u8>,
-}
-
-impl<'a> Chunk<'a> {
-    fn ready(
-        src: &'a dyn Storage,
-        host: Range<u64>,
-        window: Option<Held<'a>>,
-        buf: &'a mut Vec<u8>,
-    ) -> Result<Self> {
-        if let Some(window) = &window {
-            window.populate(&host);
-        }
-        let mut chunk = Self {
-            src,
-            host,
-            window,
-            buf,
-        };
-        if chunk.window.is_none() {
-            chunk.load()?;
-        }
-        Ok(chunk)
-    }
+    bytes: &'a [u8],
 }
 
 impl Chunk<'_> {
     /// The parts of the chunk that hold a non-zero byte, as the function [`nonzero`] has them.
-    ///
-    /// # Errors
-    /// The host's.
-    pub fn nonzero(&mut self, unit: u64) -> Result<Vec<Range<u64>>> {
-        let parts = self.scan(unit)?;
-        match self.tail_cut() {
-            true => self.load().and_then(|()| self.scan(unit)),
-            false => Ok(parts),
-        }
+    pub fn nonzero(&self, unit: u64) -> Vec<Range<u64>> {
+        let at = |part: usize| self.host.start + len64(part);
+        nonzero_parts(self.bytes, clamp_len(unit.max(1), CHUNK))
+            .into_iter()
+            .map(|part| at(part.start)..at(part.end))
+            .collect()
     }
 
-    fn scan(&mut self, unit: u64) -> Result<Vec<Range<u64>>> {
-        let mut parts = Vec::new();
-        let mut at = self.host.start;
-        while at < self.host.end {
-            let end = at.saturating_add(unit.max(1)).min(self.host.end);
-            if !self.is_zero(&(at..end))? {
-                push_merged(&mut parts, at..end);
-            }
-            at = end;
-        }
-        Ok(parts)
-    }
-
-    fn is_zero(&mut self, part: &Range<u64>) -> Result<bool> {
-        match self.window.as_ref().map(|w| w.is_zero(part)) {
-            Some(Ok(zero)) => return Ok(zero),
-            Some(Err(Lost)) => self.load()?,
-            None => {}
-        }
-        Ok(is_zero(self.bytes(part)))
-    }
-
-    /// Copies the bytes of `part`, which lies inside the chunk, into `buf`, which is as long.
-    ///
-    /// # Errors
-    /// The host's.
-    pub fn read(&mut self, part: Range<u64>, buf: &mut [u8]) -> Result<()> {
-        match self.window.as_ref().map(|w| w.read(buf, part.start)) {
-            Some(Ok(())) if !self.tail_cut() => return Ok(()),
-            Some(Ok(())) => self.load()?,
-            Some(Err(Lost)) => self.load()?,
-            None => {}
-        }
-        buf.copy_from_slice(self.bytes(&part));
-        Ok(())
-    }
-
-    /// Writes the bytes of `part`, which lies inside the chunk, to `dst` at `to`.
-    ///
-    /// # Errors
-    /// The host's; then any part of the target range may have been written.
-    pub fn write(&mut self, part: Range<u64>, dst: &dyn Storage, to: u64) -> Result<()> {
-        let mapped = self.window.as_ref();
-        match mapped.map(|w| dst.write_mapped(w, part.clone(), to)) {
-            Some(Err(e)) if e.errno() == libc::EFAULT => self.load()?,
-            Some(Ok(())) if self.tail_cut() => self.load()?,
-            Some(done) => return done,
-            None => {}
-        }
-        dst.write_at(self.bytes(&part), to)
-    }
-
-    /// Whether the source was cut inside the last page of the chunk, which no signal tells: the
-    /// rest of that page reads as zeroes in the mapping.
-    fn tail_cut(&self) -> bool {
-        let Some(fd) = self.src.fd().filter(|_| self.window.is_some()) else {
-            return false;
-        };
-        let len = rustix::fs::fstat(fd)
-            .ok()
-            .and_then(|s| u64::try_from(s.st_size).ok());
-        len.is_none_or(|len| len < self.host.end)
-    }
-
-    /// Reads the chunk into the buffer; where the mapping lost its bytes this tells why.
-    fn load(&mut self) -> Result<()> {
-        self.window = None;
-        self.buf.resize(clamp_len(range::len(&self.host), CHUNK), 0);
-        self.src.read_at(self.buf, self.host.start)
-    }
-
-    fn bytes(&self, part: &Range<u64>) -> &[u8] {
-        let start = clamp_len(part.start - self.host.start, self.buf.len());
-        let end = clamp_len(part.end - self.host.start, self.buf.len());
-        &self.buf[start..end]
+    /// The bytes of `part`, which lies inside the chunk.
+    pub fn bytes(&self, part: &Range<u64>) -> &[u8] {
+        let start = clamp_len(part.start - self.host.start, self.bytes.len());
+        let end = clamp_len(part.end - self.host.start, self.bytes.len());
+        &self.bytes[start..end]
     }
 }
 

@@ -13,7 +13,8 @@ use rustix::io::Errno;
 use rustix::ioctl;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::mmap::Window;
+use crate::storage::file::MAPPED_READ;
+use crate::storage::mmap::Mapping;
 use crate::storage::open::{Access, Caching};
 use crate::storage::positioned::Positioned;
 use crate::storage::{HostRun, Limits, Storage, Zeroing, zero_or_write};
@@ -34,7 +35,8 @@ pub struct DeviceStorage {
     len: u64,
     logical_block: u32,
     physical_block: u32,
-    caching: Caching,
+    /// `None` where reads are to be system calls.
+    mapping: Option<Mapping>,
     /// What `/sys` says that one command can do; 0: the device has no such command.
     zero_most: u64,
     discard_most: u64,
@@ -64,7 +66,7 @@ impl DeviceStorage {
             len,
             logical_block: ioctl_blksszget(&host.file).map_err(fail)?,
             physical_block: ioctl_blkpbszget(&host.file).map_err(fail)?,
-            caching,
+            mapping: (caching == Caching::Mapped).then(Mapping::new),
             zero_most: queue_limit(id, "write_zeroes_max_bytes"),
             discard_most: queue_limit(id, "discard_max_bytes"),
             host,
@@ -134,6 +136,17 @@ impl Storage for DeviceStorage {
     }
 
     fn read_at(&self, buf: &mut [u8], host: u64) -> Result<()> {
+        let inside = || {
+            host.checked_add(len64(buf.len()))
+                .is_some_and(|e| e <= self.len)
+        };
+        if let Some(mapping) = &self.mapping
+            && buf.len() <= MAPPED_READ
+            && inside()
+            && mapping.read(&self.host.file, buf, host).is_ok()
+        {
+            return Ok(());
+        }
         self.host.read(buf, host, self.len)
     }
 
@@ -211,18 +224,6 @@ impl Storage for DeviceStorage {
     fn reserve(&self, host: Range<u64>) -> Result<()> {
         // All of a device's space is there.
         self.check_end(host.start, range::len(&host))
-    }
-
-    fn window(&self, host: Range<u64>) -> Option<Window> {
-        if self.caching != Caching::Mapped || host.end > self.len {
-            return None;
-        }
-        Window::new(&self.host.file, &host)
-    }
-
-    fn write_mapped(&self, from: &Window, part: Range<u64>, host: u64) -> Result<()> {
-        self.check_end(host, range::len(&part))?;
-        self.host.write_mapped(from, &part, host)
     }
 }
 

@@ -12,7 +12,7 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::filesystem::FileSystem;
-use crate::storage::mmap::{Mapping, Window};
+use crate::storage::mmap::Mapping;
 use crate::storage::open::Caching;
 use crate::storage::positioned::Positioned;
 use crate::storage::{HostRun, Limits, Storage, Zeroing};
@@ -20,7 +20,7 @@ use crate::util::align::len64;
 
 /// Longer reads gain nothing from the windows that stay: one system call costs less than the page
 /// faults, and leaves no page tables behind.
-const MAPPED_READ: usize = 64 << 10;
+pub(super) const MAPPED_READ: usize = 64 << 10;
 
 /// A regular file.
 #[derive(Debug)]
@@ -231,25 +231,6 @@ impl Storage for FileStorage {
     fn reserve(&self, host: Range<u64>) -> Result<()> {
         self.check_end(host.start, host.end.saturating_sub(host.start))?;
         self.fallocate("reserve space", FallocateFlags::KEEP_SIZE, &host)
-    }
-
-    fn window(&self, host: Range<u64>) -> Option<Window> {
-        self.mapping.as_ref()?;
-        if host.end > self.size() {
-            return None;
-        }
-        Window::new(&self.host.file, &host)
-    }
-
-    fn write_mapped(&self, from: &Window, part: Range<u64>, host: u64) -> Result<()> {
-        let len = crate::util::range::len(&part);
-        if len == 0 {
-            return Ok(());
-        }
-        self.check_end(host, len)?;
-        self.host.write_mapped(from, &part, host)?;
-        self.grown(host + len);
-        Ok(())
     }
 }
 

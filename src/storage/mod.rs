@@ -11,8 +11,6 @@ use std::path::Path;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::util::align::{clamp_len, len64};
-use crate::util::range;
-use mmap::{Lost, Window};
 
 pub mod aligned;
 pub mod copy;
@@ -21,7 +19,7 @@ pub mod file;
 mod filesystem;
 mod lock;
 pub mod memory;
-pub mod mmap;
+mod mmap;
 pub mod open;
 mod positioned;
 pub mod syncs;
@@ -116,36 +114,7 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// # Errors
     /// `Unsupported` where the host cannot; `NoSpace` where it has not enough.
     fn reserve(&self, host: Range<u64>) -> Result<()>;
-
-    /// A mapping of a range that lies within the object, for as long as it is held; `None` where
-    /// reads are to be made with [`Storage::read_at`].
-    fn window(&self, host: Range<u64>) -> Option<Window> {
-        let _ = host;
-        None
-    }
-    /// As [`Storage::write_at`], of the bytes that `from` shows for the range `part` of the object
-    /// it maps.
-    ///
-    /// # Errors
-    /// The host's; with errno `EFAULT` where the bytes of `from` are gone.
-    fn write_mapped(&self, from: &Window, part: Range<u64>, host: u64) -> Result<()> {
-        let mut buf = vec![0; clamp_len(range::len(&part), BOUNCE)];
-        let mut at = part.start;
-        while at < part.end {
-            let buf = &mut buf[..clamp_len(part.end - at, BOUNCE)];
-            from.read(buf, at).map_err(|Lost| {
-                let fault = std::io::Error::from_raw_os_error(libc::EFAULT);
-                Error::io(format!("write at {host:#x}"), fault)
-            })?;
-            self.write_at(buf, host + (at - part.start))?;
-            at += len64(buf.len());
-        }
-        Ok(())
-    }
 }
-
-/// Most bytes that `write_mapped` copies at a time where it has to copy.
-const BOUNCE: usize = 256 << 10;
 
 /// Makes a range read as zeroes by whatever means: `Storage::zero`, else by writing zeroes.
 ///
@@ -164,4 +133,35 @@ pub fn zero_or_write(storage: &dyn Storage, host: Range<u64>, how: Zeroing) -> R
         at += len64(len);
     }
     Ok(())
+}
+
+/// Makes the object hold `len` zero bytes, whatever it held.  Of a block device, which has a length
+/// of its own, only the first `len` bytes are zeroed.
+///
+/// # Errors
+/// The host's; `NoSpace` for a device that is shorter.
+pub fn start_over(storage: &dyn Storage, len: u64) -> Result<()> {
+    match storage.set_len(0) {
+        Err(e) if e.kind() == ErrorKind::Unsupported => {
+            has_room(storage, len)?;
+            zero_or_write(storage, 0..len, Zeroing::MayUnmap)
+        }
+        Err(e) => Err(e),
+        Ok(()) => storage.set_len(len),
+    }
+}
+
+/// Refuses a device that is shorter than `len` bytes.
+///
+/// # Errors
+/// `NoSpace`.
+pub fn has_room(storage: &dyn Storage, len: u64) -> Result<()> {
+    match storage.size() {
+        size if size < len => Err(Error::new(
+            ErrorKind::NoSpace,
+            format!("the device has {size} bytes, and {len} are needed"),
+        )
+        .at_opt(storage.path())),
+        _ => Ok(()),
+    }
 }

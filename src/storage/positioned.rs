@@ -2,14 +2,12 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::lock::unlock;
-use crate::storage::mmap::Window;
 use crate::util::align::{clamp_len, len64};
 
 /// An open descriptor and the path that messages show.
@@ -69,12 +67,6 @@ impl Positioned {
     pub(super) fn write(&self, buf: &[u8], host: u64) -> Result<()> {
         self.file
             .write_all_at(buf, host)
-            .map_err(|e| self.fail(format!("write at {host:#x}"), e))
-    }
-
-    /// Writes a range of a window at `host`.
-    pub(super) fn write_mapped(&self, from: &Window, part: &Range<u64>, host: u64) -> Result<()> {
-        from.pwrite(part, self.file.as_fd(), host)
             .map_err(|e| self.fail(format!("write at {host:#x}"), e))
     }
 }

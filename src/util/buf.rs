@@ -1,4 +1,6 @@
-//! Buffers: the is-zero scan, and aligned memory for direct I/O.
+//! Buffers: the scan for zeroes, and aligned memory for direct I/O.
+
+use std::ops::Range;
 
 /// Whether every byte of `buf` is zero.  Looks at 128 bytes at a time.
 pub fn is_zero(buf: &[u8]) -> bool {
@@ -9,6 +11,23 @@ pub fn is_zero(buf: &[u8]) -> bool {
         }
     }
     chunks.remainder().iter().all(|b| *b == 0)
+}
+
+/// The parts of `buf` that hold a non-zero byte, in whole units (not 0), neighbours merged.
+pub fn nonzero(buf: &[u8], unit: usize) -> Vec<Range<usize>> {
+    let mut parts: Vec<Range<usize>> = Vec::new();
+    let mut at = 0;
+    for chunk in buf.chunks(unit) {
+        let end = at + chunk.len();
+        if !is_zero(chunk) {
+            match parts.last_mut() {
+                Some(last) if last.end == at => last.end = end,
+                _ => parts.push(at..end),
+            }
+        }
+        at = end;
+    }
+    parts
 }
 
 /// Heap memory whose address is a multiple of an alignment, zeroed at first.
@@ -54,6 +73,16 @@ mod tests {
             assert!(!is_zero(&buf), "{i}");
             buf[i] = 0;
         }
+    }
+
+    #[test]
+    fn non_zero_parts_of_a_buffer_are_whole_units() {
+        let mut buf = [0; 21];
+        buf[9] = 1;
+        buf[20] = 1;
+        assert_eq!(nonzero(&buf, 4), [8..12, 20..21]);
+        buf[12] = 1;
+        assert_eq!(nonzero(&buf, 4), [8..16, 20..21]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod convert;
 mod corpus;
 mod crash;
 mod create;
+mod device;
 mod docs;
 mod golden;
 mod info;

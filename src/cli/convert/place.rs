@@ -15,6 +15,7 @@ use crate::cli::{Globals, progress};
 use crate::copy::bitmaps::{Broken, bitmaps_of, bitmaps_of_mut, copy_bitmaps};
 use crate::copy::{self, Allocation, Before, Convert, Joined, Outcome};
 use crate::error::{Error, Result};
+use crate::formats::raw;
 use crate::image::Driver;
 use crate::image::create::CreateOptions;
 use crate::image::open::WriteOrder;
@@ -64,8 +65,9 @@ pub(super) fn convert(
         path: new.path().to_owned(),
         before: match (&backing, new.in_place()) {
             (Some(_), _) => Before::Backed,
-            (None, true) => Before::Unknown,
-            (None, false) => Before::Zeroes,
+            // Of a disk kept as it is, a device shows what it held.
+            (None, true) if driver.name == raw::DRIVER.name => Before::Unknown,
+            (None, _) => Before::Zeroes,
         },
         order: WriteOrder::Unordered,
         allowed: backing.iter().map(|b| b.create.absolute.clone()).collect(),
@@ -212,8 +214,11 @@ impl Place<'_> {
         let outcome = copy::compare(sources, &written, Allocation::Ignored, workers, &bar)
             .map_err(|f| f.error)?;
         match outcome {
-            // An image that existed and is larger keeps what it had there.
-            Outcome::Content(at) if !(self.args.no_create && at >= sources.len()) => {
+            // An image or device that existed and is larger keeps what it had there.
+            Outcome::Content(at)
+                if at < sources.len()
+                    || !(self.args.no_create || self.before == Before::Unknown) =>
+            {
                 let text = format!("differs from the source at {at:#x} when read back");
                 Err(Error::corrupt(text).at(&self.path).into())
             }

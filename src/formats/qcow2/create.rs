@@ -10,7 +10,7 @@ use super::refblock::Width;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::create::{CreateOptions, Preallocation};
 use crate::image::options::{OptionKind, OptionSpec};
-use crate::storage::Storage;
+use crate::storage::{Storage, start_over};
 use crate::util::align::{clamp_len, len64};
 
 /// The `-o` options.
@@ -288,8 +288,7 @@ pub(super) fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<(
         ));
     }
     let header = header(&plan, &layout, options)?;
-    storage.set_len(0)?;
-    storage.set_len(layout.data.end * size)?;
+    start_over(storage, layout.data.end * size)?;
     write_refcounts(storage, &plan, &layout)?;
     let data = options.data_file.as_deref().unwrap_or(storage);
     preallocate::preallocate(storage, data, &plan, &layout)?;

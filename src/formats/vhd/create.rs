@@ -259,6 +259,13 @@ fn measure(options: &CreateOptions, data_clusters: u64) -> Result<u64> {
 
 fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
     let plan = Plan::new(options)?;
+    // The footer is at the end of the file, wherever that comes to be.
+    storage.set_len(0).map_err(|e| match e.kind() {
+        ErrorKind::Unsupported => Error::unsupported(
+            "a vhd cannot be made on a block device, whose length is fixed (allowed: a file)",
+        ),
+        _ => e,
+    })?;
     let new = NewFooter {
         kind: plan.kind,
         size: plan.size,

@@ -14,12 +14,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use libc::{c_int, c_void, siginfo_t};
 
-/// Most windows that stay, in the whole process; beyond that files are read without them.  Enough
+/// Most windows in the whole process; beyond that files are read without them.  Enough
 /// for two in each layer of the longest chain; at 16 MiB each, their page tables take 32 MiB at
 /// most.
-const STAYING: usize = 1024;
-/// Most windows that are used once: one for each worker.
-const PASSING: usize = 512;
+const PLACES: usize = 1024;
 /// Bits of a table word that hold the window's length in pages of 4 KiB; the start is above them.
 const LEN_BITS: u32 = 19;
 const PAGE_BITS: u32 = 12;
@@ -35,12 +33,12 @@ struct Place {
 
 const FREE: u64 = 0;
 
-static TABLE: [Place; STAYING + PASSING] = [const {
+static TABLE: [Place; PLACES] = [const {
     Place {
         window: AtomicU64::new(FREE),
         lost: AtomicBool::new(false),
     }
-}; STAYING + PASSING];
+}; PLACES];
 /// Where the search for a free place begins.
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 /// The disposition before ours; set before ours is installed.
@@ -48,15 +46,6 @@ static PREVIOUS: OnceLock<Disposition> = OnceLock::new();
 static INSTALLED: OnceLock<bool> = OnceLock::new();
 
 struct Disposition(libc::sigaction);
-
-/// How long a window is used; the one kind cannot take the places of the other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Use {
-    /// For as long as the file is open.
-    Staying,
-    /// For one chunk.
-    Passing,
-}
 
 /// A window in the table.  Must be dropped before the memory it describes is unmapped.
 #[derive(Debug)]
@@ -67,18 +56,14 @@ pub(super) struct Registration {
 impl Registration {
     /// Registers `len` bytes of mapped memory at `start`, a multiple of 4 KiB; `None` where the
     /// table is full, the length is above [`MAX_LEN`], or no handler could be installed.
-    pub(super) fn new(start: usize, len: usize, used: Use) -> Option<Self> {
+    pub(super) fn new(start: usize, len: usize) -> Option<Self> {
         if len == 0 || len > MAX_LEN || !*INSTALLED.get_or_init(|| install().is_ok()) {
             return None;
         }
         let word = pack(start, len)?;
-        let (base, count) = match used {
-            Use::Staying => (0, STAYING),
-            Use::Passing => (STAYING, PASSING),
-        };
         let first = NEXT.fetch_add(1, Ordering::Relaxed);
-        (0..count).find_map(|i| {
-            let index = base + first.wrapping_add(i) % count;
+        (0..PLACES).find_map(|i| {
+            let index = first.wrapping_add(i) % PLACES;
             let place = &TABLE[index];
             place
                 .window

@@ -22,21 +22,6 @@ fn a_window_reads_what_the_file_holds_at_any_offset() {
 }
 
 #[test]
-fn one_set_byte_anywhere_is_found_by_the_scan() {
-    let file = file_of(&[0; 5000]);
-    let window = Window::new(&file, &(0..5000)).expect("maps");
-    for at in [0, 1, 7, 8, 127, 128, 4095, 4096, 4998, 4999] {
-        use std::os::unix::fs::FileExt;
-        assert_eq!(window.is_zero(&(0..5000)), Ok(true));
-        file.write_all_at(&[1], at).expect("writes");
-        assert_eq!(window.is_zero(&(0..5000)), Ok(false), "{at}");
-        assert_eq!(window.is_zero(&(0..at)), Ok(true), "{at}");
-        assert_eq!(window.is_zero(&(at + 1..5000)), Ok(true), "{at}");
-        file.write_all_at(&[0], at).expect("writes");
-    }
-}
-
-#[test]
 fn a_window_follows_the_growth_of_its_file() {
     use std::os::unix::fs::FileExt;
     let file = file_of(&[1; 100]);
@@ -55,26 +40,6 @@ fn a_file_truncated_after_it_was_mapped_is_a_loss_and_not_a_signal() {
     window.read(&mut buf, 1 << 19).expect("is there");
     file.set_len(1000).expect("truncates");
     assert_eq!(window.read(&mut buf, 1 << 19), Err(Lost));
-    assert_eq!(window.is_zero(&(1 << 18..1 << 20)), Err(Lost));
-    let to = tempfile::tempfile().expect("a temporary file");
-    use std::os::fd::AsFd;
-    let error = window
-        .pwrite(&(1 << 18..1 << 20), to.as_fd(), 0)
-        .expect_err("nothing to write");
-    assert_eq!(error.raw_os_error(), Some(libc::EFAULT));
-}
-
-#[test]
-fn the_kernel_reports_bytes_that_nobody_touched_before_they_were_lost() {
-    use std::os::fd::AsFd;
-    let file = file_of(&[7; 1 << 20]);
-    let window = Window::new(&file, &(0..1 << 20)).expect("maps");
-    file.set_len(0).expect("truncates");
-    let to = tempfile::tempfile().expect("a temporary file");
-    let error = window
-        .pwrite(&(0..1 << 20), to.as_fd(), 0)
-        .expect_err("nothing to write");
-    assert_eq!(error.raw_os_error(), Some(libc::EFAULT));
 }
 
 #[test]

@@ -1,26 +1,53 @@
-//! What a backend has done: operations, bytes, failures, time.
+//! What a backend has done: operations, bytes, failures, time, by queue.
+//!
+//! Each queue counts in lines of the cache of its own; whoever wants sums adds them up.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::backend::Kind;
 
 const KINDS: usize = Kind::ALL.len();
 
-#[derive(Debug, Default)]
+/// Classes of the histogram of latencies: class 0 is below 1 µs, class `n` below 2^n µs, and the
+/// last everything else.
+pub const CLASSES: usize = 26;
+
+#[derive(Debug)]
 struct Counters {
     operations: AtomicU64,
     bytes: AtomicU64,
     failed: AtomicU64,
     invalid: AtomicU64,
     nanoseconds: AtomicU64,
+    least: AtomicU64,
+    most: AtomicU64,
+    classes: [AtomicU64; CLASSES],
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            operations: AtomicU64::default(),
+            bytes: AtomicU64::default(),
+            failed: AtomicU64::default(),
+            invalid: AtomicU64::default(),
+            nanoseconds: AtomicU64::default(),
+            least: AtomicU64::new(u64::MAX),
+            most: AtomicU64::default(),
+            classes: Default::default(),
+        }
+    }
 }
 
 /// Counters of one queue; any thread may count.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-pub struct Account {
+pub(super) struct Account {
     kinds: [Counters; KINDS],
+    /// When the last request ended, in nanoseconds since the backend was made.
+    last: AtomicU64,
+    deepest: AtomicU32,
 }
 
 /// The counters of one kind at one moment.
@@ -30,26 +57,89 @@ pub struct Totals {
     pub operations: u64,
     /// Bytes they covered.
     pub bytes: u64,
-    /// Requests that failed.
+    /// Requests that failed, each time they did.
     pub failed: u64,
     /// Requests that were refused: out of bounds, or a change to a read-only disk.
     pub invalid: u64,
-    /// Time spent in requests, failed ones included.
+    /// Time spent in requests, failed ones included, from when they were let in.
     pub time: Duration,
+    /// Shortest of them; 0 before the first.
+    pub least: Duration,
+    /// Longest of them.
+    pub most: Duration,
+    /// How many took how long; see [`CLASSES`].
+    pub classes: [u64; CLASSES],
 }
 
 impl Totals {
     /// The counters of both.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
+        let ended = |t: &Self| t.operations + t.failed > 0;
+        let least = match (ended(&self), ended(&other)) {
+            (true, true) => self.least.min(other.least),
+            (true, false) => self.least,
+            _ => other.least,
+        };
         Self {
             operations: self.operations + other.operations,
             bytes: self.bytes + other.bytes,
             failed: self.failed + other.failed,
             invalid: self.invalid + other.invalid,
             time: self.time + other.time,
+            least,
+            most: self.most.max(other.most),
+            classes: std::array::from_fn(|i| self.classes[i] + other.classes[i]),
         }
     }
+
+    /// Mean time of a request; 0 before the first.
+    pub fn mean(&self) -> Duration {
+        let count = u128::from(self.operations + self.failed).max(1);
+        Duration::from_nanos(u64::try_from(self.time.as_nanos() / count).unwrap_or(u64::MAX))
+    }
+}
+
+/// The counters of one queue at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct QueueStats {
+    /// By kind, in the order of [`Kind::ALL`].
+    pub kinds: [Totals; KINDS],
+    /// Requests under way.
+    pub depth: u32,
+    /// Most requests that were ever under way at once.
+    pub deepest: u32,
+    /// How long no request has been under way; 0 while one is.
+    pub idle: Duration,
+}
+
+impl QueueStats {
+    /// The counters of both; the depths are summed, the deepest ones too, as if both had been at
+    /// once.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            kinds: std::array::from_fn(|i| self.kinds[i].plus(other.kinds[i])),
+            depth: self.depth + other.depth,
+            deepest: self.deepest + other.deepest,
+            idle: self.idle.min(other.idle),
+        }
+    }
+
+    /// The counters of one kind.
+    pub fn kind(&self, kind: Kind) -> &Totals {
+        &self.kinds[kind as usize]
+    }
+}
+
+/// The class of a latency.
+fn class(time: Duration) -> usize {
+    let bits = u128::BITS - time.as_micros().leading_zeros();
+    usize::try_from(bits).unwrap_or(CLASSES).min(CLASSES - 1)
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Account {
@@ -59,30 +149,118 @@ impl Account {
             .fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn done(&self, kind: Kind, bytes: u64, time: Duration, ok: bool) {
+    /// Notes that so many requests are under way.
+    pub(super) fn depth(&self, now: u32) {
+        if self.deepest.load(Ordering::Relaxed) < now {
+            self.deepest.fetch_max(now, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts a request that ended `age` after the backend was made.
+    pub(super) fn done(&self, kind: Kind, bytes: u64, time: Duration, ok: bool, age: Duration) {
         let counters = &self.kinds[kind as usize];
-        let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        counters
-            .nanoseconds
-            .fetch_add(nanoseconds, Ordering::Relaxed);
+        let spent = nanoseconds(time);
+        counters.nanoseconds.fetch_add(spent, Ordering::Relaxed);
         if ok {
             counters.operations.fetch_add(1, Ordering::Relaxed);
             counters.bytes.fetch_add(bytes, Ordering::Relaxed);
         } else {
             counters.failed.fetch_add(1, Ordering::Relaxed);
         }
+        if counters.least.load(Ordering::Relaxed) > spent {
+            counters.least.fetch_min(spent, Ordering::Relaxed);
+        }
+        if counters.most.load(Ordering::Relaxed) < spent {
+            counters.most.fetch_max(spent, Ordering::Relaxed);
+        }
+        counters.classes[class(time)].fetch_add(1, Ordering::Relaxed);
+        self.last.store(nanoseconds(age), Ordering::Relaxed);
     }
 
-    /// The counters of one kind now.
-    pub fn totals(&self, kind: Kind) -> Totals {
+    fn totals(&self, kind: Kind) -> Totals {
         let counters = &self.kinds[kind as usize];
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let least = match get(&counters.least) {
+            u64::MAX => 0,
+            least => least,
+        };
         Totals {
             operations: get(&counters.operations),
             bytes: get(&counters.bytes),
             failed: get(&counters.failed),
             invalid: get(&counters.invalid),
             time: Duration::from_nanos(get(&counters.nanoseconds)),
+            least: Duration::from_nanos(least),
+            most: Duration::from_nanos(get(&counters.most)),
+            classes: std::array::from_fn(|i| get(&counters.classes[i])),
         }
+    }
+
+    /// The counters `age` after the backend was made, with `depth` requests under way.
+    pub(super) fn stats(&self, depth: u32, age: Duration) -> QueueStats {
+        let last = Duration::from_nanos(self.last.load(Ordering::Relaxed));
+        QueueStats {
+            kinds: Kind::ALL.map(|kind| self.totals(kind)),
+            depth,
+            deepest: self.deepest.load(Ordering::Relaxed),
+            idle: match depth {
+                0 => age.saturating_sub(last),
+                _ => Duration::ZERO,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_agree_with_a_model() {
+        let mut random = fastrand::Rng::with_seed(3);
+        let queues = [Account::default(), Account::default()];
+        let mut times: Vec<(Kind, Duration, bool, u64)> = Vec::new();
+        for step in 0..2000u64 {
+            let kind = Kind::ALL[random.usize(..KINDS)];
+            let time = Duration::from_nanos(random.u64(..) >> random.u32(20..64));
+            let (ok, bytes) = (random.u8(..) > 20, random.u64(..1 << 20));
+            let queue = &queues[random.usize(..2)];
+            queue.done(kind, bytes, time, ok, Duration::from_nanos(step));
+            times.push((kind, time, ok, bytes));
+        }
+        let age = Duration::from_nanos(5000);
+        let [a, b] = queues.map(|q| q.stats(0, age));
+        let all = a.plus(b);
+        assert_eq!(all.idle, Duration::from_nanos(5000 - 1999));
+        for kind in Kind::ALL {
+            let totals = all.kind(kind);
+            let of_kind = || times.iter().filter(|t| t.0 == kind);
+            let spent = || of_kind().map(|t| t.1);
+            let done = || of_kind().filter(|t| t.2);
+            assert_eq!(totals.operations, done().count() as u64);
+            assert_eq!(totals.failed, of_kind().filter(|t| !t.2).count() as u64);
+            assert_eq!(totals.bytes, done().map(|t| t.3).sum::<u64>());
+            assert_eq!(totals.time, spent().sum());
+            assert_eq!(Some(totals.least), spent().min());
+            assert_eq!(Some(totals.most), spent().max());
+            assert_eq!(totals.classes.iter().sum::<u64>(), spent().count() as u64);
+            for (n, count) in totals.classes.iter().enumerate() {
+                let micros = |t: &Duration| t.as_micros();
+                let low = if n == 0 { 0 } else { 1u128 << (n - 1) };
+                let high = if n == CLASSES - 1 { u128::MAX } else { 1 << n };
+                let inside = spent().filter(|t| (low..high).contains(&micros(t))).count();
+                assert_eq!(*count, inside as u64, "class {n}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_queue_that_did_nothing_does_not_make_the_least_time_zero() {
+        let (busy, lazy) = (Account::default(), Account::default());
+        let time = Duration::from_micros(7);
+        busy.done(Kind::Read, 1, time, true, time);
+        let all = lazy.stats(0, time).plus(busy.stats(0, time));
+        assert_eq!(all.kind(Kind::Read).least, time);
+        assert_eq!(all.kind(Kind::Read).mean(), time);
     }
 }

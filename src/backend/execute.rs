@@ -1,9 +1,13 @@
 //! Carrying out a request on a chain.
 
-use crate::backend::{Durability, Fallback, Request, Settings};
+use std::ops::Range;
+
+use crate::backend::{DetectZeroes, Discard, Durability, Fallback, Request, Settings};
 use crate::chain::Chain;
 use crate::error::Result;
+use crate::storage::Zeroing;
 use crate::util::align::{clamp_len, len64};
+use crate::util::buf::is_zero;
 
 /// Runs one request to its end.
 pub(super) fn run(chain: &Chain, request: &mut Request<'_>, settings: &Settings) -> Result<()> {
@@ -13,9 +17,11 @@ pub(super) fn run(chain: &Chain, request: &mut Request<'_>, settings: &Settings)
             return pieces(*at, buf.chunks_mut(step), |at, buf| chain.read_at(buf, at));
         }
         Request::Flush => return flush(chain, settings),
-        Request::Discard { range } => return chain.discard(range.clone()),
+        Request::Discard { range } => return discard(chain, range, settings),
         Request::Write { at, buf, fua } => {
-            pieces(*at, buf.chunks(step), |at, buf| chain.write_at(buf, at))?;
+            pieces(*at, buf.chunks(step), |at, buf| {
+                write(chain, buf, at, settings)
+            })?;
             *fua
         }
         Request::Zero {
@@ -24,9 +30,10 @@ pub(super) fn run(chain: &Chain, request: &mut Request<'_>, settings: &Settings)
             fallback,
             fua,
         } => {
+            let how = allowed(*how, settings);
             match fallback {
-                Fallback::Write => chain.zero(range.clone(), *how)?,
-                Fallback::Refuse => chain.zero_fast(range.clone(), *how)?,
+                Fallback::Write => chain.zero(range.clone(), how)?,
+                Fallback::Refuse => chain.zero_fast(range.clone(), how)?,
             }
             *fua
         }
@@ -34,6 +41,33 @@ pub(super) fn run(chain: &Chain, request: &mut Request<'_>, settings: &Settings)
     match fua || settings.durability == Durability::EveryWrite {
         true => flush(chain, settings),
         false => Ok(()),
+    }
+}
+
+fn write(chain: &Chain, buf: &[u8], at: u64, settings: &Settings) -> Result<()> {
+    let how = match settings.detect_zeroes {
+        DetectZeroes::Off => return chain.write_at(buf, at),
+        DetectZeroes::KeepSpace => Zeroing::KeepSpace,
+        DetectZeroes::MayUnmap => allowed(Zeroing::MayUnmap, settings),
+    };
+    match is_zero(buf) {
+        true => chain.zero(at..at + len64(buf.len()), how),
+        false => chain.write_at(buf, at),
+    }
+}
+
+fn discard(chain: &Chain, range: &Range<u64>, settings: &Settings) -> Result<()> {
+    match settings.discard {
+        Discard::Unmap => chain.discard(range.clone()),
+        Discard::Ignore => Ok(()),
+    }
+}
+
+/// What zeroing may do with the space, where discards do nothing.
+fn allowed(how: Zeroing, settings: &Settings) -> Zeroing {
+    match settings.discard {
+        Discard::Unmap => how,
+        Discard::Ignore => Zeroing::KeepSpace,
     }
 }
 

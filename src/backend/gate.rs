@@ -15,8 +15,12 @@ use parking_lot::{Condvar, Mutex};
 pub(super) const PAUSED: u8 = 1;
 /// Requests wait: stopped by an error.
 pub(super) const STOPPED: u8 = 2;
+/// Requests wait: somebody changes what must not change under them.
+pub(super) const BUSY: u8 = 4;
+/// Requests wait: there is no image.
+pub(super) const ABSENT: u8 = 8;
 /// Requests are refused: it is over.
-pub(super) const CLOSED: u8 = 4;
+pub(super) const CLOSED: u8 = 16;
 
 /// Called when requests that were held, or told to wait, may be tried again.
 type Wake = dyn Fn() + Send + Sync;
@@ -66,11 +70,11 @@ impl Gate {
         self.flags.load(Ordering::SeqCst)
     }
 
-    /// Counts a request in; the flags, where they keep it out.
-    pub(super) fn enter(&self, count: &Count) -> Result<(), u8> {
-        count.0.fetch_add(1, Ordering::SeqCst);
+    /// Counts a request in, and says how many there are then; the flags, where they keep it out.
+    pub(super) fn enter(&self, count: &Count) -> Result<u32, u8> {
+        let before = count.0.fetch_add(1, Ordering::SeqCst);
         match self.flags() {
-            0 => Ok(()),
+            0 => Ok(before + 1),
             flags => {
                 self.leave(count);
                 Err(flags)
@@ -122,21 +126,22 @@ impl Gate {
         WakeHandle(wake)
     }
 
-    /// Waits until requests may come in or never will again, or until `until`.
-    pub(super) fn wait_open(&self, until: Option<Instant>) {
+    /// Waits until requests may come in, or never will again.
+    pub(super) fn wait_open(&self) {
         let mut looking = self.wait.lock();
         loop {
             let flags = self.flags();
-            match until {
-                None if flags == 0 || flags & CLOSED != 0 => return,
-                None => self.changed.wait(&mut looking),
-                // A change of limits wakes too, so that once is enough: the caller looks again.
-                Some(until) => {
-                    self.changed.wait_until(&mut looking, until);
-                    return;
-                }
+            if flags == 0 || flags & CLOSED != 0 {
+                return;
             }
+            self.changed.wait(&mut looking);
         }
+    }
+
+    /// Waits until a moment, or until somebody is woken.
+    pub(super) fn wait_until(&self, until: Instant) {
+        let mut looking = self.wait.lock();
+        self.changed.wait_until(&mut looking, until);
     }
 
     /// Waits until no request is under way on any queue.  A flag that keeps them out must be set.

@@ -9,11 +9,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
+use crate::storage::highwater::HighWater;
 
 pub mod account;
 mod execute;
@@ -21,17 +22,22 @@ mod gate;
 pub mod policy;
 pub mod request;
 pub mod settings;
+mod swap;
+pub mod throttle;
 
 #[cfg(test)]
 mod tests;
 
-pub use account::{Account, Totals};
+pub use account::{QueueStats, Totals};
 pub use gate::WakeHandle;
 pub use policy::{Action, IoStatus, OnError, Policy};
 pub use request::{Fallback, Kind, Request, Shape};
-pub use settings::{Durability, Event, Listener, Settings};
+pub use settings::{DetectZeroes, Discard, Durability, Event, Listener, Settings};
+pub use swap::Medium;
+pub use throttle::{Group, Limits, Membership};
 
-use gate::{CLOSED, Count, Gate, PAUSED, STOPPED};
+use account::Account;
+use gate::{ABSENT, CLOSED, Count, Gate, PAUSED, STOPPED};
 
 /// Longest that a blocking request waits before it looks again on its own.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
@@ -62,6 +68,34 @@ pub struct Geometry {
     pub discard_align: u32,
 }
 
+/// Whether requests are let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunState {
+    /// They are.
+    Running,
+    /// They are held by hand.
+    Paused,
+    /// They are held since an error.
+    Stopped,
+    /// They are held: another image could not be opened, and the old one is closed.
+    NoImage,
+    /// They are refused: it is over.
+    Closed,
+}
+
+impl RunState {
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+            Self::NoImage => "no-image",
+            Self::Closed => "closed",
+        }
+    }
+}
+
 /// What became of a request that asked to be let in.
 #[derive(Debug)]
 pub enum Admission {
@@ -90,6 +124,7 @@ pub enum Verdict {
 struct Lane {
     queue: Arc<Queue>,
     chain: Arc<Chain>,
+    high: Option<Arc<HighWater>>,
 }
 
 /// What a queue keeps whatever the chain.
@@ -137,6 +172,13 @@ impl Ticket {
     pub fn moving(&self) -> Moving {
         self.plain
     }
+
+    /// Notes that a server wrote to the image's file itself, up to host offset `end`.
+    pub fn wrote(&self, end: u64) {
+        if let Some(high) = &self.lane.high {
+            high.wrote(end);
+        }
+    }
 }
 
 impl Drop for Ticket {
@@ -153,34 +195,47 @@ pub struct Backend {
     /// One for each queue: no two queues write to one line of the cache.
     lanes: Vec<ArcSwap<Lane>>,
     status: Mutex<IoStatus>,
+    limits: ArcSwapOption<Membership>,
+    /// Where blocking requests that have to wait for a limit stand in line.
+    line: [Mutex<()>; 2],
+    made: Instant,
+    /// Held while the image, or its size, is changed.
+    changing: Mutex<()>,
 }
 
 impl Backend {
     /// A backend in front of `chain`, as `io` uses it: one queue, any alignment, errors reported.
     pub fn new(chain: Chain) -> Self {
-        Self::build(chain, Settings::default())
+        Self::build(chain.into(), Settings::default())
     }
 
-    /// A backend in front of `chain`.
+    /// A backend in front of an image.
     ///
     /// # Errors
     /// `Invalid` for settings that make no sense.
-    pub fn with_settings(chain: Chain, settings: Settings) -> Result<Self> {
+    pub fn with_settings(medium: impl Into<Medium>, settings: Settings) -> Result<Self> {
         settings.check()?;
-        Ok(Self::build(chain, settings))
+        Ok(Self::build(medium.into(), settings))
     }
 
-    fn build(chain: Chain, settings: Settings) -> Self {
-        let chain = Arc::new(chain);
+    fn build(medium: Medium, settings: Settings) -> Self {
+        let (chain, high) = medium.parts();
         let lane = |_| {
-            let (queue, chain) = (Arc::default(), Arc::clone(&chain));
-            ArcSwap::from_pointee(Lane { queue, chain })
+            ArcSwap::from_pointee(Lane {
+                queue: Arc::default(),
+                chain: Arc::clone(&chain),
+                high: high.clone(),
+            })
         };
         Self {
             lanes: (0..settings.queues).map(lane).collect(),
             settings,
             gate: Arc::default(),
             status: Mutex::default(),
+            limits: ArcSwapOption::empty(),
+            line: Default::default(),
+            made: Instant::now(),
+            changing: Mutex::default(),
         }
     }
 
@@ -189,12 +244,48 @@ impl Backend {
         Arc::clone(&self.lanes[0].load().chain)
     }
 
+    /// What each queue has counted so far.
+    pub fn stats(&self) -> Vec<QueueStats> {
+        let age = self.made.elapsed();
+        let lanes = self.lanes.iter().map(|lane| lane.load());
+        lanes
+            .map(|lane| lane.queue.account.stats(lane.queue.count.now(), age))
+            .collect()
+    }
+
     /// What has been counted so far, over all queues.
     pub fn totals(&self, kind: Kind) -> Totals {
-        let lanes = self.lanes.iter();
-        lanes
-            .map(|lane| lane.load().queue.account.totals(kind))
+        let stats = self.stats();
+        stats
+            .iter()
+            .map(|queue| *queue.kind(kind))
             .fold(Totals::default(), Totals::plus)
+    }
+
+    /// End of the highest write to the image's file since it was opened, where that is watched.
+    pub fn highest_offset(&self) -> Option<u64> {
+        self.lanes[0].load().high.as_ref().map(|high| high.end())
+    }
+
+    /// How it was set up.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The limits that hold, and who shares them.
+    pub fn limits(&self) -> Option<Arc<Membership>> {
+        self.limits.load_full()
+    }
+
+    /// Puts the disk under the limits of a group, or none, instead of those it had.
+    pub fn set_group(&self, group: Option<&Arc<Group>>) {
+        self.limits.store(group.map(|group| Arc::new(group.join())));
+        self.gate.wake();
+    }
+
+    /// Tells everybody who was held, or told to wait, to ask again: limits have changed.
+    pub fn wake(&self) {
+        self.gate.wake();
     }
 
     /// Virtual size and what may be offered to a client.
@@ -210,7 +301,10 @@ impl Backend {
             max_transfer: self.settings.max_transfer,
             volatile_cache: writable && self.settings.durability != Durability::EveryWrite,
             zero_align: limits.zero_align,
-            discard_align: limits.discard_align,
+            discard_align: match self.settings.discard {
+                Discard::Unmap => limits.discard_align,
+                Discard::Ignore => 0,
+            },
         }
     }
 
@@ -223,19 +317,7 @@ impl Backend {
         let mut request = request;
         let shape = request.shape();
         loop {
-            let ticket = match self.admit(queue, &shape) {
-                Admission::Admitted(ticket) => ticket,
-                Admission::NotBefore(at) => {
-                    let latest = Instant::now() + LOOK_AGAIN;
-                    self.gate.wait_open(Some(at.min(latest)));
-                    continue;
-                }
-                Admission::Held => {
-                    self.gate.wait_open(None);
-                    continue;
-                }
-                Admission::Refused(error) => return Err(error),
-            };
+            let ticket = self.wait_for(queue, &shape)?;
             let result = self.execute(&ticket, &mut request);
             if let Verdict::Answer(answer) = self.complete(ticket, result) {
                 return answer;
@@ -243,30 +325,59 @@ impl Backend {
         }
     }
 
+    /// Blocks until a request is let in.
+    fn wait_for(&self, queue: QueueId, shape: &Shape) -> Result<Ticket> {
+        let mut place = None;
+        loop {
+            match self.admit(queue, shape) {
+                Admission::Admitted(ticket) => return Ok(ticket),
+                Admission::Refused(error) => return Err(error),
+                Admission::Held => self.gate.wait_open(),
+                Admission::NotBefore(at) if place.is_some() => {
+                    let latest = Instant::now() + LOOK_AGAIN;
+                    self.gate.wait_until(at.min(latest));
+                }
+                // Only the first of those who wait asks again: the others would be told the same.
+                Admission::NotBefore(_) => {
+                    place = Some(self.line[usize::from(shape.kind.changes())].lock());
+                }
+            }
+        }
+    }
+
     /// Asks for a request to be let in.  Never blocks.
     pub fn admit(&self, queue: QueueId, shape: &Shape) -> Admission {
+        self.admit_at(queue, shape, Instant::now())
+    }
+
+    /// As `admit`, at a moment that tests choose.
+    fn admit_at(&self, queue: QueueId, shape: &Shape, now: Instant) -> Admission {
         let lane = self.lane(queue);
-        if let Err(flags) = self.gate.enter(&lane.load().queue.count) {
-            return match flags & CLOSED {
-                0 => Admission::Held,
-                _ => Admission::Refused(closed()),
-            };
-        }
+        let depth = match self.gate.enter(&lane.load().queue.count) {
+            Ok(depth) => depth,
+            Err(flags) if flags & CLOSED == 0 => return Admission::Held,
+            Err(_) => return Admission::Refused(closed()),
+        };
         // Loaded once it is in: the chain stays until it is out.
         let ticket = Ticket {
             lane: lane.load_full(),
             gate: Arc::clone(&self.gate),
             shape: shape.clone(),
-            begun: Instant::now(),
+            begun: now,
             plain: self.moving(shape),
         };
-        match self.check(shape, ticket.chain()) {
-            Ok(()) => Admission::Admitted(ticket),
-            Err(e) => {
-                ticket.lane.queue.account.invalid(shape.kind);
-                Admission::Refused(e)
-            }
+        let account = &ticket.lane.queue.account;
+        if let Err(e) = self.check(shape, ticket.chain()) {
+            account.invalid(shape.kind);
+            return Admission::Refused(e);
         }
+        if let Some(limits) = &*self.limits.load()
+            && let Err(at) = limits.ask(shape.kind, shape.len(), now)
+        {
+            return Admission::NotBefore(at);
+        }
+        account.depth(depth);
+        Admission::Admitted(ticket)
     }
 
     /// Carries out a request that was let in, on a thread that may block.  A panic is an error of
@@ -286,9 +397,10 @@ impl Backend {
     /// Ends a request: counts it, and applies the error policy to how it went.
     pub fn complete(&self, ticket: Ticket, result: Result<()>) -> Verdict {
         let kind = ticket.shape.kind;
-        let time = ticket.begun.elapsed();
+        let (time, age) = (ticket.begun.elapsed(), self.made.elapsed());
         let account = &ticket.lane.queue.account;
-        account.done(kind, ticket.shape.len(), time, result.is_ok());
+        account.done(kind, ticket.shape.len(), time, result.is_ok(), age);
+        self.look_at_mark(&ticket);
         drop(ticket);
         let Err(error) = result else {
             return Verdict::Answer(Ok(()));
@@ -324,17 +436,27 @@ impl Backend {
         self.drain();
     }
 
+    /// Whether requests are let in, and if not, why.
+    pub fn run_state(&self) -> RunState {
+        match self.gate.flags() {
+            flags if flags & CLOSED != 0 => RunState::Closed,
+            flags if flags & ABSENT != 0 => RunState::NoImage,
+            flags if flags & STOPPED != 0 => RunState::Stopped,
+            flags if flags & PAUSED != 0 => RunState::Paused,
+            _ => RunState::Running,
+        }
+    }
+
     /// Goes on after a pause or a stop, with the I/O status reset.
     pub fn resume(&self) {
         *self.status.lock() = IoStatus::Ok;
         self.gate.clear(PAUSED | STOPPED);
     }
 
-    /// Refuses further requests, held ones too, and returns once none is under way.
+    /// Refuses further requests, held ones too.  Returns at once.
     pub fn shut(&self) {
         self.gate.set(CLOSED);
         self.gate.wake();
-        self.drain();
     }
 
     /// The first failure since the disk was opened or resumed.
@@ -346,6 +468,15 @@ impl Backend {
         let lanes: Vec<_> = self.lanes.iter().map(ArcSwap::load_full).collect();
         let counts: Vec<_> = lanes.iter().map(|lane| &lane.queue.count).collect();
         self.gate.drain(&counts);
+    }
+
+    fn look_at_mark(&self, ticket: &Ticket) {
+        if let Some(high) = &ticket.lane.high
+            && let Some(mark) = high.passed()
+        {
+            let end = high.end();
+            self.settings.listener.tell(&Event::Watermark { mark, end });
+        }
     }
 
     /// Only the first error sticks.
@@ -365,7 +496,9 @@ impl Backend {
         let durable = shape.fua || self.settings.durability == Durability::EveryWrite;
         match shape.kind {
             Kind::Read => Moving::Anyone,
-            Kind::Write if !durable => Moving::Anyone,
+            Kind::Write if !durable && self.settings.detect_zeroes == DetectZeroes::Off => {
+                Moving::Anyone
+            }
             _ => Moving::Backend,
         }
     }

@@ -8,7 +8,6 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Something that whoever runs the disk should know.
 #[derive(Debug)]
-#[non_exhaustive]
 pub enum Event<'a> {
     /// A request failed for a reason that lies with the host or the image.
     IoError {
@@ -18,6 +17,13 @@ pub enum Event<'a> {
         error: &'a Error,
         /// What is done about it.
         action: Action,
+    },
+    /// Something was written past a mark of the image's file, for the first time.
+    Watermark {
+        /// The mark, a host offset in bytes.
+        mark: u64,
+        /// Where the highest write so far ended.
+        end: u64,
     },
 }
 
@@ -61,6 +67,28 @@ pub enum Durability {
     Never,
 }
 
+/// What becomes of writes that hold nothing but zeroes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DetectZeroes {
+    /// They are written.
+    #[default]
+    Off,
+    /// The range is zeroed, and keeps its space.
+    KeepSpace,
+    /// The range is zeroed, and may give its space back where discards do.
+    MayUnmap,
+}
+
+/// What becomes of discards, and of zeroing that may give space back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Discard {
+    /// They give space back.
+    #[default]
+    Unmap,
+    /// Discards do nothing; zeroing keeps the space.
+    Ignore,
+}
+
 /// How a backend is set up.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -75,6 +103,10 @@ pub struct Settings {
     pub max_transfer: u32,
     /// How durable writes are.
     pub durability: Durability,
+    /// What becomes of discards.
+    pub discard: Discard,
+    /// What becomes of writes of zeroes.
+    pub detect_zeroes: DetectZeroes,
     /// What is done about errors.
     pub policy: Policy,
     /// Who is told of events.
@@ -89,6 +121,8 @@ impl Default for Settings {
             physical_block_size: 4096,
             max_transfer: 32 << 20,
             durability: Durability::default(),
+            discard: Discard::default(),
+            detect_zeroes: DetectZeroes::default(),
             policy: Policy::default(),
             listener: Listener::default(),
         }

@@ -13,6 +13,7 @@ use crate::image::open::{OpenOptions, Purpose, WriteOrder};
 use crate::image::options::OptionValues;
 use crate::image::snapshot::Pick;
 use crate::image::{Backing, Driver, Image, probe};
+use crate::storage::highwater::{HighWater, Watched};
 use crate::storage::open::{Access, StorageOptions, adopt, open_file};
 use crate::util::grace::Grace;
 use crate::util::text::printable;
@@ -71,6 +72,8 @@ pub struct ChainOptions {
     pub snapshot: Option<Pick>,
     /// Format options as typed (`K=V,..`), checked against the top layer's format.
     pub values: Vec<String>,
+    /// Who is told how far into the top layer's file is written.
+    pub high_water: Option<Arc<HighWater>>,
 }
 
 impl ChainOptions {
@@ -158,6 +161,7 @@ struct How<'a> {
     purpose: Purpose,
     snapshot: Option<&'a Pick>,
     values: &'a [String],
+    high_water: Option<&'a Arc<HighWater>>,
 }
 
 impl Walk<'_> {
@@ -171,6 +175,7 @@ impl Walk<'_> {
             purpose: self.options.purpose,
             snapshot: self.options.snapshot.as_ref(),
             values: &self.options.values,
+            high_water: self.options.high_water.as_ref(),
         };
         self.layer(open_file(path, how.storage.access)?, path, &how)
     }
@@ -202,6 +207,7 @@ impl Walk<'_> {
             purpose: Purpose::default(),
             snapshot: None,
             values: &[],
+            high_water: None,
         };
         let mut refusal: Option<Error> = None;
         for name in &backing.names {
@@ -271,7 +277,10 @@ impl Walk<'_> {
             None => how.probed,
         };
         let namer = Namer::new(&file, path, trust)?;
-        let storage = adopt(file, path, &how.storage)?;
+        let mut storage = adopt(file, path, &how.storage)?;
+        if let Some(high) = how.high_water {
+            storage = Arc::new(Watched::new(storage, Arc::clone(high)));
+        }
         let driver = match how.format {
             Some(driver) => driver,
             None => probe::probe(DRIVERS, REFUSED, &*storage).at(path)?,

@@ -13,6 +13,7 @@ use clap::{Parser, Subcommand};
 pub mod amend;
 pub mod backing;
 pub mod bitmap;
+pub mod cache;
 pub mod check;
 pub mod commit;
 pub mod common;
@@ -20,6 +21,7 @@ pub mod compare;
 pub mod completions;
 pub mod convert;
 pub mod create;
+pub mod ctl;
 pub mod exit;
 pub mod info;
 pub mod interrupt;
@@ -29,6 +31,7 @@ pub mod measure;
 pub mod progress;
 pub mod rebase;
 pub mod resize;
+pub mod serve;
 pub mod signal;
 pub mod snapshot;
 pub mod target;
@@ -141,6 +144,10 @@ pub enum Command {
     Amend(amend::Args),
     /// Read and write a disk's bytes by commands.
     Io(io::Args),
+    /// Serve disks until told to stop.
+    Serve(serve::Args),
+    /// Give commands to a running 'serve --control'.
+    Ctl(ctl::Args),
     /// Print completions for a shell.
     Completions(completions::Args),
 }
@@ -170,6 +177,8 @@ fn run(command: &Command, globals: &Globals) -> anyhow::Result<Exit> {
         Command::Bitmap(args) => bitmap::run(args, globals),
         Command::Amend(args) => amend::run(args, globals),
         Command::Io(args) => io::run(args, globals),
+        Command::Serve(args) => serve::run(args, globals),
+        Command::Ctl(args) => ctl::run(args, globals),
         Command::Completions(args) => completions::run(args, globals),
     }
 }

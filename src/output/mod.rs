@@ -9,5 +9,6 @@ pub mod info;
 pub mod json;
 pub mod map;
 pub mod options;
+pub mod serve;
 pub mod snapshot;
 pub mod table;

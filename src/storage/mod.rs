@@ -17,6 +17,7 @@ pub mod copy;
 pub mod device;
 pub mod file;
 mod filesystem;
+pub mod highwater;
 mod lock;
 pub mod memory;
 mod mmap;

@@ -5,10 +5,9 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use clap::ValueEnum;
-
-use crate::backend::{Backend, QueueId, Request};
+use crate::backend::{Backend, Durability, QueueId, Request};
 use crate::chain::open as chain_open;
+use crate::cli::cache::{CacheMode, DiscardMode};
 use crate::cli::common::OpenArgs;
 use crate::cli::interrupt;
 use crate::cli::io::args::Parsed;
@@ -19,45 +18,6 @@ use crate::storage::open::{Access, Caching};
 /// Most bytes of a read or write that are in memory at a time; longer ones are made of several
 /// requests.
 pub(super) const STEP: u64 = 4 << 20;
-
-/// Which caches stand between a write and the medium, by QEMU's names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum CacheMode {
-    /// The host's page cache; a flush makes writes durable.
-    #[default]
-    Writeback,
-    /// The host's page cache; every write is durable when it completes.
-    Writethrough,
-    /// No page cache (`O_DIRECT`).
-    #[value(alias = "off")]
-    None,
-    /// No page cache, and every write is durable when it completes.
-    Directsync,
-    /// The host's page cache; a flush does nothing.
-    Unsafe,
-}
-
-impl CacheMode {
-    fn direct(self) -> bool {
-        matches!(self, Self::None | Self::Directsync)
-    }
-
-    fn durable_writes(self) -> bool {
-        matches!(self, Self::Writethrough | Self::Directsync)
-    }
-}
-
-/// What becomes of discards, by QEMU's names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum DiscardMode {
-    /// They give space back.
-    #[default]
-    #[value(alias = "on")]
-    Unmap,
-    /// They do nothing.
-    #[value(alias = "off")]
-    Ignore,
-}
 
 /// Where writes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -175,7 +135,7 @@ impl Disk {
     /// Whether a write must be durable when it completes, given that the command asked for it or
     /// not.
     pub(super) fn fua(&self, parsed: &Parsed) -> bool {
-        parsed.has('f') || self.spec.cache.durable_writes()
+        parsed.has('f') || self.spec.cache.durability() == Durability::EveryWrite
     }
 
     /// Makes completed writes durable, unless the cache mode says that nothing has to be.

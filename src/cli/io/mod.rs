@@ -27,11 +27,12 @@ mod prompt;
 mod read;
 mod report;
 mod session;
-mod words;
+pub(in crate::cli) mod words;
 mod write;
 
+use crate::cli::cache::{CacheMode, DiscardMode};
 use command::Outcome;
-use disk::{CacheMode, DiscardMode, Target};
+use disk::Target;
 use lines::Lines;
 use prompt::Prompt;
 use report::OutputLost;

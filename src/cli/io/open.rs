@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
+use crate::cli::cache::CacheMode;
 use crate::cli::common;
 use crate::cli::io::args::Parsed;
 use crate::cli::io::command::{Command, Needs, Outcome};
-use crate::cli::io::disk::{CacheMode, Spec, Target};
+use crate::cli::io::disk::{Spec, Target};
 use crate::cli::io::session::Session;
 use crate::storage::open::Access;
 use crate::util::text::printable;

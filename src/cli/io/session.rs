@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use crate::cli::cache::{CacheMode, DiscardMode};
 use crate::cli::common::OpenArgs;
 use crate::cli::io::args::Parsed;
-use crate::cli::io::disk::{CacheMode, DiscardMode, Disk, Spec, Target};
+use crate::cli::io::disk::{Disk, Spec, Target};
 use crate::cli::io::report::{Form, Output};
 use crate::storage::open::Access;
 

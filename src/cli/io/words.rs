@@ -9,7 +9,7 @@
 ///
 /// # Errors
 /// Says which quote is not closed, or that nothing follows the last backslash.
-pub(super) fn split(line: &str) -> Result<Vec<String>, String> {
+pub(in crate::cli) fn split(line: &str) -> Result<Vec<String>, String> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut chars = line.chars();

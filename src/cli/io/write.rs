@@ -4,9 +4,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::backend::{Fallback, Request};
+use crate::cli::cache::DiscardMode;
 use crate::cli::io::args::Parsed;
 use crate::cli::io::command::{Command, Needs, Outcome};
-use crate::cli::io::disk::{DiscardMode, Disk, STEP, failed, steps};
+use crate::cli::io::disk::{Disk, STEP, failed, steps};
 use crate::cli::io::pattern::{self, Bytes};
 use crate::cli::io::read::BUFFER_ALIGN;
 use crate::cli::io::report::Report;

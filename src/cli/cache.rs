@@ -1,0 +1,50 @@
+//! Cache modes and what becomes of discards, by QEMU's names.
+
+use clap::ValueEnum;
+
+use crate::backend::Durability;
+
+/// Which caches stand between a write and the medium, by QEMU's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum CacheMode {
+    /// The host's page cache; a flush makes writes durable.
+    #[default]
+    Writeback,
+    /// The host's page cache; every write is durable when it completes.
+    Writethrough,
+    /// No page cache (`O_DIRECT`).
+    #[value(alias = "off")]
+    None,
+    /// No page cache, and every write is durable when it completes.
+    Directsync,
+    /// The host's page cache; a flush does nothing.
+    Unsafe,
+}
+
+impl CacheMode {
+    /// Whether the host's page cache is left out.
+    pub fn direct(self) -> bool {
+        matches!(self, Self::None | Self::Directsync)
+    }
+
+    /// How durable what is written is.
+    pub fn durability(self) -> Durability {
+        match self {
+            Self::Writethrough | Self::Directsync => Durability::EveryWrite,
+            Self::Writeback | Self::None => Durability::OnFlush,
+            Self::Unsafe => Durability::Never,
+        }
+    }
+}
+
+/// What becomes of discards, by QEMU's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum DiscardMode {
+    /// They give space back.
+    #[default]
+    #[value(alias = "on")]
+    Unmap,
+    /// They do nothing.
+    #[value(alias = "off")]
+    Ignore,
+}

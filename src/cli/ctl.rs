@@ -1,0 +1,322 @@
+//! `vdtool ctl`: commands to a running `serve`.
+//!
+//! A command is a line of words, quoted where they need it; the answer is a line of JSON,
+//! `{"return": ..}` or `{"error": {"class": .., "message": ..}}`.  Both ends read the words by the
+//! one definition here.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand};
+use serde_json::Value;
+
+use crate::cli::Globals;
+use crate::cli::common::{OutputArgs, OutputFormat, parse_driver, parse_size, print};
+use crate::cli::exit::{Exit, coded};
+use crate::error::Error;
+use crate::image::Driver;
+use crate::output;
+
+/// Longest command, in bytes.
+pub const MAX_COMMAND: usize = 8192;
+
+/// Longest answer that is read, in bytes: statistics of all the queues there can be.
+const MAX_ANSWER: u64 = 64 << 20;
+
+const HELP: &str = "\
+EXAMPLES:
+  vdtool ctl /run/disk.sock status
+  vdtool ctl --output json /run/disk.sock stats
+  vdtool ctl /run/disk.sock resize 40G
+  vdtool ctl /run/disk.sock change other.qcow2
+  vdtool ctl /run/disk.sock limit bps=50M,iops=2000
+  echo status | socat - UNIX-CONNECT:/run/disk.sock
+
+NOTES:
+  Where several disks are served, --export names one. status, stats, pause, resume and flush are for
+  all of them without it, the others must have it.
+
+EXIT STATUS:
+  0   done
+  1   failed, or nobody listens on the socket
+  2   wrong usage
+  63  the format, or the server, has no such operation";
+
+/// Arguments of `ctl`.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = HELP)]
+pub struct Args {
+    /// How the answer is printed.
+    #[command(flatten)]
+    pub output: OutputArgs,
+    /// The socket that was given to serve --control.
+    #[arg(value_name = "SOCKET")]
+    pub socket: PathBuf,
+    /// What to do.
+    #[command(subcommand)]
+    pub order: Order,
+}
+
+/// Which disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
+pub struct Which {
+    /// The disk that clients call so.
+    #[arg(long, value_name = "NAME")]
+    pub export: Option<String>,
+}
+
+/// A command.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Order {
+    /// What is served, and how it does.
+    Status {
+        /// Which disk.
+        #[command(flatten)]
+        which: Which,
+    },
+    /// What was done so far: requests, bytes, failures, latencies.
+    Stats {
+        /// Which disk.
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Hold requests, and return once none is under way.
+    Pause {
+        /// Which disk.
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Go on after a pause or an error, with the I/O status reset.
+    Resume {
+        /// Which disk.
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Make completed writes durable.
+    Flush {
+        /// Which disk.
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Change the size of a disk.
+    Resize {
+        /// Which disk.
+        #[command(flatten)]
+        which: Which,
+        /// Allow it to become smaller: what lies behind the new end is lost.
+        #[arg(long)]
+        shrink: bool,
+        /// The new size.
+        #[arg(value_name = "SIZE", value_parser = parse_size)]
+        size: u64,
+    },
+    /// Go on with another image.
+    Change {
+        /// Which disk.
+        #[command(flatten)]
+        which: Which,
+        /// Format of the image; without it its content decides.
+        #[arg(short, long, value_name = "FMT", value_parser = parse_driver)]
+        format: Option<&'static Driver>,
+        /// The image.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Close the image and open it again, after something else has changed it.
+    Reopen {
+        /// Which disk.
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Set other limits.
+    Limit {
+        /// Which disk; those that share its group get the limits too.
+        #[command(flatten)]
+        which: Which,
+        /// As --limit of serve has them, or 'none'.
+        #[arg(value_name = "K=V,..")]
+        limits: String,
+    },
+    /// End serving: requests under way end, the images are flushed and closed.
+    Stop {
+        /// End at once: the images are left as a kill leaves them.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// A line of a client, read on the serving side.
+#[derive(Debug, Parser)]
+#[command(
+    no_binary_name = true,
+    disable_help_flag = true,
+    disable_help_subcommand = true
+)]
+pub struct Line {
+    /// The command.
+    #[command(subcommand)]
+    pub order: Order,
+}
+
+impl Order {
+    /// The words that say it; a file by its absolute path, as the server may be elsewhere.
+    fn words(&self) -> anyhow::Result<Vec<String>> {
+        let mut words = Vec::new();
+        let (name, which, rest) = match self {
+            Self::Status { which } => ("status", Some(which), vec![]),
+            Self::Stats { which } => ("stats", Some(which), vec![]),
+            Self::Pause { which } => ("pause", Some(which), vec![]),
+            Self::Resume { which } => ("resume", Some(which), vec![]),
+            Self::Flush { which } => ("flush", Some(which), vec![]),
+            Self::Resize {
+                which,
+                shrink,
+                size,
+            } => {
+                let shrink = shrink.then(|| "--shrink".to_owned());
+                let rest = shrink.into_iter().chain([size.to_string()]);
+                ("resize", Some(which), rest.collect())
+            }
+            Self::Change {
+                which,
+                format,
+                file,
+            } => {
+                let format = format.map(|f| format!("--format={}", f.name));
+                let rest = format.into_iter().chain(["--".to_owned(), absolute(file)?]);
+                ("change", Some(which), rest.collect())
+            }
+            Self::Reopen { which } => ("reopen", Some(which), vec![]),
+            Self::Limit { which, limits } => ("limit", Some(which), vec![limits.clone()]),
+            Self::Stop { force } => {
+                let force = force.then(|| "--force".to_owned());
+                ("stop", None, force.into_iter().collect())
+            }
+        };
+        words.push(name.to_owned());
+        let export = which.and_then(|w| w.export.as_ref());
+        words.extend(export.map(|name| format!("--export={name}")));
+        words.extend(rest);
+        Ok(words)
+    }
+}
+
+fn absolute(file: &Path) -> anyhow::Result<String> {
+    let path = std::path::absolute(file).map_err(|e| Error::io("find", e).at(file))?;
+    let text = path.to_str().map(ToOwned::to_owned);
+    Ok(text.ok_or_else(|| Error::invalid("the name is not UTF-8").at(file))?)
+}
+
+/// The words as a line that `io`'s rules for quotes cut into the same words.
+///
+/// # Errors
+/// A word with an end of line; a line that is too long.
+fn line(words: &[String]) -> crate::Result<String> {
+    let quoted = words.iter().map(|word| match word {
+        word if word.chars().all(is_plain) && !word.is_empty() => word.clone(),
+        word => format!("'{}'", word.replace('\'', r"'\''")),
+    });
+    let mut line = quoted.collect::<Vec<_>>().join(" ");
+    if line.contains(['\n', '\r']) {
+        return Err(Error::invalid("a command has no ends of lines"));
+    }
+    line.push('\n');
+    if line.len() > MAX_COMMAND {
+        return Err(Error::invalid(format!(
+            "the command has {} bytes (allowed: {MAX_COMMAND})",
+            line.len()
+        )));
+    }
+    Ok(line)
+}
+
+fn is_plain(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "-_=./,:+@%".contains(c)
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Nobody listens; what the server answers.
+pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
+    let line = line(&args.order.words()?)?;
+    let answer = exchange(&args.socket, &line).map_err(|e| e.at(&args.socket))?;
+    if let Some(error) = answer.get("error") {
+        let text = |key| error.get(key).and_then(Value::as_str);
+        let message = anyhow::anyhow!("{}", text("message").unwrap_or("failed"));
+        return Err(match text("class") {
+            Some("unsupported") => coded(Exit::NoSuchOperation, message),
+            Some("usage") => coded(Exit::Usage, message),
+            _ => message,
+        });
+    }
+    let value = answer.get("return").unwrap_or(&Value::Null);
+    let reports = matches!(args.order, Order::Status { .. } | Order::Stats { .. });
+    match args.output.output {
+        OutputFormat::Json => print(|out| Ok(output::json::write(out, value)?))?,
+        OutputFormat::Human if reports && !globals.quiet => {
+            print(|out| Ok(output::serve::write(out, value)?))?;
+        }
+        OutputFormat::Human => {}
+    }
+    Ok(Exit::Done)
+}
+
+fn exchange(socket: &Path, line: &str) -> crate::Result<Value> {
+    let fail = |doing: &'static str| move |e| Error::io(doing, e);
+    let mut stream = UnixStream::connect(socket).map_err(fail("connect to the socket"))?;
+    stream
+        .write_all(line.as_bytes())
+        .map_err(fail("send the command"))?;
+    let mut answer = String::new();
+    BufReader::new(stream.take(MAX_ANSWER))
+        .read_line(&mut answer)
+        .map_err(fail("read the answer"))?;
+    if answer.is_empty() {
+        return Err(Error::invalid("the server ended without an answer"));
+    }
+    serde_json::from_str(&answer)
+        .map_err(|e| Error::invalid(format!("the answer is not JSON: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::io::words;
+
+    #[test]
+    fn any_words_survive_the_way_to_the_server() {
+        for words in [
+            vec!["status"],
+            vec!["change", "/a b/it's #1 \\ \"x\"", ""],
+            vec!["--export=ä ö", "#"],
+        ] {
+            let words: Vec<String> = words.into_iter().map(ToOwned::to_owned).collect();
+            let line = line(&words).expect("fits");
+            assert_eq!(words::split(line.trim_end_matches('\n')), Ok(words));
+        }
+        assert!(line(&["a\nb".to_owned()]).is_err());
+        assert!(line(&["a".repeat(MAX_COMMAND)]).is_err());
+    }
+
+    #[test]
+    fn each_order_says_itself_in_words_that_mean_it() {
+        for order in [
+            "status",
+            "stats --export=a",
+            "pause",
+            "resume",
+            "flush",
+            "resize --export=a --shrink 4096",
+            "change --format=qcow2 -- /a/b",
+            "reopen",
+            "limit iops=5",
+            "stop --force",
+        ] {
+            let words: Vec<&str> = order.split(' ').collect();
+            let line = Line::try_parse_from(&words).expect(order);
+            assert_eq!(line.order.words().expect(order), words);
+        }
+    }
+}

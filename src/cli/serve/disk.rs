@@ -1,0 +1,328 @@
+//! From the images named on the command line to exports.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{Args, DetectZeroes};
+use crate::backend::{self, Backend, Discard, Durability, Listener, Medium, Policy, Settings};
+use crate::chain;
+use crate::chain::open::ChainOptions;
+use crate::cli::backing::{clean, directory};
+use crate::cli::cache::DiscardMode;
+use crate::cli::exit::usage;
+use crate::cli::{Globals, create};
+use crate::error::Error;
+use crate::image::Driver;
+use crate::server::Export;
+use crate::storage::highwater::HighWater;
+use crate::storage::open::{Access, Caching};
+use crate::util::text::printable;
+
+/// Queues that are counted apart, where the server does not say how many it has.
+const QUEUES: u32 = 16;
+
+/// Longest name of an export: what the NBD protocol allows.
+const MAX_NAME: usize = 4096;
+
+/// An image, and what clients call it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// What clients ask for; empty where nothing was typed.
+    pub name: String,
+    /// The image.
+    pub file: PathBuf,
+}
+
+/// An image as it is typed: `[NAME=]FILE`.  A name has no slash, so that any path can be typed.
+///
+/// # Errors
+/// Says what is wrong with it.
+pub(super) fn parse_named(text: &str) -> Result<Named, String> {
+    let (name, file) = match text.split_once('=') {
+        Some((name, file)) if !name.contains('/') => (name, file),
+        _ => ("", text),
+    };
+    if file.is_empty() {
+        return Err("the image has no name".to_owned());
+    }
+    if name.len() > MAX_NAME {
+        return Err(format!(
+            "the name has {} bytes (allowed: {MAX_NAME})",
+            name.len()
+        ));
+    }
+    Ok(Named {
+        name: name.to_owned(),
+        file: PathBuf::from(file),
+    })
+}
+
+/// How the image of one export is opened, then and later.
+#[derive(Debug)]
+pub(super) struct Opener {
+    options: ChainOptions,
+    snapshot: bool,
+    overlay: bool,
+    watermark: Option<u64>,
+}
+
+/// One export, and what is needed to open its image again or another instead.
+#[derive(Debug)]
+pub(super) struct Disk {
+    pub(super) export: Export,
+    pub(super) opener: Opener,
+    /// What was opened last, and its format.
+    pub(super) image: parking_lot::Mutex<(PathBuf, &'static Driver)>,
+}
+
+impl Opener {
+    fn new(args: &Args) -> anyhow::Result<Self> {
+        let access = match args.read_only || args.snapshot {
+            true => Access::Read,
+            false => Access::Write,
+        };
+        let mut options = args.open.plan(args.format, access)?;
+        if args.cache.direct() {
+            options.storage.caching = Caching::Direct;
+        }
+        Ok(Self {
+            options,
+            snapshot: args.snapshot,
+            overlay: args.overlay.is_some(),
+            watermark: args.watermark,
+        })
+    }
+
+    /// Opens an image; `format` stands above what was typed.
+    ///
+    /// # Errors
+    /// Those of the chain.
+    pub(super) fn open(
+        &self,
+        path: &Path,
+        format: Option<&'static Driver>,
+    ) -> crate::Result<Medium> {
+        let high_water = Arc::new(HighWater::new(self.watermark));
+        let options = ChainOptions {
+            format: format.or(self.options.format),
+            high_water: Some(Arc::clone(&high_water)),
+            ..self.options.clone()
+        };
+        let chain = chain::open::open(path, &options)?;
+        let chain = match self.snapshot {
+            true => chain.with_overlay()?,
+            false => chain,
+        };
+        Ok(Medium {
+            chain,
+            high_water: Some(high_water),
+        })
+    }
+
+    /// Whether writes are lost when the image is closed.
+    pub(super) fn is_snapshot(&self) -> bool {
+        self.snapshot
+    }
+
+    /// Whether writes go to an overlay that is kept.
+    pub(super) fn is_overlay(&self) -> bool {
+        self.overlay
+    }
+
+    /// The format of the image that was opened, under the temporary layer where there is one.
+    pub(super) fn format_of(&self, medium: &Medium) -> &'static Driver {
+        let layer = medium.chain.layers().get(usize::from(self.snapshot));
+        layer.map_or(medium.chain.top().driver(), |l| l.driver())
+    }
+}
+
+/// Opens all images.
+///
+/// # Errors
+/// Usage errors; those of the images.
+pub(super) fn open_all(
+    args: &Args,
+    globals: &Globals,
+    listener: impl Fn(&str) -> Listener,
+) -> anyhow::Result<Vec<Disk>> {
+    let mut disks: Vec<Disk> = Vec::new();
+    for named in &args.files {
+        if disks.iter().any(|d| d.export.name == named.name) {
+            let name = printable(&named.name);
+            return Err(usage(format!(
+                "two exports are called '{name}' (NAME=FILE names them)"
+            )));
+        }
+        disks.push(open_one(args, globals, named, listener(&named.name))?);
+    }
+    Ok(disks)
+}
+
+fn open_one(
+    args: &Args,
+    globals: &Globals,
+    named: &Named,
+    listener: Listener,
+) -> anyhow::Result<Disk> {
+    let mut opener = Opener::new(args)?;
+    let (path, medium) = match &args.overlay {
+        None => (named.file.clone(), opener.open(&named.file, None)?),
+        Some(overlay) => {
+            if args.files.len() > 1 {
+                return Err(usage("--overlay is for one image"));
+            }
+            let medium = open_overlay(args, globals, &mut opener, overlay, &named.file)?;
+            (overlay.clone(), medium)
+        }
+    };
+    let format = opener.format_of(&medium);
+    let backend = Backend::with_settings(medium, settings(args, listener)?).map_err(usage)?;
+    let export = Export {
+        name: named.name.clone(),
+        description: args.description.clone(),
+        backend: Arc::new(backend),
+    };
+    Ok(Disk {
+        export,
+        opener,
+        image: parking_lot::Mutex::new((path, format)),
+    })
+}
+
+fn settings(args: &Args, listener: Listener) -> anyhow::Result<Settings> {
+    let logical = small(args.logical_block_size, 1, "--logical-block-size")?;
+    let physical = 4096.max(logical);
+    let defaults = Settings::default();
+    Ok(Settings {
+        queues: QUEUES,
+        logical_block_size: logical,
+        physical_block_size: small(args.physical_block_size, physical, "--physical-block-size")?,
+        max_transfer: small(args.max_io, defaults.max_transfer, "--max-io")?,
+        durability: match args.snapshot {
+            true => Durability::Never,
+            false => args.cache.durability(),
+        },
+        discard: match args.discard {
+            DiscardMode::Unmap => Discard::Unmap,
+            DiscardMode::Ignore => Discard::Ignore,
+        },
+        detect_zeroes: match args.detect_zeroes {
+            DetectZeroes::Off => backend::DetectZeroes::Off,
+            DetectZeroes::On => backend::DetectZeroes::KeepSpace,
+            DetectZeroes::Unmap => backend::DetectZeroes::MayUnmap,
+        },
+        policy: Policy {
+            on_read: args.on_read_error.into(),
+            on_write: args.on_write_error.into(),
+        },
+        listener,
+    })
+}
+
+/// Largest block, and longest transfer, that can be asked for.
+const MAX_SIZE: u64 = 64 << 20;
+
+fn small(typed: Option<u64>, default: u32, option: &str) -> anyhow::Result<u32> {
+    let Some(typed) = typed else {
+        return Ok(default);
+    };
+    let inside = (1..=MAX_SIZE).contains(&typed);
+    match u32::try_from(typed) {
+        Ok(size) if inside => Ok(size),
+        _ => Err(usage(format!(
+            "{option} is {typed} (allowed: 1 to {MAX_SIZE})"
+        ))),
+    }
+}
+
+/// Opens the overlay, which is made where it is not there.
+fn open_overlay(
+    args: &Args,
+    globals: &Globals,
+    opener: &mut Opener,
+    overlay: &Path,
+    base: &Path,
+) -> anyhow::Result<Medium> {
+    let absolute = |path: &Path| -> anyhow::Result<PathBuf> {
+        Ok(clean(
+            &directory(path)?.join(path.file_name().unwrap_or_default()),
+        ))
+    };
+    let base = absolute(base)?;
+    if !overlay.exists() {
+        make_overlay(args, globals, overlay, &base)?;
+    }
+    // `-f` names the format of the image; the overlay was made by its extension.
+    opener.options.format = None;
+    if let chain::open::References::Confined { allowed } = &mut opener.options.references {
+        allowed.push(base.clone());
+    }
+    let medium = opener.open(overlay, None)?;
+    let below = medium.chain.layers().get(1);
+    let below = below.and_then(|l| l.storage().path());
+    if below.map(|p| same_file(p, &base)) != Some(true) {
+        let text = format!(
+            "is there already, and is not an overlay of {}",
+            printable(&base.to_string_lossy())
+        );
+        return Err(Error::invalid(text).at(overlay).into());
+    }
+    Ok(medium)
+}
+
+fn make_overlay(args: &Args, globals: &Globals, overlay: &Path, base: &Path) -> anyhow::Result<()> {
+    let format = match args.format {
+        Some(format) => format,
+        None => {
+            let options = args.open.plan(None, Access::Read)?;
+            chain::open::open_top(base, &options)?.top().driver()
+        }
+    };
+    let quiet = Globals { quiet: true };
+    let wanted = create::Args {
+        format: None,
+        options: Vec::new(),
+        backing: Some(base.to_string_lossy().into_owned()),
+        backing_format: Some(format),
+        backing_unsafe: false,
+        force_share: false,
+        allow_ref: args.open.allow_ref.clone(),
+        file: Some(overlay.to_owned()),
+        size: None,
+    };
+    create::run(&wanted, &quiet)?;
+    globals.note(&format!(
+        "{}: made, with {} below it",
+        overlay.display(),
+        base.display()
+    ));
+    Ok(())
+}
+
+/// Whether two names lead to one file.
+pub(super) fn same_file(a: &Path, b: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let id = |path: &Path| std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
+    id(a).is_some() && id(a) == id(b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_stands_before_the_first_equals_sign_and_has_no_slash() {
+        for (text, name, file) in [
+            ("a.img", "", "a.img"),
+            ("a=b.img", "a", "b.img"),
+            ("a=b=c", "a", "b=c"),
+            ("./a=b.img", "", "./a=b.img"),
+            ("=b.img", "", "b.img"),
+        ] {
+            let named = parse_named(text).expect(text);
+            assert_eq!((&*named.name, named.file.to_str()), (name, Some(file)));
+        }
+        assert!(parse_named("a=").is_err());
+        assert!(parse_named(&format!("{}=b", "x".repeat(5000))).is_err());
+    }
+}

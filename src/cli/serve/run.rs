@@ -1,0 +1,169 @@
+//! The life of a serving process.
+
+use std::fs::File;
+use std::io::Read;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::low_level::pipe;
+
+use super::disk::{self, Disk};
+use super::event::Events;
+use super::ready::Removed;
+use super::{Args, Export, Server, control, limit, ready, report};
+use crate::cli::exit::Exit;
+use crate::cli::{Globals, signal};
+use crate::error::Error;
+
+/// What is served, and by what: everything that commands act on.
+#[derive(Debug)]
+pub(super) struct Front {
+    pub(super) disks: Vec<Disk>,
+    pub(super) server: Box<dyn Server>,
+    pub(super) events: Events,
+    /// What is removed at the end: the control socket, the file with the process id.
+    pub(super) files: Mutex<Vec<Removed>>,
+}
+
+impl Front {
+    /// Lets requests under way end, refuses the others, and has `run` go on to close the images.
+    pub(super) fn stop(&self) {
+        self.server.stop();
+        for disk in &self.disks {
+            disk.export.backend.shut();
+        }
+    }
+}
+
+impl Front {
+    /// Ends the process at once.
+    pub(super) fn abandon(&self) -> ! {
+        self.files.lock().clear();
+        std::process::exit(i32::from(Exit::Failed.code()))
+    }
+}
+
+/// Serves until told to stop.
+///
+/// # Errors
+/// Whatever keeps the disks from being served or from being closed cleanly.
+pub(super) fn run(
+    args: &Args,
+    globals: &Globals,
+    start: impl FnOnce(Vec<Export>) -> anyhow::Result<Box<dyn Server>>,
+) -> anyhow::Result<Exit> {
+    signal::catch()?;
+    let signals = Signals::new()?;
+    // Before other files get the number.
+    let descriptor = args.ready_fd.map(ready::descriptor).transpose()?;
+    let events = Events::new(args.output.output, globals.quiet);
+    let disks = disk::open_all(args, globals, |name| events.listener(name))?;
+    let exports: Vec<Export> = disks.iter().map(|d| d.export.clone()).collect();
+    let served = limit::apply(&args.limit, &exports)
+        .and_then(|()| Ok(args.control.as_deref().map(control::bind).transpose()?))
+        .and_then(|socket| Ok((socket, start(exports.clone())?)));
+    let (socket, server) = match served {
+        Ok(served) => served,
+        Err(error) => return close(&exports).and(Err(error)),
+    };
+    let front = Arc::new(Front {
+        disks,
+        server,
+        events,
+        files: Mutex::default(),
+    });
+    let ended = attend(args, &front, &signals, socket, descriptor);
+    ready::notify("STOPPING=1");
+    let closed = close(&exports);
+    front.files.lock().clear();
+    ended.and(closed).map(|()| Exit::Done)
+}
+
+/// From when clients may come until the server has ended.
+fn attend(
+    args: &Args,
+    front: &Arc<Front>,
+    signals: &Signals,
+    socket: Option<control::Socket>,
+    descriptor: Option<File>,
+) -> anyhow::Result<()> {
+    announce(args, front, socket, descriptor).inspect_err(|_| front.stop())?;
+    let (ended, end) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        scope.spawn(|| signals.wait_then(|| front.stop()));
+        if let Some(seconds) = args.stats_interval {
+            let interval = Duration::from_secs(seconds);
+            scope.spawn(move || {
+                // The channel is only ever closed.
+                while end.recv_timeout(interval) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    report::print_stats(front);
+                }
+            });
+        }
+        let result = front.server.wait();
+        front.stop();
+        drop(ended);
+        signals.end();
+        Ok(result?)
+    })
+}
+
+/// Lets commands and clients know that they may come.
+fn announce(
+    args: &Args,
+    front: &Arc<Front>,
+    socket: Option<control::Socket>,
+    descriptor: Option<File>,
+) -> anyhow::Result<()> {
+    if let Some(socket) = socket {
+        let file = control::listen(socket, front)?;
+        front.files.lock().push(file);
+    }
+    if let Some(path) = &args.pid_file {
+        front.files.lock().push(ready::pid_file(path)?);
+    }
+    ready::announce(&front.server.addresses(), descriptor)
+}
+
+/// Closes all images; the first failure is the answer.
+fn close(exports: &[Export]) -> anyhow::Result<()> {
+    let mut result: Result<(), Error> = Ok(());
+    for export in exports {
+        result = result.and(export.backend.finish());
+    }
+    Ok(result?)
+}
+
+/// SIGINT and SIGTERM as bytes in a socket, so that a thread can wait for them.
+#[derive(Debug)]
+struct Signals {
+    bytes: UnixStream,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        let (bytes, written) = UnixStream::pair()?;
+        for signal in [SIGINT, SIGTERM] {
+            pipe::register(signal, written.try_clone()?)?;
+        }
+        Ok(Self { bytes })
+    }
+
+    /// Calls `f` if a signal comes before `end` is called.
+    fn wait_then(&self, f: impl FnOnce()) {
+        if matches!((&self.bytes).read(&mut [0]), Ok(1)) {
+            f();
+        }
+    }
+
+    fn end(&self) {
+        // Fails only where it was done before.
+        let _ = self.bytes.shutdown(Shutdown::Read);
+    }
+}

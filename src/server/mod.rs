@@ -53,4 +53,15 @@ pub trait Server: fmt::Debug + Send + Sync {
     /// # Errors
     /// `Unsupported` where clients cannot be told; the host's.
     fn resized(&self, export: &Export) -> Result<()>;
+    /// Whether requests that come between `stop` and the end are carried out: its client is a
+    /// kernel that writes back what it holds before it lets go.  The backends must then stay open
+    /// until `wait` has returned.
+    fn drains(&self) -> bool {
+        false
+    }
+    /// What it uses of the host, for reports: names and values for the export of this number.
+    fn in_use(&self, export: usize) -> Vec<(&'static str, String)> {
+        let _ = export;
+        Vec::new()
+    }
 }

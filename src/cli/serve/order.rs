@@ -107,7 +107,9 @@ fn status(front: &Front, which: &Which) -> anyhow::Result<Value> {
     let all = some(front, which)?;
     let all: Vec<Value> = all
         .iter()
-        .map(|(index, disk)| report::status(disk, addresses.get(*index)))
+        .map(|(index, disk)| {
+            report::status(disk, addresses.get(*index), front.server.in_use(*index))
+        })
         .collect();
     Ok(json!({
         "version": env!("CARGO_PKG_VERSION"),

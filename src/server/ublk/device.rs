@@ -20,7 +20,7 @@ use super::transfer::Channel;
 use super::{Options, control, params, process, ring};
 use crate::backend::{Backend, WakeHandle};
 use crate::error::{Error, ErrorKind, Result};
-use crate::server::{Export, Server};
+use crate::server::Export;
 
 /// How long the driver may take to start a device, and to show it.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -48,6 +48,23 @@ pub struct InUse {
     pub workers: usize,
 }
 
+/// Told when a device has ended.
+#[derive(Debug, Default)]
+pub(super) struct Ends {
+    count: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Ends {
+    /// Returns once `f` is true; it is asked now and whenever a device has ended.
+    pub(super) fn wait_until(&self, f: impl Fn() -> bool) {
+        let mut count = self.count.lock();
+        while !f() {
+            self.changed.wait(&mut count);
+        }
+    }
+}
+
 /// How far a device is.
 #[derive(Debug, Default)]
 struct Progress {
@@ -64,12 +81,20 @@ struct Progress {
 struct Life {
     progress: Mutex<Progress>,
     changed: Condvar,
+    ends: Arc<Ends>,
 }
 
 impl Life {
     fn change(&self, f: impl FnOnce(&mut Progress)) {
         f(&mut self.progress.lock());
         self.changed.notify_all();
+    }
+
+    /// The device has ended, and what of it can be seen is gone.
+    fn end(&self) {
+        self.change(|progress| progress.over = true);
+        *self.ends.count.lock() += 1;
+        self.ends.changed.notify_all();
     }
 
     fn queue_ended(&self, result: Result<()>) {
@@ -79,17 +104,20 @@ impl Life {
                 progress.failed.get_or_insert(e);
             }
         });
+        let _looking = self.ends.count.lock();
+        self.ends.changed.notify_all();
     }
 }
 
 /// A block device of this machine that serves a disk.
 #[derive(Debug)]
-pub struct Device {
+pub(super) struct Device {
     in_use: InUse,
     life: Arc<Life>,
     inboxes: Vec<Arc<Inbox>>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    wake: WakeHandle,
+    /// Held for its drop.
+    _wake: WakeHandle,
 }
 
 /// What the thread of a device tells once clients may come.
@@ -100,9 +128,11 @@ struct Started {
 
 impl Device {
     /// Starts a device; returns once it can be opened.
-    pub(super) fn start(export: &Export, options: &Options) -> Result<Arc<Self>> {
-        process::leave_mount_namespace()?;
-        let life = Arc::new(Life::default());
+    pub(super) fn start(export: &Export, options: &Options, ends: &Arc<Ends>) -> Result<Self> {
+        let life = Arc::new(Life {
+            ends: Arc::clone(ends),
+            ..Life::default()
+        });
         let (tell, told) = channel();
         let owner = Owner {
             backend: Arc::clone(&export.backend),
@@ -120,18 +150,63 @@ impl Device {
             .on_wake(move || inboxes.iter().for_each(|i| i.wake()));
         // What was held before the waker was there is offered again.
         started.inboxes.iter().for_each(|inbox| inbox.wake());
-        Ok(Arc::new(Self {
+        Ok(Self {
             in_use: started.in_use,
             life,
             inboxes: started.inboxes,
             thread: Mutex::new(Some(thread)),
-            wake,
-        }))
+            _wake: wake,
+        })
     }
 
     /// What it is and uses.
-    pub fn in_use(&self) -> &InUse {
+    pub(super) fn in_use(&self) -> &InUse {
         &self.in_use
+    }
+
+    /// Where clients find it.
+    pub(super) fn path(&self) -> String {
+        block_device(self.in_use.id)
+    }
+
+    /// Whether it has ended.
+    pub(super) fn is_over(&self) -> bool {
+        self.life.progress.lock().over
+    }
+
+    /// Whether it cannot go on.
+    pub(super) fn has_failed(&self) -> bool {
+        self.life.progress.lock().failed.is_some()
+    }
+
+    /// Why it could not go on; once.
+    pub(super) fn failure(&self) -> Option<Error> {
+        self.life.progress.lock().failed.take()
+    }
+
+    /// Has it end; returns at once.
+    pub(super) fn stop(&self) {
+        self.life.change(|progress| progress.stopping = true);
+        self.inboxes.iter().for_each(|inbox| inbox.stop());
+    }
+
+    /// Tells the driver that the size of the disk has changed.
+    pub(super) fn resized(&self, export: &Export) -> Result<()> {
+        let geometry = export.backend.geometry();
+        let size = params::sectors(&geometry)? * super::request::SECTOR;
+        if !self.in_use.features.has(sys::UBLK_F_UPDATE_SIZE) {
+            return Err(Error::unsupported(format!(
+                "the ublk driver of this kernel cannot change the size of {} (Linux 6.16 is the \
+                 first that can); serve the disk anew",
+                self.path()
+            )));
+        }
+        let id = i32::try_from(self.in_use.id).unwrap_or(i32::MAX);
+        let doing = "change the size of the ublk device";
+        // Of this thread: a control object works only where it was made.
+        let control = UblkCtrl::new_simple(id).map_err(control::error(doing))?;
+        let updated = control.update_size(size).map(drop);
+        updated.map_err(control::error(doing))
     }
 }
 
@@ -145,48 +220,6 @@ fn wait_for_start(told: &Receiver<Result<Started>>) -> Result<Started> {
     }
 }
 
-impl Server for Device {
-    fn addresses(&self) -> Vec<String> {
-        vec![block_device(self.in_use.id)]
-    }
-
-    fn wait(&self) -> Result<()> {
-        let mut progress = self.life.progress.lock();
-        while !progress.over {
-            self.life.changed.wait(&mut progress);
-        }
-        match progress.failed.take() {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
-    }
-
-    fn stop(&self) {
-        self.life.change(|progress| progress.stopping = true);
-        self.inboxes.iter().for_each(|inbox| inbox.stop());
-    }
-
-    fn resized(&self, export: &Export) -> Result<()> {
-        let geometry = export.backend.geometry();
-        let size = params::sectors(&geometry)? * super::request::SECTOR;
-        if !self.in_use.features.has(sys::UBLK_F_UPDATE_SIZE) {
-            return Err(Error::unsupported(format!(
-                "the ublk driver of this kernel cannot change the size of {} (Linux 6.16 is the \
-                 first that can); serve the disk anew",
-                block_device(self.in_use.id)
-            )));
-        }
-        let id = i32::try_from(self.in_use.id).unwrap_or(i32::MAX);
-        let doing = "change the size of the ublk device";
-        // Of this thread: a control object works only where it was made.
-        let control = UblkCtrl::new_simple(id).map_err(control::error(doing))?;
-        control
-            .update_size(size)
-            .map(drop)
-            .map_err(control::error(doing))
-    }
-}
-
 impl Drop for Device {
     fn drop(&mut self) {
         self.stop();
@@ -194,7 +227,6 @@ impl Drop for Device {
             // Its end was told through `life`.
             let _ = thread.join();
         }
-        let _ = &self.wake;
     }
 }
 
@@ -221,7 +253,7 @@ impl Owner {
                 progress.failed.get_or_insert(e);
             });
         }
-        self.life.change(|progress| progress.over = true);
+        self.life.end();
     }
 
     /// Makes or takes over the device, serves it, and removes it.

@@ -97,7 +97,7 @@ impl fmt::Display for Transfer {
 
 impl Transfer {
     /// How a device with these features moves bytes.
-    pub(super) fn of(flags: Features) -> Self {
+    pub fn of(flags: Features) -> Self {
         if flags.has(sys::UBLK_F_AUTO_BUF_REG) {
             Self::ZeroCopy
         } else if flags.has(sys::UBLK_F_USER_COPY) {

@@ -7,13 +7,12 @@
 //! A device outlives a server that is killed: the driver keeps it, and the requests that were not
 //! answered, for a server that takes it over.
 
-use std::sync::Arc;
-
 use crate::error::{Error, Result};
 use crate::server::Export;
 
 mod control;
 mod device;
+mod devices;
 mod features;
 mod kept;
 mod params;
@@ -26,7 +25,8 @@ mod ring;
 mod transfer;
 
 pub use control::{Found, State};
-pub use device::{Device, InUse};
+pub use device::InUse;
+pub use devices::Devices;
 pub use features::{Features, Transfer};
 
 /// Most queues of a device.
@@ -103,7 +103,7 @@ impl Options {
     }
 }
 
-/// Serves `export` as a block device; returns once that can be opened.
+/// Serves each export as a block device; returns once all can be opened.
 ///
 /// The calling thread, and those it starts later, get a mount namespace of their own where the
 /// process has the privilege, so call it before other threads are started.
@@ -111,10 +111,10 @@ impl Options {
 /// # Errors
 /// `Unsupported` and `Permission`, saying what to do, where this kernel or user has no ublk, and
 /// for what was asked for and the driver lacks; `Invalid` for options that make no sense, a number
-/// that is taken, or a device that cannot be taken over; the host's.
-pub fn start(export: &Export, options: &Options) -> Result<Arc<Device>> {
+/// that is taken, or a device that cannot be taken over; the host's.  Then there is no device.
+pub fn start(exports: &[Export], options: &Options) -> Result<Devices> {
     options.check()?;
-    Device::start(export, options)
+    Devices::start(exports, options)
 }
 
 /// The ublk devices of this machine, whoever serves them, by number.

@@ -29,5 +29,6 @@ mod resize;
 mod snapshot;
 mod storage;
 mod threads;
+mod ublk;
 mod util;
 mod vhd;

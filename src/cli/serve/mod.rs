@@ -174,5 +174,5 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     if let Some(exit) = ublk::manage(args)? {
         return Ok(exit);
     }
-    run::run(args, globals, |exports| transport::start(args, exports))
+    run::run(args, globals, |exports| transport::start(args, &exports))
 }

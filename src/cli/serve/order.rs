@@ -128,6 +128,7 @@ fn resize(front: &Front, disk: &Disk, size: u64, shrink: bool) -> anyhow::Result
         );
         return Err(Error::invalid(text).into());
     }
+    front.server.may_resize(&disk.export)?;
     backend.resize(size)?;
     tell(front, disk, before)?;
     Ok(json!({ "virtual-size": backend.geometry().virtual_size }))

@@ -15,8 +15,8 @@ pub struct TransportArgs {
 ///
 /// # Errors
 /// A usage error where none was named; those of the server.
-pub fn start(args: &super::Args, exports: Vec<Export>) -> anyhow::Result<Box<dyn Server>> {
-    match ublk::start(args, &exports)? {
+pub fn start(args: &super::Args, exports: &[Export]) -> anyhow::Result<Box<dyn Server>> {
+    match ublk::start(args, exports)? {
         Some(server) => Ok(server),
         None => Err(usage("no server was named (--ublk)")),
     }

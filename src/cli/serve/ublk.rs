@@ -3,7 +3,6 @@
 use super::{Args, Export, Server, usage};
 use crate::cli::common::{OutputFormat, print};
 use crate::cli::exit::Exit;
-use crate::error::Error;
 use crate::output;
 use crate::server::ublk::{self, Options};
 
@@ -79,10 +78,11 @@ pub(super) fn manage(args: &Args) -> anyhow::Result<Option<Exit>> {
     }
     let found = ublk::list()?;
     print(|out| {
-        Ok(match args.output.output {
+        match args.output.output {
             OutputFormat::Human => output::ublk::human(out, &found)?,
             OutputFormat::Json => output::ublk::json(out, &found)?,
-        })
+        }
+        Ok(())
     })?;
     Ok(Some(Exit::Done))
 }
@@ -96,6 +96,6 @@ pub(super) fn start(args: &Args, exports: &[Export]) -> anyhow::Result<Option<Bo
         return Ok(None);
     }
     let options = args.transport.ublk.options(args.max_io)?;
-    let devices = ublk::start(exports, &options).map_err(|e: Error| anyhow::Error::new(e))?;
+    let devices = ublk::start(exports, &options)?;
     Ok(Some(Box::new(devices)))
 }

@@ -92,6 +92,10 @@ pub(super) fn add(options: &Options) -> Result<UblkCtrl> {
     let flags = features::choose(options, features()?)?;
     let id = options.dev_id.map_or(Ok(-1), i32::try_from);
     let id = id.map_err(|_| Error::invalid("the device number is too large"))?;
+    // The library removes a device that it failed to add, even one that was there before.
+    if let Some(id) = options.dev_id.filter(|id| is_there(*id)) {
+        return Err(taken(id));
+    }
     let added = UblkCtrlBuilder::default()
         .name(TARGET)
         .id(id)
@@ -101,14 +105,8 @@ pub(super) fn add(options: &Options) -> Result<UblkCtrl> {
         .ctrl_flags(flags.bits())
         .dev_flags(UblkFlags::UBLK_DEV_F_ADD_DEV)
         .build();
-    added.map_err(|e| match (&e, options.dev_id) {
-        (UblkError::UringIOError(code), Some(id)) if *code == -libc::EEXIST => {
-            Error::invalid(format!(
-                "there is a ublk device {id} already: name another with --dev-id, take it over \
-                 with --recover, or remove it with 'serve --delete {id}'"
-            ))
-        }
-        (UblkError::UringIOError(code), _) if [-libc::EPERM, -libc::EACCES].contains(code) => {
+    added.map_err(|e| match &e {
+        UblkError::UringIOError(code) if [-libc::EPERM, -libc::EACCES].contains(code) => {
             Error::new(
                 ErrorKind::Permission,
                 "no right to add a ublk device: be root, or use --unprivileged; --nbd works \
@@ -117,6 +115,18 @@ pub(super) fn add(options: &Options) -> Result<UblkCtrl> {
         }
         _ => error("add a ublk device")(e),
     })
+}
+
+fn taken(id: u32) -> Error {
+    Error::invalid(format!(
+        "there is a ublk device {id} already: name another with --dev-id, take it over with \
+         --recover, or remove it with 'serve --delete {id}'"
+    ))
+}
+
+/// Whether there is a device of this number, served or not.
+fn is_there(id: u32) -> bool {
+    Path::new(&format!("/sys/class/ublk-char/ublkc{id}")).exists()
 }
 
 /// A device whose server is gone, ready to be served again.
@@ -240,7 +250,7 @@ impl Found {
 /// # Errors
 /// `NotFound`; the driver's.
 pub(super) fn find(id: u32) -> Result<Found> {
-    if !Path::new(&format!("/sys/class/ublk-char/ublkc{id}")).exists() {
+    if !is_there(id) {
         let text = format!("there is no ublk device {id}");
         return Err(Error::new(ErrorKind::NotFound, text));
     }

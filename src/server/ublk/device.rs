@@ -190,17 +190,22 @@ impl Device {
         self.inboxes.iter().for_each(|inbox| inbox.stop());
     }
 
-    /// Tells the driver that the size of the disk has changed.
-    pub(super) fn resized(&self, export: &Export) -> Result<()> {
-        let geometry = export.backend.geometry();
-        let size = params::sectors(&geometry)? * super::request::SECTOR;
-        if !self.in_use.features.has(sys::UBLK_F_UPDATE_SIZE) {
-            return Err(Error::unsupported(format!(
+    /// Refuses where the driver cannot be told of another size.
+    pub(super) fn may_resize(&self) -> Result<()> {
+        match self.in_use.features.has(sys::UBLK_F_UPDATE_SIZE) {
+            true => Ok(()),
+            false => Err(Error::unsupported(format!(
                 "the ublk driver of this kernel cannot change the size of {} (Linux 6.16 is the \
                  first that can); serve the disk anew",
                 self.path()
-            )));
+            ))),
         }
+    }
+
+    /// Tells the driver that the size of the disk has changed.
+    pub(super) fn resized(&self, export: &Export) -> Result<()> {
+        self.may_resize()?;
+        let size = params::sectors(&export.backend.geometry())? * super::request::SECTOR;
         let id = i32::try_from(self.in_use.id).unwrap_or(i32::MAX);
         let doing = "change the size of the ublk device";
         // Of this thread: a control object works only where it was made.

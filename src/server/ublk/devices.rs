@@ -29,6 +29,14 @@ impl Devices {
         Ok(Self { devices, ends })
     }
 
+    fn of(&self, export: &Export) -> Result<&Device> {
+        let same = |found: &&(Export, Device)| Arc::ptr_eq(&found.0.backend, &export.backend);
+        match self.devices.iter().find(same) {
+            Some((_, device)) => Ok(device),
+            None => Err(Error::invalid("the disk is not served here")),
+        }
+    }
+
     /// What each device is and uses.
     pub fn all(&self) -> impl Iterator<Item = &InUse> {
         self.devices.iter().map(|(_, device)| device.in_use())
@@ -58,11 +66,11 @@ impl Server for Devices {
     }
 
     fn resized(&self, export: &Export) -> Result<()> {
-        let same = |found: &&(Export, Device)| Arc::ptr_eq(&found.0.backend, &export.backend);
-        match self.devices.iter().find(same) {
-            Some((_, device)) => device.resized(export),
-            None => Err(Error::invalid("the disk is not served here")),
-        }
+        self.of(export)?.resized(export)
+    }
+
+    fn may_resize(&self, export: &Export) -> Result<()> {
+        self.of(export)?.may_resize()
     }
 
     fn drains(&self) -> bool {

@@ -335,8 +335,12 @@ pub(super) fn remove(control: &UblkCtrl) -> Result<(), UblkError> {
         _ => false,
     };
     let removed = match control.del_dev_async() {
-        // Linux 6.9 is the first that need not wait.
-        Err(UblkError::UringIOError(code)) if code == -libc::EOPNOTSUPP => control.del_dev(),
+        // Linux 6.9 is the first that need not wait, but with devices without privileges.
+        Err(UblkError::UringIOError(code))
+            if [-libc::EOPNOTSUPP, -libc::EINVAL].contains(&code) =>
+        {
+            control.del_dev()
+        }
         other => other,
     };
     match removed {

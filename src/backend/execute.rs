@@ -24,6 +24,10 @@ pub(super) fn run(chain: &Chain, request: &mut Request<'_>, settings: &Settings)
             })?;
             *fua
         }
+        Request::Compress { at, buf } => {
+            chain.write_compressed(buf, *at)?;
+            false
+        }
         Request::Zero {
             range,
             how,

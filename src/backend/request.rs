@@ -67,6 +67,14 @@ pub enum Request<'a> {
         /// Durable before it completes.
         fua: bool,
     },
+    /// Write the buffer at `at` and store it compressed; as
+    /// [`Chain::write_compressed`](crate::chain::Chain::write_compressed) allows it.
+    Compress {
+        /// Guest offset in bytes.
+        at: u64,
+        /// What to write.
+        buf: &'a [u8],
+    },
     /// Make a range read as zeroes.
     Zero {
         /// Guest range in bytes.
@@ -127,6 +135,7 @@ impl Request<'_> {
         let (kind, range, fua) = match self {
             Self::Read { at, buf } => (Kind::Read, span(*at, buf.len()), false),
             Self::Write { at, buf, fua } => (Kind::Write, span(*at, buf.len()), *fua),
+            Self::Compress { at, buf } => (Kind::Write, span(*at, buf.len()), false),
             Self::Zero { range, fua, .. } => (Kind::Zero, range.clone(), *fua),
             Self::Discard { range } => (Kind::Discard, range.clone(), false),
             Self::Flush => (Kind::Flush, 0..0, false),

@@ -9,6 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Image, LayerBelow, Source, Wait};
 use crate::util::grace::{Grace, Ticket};
 
+mod compress;
 pub mod extent;
 pub mod open;
 mod overlay;

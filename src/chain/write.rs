@@ -113,7 +113,7 @@ impl Chain {
         }
     }
 
-    fn check_write(&self, at: u64, len: u64) -> Result<()> {
+    pub(super) fn check_write(&self, at: u64, len: u64) -> Result<()> {
         self.check_range(at, len)?;
         match self.top().caps().write {
             true => Ok(()),

@@ -11,11 +11,11 @@ use crate::cli::exit::{Exit, usage};
 use crate::cli::target::Durable;
 use crate::cli::{Globals, signal};
 use crate::copy::{MAX_WORKERS, Scan, default_workers};
-use crate::error::Error;
 use crate::image::Driver;
 use crate::output;
 use crate::storage::open::Caching;
 
+mod options;
 mod place;
 mod source;
 mod stream;
@@ -27,10 +27,28 @@ EXAMPLES:
   vdtool convert -O vhd -o subformat=fixed disk.img azure.vhd
   vdtool convert part1.raw part2.raw whole.raw
   vdtool convert disk.vhd - | gzip > disk.raw.gz
+  vdtool convert -c -o compression_type=zstd disk.raw disk.qcow2
+  vdtool convert -c -O qcow2 disk.raw - | ssh host 'cat > disk.qcow2'
   vdtool convert -n disk.vhd /dev/sdb
 
 The new image is written beside its name and renamed into place once it is whole; with -n, and on
 block devices, it is written in place.
+
+COMPRESSION:
+  With -c whole clusters are compressed, on all cores; those that do not shrink are stored as they
+  are, and zero clusters not at all. The file is the same whatever -j is. With -n, clusters that the
+  image has are replaced. -o takes compression_level, 1 to 12 for zlib (1 unless given) and 1 to 22
+  for zstd (2 unless given), and strict_window=on, for zlib with levels 1 to 9 (6 unless given).
+  QEMU writes deflate that looks back 4 KiB at most, and says so to zlib when it reads. Without
+  strict_window the limit is 32 KiB, which makes smaller images in a fifth of the time. QEMU reads
+  them: it inflates a whole cluster in one call, and then the limit does not matter. So this is the
+  default; strict_window=on is for readers that inflate a cluster piece by piece with a window of
+  4 KiB.
+
+STREAMS:
+  To stdout (-) go raw and qcow2, compressed or not. An image is read, and compressed, twice: first
+  to learn where everything will be, then to write it, so no more than the tables is in memory and
+  nothing is on disk. A source that changes meanwhile is an error.
 
 EXIT STATUS:
   0         done
@@ -197,7 +215,7 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
         return Ok(Exit::Done);
     }
     let driver = target_driver(args.target_format, target, globals);
-    refuse(args, driver)?;
+    options::refuse(args, driver)?;
     signal::catch()?;
     match sources {
         [source] if is_stream(source) => stream::from_stdin(args, driver, target, globals)?,
@@ -207,16 +225,6 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
         }
     }
     Ok(Exit::Done)
-}
-
-/// What no format has yet.
-fn refuse(args: &Args, target: &Driver) -> anyhow::Result<()> {
-    let text = if args.compress {
-        format!("format '{}' has no compressed data (-c)", target.name)
-    } else {
-        return Ok(());
-    };
-    Err(Error::unsupported(text).into())
 }
 
 fn is_stream(path: &Path) -> bool {

@@ -149,6 +149,14 @@ pub(super) fn creator(driver: &'static Driver) -> Result<&'static Creator> {
 }
 
 impl Generic {
+    /// Whether anything was given.
+    pub(super) fn is_given(&self) -> bool {
+        self.size.is_some()
+            || self.backing.is_some()
+            || self.backing_format.is_some()
+            || !self.others.is_empty()
+    }
+
     /// Takes them out of what was given with `-o`.
     pub(super) fn take(options: &[String]) -> anyhow::Result<Self> {
         let mut generic = Self::default();

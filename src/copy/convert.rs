@@ -86,14 +86,7 @@ pub fn convert(
     options: &Convert<'_>,
     progress: &dyn Progress,
 ) -> Result<()> {
-    if target.virtual_size() < sources.len() {
-        let text = format!(
-            "the target holds {} bytes, the source has {}",
-            target.virtual_size(),
-            sources.len()
-        );
-        return Err(Error::new(ErrorKind::OutOfRange, text).at_opt(target.top().storage().path()));
-    }
+    check_fits(sources, target)?;
     let total = total(sources, target, options.before);
     let size = range_size(sources, target, options);
     let scanner = scanner(sources, target, options, size)?;
@@ -116,6 +109,19 @@ pub fn convert(
     engine.run(workers, Scratch::default, |scratch, job| -> Result<()> {
         one(&engine, &scanner, &putter, job, scratch)
     })
+}
+
+/// Refuses a target that is smaller than the sources.
+pub(super) fn check_fits(sources: &Joined, target: &Chain) -> Result<()> {
+    if target.virtual_size() >= sources.len() {
+        return Ok(());
+    }
+    let text = format!(
+        "the target holds {} bytes, the source has {}",
+        target.virtual_size(),
+        sources.len()
+    );
+    Err(Error::new(ErrorKind::OutOfRange, text).at_opt(target.top().storage().path()))
 }
 
 /// One work range: scan, have space assigned in turn, write.
@@ -153,16 +159,7 @@ fn scanner<'a>(
         salvage: options.salvage,
     };
     let runs = runs(options.scan, size);
-    let differ = match (options.before, options.backing) {
-        (Before::Backed, None) => {
-            return Err(Error::invalid("the backing image is not open"));
-        }
-        (Before::Backed, Some(backing)) => {
-            let unit = runs.map_or(4096, |r| r.unit);
-            Some(Differ::new(reader, backing, unit))
-        }
-        _ => None,
-    };
+    let differ = differ(reader, options, runs.map_or(4096, |r| r.unit))?;
     let may_share = !matches!(options.scan, Scan::Runs(_)) && options.salvage.is_none();
     Ok(Scanner {
         sources,
@@ -180,6 +177,19 @@ fn scanner<'a>(
             .collect(),
         differ,
     })
+}
+
+/// What compares with the backing image, in units of `unit` bytes, for a target that has one.
+pub(super) fn differ<'a>(
+    reader: Reader<'a>,
+    options: &Convert<'a>,
+    unit: u64,
+) -> Result<Option<Differ<'a>>> {
+    match (options.before, options.backing) {
+        (Before::Backed, None) => Err(Error::invalid("the backing image is not open")),
+        (Before::Backed, Some(backing)) => Ok(Some(Differ::new(reader, backing, unit))),
+        _ => Ok(None),
+    }
 }
 
 fn min_run(scan: Scan) -> Option<u64> {
@@ -235,7 +245,7 @@ fn lcm(a: u64, b: u64) -> Option<u64> {
 }
 
 /// Bytes from `at`, up to `end`, that read as zeroes without looking at data; perhaps more follow.
-fn zero_run(sources: &Joined, at: u64, end: u64) -> Result<u64> {
+pub(super) fn zero_run(sources: &Joined, at: u64, end: u64) -> Result<u64> {
     let _tickets = sources.enter();
     let mut reached = at;
     for _ in 0..MAX_LOOK_UPS {

@@ -7,6 +7,7 @@
 pub mod bitmaps;
 pub mod commit;
 pub mod compare;
+pub mod compress;
 pub mod convert;
 pub mod count;
 mod differ;
@@ -20,16 +21,20 @@ mod put;
 pub mod rebase;
 mod salvage;
 mod scan;
+pub mod sequence;
 pub mod stream;
 mod transfer;
+mod units;
 
 pub use commit::commit;
 pub use compare::{Allocation, Failure, Outcome, Step, compare};
+pub use compress::compress;
 pub use convert::{Convert, Scan, convert};
 pub use joined::Joined;
 pub use plan::Before;
 pub use rebase::rebase;
 pub use salvage::Lost;
+pub use sequence::send_image;
 
 /// Most workers a job may have.
 pub const MAX_WORKERS: usize = 64;

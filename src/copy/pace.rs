@@ -4,6 +4,12 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::copy::progress::Progress;
+use crate::error::Result;
+
+/// How often a worker that waits looks whether the user wants to stop.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// Delays its callers so that together they move no more than so many bytes a second.
 #[derive(Debug)]
 pub(super) struct Pace {
@@ -30,6 +36,21 @@ impl Pace {
         *due = start + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX >> 8));
         start - now
     }
+}
+
+/// Waits until `bytes` more may be moved, or the user wants to stop.
+///
+/// # Errors
+/// `Cancelled`.
+pub(super) fn wait(pace: Option<&Pace>, bytes: u64, progress: &dyn Progress) -> Result<()> {
+    let mut rest = pace.map_or(Duration::ZERO, |p| p.take(bytes));
+    while !rest.is_zero() {
+        progress.check()?;
+        let step = rest.min(LOOK);
+        std::thread::sleep(step);
+        rest -= step;
+    }
+    progress.check()
 }
 
 #[cfg(test)]

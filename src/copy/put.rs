@@ -2,11 +2,10 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use crate::chain::Chain;
 use crate::copy::engine::Job;
-use crate::copy::pace::Pace;
+use crate::copy::pace::{self, Pace};
 use crate::copy::plan::Before;
 use crate::copy::progress::Progress;
 use crate::copy::salvage::Reader;
@@ -21,8 +20,6 @@ use crate::util::range::{self, intersect};
 /// Pieces closer together than this are given space together: one larger piece costs the host
 /// less than two.
 const RESERVE_GAP: u64 = 64 << 10;
-/// How often a worker that waits looks whether the user wants to stop.
-const LOOK: Duration = Duration::from_millis(50);
 /// Less than this is not worth a call of its own.
 const RESERVE_MIN: u64 = 128 << 10;
 
@@ -338,15 +335,7 @@ impl Putter<'_> {
 
     /// Waits until `bytes` more may be moved, or the user wants to stop.
     fn pace(&self, bytes: u64) -> Result<()> {
-        let wait = self.pace.as_ref().map_or(Duration::ZERO, |p| p.take(bytes));
-        let mut rest = wait;
-        while !rest.is_zero() {
-            self.progress.check()?;
-            let step = rest.min(LOOK);
-            std::thread::sleep(step);
-            rest -= step;
-        }
-        self.progress.check()
+        pace::wait(self.pace.as_ref(), bytes, self.progress)
     }
 }
 

@@ -31,6 +31,8 @@ pub static DRIVER: Driver = Driver {
         measure: |options, _data_clusters| Ok(options.size),
         cluster_size: |_| Ok(1),
         options: &[PREALLOCATION],
+        compress: None,
+        sequence: None,
     }),
 };
 

@@ -5,14 +5,23 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::image::Image;
+use crate::image::compress::Sequence;
 use crate::image::create::CreateOptions;
 use crate::image::open::OpenOptions;
-use crate::image::options::OptionSpec;
+use crate::image::options::{OptionSpec, OptionValues};
 use crate::image::probe::ProbeInput;
 use crate::storage::Storage;
 
 /// Opens an image; reads headers and tables, opens nothing else.
 pub type Open = fn(Arc<dyn Storage>, &OpenOptions) -> Result<Box<dyn Image>>;
+
+/// Plans a new image that is written in order; at most so many clusters will hold data.
+///
+/// # Errors
+/// As [`Creator::create`], and for options that a stream cannot have.  The last argument is what
+/// compressed data is written with; `None`: data is written as it is.
+pub type NewSequence =
+    fn(&CreateOptions, data_clusters: u64, Option<&OptionValues>) -> Result<Box<dyn Sequence>>;
 
 /// How new images of a format are made.
 #[derive(Debug)]
@@ -30,6 +39,11 @@ pub struct Creator {
     pub cluster_size: fn(&CreateOptions) -> Result<u64>,
     /// The `-o` options it takes.
     pub options: &'static [OptionSpec],
+    /// What `-o` takes beside them where data is written compressed: options of `open`; `None`:
+    /// the format has no compressed data.
+    pub compress: Option<&'static [OptionSpec]>,
+    /// Makes images in order, where the format allows it.
+    pub sequence: Option<NewSequence>,
 }
 
 /// One row of the format registry.

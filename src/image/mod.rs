@@ -16,6 +16,7 @@ use crate::storage::{Limits, Storage, Zeroing};
 pub mod amend;
 pub mod bitmap;
 pub mod check;
+pub mod compress;
 pub mod create;
 pub mod driver;
 pub mod info;
@@ -32,6 +33,7 @@ pub mod words;
 pub use amend::Amend;
 pub use bitmap::Bitmaps;
 pub use check::Check;
+pub use compress::Compress;
 pub use driver::Driver;
 pub use relink::{Empty, Relink};
 pub use snapshot::{Snapshot, Snapshots};
@@ -253,6 +255,16 @@ pub trait Image: fmt::Debug + Send + Sync {
     /// Making, applying and deleting internal snapshots, where the format has them.
     fn as_snapshots(&mut self) -> Option<&mut dyn Snapshots> {
         None
+    }
+    /// Storing clusters compressed.
+    ///
+    /// # Errors
+    /// `Unsupported` where the format, or this image of it, cannot; `ReadOnly`.
+    fn as_compress(&self) -> Result<&dyn Compress> {
+        Err(crate::error::Error::unsupported(format!(
+            "format '{}' has no compressed data",
+            self.driver().name
+        )))
     }
     /// Assignment of space ahead of the writes, where the format allocates.
     fn as_layout(&self) -> Option<&dyn Layout> {

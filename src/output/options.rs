@@ -12,16 +12,27 @@ use crate::output::table;
 /// The writer's.
 pub fn table(out: &mut dyn Write, driver: &Driver) -> io::Result<()> {
     let creation = driver.creator.as_ref().map_or(&[][..], |c| c.options);
-    let opening = driver.open_options;
+    let compressing = driver.creator.as_ref().and_then(|c| c.compress);
+    let compressing = compressing.unwrap_or_default();
+    let opening: Vec<OptionSpec> = (driver.open_options.iter().copied())
+        .filter(|o| compressing.iter().all(|c| c.name != o.name))
+        .collect();
     if creation.is_empty() {
         writeln!(out, "Format '{}' has no options for -o.", driver.name)?;
     } else {
         writeln!(out, "Options of format '{}':", driver.name)?;
         table::write(out, rows(creation))?;
     }
+    if !compressing.is_empty() {
+        writeln!(
+            out,
+            "\nWhen data is compressed (-o of convert -c, --open-options of io):"
+        )?;
+        table::write(out, rows(compressing))?;
+    }
     if !opening.is_empty() {
         writeln!(out, "\nWhen an image is opened (--open-options):")?;
-        table::write(out, rows(opening))?;
+        table::write(out, rows(&opening))?;
     }
     Ok(())
 }

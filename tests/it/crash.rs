@@ -8,6 +8,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use vdtool::ErrorKind;
 use vdtool::chain::Chain;
 use vdtool::image::check::Repair;
 use vdtool::image::open::WriteOrder;
@@ -36,9 +37,11 @@ struct Step {
 
 /// What a session may do besides reading, writing, zeroing, discarding and flushing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Resizing {
-    No,
-    Yes,
+enum Also {
+    Nothing,
+    Resizing,
+    /// Compressed writes of clusters of 4 KiB.
+    Compressing,
 }
 
 /// A recorded session.
@@ -52,7 +55,7 @@ struct Session {
 }
 
 impl Session {
-    fn record(name: &str, specs: &[LayerSpec], resizing: Resizing) -> Self {
+    fn record(name: &str, specs: &[LayerSpec], also: Also) -> Self {
         let mut rng = Seeded::new(name);
         let (disk, model) = filled(Place::Memory, specs, &mut rng);
         let top = Arc::clone(&disk.memory()[0]);
@@ -72,7 +75,7 @@ impl Session {
                 chain.close().expect("closes");
                 chain = disk.open(Access::Write, WriteOrder::Ordered);
             }
-            let what = operate(&chain, &mut model, &mut rng, resizing).expect("is taken");
+            let what = operate(&chain, &mut model, &mut rng, also).expect("is taken");
             steps.push(Step {
                 flushed: what == "flush",
                 what,
@@ -212,7 +215,7 @@ impl Session {
         }
         let chain = self.open_on(state, Access::Write).expect("opens again");
         for _ in 0..6 {
-            operate(&chain, &mut model, &mut rng, Resizing::No).expect("is taken");
+            operate(&chain, &mut model, &mut rng, Also::Nothing).expect("is taken");
         }
         chain.close().expect("closes");
         drop(chain);
@@ -228,7 +231,7 @@ fn operate(
     chain: &Chain,
     model: &mut Vec<u8>,
     rng: &mut Seeded,
-    resizing: Resizing,
+    also: Also,
 ) -> vdtool::Result<String> {
     let size = model.len() as u64;
     let unit = [1, SECTOR, SECTOR, 4096][rng.usize(0..4)];
@@ -260,7 +263,7 @@ fn operate(
             chain.read_at(&mut model[part], range.start)?;
             Ok(format!("discard {range:#x?}"))
         }
-        15..17 if resizing == Resizing::Yes => {
+        15..17 if also == Also::Resizing => {
             let new = rng.u64(size / 2..=size * 3 / 2).min(MOST) / SECTOR * SECTOR;
             let done = chain.resize(new);
             if done.is_err() && new < size {
@@ -269,6 +272,23 @@ fn operate(
             }
             model.resize(len(new), 0);
             done.map(|()| format!("resize {size:#x} to {new:#x}"))
+        }
+        15..18 if also == Also::Compressing => {
+            let start = rng.u64(0..size) / 4096 * 4096;
+            let range = start..(start + rng.u64(1..4) * 4096).min(size);
+            let part = len(range.start)..len(range.end);
+            let mut bytes = vec![rng.u8(..); part.len()];
+            let noise = rng.usize(0..part.len());
+            let random = rng.bytes(noise);
+            bytes[..noise].copy_from_slice(&random);
+            match chain.write_compressed(&bytes, range.start) {
+                // What is there already is refused, and stays.
+                Err(e) if e.kind() == ErrorKind::Invalid => Ok(format!("refused {range:#x?}")),
+                done => {
+                    model[part].copy_from_slice(&bytes);
+                    done.map(|()| format!("write compressed {range:#x?}"))
+                }
+            }
         }
         _ => chain.flush().map(|()| "flush".to_owned()),
     }
@@ -338,9 +358,9 @@ const RAW: LayerSpec = LayerSpec {
     size: 50_000,
 };
 
-fn sessions(name: &str, specs: &[LayerSpec], resizing: Resizing) {
+fn sessions(name: &str, specs: &[LayerSpec], also: Also) {
     for round in 0..3 {
-        let mut session = Session::record(&format!("{name} {round}"), specs, resizing);
+        let mut session = Session::record(&format!("{name} {round}"), specs, also);
         session.every_kill();
         session.power_cuts();
     }
@@ -348,35 +368,35 @@ fn sessions(name: &str, specs: &[LayerSpec], resizing: Resizing) {
 
 #[test]
 fn a_dynamic_vhd_survives_kills_and_power_cuts() {
-    sessions("4k", &[vhd("block_size=4k", 130 * 512)], Resizing::No);
-    sessions("16k", &[vhd("block_size=16k", 200 * 512)], Resizing::No);
-    sessions("2M", &[vhd("", 200 * 512)], Resizing::No);
+    sessions("4k", &[vhd("block_size=4k", 130 * 512)], Also::Nothing);
+    sessions("16k", &[vhd("block_size=16k", 200 * 512)], Also::Nothing);
+    sessions("2M", &[vhd("", 200 * 512)], Also::Nothing);
 }
 
 #[test]
 fn a_dynamic_vhd_that_is_resized_survives_kills_and_power_cuts() {
-    sessions("4k", &[vhd("block_size=4k", 130 * 512)], Resizing::Yes);
-    sessions("8k", &[vhd("block_size=8k", 200 * 512)], Resizing::Yes);
+    sessions("4k", &[vhd("block_size=4k", 130 * 512)], Also::Resizing);
+    sessions("8k", &[vhd("block_size=8k", 200 * 512)], Also::Resizing);
 }
 
 #[test]
 fn a_fixed_vhd_that_is_resized_survives_kills_and_power_cuts() {
     let specs = [vhd("subformat=fixed", 130 * 512)];
-    sessions("fixed", &specs, Resizing::Yes);
+    sessions("fixed", &specs, Also::Resizing);
 }
 
 #[test]
 fn a_differencing_vhd_survives_kills_and_power_cuts() {
     let specs = [vhd("block_size=8k", 130 * 512), RAW];
-    sessions("over raw", &specs, Resizing::No);
+    sessions("over raw", &specs, Also::Nothing);
     let specs = [vhd("block_size=4k", 130 * 512), vhd("", 130 * 512)];
-    sessions("over dynamic", &specs, Resizing::No);
+    sessions("over dynamic", &specs, Also::Nothing);
 }
 
 #[test]
 fn a_differencing_vhd_that_is_resized_survives_kills_and_power_cuts() {
     let specs = [vhd("block_size=8k", 130 * 512), RAW];
-    sessions("over raw", &specs, Resizing::Yes);
+    sessions("over raw", &specs, Also::Resizing);
 }
 
 fn qcow2(options: &'static str, size: u64) -> LayerSpec {
@@ -396,7 +416,7 @@ fn a_qcow2_survives_kills_and_power_cuts() {
         "compat=0.10,cluster_size=4k",
         "extended_l2=on,cluster_size=16k",
     ] {
-        sessions(options, &[qcow2(options, 130 * 512)], Resizing::No);
+        sessions(options, &[qcow2(options, 130 * 512)], Also::Nothing);
     }
 }
 
@@ -407,24 +427,35 @@ fn a_qcow2_that_is_resized_survives_kills_and_power_cuts() {
         "cluster_size=4k",
         "extended_l2=on,cluster_size=16k",
     ] {
-        sessions(options, &[qcow2(options, 130 * 512)], Resizing::Yes);
+        sessions(options, &[qcow2(options, 130 * 512)], Also::Resizing);
+    }
+}
+
+#[test]
+fn a_qcow2_with_compressed_writes_survives_kills_and_power_cuts() {
+    for options in [
+        "cluster_size=4k",
+        "cluster_size=4k,refcount_bits=1",
+        "cluster_size=4k,compression_type=zstd,refcount_bits=2",
+    ] {
+        sessions(options, &[qcow2(options, 130 * 512)], Also::Compressing);
     }
 }
 
 #[test]
 fn a_qcow2_over_another_image_survives_kills_and_power_cuts() {
     let specs = [qcow2("cluster_size=4k", 130 * 512), RAW];
-    sessions("qcow2 over raw", &specs, Resizing::Yes);
+    sessions("qcow2 over raw", &specs, Also::Resizing);
     let specs = [
         qcow2("extended_l2=on,cluster_size=16k", 130 * 512),
         qcow2("cluster_size=512", 130 * 512),
     ];
-    sessions("qcow2 over qcow2", &specs, Resizing::Yes);
+    sessions("qcow2 over qcow2", &specs, Also::Resizing);
     let specs = [
         qcow2("compat=0.10,cluster_size=4k", 130 * 512),
         vhd("block_size=8k", 130 * 512),
     ];
-    sessions("qcow2 over vhd", &specs, Resizing::No);
+    sessions("qcow2 over vhd", &specs, Also::Nothing);
 }
 
 /// Operations during which the host fails now and then: what was acknowledged stays, what failed
@@ -443,7 +474,7 @@ fn with_faults(name: &str, specs: &[LayerSpec], op: Op, errno: i32) {
             errno,
         });
         let mut wanted = model.clone();
-        let done = operate(&chain, &mut wanted, &mut rng, Resizing::No);
+        let done = operate(&chain, &mut wanted, &mut rng, Also::Nothing);
         top.heal();
         if let Err(e) = &done {
             assert_eq!(e.errno(), errno, "{name}: {e}");

@@ -4,6 +4,7 @@ mod amend;
 mod bitmap;
 mod check;
 mod compare;
+mod compress;
 mod convert;
 mod corpus;
 mod crash;

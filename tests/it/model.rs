@@ -80,7 +80,8 @@ impl Session {
 
     fn step(&mut self) {
         match self.rng.u32(0..100) {
-            0..40 => self.write(),
+            0..36 => self.write(),
+            36..40 => self.compress(),
             40..60 => self.read(),
             60..70 => self.zero(Zeroing::MayUnmap),
             70..76 => self.zero(Zeroing::KeepSpace),
@@ -124,6 +125,33 @@ impl Session {
             .write_at(&bytes, range.start)
             .expect("the write is taken");
         self.model[bounds(&range)].copy_from_slice(&bytes);
+    }
+
+    /// Whole clusters that are not there yet are stored compressed; others are refused, and
+    /// nothing is changed.
+    fn compress(&mut self) {
+        let size = self.model.len() as u64;
+        let start = self.rng.u64(0..size) / self.cluster * self.cluster;
+        let end = (start + self.rng.u64(1..4) * self.cluster).min(size);
+        let mut bytes = vec![self.rng.u8(..); len(end - start)];
+        for _ in 0..self.rng.usize(0..40) {
+            // The more of this, the less it shrinks.
+            let noise = self.rng.bytes((bytes.len() / 40).max(1));
+            let at = self.rng.usize(0..=bytes.len() - noise.len());
+            bytes[at..at + noise.len()].copy_from_slice(&noise);
+        }
+        self.note(&format!("write compressed {start:#x}..{end:#x}"));
+        match self.chain().write_compressed(&bytes, start) {
+            Ok(()) => self.model[bounds(&(start..end))].copy_from_slice(&bytes),
+            Err(e) if self.disk.driver().name == "qcow2" => {
+                assert_eq!(e.kind(), ErrorKind::Invalid, "{e}");
+                assert!(e.message().contains("allocated"), "{e}");
+            }
+            Err(e) => assert_eq!(e.kind(), ErrorKind::Unsupported, "{e}"),
+        }
+        let found = self.read_range(&(start..end));
+        let expected = &self.model[bounds(&(start..end))];
+        assert_same(&found, expected, start, "compressed");
     }
 
     fn read(&mut self) {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::chain::open::{ChainOptions, References};
 use crate::chain::{self, Chain};
 use crate::cli::backing::{self, refuse_itself};
+use crate::cli::convert::options::{Given, given};
 use crate::cli::convert::{Args, Cache};
 use crate::cli::create::{Generic, creator};
 use crate::cli::exit::{complain, usage};
@@ -17,7 +18,7 @@ use crate::copy::{self, Allocation, Before, Convert, Joined, Outcome};
 use crate::error::{Error, Result};
 use crate::formats::raw;
 use crate::image::Driver;
-use crate::image::create::CreateOptions;
+use crate::image::create::{CreateOptions, Preallocation};
 use crate::image::open::WriteOrder;
 use crate::image::options::OptionValues;
 use crate::storage;
@@ -39,6 +40,8 @@ struct Place<'a> {
     order: WriteOrder,
     /// Files below it that the user named.
     allowed: Vec<PathBuf>,
+    /// How data is compressed.
+    compress: Vec<String>,
 }
 
 /// Makes `target` hold what `sources` do.
@@ -53,9 +56,9 @@ pub(super) fn convert(
     if args.no_create {
         return in_place(args, sources, driver, target, globals);
     }
-    let generic = Generic::take(&args.options)?;
-    let backing = below(args, &generic, target, globals)?;
-    let create = create_options(&generic, driver, target, sources.len(), backing.as_ref())?;
+    let Given { new, compress } = given(args, driver)?;
+    let backing = below(args, &new, target, globals)?;
+    let create = create_options(args, &new, driver, target, sources.len(), backing.as_ref())?;
     let new = Target::begin(target)?;
     let place = Place {
         args,
@@ -71,6 +74,7 @@ pub(super) fn convert(
         },
         order: WriteOrder::Unordered,
         allowed: backing.iter().map(|b| b.create.absolute.clone()).collect(),
+        compress,
     };
     let done = place
         .create(&create)
@@ -87,7 +91,8 @@ fn in_place(
     target: &Path,
     globals: &Globals,
 ) -> anyhow::Result<()> {
-    if args.backing.is_some() || !args.options.is_empty() {
+    let Given { new, compress } = given(args, driver)?;
+    if args.backing.is_some() || new.is_given() {
         return Err(usage("-B and -o are for new images, and -n makes none"));
     }
     let place = Place {
@@ -102,6 +107,7 @@ fn in_place(
         },
         order: WriteOrder::Ordered,
         allowed: Vec::new(),
+        compress,
     };
     place.fill(sources, None)
 }
@@ -139,6 +145,7 @@ impl Place<'_> {
             backing_format: self.args.target_backing_format,
             references,
             order: self.order,
+            values: self.compress.clone(),
             ..ChainOptions::default()
         };
         Ok(chain::open::open(&self.path, &options)?)
@@ -164,7 +171,10 @@ impl Place<'_> {
         };
         let total = copy::convert::total(sources, &chain, self.before);
         let bar = progress::start("convert", total, &self.args.progress, self.globals);
-        copy::convert(sources, &chain, &options, &bar)?;
+        match self.args.compress {
+            true => copy::compress(sources, &chain, &options, &bar)?,
+            false => copy::convert(sources, &chain, &options, &bar)?,
+        }
         bar.finish();
         if self.args.bitmaps {
             self.copy_bitmaps(self.bitmap_source(sources)?, &mut chain)?;
@@ -289,7 +299,7 @@ fn refuse_sources(sources: &Joined, target: &Path) -> Result<()> {
 }
 
 /// The image below a new one: as its header names it, and open.
-struct Below {
+pub(super) struct Below {
     create: crate::image::create::CreateBacking,
     disk: Joined,
 }
@@ -327,7 +337,8 @@ fn below(
     }))
 }
 
-fn create_options(
+pub(super) fn create_options(
+    args: &Args,
     generic: &Generic,
     driver: &'static Driver,
     target: &Path,
@@ -342,10 +353,14 @@ fn create_options(
             "option 'size' is {given} (allowed: {size}, the size of the source, and more)"
         )));
     }
-    Ok(CreateOptions {
+    let options = CreateOptions {
         size: generic.size.unwrap_or(size),
         backing: backing.map(|b| b.create.clone()),
         values,
         data_file: None,
-    })
+    };
+    match args.compress && options.preallocation() != Preallocation::Off {
+        true => Err(usage("-c and preallocation exclude each other")),
+        false => Ok(options),
+    }
 }

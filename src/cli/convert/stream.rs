@@ -1,6 +1,6 @@
 //! `convert` from stdin and to stdout.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{BufWriter, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,16 +8,20 @@ use std::sync::Arc;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::chain::{Base, Chain};
-use crate::cli::convert::{Args, place, refuse, source};
+use crate::cli::convert::options::{Given, codec_options, given, refuse};
+use crate::cli::convert::{Args, place, source};
+use crate::cli::create::creator;
 use crate::cli::exit::usage;
 use crate::cli::target::{Target, look};
 use crate::cli::{Globals, progress, target};
 use crate::copy::progress::Progress;
-use crate::copy::{Joined, stream};
+use crate::copy::{self, Before, Convert, Joined, Lost, stream};
 use crate::error::Error;
 use crate::formats::raw;
 use crate::image::Driver;
+use crate::image::driver::NewSequence;
 use crate::image::open::OpenOptions;
+use crate::image::options::OptionValues;
 use crate::storage;
 use crate::storage::Storage;
 use crate::storage::open::{Access, StorageOptions};
@@ -28,28 +32,98 @@ const WAIT: Timespec = Timespec {
     tv_nsec: 100_000_000,
 };
 
+/// Bytes of an image that are written to stdout at a time.
+const BUFFER: usize = 1 << 20;
+
 /// Writes the sources to stdout.  Signals end it at once: there is nothing to clean up.
 pub(super) fn to_stdout(args: &Args, sources: &[PathBuf], globals: &Globals) -> anyhow::Result<()> {
     let driver = args.target_format.unwrap_or(&raw::DRIVER);
     refuse(args, driver)?;
-    refuse_stream(driver, "written to")?;
-    if args.no_create || args.backing.is_some() || args.verify || !args.options.is_empty() {
-        return Err(usage("-n, -B, -o and --verify are not for stdout"));
+    let sequence = creator(driver)?.sequence;
+    if sequence.is_none() {
+        refuse_stream(driver, "written to", "raw, qcow2")?;
+    }
+    if args.no_create || args.backing.is_some() || args.verify || args.bitmaps {
+        return Err(usage("-n, -B, --bitmaps and --verify are not for stdout"));
+    }
+    let given = given(args, driver)?;
+    if given.new.backing.is_some() || given.new.backing_format.is_some() {
+        return Err(usage("an image on stdout has no backing image"));
+    }
+    if sequence.is_none() && given.new.is_given() {
+        return Err(usage("a raw disk on stdout takes no -o"));
     }
     let sources = source::open(args, sources)?;
-    let mut out = std::io::stdout();
+    let out = std::io::stdout();
     if out.is_terminal() {
         return Err(usage("stdout is a terminal, which is no place for a disk"));
     }
-    let bar = progress::start("convert", sources.len(), &args.progress, globals);
     let lost = place::Losses::default();
     let salvage = |at: u64, len: u64, e: &Error| lost.warn(at, len, e);
-    let salvage = args.salvage.then_some(&salvage as _);
-    stream::send(&sources, &mut out, args.workers(), salvage, &bar)?;
-    out.flush()?;
-    bar.finish();
+    let salvage = args.salvage.then_some(&salvage as &Lost<'_>);
+    // Not by way of `Stdout`, which looks for line ends.
+    let out = std::fs::File::from(out.as_fd().try_clone_to_owned()?);
+    let mut out = BufWriter::with_capacity(BUFFER, out);
+    match sequence {
+        None => {
+            let bar = progress::start("convert", sources.len(), &args.progress, globals);
+            stream::send(&sources, &mut out, args.workers(), salvage, &bar)?;
+            bar.finish();
+        }
+        Some(sequence) => {
+            let image = Image {
+                args,
+                driver,
+                sequence,
+                given: &given,
+            };
+            image.send(&sources, &mut out, salvage, globals)?;
+        }
+    }
     lost.sum_up(Path::new("stdout"));
     Ok(())
+}
+
+/// An image for stdout.
+struct Image<'a> {
+    args: &'a Args,
+    driver: &'static Driver,
+    sequence: NewSequence,
+    given: &'a Given,
+}
+
+impl Image<'_> {
+    fn send(
+        &self,
+        sources: &Joined,
+        out: &mut (dyn Write + Send),
+        salvage: Option<&Lost<'_>>,
+        globals: &Globals,
+    ) -> anyhow::Result<()> {
+        let (args, driver) = (self.args, self.driver);
+        let name = Path::new("-");
+        let create =
+            place::create_options(args, &self.given.new, driver, name, sources.len(), None)?;
+        let texts = self.given.compress.iter().map(String::as_str);
+        let values = OptionValues::parse(codec_options(driver), driver.name, texts);
+        let values = values.map_err(usage)?;
+        let options = Convert {
+            workers: args.workers(),
+            scan: args.scan(),
+            before: Before::Zeroes,
+            backing: None,
+            salvage,
+            rate: args.rate_limit,
+        };
+        let total = copy::sequence::total(sources);
+        let bar = progress::start("convert", total, &args.progress, globals);
+        let cluster = (creator(driver)?.cluster_size)(&create)?;
+        let most = copy::sequence::most_clusters(sources, cluster, &options, &bar)?;
+        let mut sequence = (self.sequence)(&create, most, args.compress.then_some(&values))?;
+        copy::send_image(sources, &mut *sequence, out, &options, &bar)?;
+        bar.finish();
+        Ok(())
+    }
 }
 
 /// Makes `target` hold what stdin has: at once where it is a new raw file, else by way of a file
@@ -60,7 +134,7 @@ pub(super) fn from_stdin(
     path: &Path,
     globals: &Globals,
 ) -> anyhow::Result<()> {
-    refuse_stream(args.format.unwrap_or(&raw::DRIVER), "read from")?;
+    refuse_stream(args.format.unwrap_or(&raw::DRIVER), "read from", "raw")?;
     let new_file = !args.no_create && !matches!(look(path)?.1, target::Existing::Device(_));
     let plain = args.options.is_empty() && args.backing.is_none() && !args.verify;
     if driver.name == raw::DRIVER.name && new_file && plain && args.sparse_size.is_none() {
@@ -100,12 +174,12 @@ fn writable(path: &Path) -> crate::Result<Arc<dyn Storage>> {
     storage::open::open(path, &write_options())
 }
 
-fn refuse_stream(driver: &Driver, done: &str) -> crate::Result<()> {
+fn refuse_stream(driver: &Driver, done: &str, allowed: &str) -> crate::Result<()> {
     if driver.name == raw::DRIVER.name {
         return Ok(());
     }
     Err(Error::unsupported(format!(
-        "format '{}' cannot be {done} a stream (allowed: raw)",
+        "format '{}' cannot be {done} a stream (allowed: {allowed})",
         driver.name
     )))
 }

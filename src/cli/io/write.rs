@@ -7,12 +7,11 @@ use crate::backend::{Fallback, Request};
 use crate::cli::cache::DiscardMode;
 use crate::cli::io::args::Parsed;
 use crate::cli::io::command::{Command, Needs, Outcome};
-use crate::cli::io::disk::{Disk, STEP, failed, steps};
+use crate::cli::io::disk::{Disk, STEP, steps};
 use crate::cli::io::pattern::{self, Bytes};
 use crate::cli::io::read::BUFFER_ALIGN;
 use crate::cli::io::report::Report;
 use crate::cli::io::session::Session;
-use crate::error::Error;
 use crate::storage::Zeroing;
 use crate::util::align::clamp_len;
 use crate::util::buf::AlignedBuf;
@@ -27,7 +26,7 @@ pub(super) static WRITE: Command = Command {
     about: "write a pattern, a file or zeroes to a range",
     help: "\
 -b  the VM state instead of the disk (refused: not supported)
--c  compressed (refused where the format has no compression)
+-c  compressed: whole clusters that are not allocated, or up to the end of the disk
 -C  report as bytes,operations,time,bytes/s,operations/s
 -f  durable when it completes (FUA)
 -n  with -z, fail where zeroes would have to be written as data
@@ -154,8 +153,11 @@ fn write(session: &mut Session, parsed: &Parsed, command: &Command) -> anyhow::R
             return Err(command.misused(&format!("-{option} requires -z to be specified")));
         }
     }
-    if parsed.has('c') {
-        return Err(no_compression(session.disk()?));
+    if parsed.has('c') && parsed.has('z') {
+        return Err(command.misused("-c and -z cannot be specified at the same time"));
+    }
+    if parsed.has('c') && parsed.has('f') {
+        return Err(command.misused("-f and -b or -c cannot be specified at the same time"));
     }
     if parsed.has('z') {
         return zero(session, parsed);
@@ -168,17 +170,6 @@ fn write(session: &mut Session, parsed: &Parsed, command: &Command) -> anyhow::R
     let (at, len) = (parsed.size_at(0)?, parsed.sizes_from(1)?);
     let time = write_bytes(session.disk()?, parsed, &bytes, at, len)?;
     report(session, parsed, "wrote", at, len, time)
-}
-
-fn no_compression(disk: &Disk) -> anyhow::Error {
-    let chain = disk.backend.chain();
-    let top = chain.top();
-    let format = top.driver().name;
-    let text = format!("format '{format}' takes no compressed writes");
-    failed(
-        "write",
-        Error::unsupported(text).at_opt(top.storage().path()),
-    )
 }
 
 fn write_bytes(
@@ -195,14 +186,18 @@ fn write_bytes(
         let step = step?;
         let buf = &mut buf[..clamp_len(step.end - step.start, usize::MAX)];
         bytes.fill(buf, step.start - at)?;
-        time += disk.submit(
-            "write",
-            Request::Write {
+        let request = match parsed.has('c') {
+            true => Request::Compress {
+                at: step.start,
+                buf,
+            },
+            false => Request::Write {
                 at: step.start,
                 buf,
                 fua: disk.fua(parsed),
             },
-        )?;
+        };
+        time += disk.submit("write", request)?;
     }
     Ok(time)
 }

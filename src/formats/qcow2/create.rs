@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::extension;
 use super::feature;
-use super::header::{MAGIC, MAX_BACKING_NAME, MAX_L1_BYTES, MAX_REFTABLE_BYTES};
+use super::header::{Compression, MAGIC, MAX_BACKING_NAME, MAX_L1_BYTES, MAX_REFTABLE_BYTES};
 use super::preallocate;
 use super::refblock::Width;
 use crate::error::{Error, ErrorKind, Result};
@@ -162,6 +162,19 @@ impl Plan {
         self.incompatible & feature::EXTENDED_L2 != 0
     }
 
+    /// How clusters are compressed.
+    pub(super) fn compression(&self) -> Compression {
+        match self.compression {
+            0 => Compression::Zlib,
+            _ => Compression::Zstd,
+        }
+    }
+
+    /// 2 or 3.
+    pub(super) fn version(&self) -> u32 {
+        self.version
+    }
+
     /// Guest data is in another file.
     pub(super) fn external(&self) -> bool {
         self.incompatible & feature::DATA_FILE != 0
@@ -287,7 +300,7 @@ pub(super) fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<(
             "the refcount table would be too long",
         ));
     }
-    let header = header(&plan, &layout, options)?;
+    let header = header(&plan, layout.l1.start, &layout.table, options)?;
     start_over(storage, layout.data.end * size)?;
     write_refcounts(storage, &plan, &layout)?;
     let data = options.data_file.as_deref().unwrap_or(storage);
@@ -314,8 +327,14 @@ fn write_refcounts(storage: &dyn Storage, plan: &Plan, layout: &Layout) -> Resul
     storage.write_at(&table, layout.table.start * size)
 }
 
-/// The first cluster's bytes: fields, extensions, backing name.
-fn header(plan: &Plan, layout: &Layout, options: &CreateOptions) -> Result<Vec<u8>> {
+/// The first cluster's bytes: fields, extensions, backing name.  `l1` is the first cluster of the
+/// first-level table, `reftable` those of the refcount table.
+pub(super) fn header(
+    plan: &Plan,
+    l1: u64,
+    reftable: &Range<u64>,
+    options: &CreateOptions,
+) -> Result<Vec<u8>> {
     let size = plan.cluster_size();
     let mut tail = Vec::new();
     if let Some(backing) = &options.backing {
@@ -352,11 +371,11 @@ fn header(plan: &Plan, layout: &Layout, options: &CreateOptions) -> Result<Vec<u
     bytes.extend(plan.size.to_be_bytes());
     push32(&mut bytes, 0);
     push32(&mut bytes, u32::try_from(plan.l1_len).unwrap_or(0));
-    bytes.extend((layout.l1.start * size).to_be_bytes());
-    bytes.extend((layout.table.start * size).to_be_bytes());
+    bytes.extend((l1 * size).to_be_bytes());
+    bytes.extend((reftable.start * size).to_be_bytes());
     push32(
         &mut bytes,
-        u32::try_from(layout.table.end - layout.table.start).unwrap_or(0),
+        u32::try_from(reftable.end - reftable.start).unwrap_or(0),
     );
     push32(&mut bytes, 0);
     bytes.extend(0u64.to_be_bytes());

@@ -1,12 +1,14 @@
 //! Compressed clusters: decoded once, kept in a bounded cache.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use zstd::zstd_safe::{self, DCtx};
 
 use super::header::Compression;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Decoded bytes kept in all.
 const CACHE_BYTES: u64 = 16 << 20;
@@ -20,6 +22,8 @@ const MAX_KEPT: u64 = 64;
 pub(super) struct Decoded {
     shards: Vec<Mutex<VecDeque<Kept>>>,
     keep: usize,
+    /// Decoders that no thread uses now.
+    idle: Mutex<Vec<Decoders>>,
 }
 
 #[derive(Debug, Clone)]
@@ -35,7 +39,28 @@ impl Decoded {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             keep: usize::try_from(keep).unwrap_or(1),
+            idle: Mutex::default(),
         }
+    }
+
+    /// Lends decoders to `work`.
+    pub(super) fn with<T>(&self, work: impl FnOnce(&mut Decoders) -> Result<T>) -> Result<T> {
+        let idle = self.idle.lock().pop();
+        let mut decoders = idle.unwrap_or_default();
+        let done = work(&mut decoders);
+        self.idle.lock().push(decoders);
+        done
+    }
+
+    fn shard(&self, host: u64) -> &Mutex<VecDeque<Kept>> {
+        &self.shards[usize::try_from(host / 512 % SHARDS).unwrap_or(0)]
+    }
+
+    /// The decoded cluster whose compressed bytes start at `host`, where it is kept.
+    pub(super) fn kept(&self, host: u64) -> Option<Arc<[u8]>> {
+        let shard = self.shard(host).lock();
+        let found = shard.iter().find(|k| k.host == host)?;
+        Some(Arc::clone(&found.bytes))
     }
 
     /// The decoded cluster whose compressed bytes start at `host`, by `decode` where it is not
@@ -45,12 +70,11 @@ impl Decoded {
         host: u64,
         decode: impl FnOnce() -> Result<Vec<u8>>,
     ) -> Result<Arc<[u8]>> {
-        let shard = &self.shards[usize::try_from(host / 512 % SHARDS).unwrap_or(0)];
-        if let Some(found) = shard.lock().iter().find(|k| k.host == host) {
-            return Ok(Arc::clone(&found.bytes));
+        if let Some(bytes) = self.kept(host) {
+            return Ok(bytes);
         }
         let bytes: Arc<[u8]> = decode()?.into();
-        let mut kept = shard.lock();
+        let mut kept = self.shard(host).lock();
         if kept.len() >= self.keep {
             kept.pop_front();
         }
@@ -67,41 +91,103 @@ impl Decoded {
     }
 }
 
-/// Decodes one cluster: exactly `len` bytes come out, whatever the input says.
-pub(super) fn decode(compression: Compression, input: &[u8], len: usize) -> Result<Vec<u8>> {
-    let mut out = vec![0; len];
-    let got = match compression {
-        Compression::Zlib => inflate(input, &mut out)?,
-        Compression::Zstd => unzstd(input, &mut out)?,
-    };
-    if got != len {
-        return Err(Error::corrupt(format!(
-            "a compressed cluster decodes to {got} bytes (allowed: {len})"
-        )));
+/// The state that decoding takes, kept from one cluster to the next.
+#[derive(Default)]
+pub(super) struct Decoders {
+    deflate: Option<libdeflater::Decompressor>,
+    zstd: Option<DCtx<'static>>,
+    /// The compressed bytes.
+    input: Vec<u8>,
+}
+
+impl fmt::Debug for Decoders {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Decoders")
     }
-    Ok(out)
 }
 
-fn inflate(input: &[u8], out: &mut [u8]) -> Result<usize> {
-    libdeflater::Decompressor::new()
-        .deflate_decompress(input, out)
-        .map_err(|e| Error::corrupt(format!("a compressed cluster is not valid deflate: {e}")))
-}
+impl Decoders {
+    /// A buffer for `len` compressed bytes; what is in it is anything.
+    pub(super) fn input(&mut self, len: usize) -> &mut [u8] {
+        if self.input.len() < len {
+            self.input.resize(len, 0);
+        }
+        &mut self.input[..len]
+    }
 
-fn unzstd(input: &[u8], out: &mut [u8]) -> Result<usize> {
-    let bad = |e: &str| Error::corrupt(format!("a compressed cluster is not valid zstd: {e}"));
-    // What follows the frame belongs to the next cluster.
-    let frame = zstd::zstd_safe::find_frame_compressed_size(input)
-        .map_err(|code| bad(zstd::zstd_safe::get_error_name(code)))?;
-    let frame = input
-        .get(..frame)
-        .ok_or_else(|| bad("the frame is cut off"))?;
-    zstd::bulk::decompress_to_buffer(frame, out).map_err(|e| bad(&e.to_string()))
+    /// As [`Decoders::decode`], of the first `len` bytes of the buffer.
+    pub(super) fn decode_input(
+        &mut self,
+        compression: Compression,
+        len: usize,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let input = std::mem::take(&mut self.input);
+        let done = self.decode(compression, &input[..len], out);
+        self.input = input;
+        done
+    }
+
+    /// Decodes one cluster: it fills `out` exactly, whatever the input says.
+    pub(super) fn decode(
+        &mut self,
+        compression: Compression,
+        input: &[u8],
+        out: &mut [u8],
+    ) -> Result<()> {
+        let got = match compression {
+            Compression::Zlib => self.inflate(input, out)?,
+            Compression::Zstd => self.unzstd(input, out)?,
+        };
+        if got == out.len() {
+            return Ok(());
+        }
+        Err(Error::corrupt(format!(
+            "a compressed cluster decodes to {got} bytes (allowed: {})",
+            out.len()
+        )))
+    }
+
+    fn inflate(&mut self, input: &[u8], out: &mut [u8]) -> Result<usize> {
+        self.deflate
+            .get_or_insert_with(libdeflater::Decompressor::new)
+            .deflate_decompress(input, out)
+            .map_err(|e| Error::corrupt(format!("a compressed cluster is not valid deflate: {e}")))
+    }
+
+    fn unzstd(&mut self, input: &[u8], out: &mut [u8]) -> Result<usize> {
+        let bad = |e: &str| Error::corrupt(format!("a compressed cluster is not valid zstd: {e}"));
+        if self.zstd.is_none() {
+            self.zstd = DCtx::try_create();
+        }
+        let Some(context) = &mut self.zstd else {
+            return Err(Error::new(
+                ErrorKind::Io,
+                "there is no memory to decode zstd",
+            ));
+        };
+        // What follows the frame belongs to the next cluster.
+        let frame = zstd_safe::find_frame_compressed_size(input)
+            .map_err(|code| bad(zstd_safe::get_error_name(code)))?;
+        let frame = input
+            .get(..frame)
+            .ok_or_else(|| bad("the frame is cut off"))?;
+        context
+            .decompress(out, frame)
+            .map_err(|code| bad(zstd_safe::get_error_name(code)))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn decode(compression: Compression, input: &[u8], len: usize) -> Result<Vec<u8>> {
+        let mut out = vec![0; len];
+        Decoders::default()
+            .decode(compression, input, &mut out)
+            .map(|()| out)
+    }
 
     #[test]
     fn a_cluster_decodes_with_the_next_one_behind_it() {

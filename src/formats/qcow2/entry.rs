@@ -11,6 +11,8 @@ pub(super) const COPIED: u64 = 1 << 63;
 pub(super) const COMPRESSED: u64 = 1 << 62;
 /// Bit 0 of a second-level entry (version 3, not extended): the cluster reads as zeroes.
 pub(super) const ZERO: u64 = 1;
+/// Host offsets have 56 bits, whatever the entry has room for.
+const MAX_HOST_BITS: u32 = 56;
 /// Subclusters of a cluster with extended entries.
 pub(super) const SUBCLUSTERS: u32 = 32;
 
@@ -121,9 +123,41 @@ impl Layout {
         }
     }
 
+    /// The words of an entry for a cluster whose `len` compressed bytes (not 0) are at `host`.
+    pub(super) fn packed_words(self, host: u64, len: u64) -> Vec<u64> {
+        debug_assert!(len > 0 && host + len <= self.packed_limit());
+        let sectors = (host + len - 1) / 512 - host / 512;
+        let word = COMPRESSED | sectors << self.packed_bits() | host;
+        if self.extended {
+            vec![word, 0]
+        } else {
+            vec![word]
+        }
+    }
+
+    /// The words of an entry for a cluster that is stored whole at `host`, and only here.
+    pub(super) fn stored_words(self, host: u64) -> Vec<u64> {
+        let word = host | COPIED;
+        match self.extended {
+            true => vec![word, (1 << SUBCLUSTERS) - 1],
+            false => vec![word],
+        }
+    }
+
+    /// Compressed bytes lie below this offset: an entry has no bits for more.
+    pub(super) fn packed_limit(self) -> u64 {
+        1 << self.packed_bits().min(MAX_HOST_BITS)
+    }
+
+    /// Bits of a compressed cluster's entry that are its offset; the count of further sectors is
+    /// above them.
+    fn packed_bits(self) -> u32 {
+        62 - (self.cluster_bits - 8)
+    }
+
     /// The entry's host bytes: an offset in the low bits, a count of further sectors above it.
     fn compressed(self, entry: u64) -> Result<Packed> {
-        let split = 62 - (self.cluster_bits - 8);
+        let split = self.packed_bits();
         let host = entry & ((1 << split) - 1);
         let sectors = (entry & !(COPIED | COMPRESSED)) >> split;
         let end = (host - host % 512).checked_add((sectors + 1) * 512);
@@ -191,6 +225,26 @@ mod tests {
                 expected,
                 "{entry:#x}"
             );
+        }
+    }
+
+    #[test]
+    fn entries_of_compressed_clusters_lead_back_to_their_bytes() {
+        for cluster_bits in 9..=21 {
+            let layout = Layout {
+                cluster_bits,
+                ..LAYOUT
+            };
+            let size = layout.cluster_size();
+            for host in [size, size + 1, 2 * size - 1, layout.packed_limit() - size] {
+                for len in [1, 2, 511.min(size - 1), size - 1] {
+                    let words = layout.packed_words(host, len);
+                    let found = layout.cluster(words[0]).expect("valid");
+                    let end = (host + len).next_multiple_of(512);
+                    let expected = Packed { start: host, end };
+                    assert_eq!(found, Cluster::Compressed(expected), "{host:#x} {len}");
+                }
+            }
         }
     }
 

@@ -5,9 +5,11 @@ mod amend;
 mod bitmap;
 mod bitmap_dir;
 mod check;
+mod compress;
 mod counts;
 mod create;
 mod decode;
+mod encode;
 mod entry;
 mod extension;
 mod feature;
@@ -15,6 +17,7 @@ mod guard;
 mod header;
 mod lookup;
 mod measure;
+mod packing;
 mod preallocate;
 mod recorder;
 mod refblock;
@@ -22,6 +25,7 @@ mod refcount;
 mod relink;
 mod resize;
 mod rewrite;
+mod sequence;
 mod snapshot;
 mod snapshot_table;
 mod space;
@@ -36,6 +40,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::image::amend::Amend;
 use crate::image::bitmap::{Bitmap, Bitmaps, Recording};
 use crate::image::check::{Check, Repair};
+use crate::image::compress::Compress;
 use crate::image::driver::Creator;
 use crate::image::info::Detail;
 use crate::image::open::{OpenOptions, Purpose};
@@ -48,6 +53,7 @@ use crate::storage::{Limits, Storage, Zeroing};
 use crate::util::align::{clamp_len, down, len64};
 
 use decode::Decoded;
+use encode::Codec;
 use entry::{Cluster, Layout, Packed};
 use header::{Compression, Header};
 use lookup::{Place, Tables};
@@ -63,12 +69,14 @@ pub static DRIVER: Driver = Driver {
     about: "QEMU's copy-on-write format, versions 2 and 3",
     probe,
     open: |storage, options| Ok(Box::new(Qcow2::open(storage, options)?)),
-    open_options: &[],
+    open_options: encode::OPTIONS,
     creator: Some(Creator {
         create: create::create,
         measure: measure::measure,
         cluster_size: create::cluster_size,
         options: create::OPTIONS,
+        compress: Some(encode::OPTIONS),
+        sequence: Some(sequence::sequence),
     }),
 };
 
@@ -98,6 +106,8 @@ struct Qcow2 {
     layout: Layout,
     tables: Tables,
     decoded: Decoded,
+    /// How clusters are compressed.
+    codec: Codec,
     /// `None`: opened for reading.
     writer: Option<Writer>,
 }
@@ -141,6 +151,7 @@ impl Qcow2 {
         let (offset, len) = (header.l1_offset, u64::from(header.l1_len));
         let tables = Tables::new(layout, header.l2_bits(), offset, len, external);
         let decoded = Decoded::new(header.cluster_size());
+        let codec = Codec::new(header.compression, &options.values)?;
         let writer = match options.access {
             Access::Read => None,
             Access::Write => Some(open_writer(&*file, &header, options)?),
@@ -153,6 +164,7 @@ impl Qcow2 {
             layout,
             tables,
             decoded,
+            codec,
             writer,
         })
     }
@@ -173,21 +185,33 @@ impl Qcow2 {
         self.data.as_deref().filter(|_| external)
     }
 
+    /// The compressed cluster that `at` lies in, decoded.
     fn decoded(&self, at: u64) -> Result<Arc<[u8]>> {
+        let range = self.packed(at)?;
+        self.decoded.get(range.start, || {
+            let mut out = vec![0; clamp_len(self.layout.cluster_size(), usize::MAX)];
+            self.decode(range, at, &mut out)?;
+            Ok(out)
+        })
+    }
+
+    /// Where the compressed bytes of the cluster of `at` are.
+    fn packed(&self, at: u64) -> Result<Packed> {
         let entry = self.tables.entry_offset(&*self.file, at, Wait::Yes)?;
         let cluster = match entry {
             Some(entry) => self.tables.cluster(&*self.file, entry, Wait::Yes)?,
             None => Cluster::Unallocated,
         };
-        let Cluster::Compressed(range) = cluster else {
-            return Err(Error::corrupt(format!(
+        match cluster {
+            Cluster::Compressed(range) => Ok(range),
+            _ => Err(Error::corrupt(format!(
                 "the cluster at {at:#x} is not compressed"
-            )));
-        };
-        self.decoded.get(range.start, || self.decode(range, at))
+            ))),
+        }
     }
 
-    fn decode(&self, range: Packed, at: u64) -> Result<Vec<u8>> {
+    /// Decodes a cluster into `out`, which is as long as one.
+    fn decode(&self, range: Packed, at: u64, out: &mut [u8]) -> Result<()> {
         let len = self.file.size();
         if range.start >= len {
             return Err(Error::corrupt(format!(
@@ -196,11 +220,24 @@ impl Qcow2 {
             )));
         }
         // The last cluster's sectors may reach past the end of the file.
-        let mut input = vec![0; clamp_len(range.end.min(len) - range.start, usize::MAX)];
-        self.file.read_at(&mut input, range.start)?;
-        let size = clamp_len(self.layout.cluster_size(), usize::MAX);
-        decode::decode(self.header.compression, &input, size)
-            .map_err(|e| Error::corrupt(format!("at guest offset {at:#x}: {}", e.message())))
+        let len = clamp_len(range.end.min(len) - range.start, usize::MAX);
+        self.decoded.with(|decoders| {
+            self.file.read_at(decoders.input(len), range.start)?;
+            decoders
+                .decode_input(self.header.compression, len, out)
+                .map_err(|e| Error::corrupt(format!("at guest offset {at:#x}: {}", e.message())))
+        })
+    }
+
+    /// Decodes the whole cluster at `at` into `out`, without keeping it: who reads clusters whole
+    /// does not come back for them, and those that others come back for stay.
+    fn decode_whole(&self, at: u64, out: &mut [u8]) -> Result<()> {
+        let range = self.packed(at)?;
+        match self.decoded.kept(range.start) {
+            Some(bytes) => out.copy_from_slice(&bytes),
+            None => self.decode(range, at, out)?,
+        }
+        Ok(())
     }
 
     fn stored(&self, host: u64, copied: bool, at: u64) -> Result<Source<'_>> {
@@ -357,6 +394,12 @@ impl Image for Qcow2 {
         while done < buf.len() {
             let at = at + len64(done);
             let within = clamp_len(at % size, usize::MAX);
+            let whole = clamp_len(size, usize::MAX);
+            if within == 0 && buf.len() - done >= whole {
+                self.decode_whole(at, &mut buf[done..done + whole])?;
+                done += whole;
+                continue;
+            }
             let cluster = self.decoded(at)?;
             let len = (cluster.len() - within).min(buf.len() - done);
             buf[done..done + len].copy_from_slice(&cluster[within..within + len]);
@@ -397,6 +440,10 @@ impl Image for Qcow2 {
 
     fn as_layout(&self) -> Option<&dyn crate::image::Layout> {
         self.writer.is_some().then_some(self)
+    }
+
+    fn as_compress(&self) -> Result<&dyn Compress> {
+        self.compressing()
     }
 
     fn as_relink(&mut self) -> Option<&mut dyn Relink> {

@@ -63,6 +63,8 @@ pub(super) struct Refcounts {
     next: u64,
     /// No cluster from this one on has ever held anything.
     fresh: u64,
+    /// Where compressed clusters go on, within a cluster that is in use for nothing else.
+    pub(super) tail: Option<u64>,
     order: WriteOrder,
 }
 
@@ -76,6 +78,7 @@ impl Refcounts {
             clock: 0,
             next: 0,
             fresh: len.div_ceil(1 << place.cluster_bits),
+            tail: None,
             order,
         }
     }
@@ -177,11 +180,8 @@ impl Refcounts {
                 continue;
             }
             self.step(file, clusters.clone(), Step::Up)?;
-            if clusters.start == self.next {
-                self.next = clusters.end;
-            }
             let fresh = clusters.start >= self.fresh;
-            self.fresh = self.fresh.max(clusters.end);
+            self.took(&clusters);
             let bits = self.place.cluster_bits;
             return Ok(Taken {
                 host: clusters.start << bits,
@@ -191,7 +191,20 @@ impl Refcounts {
         }
     }
 
-    fn find_free(&mut self, file: &dyn Storage, count: &Range<u64>) -> Result<Range<u64>> {
+    /// Notes that clusters are no longer free.
+    pub(super) fn took(&mut self, clusters: &Range<u64>) {
+        if clusters.start == self.next {
+            self.next = clusters.end;
+        }
+        self.fresh = self.fresh.max(clusters.end);
+    }
+
+    /// The first free clusters in one piece, as many as `take` is asked for.
+    pub(super) fn find_free(
+        &mut self,
+        file: &dyn Storage,
+        count: &Range<u64>,
+    ) -> Result<Range<u64>> {
         let mut run = self.next..self.next;
         let mut first_free = None;
         while run.end - run.start + 1 < count.end {
@@ -214,7 +227,7 @@ impl Refcounts {
 
     /// Sees to it that all of `clusters`, which are free, have a block; true where it had to make
     /// one, which takes free clusters itself.
-    fn cover(&mut self, file: &dyn Storage, clusters: &Range<u64>) -> Result<bool> {
+    pub(super) fn cover(&mut self, file: &dyn Storage, clusters: &Range<u64>) -> Result<bool> {
         let bits = self.block_bits();
         for index in clusters.start >> bits..=(clusters.end - 1) >> bits {
             if index >= self.table_len() {
@@ -349,6 +362,10 @@ impl Refcounts {
                 "the refcount of cluster {cluster} is {count} and cannot go {step:?}"
             ))
         };
+        let tail = self.tail.map(|tail| tail >> self.place.cluster_bits);
+        if step == Step::Down && tail.is_some_and(|tail| clusters.contains(&tail)) {
+            self.tail = None;
+        }
         let Some(block) = self.block(file, index)? else {
             return Err(wrong(span.start, 0));
         };
@@ -377,6 +394,61 @@ impl Refcounts {
         }
         self.next = self.next.min(freed.unwrap_or(u64::MAX));
         Ok(())
+    }
+}
+
+impl Refcounts {
+    /// Raises the counts from that of cluster `first` on by `rises`, block by block.
+    ///
+    /// # Errors
+    /// As [`Refcounts::step`].
+    pub(super) fn rise(&mut self, file: &dyn Storage, first: u64, rises: &[u64]) -> Result<()> {
+        let bits = self.block_bits();
+        let end = first + len64(rises.len());
+        let mut at = first;
+        while at < end {
+            let index = at >> bits;
+            let stop = end.min((index + 1) << bits);
+            let part =
+                &rises[clamp_len(at - first, usize::MAX)..clamp_len(stop - first, usize::MAX)];
+            self.rise_in_block(file, index, at, part)?;
+            at = stop;
+        }
+        Ok(())
+    }
+
+    fn rise_in_block(
+        &mut self,
+        file: &dyn Storage,
+        index: u64,
+        first: u64,
+        rises: &[u64],
+    ) -> Result<()> {
+        let (width, bits) = (self.place.width, self.block_bits());
+        let low = clamp_len(first - (index << bits), usize::MAX);
+        let bytes = width.bytes(low, low + rises.len());
+        let wrong = |cluster: usize| {
+            let cluster = (index << bits) + len64(cluster);
+            Error::corrupt(format!("the refcount of cluster {cluster} cannot go up"))
+        };
+        let Some(block) = self.block(file, index)? else {
+            return Err(wrong(low));
+        };
+        let before = block.bytes[bytes.clone()].to_vec();
+        let mut done = Ok(());
+        for (cluster, rise) in (low..).zip(rises) {
+            let count = width.get(&block.bytes, cluster).checked_add(*rise);
+            match count.filter(|c| *c <= width.max()) {
+                Some(count) => width.set(&mut block.bytes, cluster, count),
+                None => done = Err(wrong(cluster)),
+            }
+        }
+        let host = block.host + len64(bytes.start);
+        let done = done.and_then(|()| file.write_at(&block.bytes[bytes.clone()], host));
+        if done.is_err() {
+            block.bytes[bytes].copy_from_slice(&before);
+        }
+        done
     }
 }
 

@@ -39,6 +39,8 @@ pub(super) const CREATOR: Creator = Creator {
         })
     },
     options: &[SUBFORMAT, BLOCK, SIZE, PROFILE, PREALLOCATION],
+    compress: None,
+    sequence: None,
 };
 
 const SUBFORMAT: OptionSpec = OptionSpec {

@@ -12,6 +12,7 @@ mod check;
 mod check_blocks;
 mod create;
 mod details;
+mod end;
 mod fixed;
 mod footer;
 mod geometry;

@@ -1,21 +1,17 @@
-//! The space of the file: which of it is free, and where the footer goes when more is needed.
+//! The space of the file: which of it is free, and taking it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::formats::vhd::batmap;
-use crate::formats::vhd::footer::{self, Footer};
+use crate::error::Result;
 use crate::formats::vhd::geometry::SECTOR;
-use crate::formats::vhd::layout::{Blocks, Bounds, UNUSED};
+use crate::formats::vhd::layout::{Blocks, UNUSED};
 use crate::formats::vhd::sparse::{Shape, Sparse};
 use crate::image::open::WriteOrder;
 use crate::storage::Zeroing;
 use crate::storage::syncs::Stamp;
 use crate::util::align::{self, clamp_len, len64};
-use crate::util::buf::is_zero;
 use crate::util::grace::Moment;
 use crate::util::range;
 
@@ -31,7 +27,7 @@ const STEP: u64 = 64 << 10;
 
 /// Blocks that were made unreachable together.
 #[derive(Debug)]
-struct Freed {
+pub(super) struct Freed {
     slots: Vec<u32>,
     moment: Moment,
     stamp: Stamp,
@@ -39,7 +35,7 @@ struct Freed {
 
 /// Space assigned to blocks ahead of their writes: neighbours in the disk and in the file.
 #[derive(Debug, Clone, Copy)]
-struct Assigned {
+pub(super) struct Assigned {
     count: u64,
     host: u64,
 }
@@ -59,22 +55,22 @@ pub(super) struct Space {
     /// Guest ranges that some thread is filling.
     pub(super) busy: Vec<Range<u64>>,
     /// First byte past everything in use, from which on all is zero; `None` until it was looked for.
-    tail: Option<u64>,
+    pub(super) tail: Option<u64>,
     /// Where the footer at the end is, while there is one.
-    footer: Option<u64>,
+    pub(super) footer: Option<u64>,
     /// Whether the file's end is not as a clean close leaves it.
-    grown: bool,
+    pub(super) grown: bool,
     /// Where a footer was that is still to be erased before space after it is taken.
-    stale: Option<u64>,
+    pub(super) stale: Option<u64>,
     /// Freed blocks that may still be read, or named by the table on stable media.
-    pending: VecDeque<Freed>,
+    pub(super) pending: VecDeque<Freed>,
     /// Freed blocks that may be taken.
-    ready: Vec<u32>,
+    pub(super) ready: Vec<u32>,
     /// The same, and they read as zeroes.
-    clean: Vec<u32>,
+    pub(super) clean: Vec<u32>,
     /// How many are in these three.
-    freed: usize,
-    assigned: BTreeMap<u64, Assigned>,
+    pub(super) freed: usize,
+    pub(super) assigned: BTreeMap<u64, Assigned>,
     /// Whether no two blocks lie upon each other, once that was looked for.
     disjoint: Option<bool>,
 }
@@ -125,7 +121,7 @@ impl Space {
 
     /// The end of the last block that is freed or assigned: no table word names it, and still it
     /// is not to be taken twice.
-    fn listed_end(&self, blocks: Blocks) -> u64 {
+    pub(super) fn listed_end(&self, blocks: Blocks) -> u64 {
         let freed = self.pending.iter().flat_map(|f| &f.slots);
         let freed = freed.chain(&self.ready).chain(&self.clean);
         let freed = freed.map(|slot| u64::from(*slot) * SECTOR + blocks.len());
@@ -225,37 +221,6 @@ impl Sparse {
         Ok(())
     }
 
-    /// Has the footer right behind `used`, which is past everything in use.
-    pub(super) fn cut(&self, space: &mut Space, shape: &Shape, used: u64) -> Result<()> {
-        space.tail = Some(used);
-        space.grown = true;
-        self.trim(space, shape)
-    }
-
-    /// Writes both footers anew, one after the other, so that one is whole at any time.
-    pub(super) fn replace_footers(
-        &self,
-        space: &Space,
-        shape: &Shape,
-        footer: Footer,
-    ) -> Result<()> {
-        let Some(host) = space.footer else {
-            return Err(Error::corrupt(
-                "there is no whole footer at the end (allowed: repairing that first)",
-            ));
-        };
-        let bytes = footer.sealed().to_bytes();
-        for at in [host, 0] {
-            let stamp = self.syncs.stamp();
-            self.storage.write_at(&bytes, at)?;
-            self.ordered(stamp)?;
-        }
-        let batmap = batmap::read(&*self.storage, &footer, &shape.header)?;
-        let shape = Shape::new(footer, shape.header, self.rule, batmap);
-        self.shape.store(Arc::new(shape));
-        Ok(())
-    }
-
     /// Whether metadata lies in a range of the file.
     pub(super) fn is_metadata(&self, shape: &Shape, host: &Range<u64>) -> bool {
         self.metadata(shape)
@@ -283,6 +248,15 @@ impl Sparse {
         {
             space.ready.push(slot);
             space.freed += 1;
+        }
+    }
+
+    /// Turns space that was assigned and never used into free blocks.
+    pub(super) fn return_assigned(&self, space: &mut Space) {
+        for (_, run) in std::mem::take(&mut space.assigned) {
+            for i in 0..run.count {
+                self.give_back(space, run.host + i * self.blocks.stride());
+            }
         }
     }
 
@@ -329,129 +303,12 @@ impl Sparse {
             .zero(host..host + self.blocks.len(), Zeroing::MayUnmap)
     }
 
-    /// Refuses space past where table words end.
-    fn limit(&self, end: u64) -> Result<u64> {
-        if end / SECTOR < u64::from(UNUSED) {
-            return Ok(end);
-        }
-        Err(Error::new(
-            ErrorKind::NoSpace,
-            "the file would grow beyond 2 TiB, where the format ends",
-        ))
-    }
-
-    /// Moves the footer so that all before `end` is free of it, and then `ahead` more.
-    ///
-    /// The new footer is on stable media before anything may touch the old one.
-    pub(super) fn make_room(
-        &self,
-        space: &mut Space,
-        shape: &Shape,
-        end: u64,
-        ahead: u64,
-    ) -> Result<()> {
-        space.grown = true;
-        self.erase_stale(space)?;
-        if self.order == WriteOrder::Unordered {
-            space.stale = space.footer.take_if(|f| *f < end);
-            self.erase_stale(space)?;
-            self.data_end.fetch_max(end, Ordering::AcqRel);
-            return Ok(());
-        }
-        if space.footer.is_some_and(|f| f >= end) {
-            return Ok(());
-        }
-        let new = self.limit(end + ahead).unwrap_or(end);
-        self.write_footer(shape, new)?;
-        space.stale = space.footer.replace(new);
-        self.data_end.store(new, Ordering::Release);
-        self.erase_stale(space)
-    }
-
-    /// Writes the footer at `host` and waits until it is on stable media.
-    pub(super) fn write_footer(&self, shape: &Shape, host: u64) -> Result<()> {
-        let stamp = self.syncs.stamp();
-        let bytes = shape.footer.sealed().to_bytes();
-        self.storage.write_at(&bytes, host)?;
-        self.ordered(stamp)
-    }
-
     /// Returns once what was written since `stamp` is on stable media, where order matters.
     pub(super) fn ordered(&self, stamp: Stamp) -> Result<()> {
         match self.order {
             WriteOrder::Ordered => self.syncs.wait(&*self.storage, stamp),
             WriteOrder::Unordered => Ok(()),
         }
-    }
-
-    fn erase_stale(&self, space: &mut Space) -> Result<()> {
-        if let Some(old) = space.stale {
-            self.storage.write_at(&[0; footer::LEN], old)?;
-            space.stale = None;
-        }
-        Ok(())
-    }
-
-    /// The first byte past everything in use.
-    pub(super) fn tail(&self, space: &mut Space, shape: &Shape) -> Result<u64> {
-        if let Some(tail) = space.tail {
-            return Ok(tail);
-        }
-        let used = self.used_end(shape)?.max(space.listed_end(self.blocks));
-        let tail = match space.footer {
-            // What lies between is taken only where it is a hole: nobody's data.
-            Some(at) if used < at && self.is_hole(used..at)? => used,
-            Some(at) => used.max(at),
-            None => used.max(self.storage.size()),
-        };
-        space.tail = Some(tail);
-        Ok(tail)
-    }
-
-    fn is_hole(&self, host: Range<u64>) -> Result<bool> {
-        const PAGE: u64 = 64 << 10;
-        let run = self.storage.run(host.start, host.end - host.start)?;
-        let known = if run.data { 0 } else { run.len };
-        let rest = host.start + known..host.end;
-        if rest.is_empty() || rest.end - rest.start > PAGE {
-            return Ok(rest.is_empty());
-        }
-        let mut bytes = vec![0; clamp_len(rest.end - rest.start, usize::MAX)];
-        self.storage.read_at(&mut bytes, rest.start)?;
-        Ok(is_zero(&bytes))
-    }
-
-    /// The end of the last block or metadata.
-    ///
-    /// # Errors
-    /// `Corrupt` where the table points outside the file: space that it names must not be taken.
-    fn used_end(&self, shape: &Shape) -> Result<u64> {
-        let bounds = Bounds {
-            blocks: self.blocks,
-            size: shape.size,
-            data_end: self.data_end.load(Ordering::Acquire),
-            reserved: &shape.reserved,
-        };
-        let mut end = self.metadata_end(shape);
-        let blocks = self.blocks.count(shape.size);
-        self.each_word(shape, |index, word| {
-            let host = match bounds.locate(index, word) {
-                Ok(host) => host,
-                // Past the disk's end nothing is read: such words do not count.
-                Err(_) if index >= blocks => None,
-                Err(e) => return Err(e),
-            };
-            end = end.max(host.map_or(0, |h| h + self.blocks.len()));
-            Ok(())
-        })?;
-        Ok(end)
-    }
-
-    /// The end of the last metadata, but for the footer.
-    fn metadata_end(&self, shape: &Shape) -> u64 {
-        let parts = self.metadata(shape);
-        let end = parts.iter().map(|part| part.end).max();
-        end.unwrap_or_default().next_multiple_of(SECTOR)
     }
 
     /// Calls `f` with each word of the table, straight from the file.
@@ -496,61 +353,5 @@ impl Sparse {
             .all(|pair| u64::from(pair[1]) - u64::from(pair[0]) >= sectors);
         space.disjoint = Some(apart && fits);
         Ok(apart && fits)
-    }
-
-    /// Leaves the file's end as a clean close leaves it: the footer right behind what is in use.
-    pub(super) fn trim(&self, space: &mut Space, shape: &Shape) -> Result<()> {
-        if !space.grown && space.freed == 0 {
-            return Ok(());
-        }
-        if !space.pending.is_empty() {
-            // What the table on stable media may still name is not to be overwritten.
-            self.ordered(self.syncs.stamp())?;
-        }
-        let mut tail = self.tail(space, shape)?;
-        self.settle(space);
-        self.return_assigned(space);
-        let floor = self.metadata_end(shape);
-        let unused: Vec<u32> = space.clean.drain(..).collect();
-        space.ready.extend(unused);
-        space.ready.sort_unstable();
-        let gap = self.blocks.stride() - self.blocks.len();
-        while let Some(slot) = space.ready.last() {
-            let host = u64::from(*slot) * SECTOR;
-            if host < floor || tail > host + self.blocks.len() + gap {
-                break;
-            }
-            tail = host;
-            space.ready.pop();
-            space.freed -= 1;
-        }
-        self.punch_ready(space);
-        self.write_footer(shape, tail)?;
-        self.storage.set_len(tail + footer::LEN64)?;
-        space.footer = Some(tail);
-        space.tail = Some(tail);
-        space.grown = false;
-        self.data_end.store(tail, Ordering::Release);
-        Ok(())
-    }
-
-    /// Turns space that was assigned and never used into free blocks.
-    fn return_assigned(&self, space: &mut Space) {
-        for (_, run) in std::mem::take(&mut space.assigned) {
-            for i in 0..run.count {
-                self.give_back(space, run.host + i * self.blocks.stride());
-            }
-        }
-    }
-
-    /// Writes the footer where an unordered image has none, so that the file is whole.
-    pub(super) fn complete(&self, space: &mut Space, shape: &Shape) -> Result<()> {
-        if self.order == WriteOrder::Ordered || space.footer.is_some() {
-            return Ok(());
-        }
-        let tail = self.tail(space, shape)?;
-        self.write_footer(shape, tail)?;
-        space.footer = Some(tail);
-        Ok(())
     }
 }

@@ -1,0 +1,291 @@
+//! Storing clusters compressed: space in guest order, data, then the entries that show it.
+
+use std::ops::Range;
+
+use super::Qcow2;
+use super::allocate::Unit as Old;
+use super::entry::Cluster;
+use super::packing::{self, Packing};
+use super::refcount::Taken;
+use super::writer::Since;
+use crate::error::{Error, Result};
+use crate::image::compress::{Compress, Encoder, Existing, Form, Placed, Unit};
+use crate::util::align::{clamp_len, len64};
+use crate::util::range::{self, push_merged};
+
+/// Host clusters that are given to plain units in one piece at most.
+const MAX_RUN: u64 = 1 << 16;
+
+impl Qcow2 {
+    /// [`crate::image::Image::as_compress`].
+    pub(super) fn compressing(&self) -> Result<&dyn Compress> {
+        if self.has_data_file() {
+            return Err(Error::unsupported(
+                "an image with an external data file has no compressed clusters",
+            ));
+        }
+        self.writer().map(|_| self as &dyn Compress)
+    }
+
+    /// First-level entries of units, without repetition.
+    fn tables_of(&self, units: &[Unit]) -> impl Iterator<Item = u64> {
+        let bits = self.layout.cluster_bits + self.header.l2_bits();
+        let mut indices: Vec<u64> = units.iter().map(|u| u.at >> bits).collect();
+        indices.dedup();
+        indices.into_iter()
+    }
+
+    fn check_units(&self, units: &[Unit], existing: Existing) -> Result<()> {
+        let size = self.layout.cluster_size();
+        for unit in units {
+            let fits = match unit.form {
+                Form::Packed(len) => len > 0 && len < size,
+                Form::Plain => true,
+            };
+            if unit.at % size != 0 || unit.at >= self.size() || !fits {
+                return Err(Error::invalid(format!(
+                    "{unit:?} is no cluster of the disk"
+                )));
+            }
+            if existing == Existing::Refuse {
+                self.check_new(unit.at, self.unit(unit.at)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses a cluster that has space already, of its own or shared.
+    fn check_new(&self, at: u64, old: Old) -> Result<()> {
+        if matches!(old.cluster, Cluster::Unallocated | Cluster::Zero) {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "the cluster at {at:#x} is allocated (allowed for compressed writes: clusters that are not)"
+        )))
+    }
+
+    /// Space for all units: first for those that are compressed, so that they lie in one piece.
+    fn hosts(&self, units: &[Unit]) -> Result<Vec<u64>> {
+        let lens: Vec<u64> = units.iter().filter_map(packed_len).collect();
+        let plain = len64(units.len() - lens.len());
+        let packing = self.pack(&lens)?;
+        let mut runs = Vec::new();
+        let mut missing = plain;
+        while missing > 0 {
+            match self.take(1..missing.min(MAX_RUN) + 1) {
+                Ok(taken) => {
+                    missing -= range::len(&taken.clusters);
+                    runs.push(taken);
+                }
+                Err(e) => {
+                    runs.iter().for_each(|taken| self.untake(taken));
+                    self.unpack(packing.hosts.iter().copied().zip(lens));
+                    return Err(e);
+                }
+            }
+        }
+        self.prepare(&packing, &runs);
+        let size = self.layout.cluster_size();
+        let mut packed = packing.hosts.into_iter();
+        let mut whole = runs
+            .iter()
+            .flat_map(|t| t.clusters.clone())
+            .map(|c| c * size);
+        let host = |unit: &Unit| match unit.form {
+            Form::Packed(_) => packed.next(),
+            Form::Plain => whole.next(),
+        };
+        Ok(units.iter().filter_map(host).collect())
+    }
+
+    fn pack(&self, lens: &[u64]) -> Result<Packing> {
+        let mut refcounts = self.writer()?.refcounts.lock();
+        let before = refcounts.place();
+        let packing = refcounts.pack(&*self.file, lens, self.layout.packed_limit());
+        if refcounts.place() != before {
+            self.writer()?.guard.set_refcount_table(refcounts.place());
+        }
+        drop(refcounts);
+        let packing = packing?;
+        let bits = self.layout.cluster_bits;
+        // They stay counted: that they were not was the damage.
+        let mut clusters = packing.taken.iter().cloned().flatten();
+        match clusters.find(|c| self.is_metadata(c << bits)) {
+            Some(cluster) => Err(self.metadata_at(cluster << bits)),
+            None => Ok(packing),
+        }
+    }
+
+    fn unpack(&self, packed: impl Iterator<Item = (u64, u64)>) {
+        let Some(writer) = &self.writer else { return };
+        let mut refcounts = writer.refcounts.lock();
+        for (host, len) in packed {
+            // Where this fails too, they stay a leak.
+            drop(refcounts.unpack(&*self.file, host, len));
+        }
+    }
+
+    /// New clusters hold no tables any more, and get space in large pieces.
+    fn prepare(&self, packing: &Packing, runs: &[Taken]) {
+        let mut all: Vec<Range<u64>> = Vec::new();
+        let mut clusters = packing.taken.clone();
+        clusters.extend(runs.iter().map(|t| t.clusters.clone()));
+        clusters.sort_by_key(|c| c.start);
+        clusters.into_iter().for_each(|c| push_merged(&mut all, c));
+        let bits = self.layout.cluster_bits;
+        for run in all {
+            let host = run.start << bits..run.end << bits;
+            self.tables.forget(host.clone());
+            // Where the host has no room, the write will say so.
+            drop(self.file.reserve(host));
+        }
+    }
+
+    /// Where the units' bytes go: neighbours in `bytes` and in the file are one piece.
+    fn pieces(&self, units: &[Unit], hosts: &[u64]) -> Vec<(u64, Range<usize>)> {
+        let mut pieces: Vec<(u64, Range<usize>)> = Vec::new();
+        let mut at = 0;
+        for (unit, host) in units.iter().zip(hosts) {
+            let len = clamp_len(unit.stored_len(self.layout.cluster_size()), usize::MAX);
+            match pieces.last_mut() {
+                Some((first, part)) if *first + len64(part.len()) == *host => part.end += len,
+                _ => pieces.push((*host, at..at + len)),
+            }
+            at += len;
+        }
+        pieces
+    }
+}
+
+fn packed_len(unit: &Unit) -> Option<u64> {
+    match unit.form {
+        Form::Packed(len) => Some(len),
+        Form::Plain => None,
+    }
+}
+
+impl Compress for Qcow2 {
+    fn encoder(&self) -> Result<Box<dyn Encoder>> {
+        self.codec.encoder()
+    }
+
+    fn place<'a>(&'a self, units: &[Unit], existing: Existing) -> Result<Box<dyn Placed + 'a>> {
+        self.start_writing()?;
+        self.check_units(units, existing)?;
+        let since = self.moment()?;
+        // Tables come first, in guest order too.
+        for table in self.tables_of(units) {
+            self.own_table(table)?;
+        }
+        let hosts = self.hosts(units)?;
+        Ok(Box::new(Space {
+            image: self,
+            units: units.to_vec(),
+            hosts,
+            existing,
+            since,
+            shown: false,
+        }))
+    }
+}
+
+/// Space that does not show yet.
+struct Space<'a> {
+    image: &'a Qcow2,
+    units: Vec<Unit>,
+    hosts: Vec<u64>,
+    existing: Existing,
+    /// Before the first write that the entries must come after.
+    since: Since,
+    /// Entries may show it.
+    shown: bool,
+}
+
+impl Placed for Space<'_> {
+    fn store(mut self: Box<Self>, bytes: &[u8]) -> Result<()> {
+        let (Some(first), Some(last)) = (self.units.first(), self.units.last()) else {
+            return Ok(());
+        };
+        let image = self.image;
+        let size = image.layout.cluster_size();
+        let span = first.at..last.at + size;
+        for (host, part) in image.pieces(&self.units, &self.hosts) {
+            let bytes = bytes.get(part);
+            let bytes = bytes.ok_or_else(|| Error::invalid("fewer bytes than the units have"))?;
+            image.file.write_at(bytes, host)?;
+        }
+        image.settle_since(self.since)?;
+        let writer = image.writer()?;
+        let _reserved = loop {
+            if let Some(reserved) = writer.reservations.reserve(span.clone()) {
+                break reserved;
+            }
+        };
+        let olds: Result<Vec<Old>> = self.units.iter().map(|u| image.unit(u.at)).collect();
+        let olds = olds?;
+        if self.existing == Existing::Refuse {
+            for (unit, old) in self.units.iter().zip(&olds) {
+                image.check_new(unit.at, *old)?;
+            }
+        }
+        for unit in &self.units {
+            image.record(&(unit.at..(unit.at + size).min(image.size())))?;
+        }
+        self.shown = true;
+        self.show()?;
+        olds.iter()
+            .try_for_each(|old| image.free_cluster(old.cluster))
+    }
+}
+
+impl Space<'_> {
+    /// Publishes the entries, neighbours in one piece.
+    fn show(&self) -> Result<()> {
+        let (image, size) = (self.image, self.image.layout.cluster_size());
+        let bits = image.layout.cluster_bits + image.header.l2_bits();
+        let mut run: Option<(u64, Vec<u64>, u64)> = None;
+        for (unit, host) in self.units.iter().zip(&self.hosts) {
+            let words = match unit.form {
+                Form::Packed(len) => image.layout.packed_words(*host, len),
+                Form::Plain => image.layout.stored_words(*host),
+            };
+            match &mut run {
+                Some((start, all, end)) if *end == unit.at && *start >> bits == unit.at >> bits => {
+                    all.extend(words);
+                    *end += size;
+                }
+                _ => {
+                    if let Some((start, all, _)) = run.take() {
+                        image.publish(image.own_table(start >> bits)?, start, &all)?;
+                    }
+                    run = Some((unit.at, words, unit.at + size));
+                }
+            }
+        }
+        match run {
+            Some((start, all, _)) => image.publish(image.own_table(start >> bits)?, start, &all),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Space<'_> {
+    fn drop(&mut self) {
+        if self.shown {
+            return;
+        }
+        for (unit, host) in self.units.iter().zip(&self.hosts) {
+            match unit.form {
+                Form::Packed(len) => self.image.unpack(std::iter::once((*host, len))),
+                Form::Plain => {
+                    let clusters = packing::clusters(*host, 1, self.image.layout.cluster_bits);
+                    self.image.untake(&Taken {
+                        host: *host,
+                        clusters,
+                        fresh: false,
+                    });
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! The end of the file: room for more, and the footer that moves with it.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::formats::vhd::batmap;
+use crate::formats::vhd::footer::{self, Footer};
+use crate::formats::vhd::geometry::SECTOR;
+use crate::formats::vhd::layout::{Bounds, UNUSED};
+use crate::formats::vhd::space::Space;
+use crate::formats::vhd::sparse::{Shape, Sparse};
+use crate::image::open::WriteOrder;
+use crate::util::align::clamp_len;
+use crate::util::buf::is_zero;
+
+impl Sparse {
+    /// Has the footer right behind `used`, which is past everything in use.
+    pub(super) fn cut(&self, space: &mut Space, shape: &Shape, used: u64) -> Result<()> {
+        space.tail = Some(used);
+        space.grown = true;
+        self.trim(space, shape)
+    }
+
+    /// Writes both footers anew, one after the other, so that one is whole at any time.
+    pub(super) fn replace_footers(
+        &self,
+        space: &Space,
+        shape: &Shape,
+        footer: Footer,
+    ) -> Result<()> {
+        let Some(host) = space.footer else {
+            return Err(Error::corrupt(
+                "there is no whole footer at the end (allowed: repairing that first)",
+            ));
+        };
+        let bytes = footer.sealed().to_bytes();
+        for at in [host, 0] {
+            let stamp = self.syncs.stamp();
+            self.storage.write_at(&bytes, at)?;
+            self.ordered(stamp)?;
+        }
+        let batmap = batmap::read(&*self.storage, &footer, &shape.header)?;
+        let shape = Shape::new(footer, shape.header, self.rule, batmap);
+        self.shape.store(Arc::new(shape));
+        Ok(())
+    }
+
+    /// Refuses space past where table words end.
+    pub(super) fn limit(&self, end: u64) -> Result<u64> {
+        if end / SECTOR < u64::from(UNUSED) {
+            return Ok(end);
+        }
+        Err(Error::new(
+            ErrorKind::NoSpace,
+            "the file would grow beyond 2 TiB, where the format ends",
+        ))
+    }
+
+    /// Moves the footer so that all before `end` is free of it, and then `ahead` more.
+    ///
+    /// The new footer is on stable media before anything may touch the old one.
+    pub(super) fn make_room(
+        &self,
+        space: &mut Space,
+        shape: &Shape,
+        end: u64,
+        ahead: u64,
+    ) -> Result<()> {
+        space.grown = true;
+        self.erase_stale(space)?;
+        if self.order == WriteOrder::Unordered {
+            space.stale = space.footer.take_if(|f| *f < end);
+            self.erase_stale(space)?;
+            self.data_end.fetch_max(end, Ordering::AcqRel);
+            return Ok(());
+        }
+        if space.footer.is_some_and(|f| f >= end) {
+            return Ok(());
+        }
+        let new = self.limit(end + ahead).unwrap_or(end);
+        self.write_footer(shape, new)?;
+        space.stale = space.footer.replace(new);
+        self.data_end.store(new, Ordering::Release);
+        self.erase_stale(space)
+    }
+
+    /// Writes the footer at `host` and waits until it is on stable media.
+    pub(super) fn write_footer(&self, shape: &Shape, host: u64) -> Result<()> {
+        let stamp = self.syncs.stamp();
+        let bytes = shape.footer.sealed().to_bytes();
+        self.storage.write_at(&bytes, host)?;
+        self.ordered(stamp)
+    }
+
+    fn erase_stale(&self, space: &mut Space) -> Result<()> {
+        if let Some(old) = space.stale {
+            self.storage.write_at(&[0; footer::LEN], old)?;
+            space.stale = None;
+        }
+        Ok(())
+    }
+
+    /// The first byte past everything in use.
+    pub(super) fn tail(&self, space: &mut Space, shape: &Shape) -> Result<u64> {
+        if let Some(tail) = space.tail {
+            return Ok(tail);
+        }
+        let used = self.used_end(shape)?.max(space.listed_end(self.blocks));
+        let tail = match space.footer {
+            // What lies between is taken only where it is a hole: nobody's data.
+            Some(at) if used < at && self.is_hole(used..at)? => used,
+            Some(at) => used.max(at),
+            None => used.max(self.storage.size()),
+        };
+        space.tail = Some(tail);
+        Ok(tail)
+    }
+
+    fn is_hole(&self, host: Range<u64>) -> Result<bool> {
+        const PAGE: u64 = 64 << 10;
+        let run = self.storage.run(host.start, host.end - host.start)?;
+        let known = if run.data { 0 } else { run.len };
+        let rest = host.start + known..host.end;
+        if rest.is_empty() || rest.end - rest.start > PAGE {
+            return Ok(rest.is_empty());
+        }
+        let mut bytes = vec![0; clamp_len(rest.end - rest.start, usize::MAX)];
+        self.storage.read_at(&mut bytes, rest.start)?;
+        Ok(is_zero(&bytes))
+    }
+
+    /// The end of the last block or metadata.
+    ///
+    /// # Errors
+    /// `Corrupt` where the table points outside the file: space that it names must not be taken.
+    fn used_end(&self, shape: &Shape) -> Result<u64> {
+        let bounds = Bounds {
+            blocks: self.blocks,
+            size: shape.size,
+            data_end: self.data_end.load(Ordering::Acquire),
+            reserved: &shape.reserved,
+        };
+        let mut end = self.metadata_end(shape);
+        let blocks = self.blocks.count(shape.size);
+        self.each_word(shape, |index, word| {
+            let host = match bounds.locate(index, word) {
+                Ok(host) => host,
+                // Past the disk's end nothing is read: such words do not count.
+                Err(_) if index >= blocks => None,
+                Err(e) => return Err(e),
+            };
+            end = end.max(host.map_or(0, |h| h + self.blocks.len()));
+            Ok(())
+        })?;
+        Ok(end)
+    }
+
+    /// The end of the last metadata, but for the footer.
+    fn metadata_end(&self, shape: &Shape) -> u64 {
+        let parts = self.metadata(shape);
+        let end = parts.iter().map(|part| part.end).max();
+        end.unwrap_or_default().next_multiple_of(SECTOR)
+    }
+
+    /// Leaves the file's end as a clean close leaves it: the footer right behind what is in use.
+    pub(super) fn trim(&self, space: &mut Space, shape: &Shape) -> Result<()> {
+        if !space.grown && space.freed == 0 {
+            return Ok(());
+        }
+        if !space.pending.is_empty() {
+            // What the table on stable media may still name is not to be overwritten.
+            self.ordered(self.syncs.stamp())?;
+        }
+        let mut tail = self.tail(space, shape)?;
+        self.settle(space);
+        self.return_assigned(space);
+        let floor = self.metadata_end(shape);
+        let unused: Vec<u32> = space.clean.drain(..).collect();
+        space.ready.extend(unused);
+        space.ready.sort_unstable();
+        let gap = self.blocks.stride() - self.blocks.len();
+        while let Some(slot) = space.ready.last() {
+            let host = u64::from(*slot) * SECTOR;
+            if host < floor || tail > host + self.blocks.len() + gap {
+                break;
+            }
+            tail = host;
+            space.ready.pop();
+            space.freed -= 1;
+        }
+        self.punch_ready(space);
+        self.write_footer(shape, tail)?;
+        self.storage.set_len(tail + footer::LEN64)?;
+        space.footer = Some(tail);
+        space.tail = Some(tail);
+        space.grown = false;
+        self.data_end.store(tail, Ordering::Release);
+        Ok(())
+    }
+
+    /// Writes the footer where an unordered image has none, so that the file is whole.
+    pub(super) fn complete(&self, space: &mut Space, shape: &Shape) -> Result<()> {
+        if self.order == WriteOrder::Ordered || space.footer.is_some() {
+            return Ok(());
+        }
+        let tail = self.tail(space, shape)?;
+        self.write_footer(shape, tail)?;
+        space.footer = Some(tail);
+        Ok(())
+    }
+}

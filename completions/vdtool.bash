@@ -40,6 +40,9 @@ _vdtool() {
             vdtool,create)
                 cmd="vdtool__subcmd__create"
                 ;;
+            vdtool,ctl)
+                cmd="vdtool__subcmd__ctl"
+                ;;
             vdtool,help)
                 cmd="vdtool__subcmd__help"
                 ;;
@@ -61,8 +64,77 @@ _vdtool() {
             vdtool,resize)
                 cmd="vdtool__subcmd__resize"
                 ;;
+            vdtool,serve)
+                cmd="vdtool__subcmd__serve"
+                ;;
             vdtool,snapshot)
                 cmd="vdtool__subcmd__snapshot"
+                ;;
+            vdtool__subcmd__ctl,change)
+                cmd="vdtool__subcmd__ctl__subcmd__change"
+                ;;
+            vdtool__subcmd__ctl,flush)
+                cmd="vdtool__subcmd__ctl__subcmd__flush"
+                ;;
+            vdtool__subcmd__ctl,help)
+                cmd="vdtool__subcmd__ctl__subcmd__help"
+                ;;
+            vdtool__subcmd__ctl,limit)
+                cmd="vdtool__subcmd__ctl__subcmd__limit"
+                ;;
+            vdtool__subcmd__ctl,pause)
+                cmd="vdtool__subcmd__ctl__subcmd__pause"
+                ;;
+            vdtool__subcmd__ctl,reopen)
+                cmd="vdtool__subcmd__ctl__subcmd__reopen"
+                ;;
+            vdtool__subcmd__ctl,resize)
+                cmd="vdtool__subcmd__ctl__subcmd__resize"
+                ;;
+            vdtool__subcmd__ctl,resume)
+                cmd="vdtool__subcmd__ctl__subcmd__resume"
+                ;;
+            vdtool__subcmd__ctl,stats)
+                cmd="vdtool__subcmd__ctl__subcmd__stats"
+                ;;
+            vdtool__subcmd__ctl,status)
+                cmd="vdtool__subcmd__ctl__subcmd__status"
+                ;;
+            vdtool__subcmd__ctl,stop)
+                cmd="vdtool__subcmd__ctl__subcmd__stop"
+                ;;
+            vdtool__subcmd__ctl__subcmd__help,change)
+                cmd="vdtool__subcmd__ctl__subcmd__help__subcmd__change"
+                ;;
+            vdtool__subcmd__ctl__subcmd__help,flush)
+                cmd="vdtool__subcmd__ctl__subcmd__help__subcmd__flush"
+                ;;
+            vdtool__subcmd__ctl__subcmd__help,help)
+                cmd="vdtool__subcmd__ctl__subcmd__help__subcmd__help"
+                ;;
+            vdtool__subcmd__ctl__subcmd__help,limit)
+                cmd="vdtool__subcmd__ctl__subcmd__help__subcmd__limit"
+                ;;
+            vdtool__subcmd__ctl__subcmd__help,pause)
+                cmd="vdtool__subcmd__ctl__subcmd__help__subcmd__pause"
+                ;;
+            vdtool__subcmd__ctl__subcmd__help,reopen)
+                cmd="vdtool__subcmd__ctl__subcmd__help__subcmd__reopen"
+                ;;
+            vdtool__subcmd__ctl__subcmd__help,resize)
+                cmd="vdtool__subcmd__ctl__subcmd__help__subcmd__resize"
+                ;;
+            vdtool__subcmd__ctl__subcmd__help,resume)
+                cmd="vdtool__subcmd__ctl__subcmd__help__subcmd__resume"
+                ;;
+            vdtool__subcmd__ctl__subcmd__help,stats)
+                cmd="vdtool__subcmd__ctl__subcmd__help__subcmd__stats"
+                ;;
+            vdtool__subcmd__ctl__subcmd__help,status)
+                cmd="vdtool__subcmd__ctl__subcmd__help__subcmd__status"
+                ;;
+            vdtool__subcmd__ctl__subcmd__help,stop)
+                cmd="vdtool__subcmd__ctl__subcmd__help__subcmd__stop"
                 ;;
             vdtool__subcmd__help,amend)
                 cmd="vdtool__subcmd__help__subcmd__amend"
@@ -88,6 +160,9 @@ _vdtool() {
             vdtool__subcmd__help,create)
                 cmd="vdtool__subcmd__help__subcmd__create"
                 ;;
+            vdtool__subcmd__help,ctl)
+                cmd="vdtool__subcmd__help__subcmd__ctl"
+                ;;
             vdtool__subcmd__help,help)
                 cmd="vdtool__subcmd__help__subcmd__help"
                 ;;
@@ -109,8 +184,41 @@ _vdtool() {
             vdtool__subcmd__help,resize)
                 cmd="vdtool__subcmd__help__subcmd__resize"
                 ;;
+            vdtool__subcmd__help,serve)
+                cmd="vdtool__subcmd__help__subcmd__serve"
+                ;;
             vdtool__subcmd__help,snapshot)
                 cmd="vdtool__subcmd__help__subcmd__snapshot"
+                ;;
+            vdtool__subcmd__help__subcmd__ctl,change)
+                cmd="vdtool__subcmd__help__subcmd__ctl__subcmd__change"
+                ;;
+            vdtool__subcmd__help__subcmd__ctl,flush)
+                cmd="vdtool__subcmd__help__subcmd__ctl__subcmd__flush"
+                ;;
+            vdtool__subcmd__help__subcmd__ctl,limit)
+                cmd="vdtool__subcmd__help__subcmd__ctl__subcmd__limit"
+                ;;
+            vdtool__subcmd__help__subcmd__ctl,pause)
+                cmd="vdtool__subcmd__help__subcmd__ctl__subcmd__pause"
+                ;;
+            vdtool__subcmd__help__subcmd__ctl,reopen)
+                cmd="vdtool__subcmd__help__subcmd__ctl__subcmd__reopen"
+                ;;
+            vdtool__subcmd__help__subcmd__ctl,resize)
+                cmd="vdtool__subcmd__help__subcmd__ctl__subcmd__resize"
+                ;;
+            vdtool__subcmd__help__subcmd__ctl,resume)
+                cmd="vdtool__subcmd__help__subcmd__ctl__subcmd__resume"
+                ;;
+            vdtool__subcmd__help__subcmd__ctl,stats)
+                cmd="vdtool__subcmd__help__subcmd__ctl__subcmd__stats"
+                ;;
+            vdtool__subcmd__help__subcmd__ctl,status)
+                cmd="vdtool__subcmd__help__subcmd__ctl__subcmd__status"
+                ;;
+            vdtool__subcmd__help__subcmd__ctl,stop)
+                cmd="vdtool__subcmd__help__subcmd__ctl__subcmd__stop"
                 ;;
             *)
                 ;;
@@ -119,7 +227,7 @@ _vdtool() {
 
     case "${cmd}" in
         vdtool)
-            opts="-q -h -V --quiet --help --version create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help"
+            opts="-q -h -V --quiet --help --version create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -596,8 +704,378 @@ _vdtool() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        vdtool__subcmd__ctl)
+            opts="-q -h --output --quiet --help status stats pause resume flush resize change reopen limit stop help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --output)
+                    COMPREPLY=($(compgen -W "human json" -- "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__ctl__subcmd__change)
+            opts="-f -q -h --export --format --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --export)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -f)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__ctl__subcmd__flush)
+            opts="-q -h --export --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --export)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__ctl__subcmd__help)
+            opts="status stats pause resume flush resize change reopen limit stop help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__ctl__subcmd__help__subcmd__change)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__ctl__subcmd__help__subcmd__flush)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__ctl__subcmd__help__subcmd__help)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__ctl__subcmd__help__subcmd__limit)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__ctl__subcmd__help__subcmd__pause)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__ctl__subcmd__help__subcmd__reopen)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__ctl__subcmd__help__subcmd__resize)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__ctl__subcmd__help__subcmd__resume)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__ctl__subcmd__help__subcmd__stats)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__ctl__subcmd__help__subcmd__status)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__ctl__subcmd__help__subcmd__stop)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__ctl__subcmd__limit)
+            opts="-q -h --export --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --export)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__ctl__subcmd__pause)
+            opts="-q -h --export --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --export)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__ctl__subcmd__reopen)
+            opts="-q -h --export --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --export)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__ctl__subcmd__resize)
+            opts="-q -h --export --shrink --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --export)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__ctl__subcmd__resume)
+            opts="-q -h --export --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --export)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__ctl__subcmd__stats)
+            opts="-q -h --export --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --export)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__ctl__subcmd__status)
+            opts="-q -h --export --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --export)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__ctl__subcmd__stop)
+            opts="-q -h --force --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         vdtool__subcmd__help)
-            opts="create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help"
+            opts="create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -722,6 +1200,160 @@ _vdtool() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        vdtool__subcmd__help__subcmd__ctl)
+            opts="status stats pause resume flush resize change reopen limit stop"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__help__subcmd__ctl__subcmd__change)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__help__subcmd__ctl__subcmd__flush)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__help__subcmd__ctl__subcmd__limit)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__help__subcmd__ctl__subcmd__pause)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__help__subcmd__ctl__subcmd__reopen)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__help__subcmd__ctl__subcmd__resize)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__help__subcmd__ctl__subcmd__resume)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__help__subcmd__ctl__subcmd__stats)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__help__subcmd__ctl__subcmd__status)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__help__subcmd__ctl__subcmd__stop)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         vdtool__subcmd__help__subcmd__help)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -807,6 +1439,20 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__help__subcmd__resize)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__help__subcmd__serve)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -1161,6 +1807,112 @@ _vdtool() {
                     ;;
                 --preallocation)
                     COMPREPLY=($(compgen -W "off falloc full" -- "${cur}"))
+                    return 0
+                    ;;
+                --allow-ref)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --backing-format)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --open-options)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --object)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__serve)
+            opts="-f -r -s -U -q -h --format --read-only --snapshot --overlay --cache --discard --detect-zeroes --on-read-error --on-write-error --limit --logical-block-size --physical-block-size --max-io --watermark --stats-interval --control --ready-fd --pid-file --description --output --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --format)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -f)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --overlay)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --cache)
+                    COMPREPLY=($(compgen -W "writeback writethrough none directsync unsafe" -- "${cur}"))
+                    return 0
+                    ;;
+                --discard)
+                    COMPREPLY=($(compgen -W "unmap ignore" -- "${cur}"))
+                    return 0
+                    ;;
+                --detect-zeroes)
+                    COMPREPLY=($(compgen -W "off on unmap" -- "${cur}"))
+                    return 0
+                    ;;
+                --on-read-error)
+                    COMPREPLY=($(compgen -W "report ignore stop enospc" -- "${cur}"))
+                    return 0
+                    ;;
+                --on-write-error)
+                    COMPREPLY=($(compgen -W "report ignore stop enospc" -- "${cur}"))
+                    return 0
+                    ;;
+                --limit)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --logical-block-size)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --physical-block-size)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --max-io)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --watermark)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --stats-interval)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --control)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --ready-fd)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --pid-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --description)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --output)
+                    COMPREPLY=($(compgen -W "human json" -- "${cur}"))
                     return 0
                     ;;
                 --allow-ref)

@@ -41,6 +41,8 @@ complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "rebase" -d 'Give an i
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "bitmap" -d 'Add, remove, clear, merge, enable and disable dirty bitmaps'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "amend" -d 'Change format options of an image in place'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "io" -d 'Read and write a disk\'s bytes by commands'
+complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "serve" -d 'Serve disks until told to stop'
+complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "ctl" -d 'Give commands to a running \'serve --control\''
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "completions" -d 'Print completions for a shell'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c vdtool -n "__fish_vdtool_using_subcommand create" -s f -l format -d 'Format of the new image; without it the extension decides, else it is raw' -r
@@ -325,21 +327,134 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s C -l copy-on-read -
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s k -l native-aio -d 'Accepted for qemu-io\'s sake, without effect'
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -s f -l format -d 'Format of the images; without it their content decides' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l overlay -d 'Writes go to this image, made where it is not there, with FILE below it' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l cache -d 'Which caches are used' -r -f -a "writeback\t'The host\'s page cache; a flush makes writes durable'
+writethrough\t'The host\'s page cache; every write is durable when it completes'
+none\t'No page cache (`O_DIRECT`)'
+directsync\t'No page cache, and every write is durable when it completes'
+unsafe\t'The host\'s page cache; a flush does nothing'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l discard -d 'What becomes of discards' -r -f -a "unmap\t'They give space back'
+ignore\t'They do nothing'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l detect-zeroes -d 'What becomes of writes of zeroes' -r -f -a "off\t'They are written'
+on\t'The range is zeroed, and keeps its space'
+unmap\t'The range is zeroed, and may give its space back'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l on-read-error -d 'What is done when a read fails' -r -f -a "report\t'The client is told'
+ignore\t'The client is told that it was done'
+stop\t'All requests are held until `ctl resume`'
+enospc\t'Stop when there is no space left, report anything else'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l on-write-error -d 'What is done when a write fails' -r -f -a "report\t'The client is told'
+ignore\t'The client is told that it was done'
+stop\t'All requests are held until `ctl resume`'
+enospc\t'Stop when there is no space left, report anything else'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l limit -d 'Limits of each export, or of the one named; repeatable' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l logical-block-size -d 'Size of the blocks that requests are made of' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l physical-block-size -d 'Size of the blocks that clients should keep to' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l max-io -d 'Longest transfer that clients should ask for' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l watermark -d 'Tell, once, when something is written past this offset of an image\'s file' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l stats-interval -d 'Print statistics on standard error every so many seconds' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l control -d 'Take commands of `vdtool ctl` on this socket' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l ready-fd -d 'Write the addresses to this file descriptor too' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l pid-file -d 'Write the process id to this file while clients may use the exports' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l description -d 'What clients are told that the export is' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l output -d 'How to print the result' -r -f -a "human\t'For people'
+json\t'For programs; keys as qemu-img has them'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -s r -l read-only -d 'Take no writes'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -s s -l snapshot -d 'Writes go to a temporary layer, and are lost at the end'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -s U -l force-share -d 'Read even where another process has the image open for writing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l no-mmap -d 'Read by system calls, not through mappings'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -l output -d 'How to print the result' -r -f -a "human\t'For people'
+json\t'For programs; keys as qemu-img has them'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -a "status" -d 'What is served, and how it does'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -a "stats" -d 'What was done so far: requests, bytes, failures, latencies'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -a "pause" -d 'Hold requests, and return once none is under way'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -a "resume" -d 'Go on after a pause or an error, with the I/O status reset'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -a "flush" -d 'Make completed writes durable'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -a "resize" -d 'Change the size of a disk'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -a "change" -d 'Go on with another image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -a "reopen" -d 'Close the image and open it again, after something else has changed it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -a "limit" -d 'Set other limits'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -a "stop" -d 'End serving: requests under way end, the images are flushed and closed'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from status" -l export -d 'The disk that clients call so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from status" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from status" -s h -l help -d 'Print help'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from stats" -l export -d 'The disk that clients call so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from stats" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from stats" -s h -l help -d 'Print help'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from pause" -l export -d 'The disk that clients call so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from pause" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from pause" -s h -l help -d 'Print help'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from resume" -l export -d 'The disk that clients call so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from resume" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from resume" -s h -l help -d 'Print help'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from flush" -l export -d 'The disk that clients call so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from flush" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from flush" -s h -l help -d 'Print help'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from resize" -l export -d 'The disk that clients call so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from resize" -l shrink -d 'Allow it to become smaller: what lies behind the new end is lost'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from resize" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from resize" -s h -l help -d 'Print help'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from change" -l export -d 'The disk that clients call so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from change" -s f -l format -d 'Format of the image; without it its content decides' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from change" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from change" -s h -l help -d 'Print help'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from reopen" -l export -d 'The disk that clients call so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from reopen" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from reopen" -s h -l help -d 'Print help'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from limit" -l export -d 'The disk that clients call so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from limit" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from limit" -s h -l help -d 'Print help'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from stop" -l force -d 'End at once: the images are left as a kill leaves them'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from stop" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from stop" -s h -l help -d 'Print help'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from help" -f -a "status" -d 'What is served, and how it does'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from help" -f -a "stats" -d 'What was done so far: requests, bytes, failures, latencies'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from help" -f -a "pause" -d 'Hold requests, and return once none is under way'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from help" -f -a "resume" -d 'Go on after a pause or an error, with the I/O status reset'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from help" -f -a "flush" -d 'Make completed writes durable'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from help" -f -a "resize" -d 'Change the size of a disk'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from help" -f -a "change" -d 'Go on with another image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from help" -f -a "reopen" -d 'Close the image and open it again, after something else has changed it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from help" -f -a "limit" -d 'Set other limits'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from help" -f -a "stop" -d 'End serving: requests under way end, the images are flushed and closed'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c vdtool -n "__fish_vdtool_using_subcommand completions" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "create" -d 'Make a new image'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "info" -d 'Show what an image is'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "convert" -d 'Copy disks into a new image'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "check" -d 'Check an image\'s metadata, and repair it'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "map" -d 'List the extents of a disk'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "compare" -d 'Compare two disks'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "measure" -d 'Tell how large a converted image will be'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "resize" -d 'Change the size of a disk'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "snapshot" -d 'List, make, apply and delete internal snapshots'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "commit" -d 'Move what an image has into one below it'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "rebase" -d 'Give an image another backing image'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "bitmap" -d 'Add, remove, clear, merge, enable and disable dirty bitmaps'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "amend" -d 'Change format options of an image in place'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "io" -d 'Read and write a disk\'s bytes by commands'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "completions" -d 'Print completions for a shell'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "create" -d 'Make a new image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "info" -d 'Show what an image is'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "convert" -d 'Copy disks into a new image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "check" -d 'Check an image\'s metadata, and repair it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "map" -d 'List the extents of a disk'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "compare" -d 'Compare two disks'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "measure" -d 'Tell how large a converted image will be'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "resize" -d 'Change the size of a disk'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "snapshot" -d 'List, make, apply and delete internal snapshots'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "commit" -d 'Move what an image has into one below it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "rebase" -d 'Give an image another backing image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "bitmap" -d 'Add, remove, clear, merge, enable and disable dirty bitmaps'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "amend" -d 'Change format options of an image in place'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "io" -d 'Read and write a disk\'s bytes by commands'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "serve" -d 'Serve disks until told to stop'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "ctl" -d 'Give commands to a running \'serve --control\''
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "completions" -d 'Print completions for a shell'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "status" -d 'What is served, and how it does'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "stats" -d 'What was done so far: requests, bytes, failures, latencies'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "pause" -d 'Hold requests, and return once none is under way'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "resume" -d 'Go on after a pause or an error, with the I/O status reset'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "flush" -d 'Make completed writes durable'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "resize" -d 'Change the size of a disk'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "change" -d 'Go on with another image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "reopen" -d 'Close the image and open it again, after something else has changed it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "limit" -d 'Set other limits'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "stop" -d 'End serving: requests under way end, the images are flushed and closed'

@@ -1,22 +1,37 @@
 //! Carrying out a request on a chain.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::backend::{DetectZeroes, Discard, Durability, Fallback, Request, Settings};
 use crate::chain::Chain;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Zeroing;
 use crate::util::align::{clamp_len, len64};
 use crate::util::buf::is_zero;
 
 /// Runs one request to its end.
-pub(super) fn run(chain: &Chain, request: &mut Request<'_>, settings: &Settings) -> Result<()> {
+///
+/// A flush that fails as a part of another request is noted in `lost`: that request may be made
+/// again, and what was written before it must not pass for durable at the next flush.
+pub(super) fn run(
+    chain: &Chain,
+    request: &mut Request<'_>,
+    settings: &Settings,
+    lost: &AtomicBool,
+) -> Result<()> {
     let step = clamp_len(u64::from(settings.max_transfer), usize::MAX);
     let fua = match request {
         Request::Read { at, buf } => {
             return pieces(*at, buf.chunks_mut(step), |at, buf| chain.read_at(buf, at));
         }
-        Request::Flush => return flush(chain, settings),
+        Request::Flush => {
+            flush(chain, settings)?;
+            return match lost.swap(false, Ordering::SeqCst) {
+                true => Err(was_lost(chain)),
+                false => Ok(()),
+            };
+        }
         Request::Discard { range } => return discard(chain, range, settings),
         Request::Write { at, buf, fua } => {
             pieces(*at, buf.chunks(step), |at, buf| {
@@ -43,9 +58,14 @@ pub(super) fn run(chain: &Chain, request: &mut Request<'_>, settings: &Settings)
         }
     };
     match fua || settings.durability == Durability::EveryWrite {
-        true => flush(chain, settings),
+        true => flush(chain, settings).inspect_err(|_| lost.store(true, Ordering::SeqCst)),
         false => Ok(()),
     }
+}
+
+fn was_lost(chain: &Chain) -> Error {
+    let text = "an earlier flush failed: what was written before it may be lost";
+    Error::new(ErrorKind::Io, text).at_opt(chain.top().storage().path())
 }
 
 fn write(chain: &Chain, buf: &[u8], at: u64, settings: &Settings) -> Result<()> {

@@ -7,6 +7,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -199,6 +200,8 @@ pub struct Backend {
     /// Where blocking requests that have to wait for a limit stand in line.
     line: [Mutex<()>; 2],
     made: Instant,
+    /// A flush failed that no flush of a client was told of.
+    lost: AtomicBool,
     /// Held while the image, or its size, is changed.
     changing: Mutex<()>,
 }
@@ -235,6 +238,7 @@ impl Backend {
             limits: ArcSwapOption::empty(),
             line: Default::default(),
             made: Instant::now(),
+            lost: AtomicBool::new(false),
             changing: Mutex::default(),
         }
     }
@@ -387,17 +391,20 @@ impl Backend {
     /// Those of the chain; hand them to [`Backend::complete`].
     pub fn execute(&self, ticket: &Ticket, request: &mut Request<'_>) -> Result<()> {
         debug_assert_eq!(request.shape(), ticket.shape);
-        let run = || execute::run(ticket.chain(), request, &self.settings);
+        let run = || execute::run(ticket.chain(), request, &self.settings, &self.lost);
         catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
             let text = "the request met a bug and was given up";
             Err(Error::new(ErrorKind::Io, text))
         })
     }
 
-    /// Ends a request: counts it, and applies the error policy to how it went.
+    /// Ends a request: counts it, and applies the error policy to how it went.  A flush that
+    /// failed is never held, whatever the policy: its client is told.
     pub fn complete(&self, ticket: Ticket, result: Result<()>) -> Verdict {
         let kind = ticket.shape.kind;
-        let (time, age) = (ticket.begun.elapsed(), self.made.elapsed());
+        let now = Instant::now();
+        let time = now.saturating_duration_since(ticket.begun);
+        let age = now.saturating_duration_since(self.made);
         let account = &ticket.lane.queue.account;
         account.done(kind, ticket.shape.len(), time, result.is_ok(), age);
         self.look_at_mark(&ticket);
@@ -420,6 +427,9 @@ impl Backend {
         match action {
             Action::Report => Verdict::Answer(Err(error)),
             Action::Ignore => Verdict::Answer(Ok(())),
+            // What a failed flush was to make durable may be lost: one that is made again would
+            // succeed, and say that it is not.
+            Action::Stop if kind == Kind::Flush => Verdict::Answer(Err(error)),
             Action::Stop => Verdict::Hold,
         }
     }

@@ -11,7 +11,8 @@ pub enum OnError {
     Report,
     /// The client is told that it was done.
     Ignore,
-    /// The disk stops: the request and all others are held until [`super::Backend::resume`].
+    /// The disk stops: the request and all others are held until [`super::Backend::resume`].  A
+    /// flush is answered all the same.
     Stop,
     /// Stop when there is no space left, report anything else.
     Enospc,

@@ -5,7 +5,7 @@ use super::*;
 use crate::chain::Base;
 use crate::formats::raw;
 use crate::image::open::OpenOptions;
-use crate::storage::memory::{Fault, MemoryStorage, Op};
+use crate::storage::memory::{Change, Fault, MemoryStorage, Op};
 use crate::storage::open::Access;
 
 const QUEUE: QueueId = QueueId(0);
@@ -201,4 +201,383 @@ fn a_transfer_longer_than_the_longest_is_made_in_pieces() {
     };
     backend.submit(QUEUE, request).expect("reads");
     assert!(back == bytes[1..]);
+}
+
+/// A backend over `bytes` set up as `settings` say, and the storage under it, which records.
+fn recorded(bytes: &[u8], settings: Settings) -> (Backend, Arc<MemoryStorage>) {
+    let storage = Arc::new(MemoryStorage::from_bytes(bytes));
+    storage.record();
+    let chain = chain(Arc::clone(&storage), Access::Write);
+    let backend = Backend::with_settings(chain, settings).expect("makes sense");
+    (backend, storage)
+}
+
+fn fault(op: Op, errno: i32) -> Fault {
+    Fault {
+        op,
+        after: 0,
+        count: 1,
+        errno,
+    }
+}
+
+#[test]
+fn durability_is_as_the_cache_mode_says() {
+    let synced = |durability, fua| {
+        let settings = Settings {
+            durability,
+            ..Settings::default()
+        };
+        let (backend, storage) = recorded(&[0; 4096], settings);
+        let request = Request::Write {
+            at: 0,
+            buf: &[1; 512],
+            fua,
+        };
+        backend.submit(QUEUE, request).expect("writes");
+        let after_write = storage.changes().contains(&Change::Sync);
+        backend.submit(QUEUE, Request::Flush).expect("flushes");
+        (after_write, storage.changes().contains(&Change::Sync))
+    };
+    assert_eq!(synced(Durability::OnFlush, false), (false, true));
+    assert_eq!(synced(Durability::OnFlush, true), (true, true));
+    assert_eq!(synced(Durability::EveryWrite, false), (true, true));
+    assert_eq!(synced(Durability::Never, true), (false, false));
+}
+
+#[test]
+fn a_write_of_zeroes_is_zeroed_where_that_is_asked_for() {
+    let changes = |detect_zeroes, bytes: &[u8]| {
+        let settings = Settings {
+            detect_zeroes,
+            ..Settings::default()
+        };
+        let (backend, storage) = recorded(&[5; 4096], settings);
+        write(&backend, 512, bytes).expect("writes");
+        assert_eq!(storage.to_bytes()[512..1024], *bytes);
+        storage.changes()
+    };
+    let zeroed = [Change::Zero(512..1024)];
+    for detect in [DetectZeroes::KeepSpace, DetectZeroes::MayUnmap] {
+        assert_eq!(changes(detect, &[0; 512]), zeroed);
+        let mut one = [0; 512];
+        one[511] = 1;
+        assert!(matches!(changes(detect, &one)[..], [Change::Write { .. }]));
+    }
+    let off = changes(DetectZeroes::Off, &[0; 512]);
+    assert!(matches!(off[..], [Change::Write { .. }]));
+}
+
+#[test]
+fn discards_that_are_ignored_change_nothing_but_are_still_checked() {
+    let settings = Settings {
+        discard: Discard::Ignore,
+        ..Settings::default()
+    };
+    let (backend, storage) = recorded(&[5; 4096], settings);
+    let discard = |range| backend.submit(QUEUE, Request::Discard { range });
+    discard(0..4096).expect("is ignored");
+    discard(0..4097).expect_err("is out of bounds");
+    assert_eq!(storage.changes(), []);
+    assert_eq!(backend.geometry().discard_align, 0);
+}
+
+#[test]
+fn an_error_that_is_ignored_is_told_to_the_listener_and_not_to_the_client() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let list = Arc::clone(&told);
+    let settings = Settings {
+        policy: Policy {
+            on_read: OnError::Ignore,
+            on_write: OnError::Report,
+        },
+        listener: Listener::new(move |event| {
+            if let Event::IoError { kind, action, .. } = event {
+                list.lock().push((*kind, *action));
+            }
+        }),
+        ..Settings::default()
+    };
+    let (backend, storage) = recorded(&[5; 4096], settings);
+    storage.inject(fault(Op::Read, libc::EIO));
+    let mut buf = [0; 512];
+    let request = Request::Read {
+        at: 0,
+        buf: &mut buf,
+    };
+    backend.submit(QUEUE, request).expect("is ignored");
+    storage.inject(fault(Op::Change, libc::ENOSPC));
+    let error = write(&backend, 0, &[1; 512]).expect_err("is reported");
+    assert_eq!(error.errno(), libc::ENOSPC);
+    let expected = [(Kind::Read, Action::Ignore), (Kind::Write, Action::Report)];
+    assert_eq!(*told.lock(), expected);
+    // The first one sticks.
+    assert_eq!(backend.io_status(), IoStatus::Failed);
+    backend.resume();
+    assert_eq!(backend.io_status(), IoStatus::Ok);
+}
+
+#[test]
+fn limits_are_kept_to_in_virtual_time_and_a_wait_is_no_request_under_way() {
+    let backend = backend(Access::Write);
+    let limits = Limits::parse(["iops=10"].into_iter()).expect("makes sense");
+    backend.set_group(Some(&Arc::new(Group::new(limits))));
+    let shape = Shape {
+        kind: Kind::Read,
+        range: 0..512,
+        fua: false,
+    };
+    let mut now = Instant::now();
+    let end = now + Duration::from_secs(100);
+    let mut admitted = 0;
+    while now < end {
+        match backend.admit_at(QUEUE, &shape, now) {
+            Admission::Admitted(_) => admitted += 1,
+            Admission::NotBefore(at) => now = at,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!((999..=1002).contains(&admitted), "{admitted}");
+    let depth: u32 = backend.stats().iter().map(|q| q.depth).sum();
+    assert_eq!(depth, 0);
+    let wrong = Shape {
+        range: 0..1 << 40,
+        ..shape.clone()
+    };
+    let answer = backend.admit_at(QUEUE, &wrong, now);
+    assert!(matches!(answer, Admission::Refused(_)), "is wrong at once");
+    backend.set_group(None);
+    for _ in 0..100 {
+        let answer = backend.admit_at(QUEUE, &shape, now);
+        assert!(matches!(answer, Admission::Admitted(_)));
+    }
+}
+
+#[test]
+fn a_mark_that_is_passed_is_told_once_whoever_moved_the_bytes() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let list = Arc::clone(&told);
+    let settings = Settings {
+        listener: Listener::new(move |event| {
+            if let Event::Watermark { mark, end } = event {
+                list.lock().push((*mark, *end));
+            }
+        }),
+        ..Settings::default()
+    };
+    let storage = Arc::new(MemoryStorage::from_bytes(&[5; 4096]));
+    let medium = Medium {
+        chain: chain(storage, Access::Write),
+        high_water: Some(Arc::new(HighWater::new(Some(1000)))),
+    };
+    let backend = Backend::with_settings(medium, settings).expect("makes sense");
+    let shape = Shape {
+        kind: Kind::Write,
+        range: 0..512,
+        fua: false,
+    };
+    for end in [1000, 1001, 4096] {
+        let Admission::Admitted(ticket) = backend.admit(QUEUE, &shape) else {
+            panic!("nothing holds it");
+        };
+        ticket.wrote(end);
+        backend.complete(ticket, Ok(()));
+    }
+    assert_eq!(*told.lock(), [(1000, 1001)]);
+    assert_eq!(backend.highest_offset(), Some(4096));
+}
+
+#[test]
+fn a_request_that_meets_a_bug_fails_alone() {
+    #[derive(Debug)]
+    struct Bug(MemoryStorage);
+    impl crate::storage::Storage for Bug {
+        fn size(&self) -> u64 {
+            self.0.size()
+        }
+        fn limits(&self) -> crate::storage::Limits {
+            self.0.limits()
+        }
+        fn path(&self) -> Option<&std::path::Path> {
+            None
+        }
+        fn fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+            None
+        }
+        fn read_at(&self, buf: &mut [u8], host: u64) -> Result<()> {
+            assert!(host != 512, "a bug that a test put here");
+            self.0.read_at(buf, host)
+        }
+        fn write_at(&self, buf: &[u8], host: u64) -> Result<()> {
+            self.0.write_at(buf, host)
+        }
+        fn zero(&self, host: std::ops::Range<u64>, how: crate::storage::Zeroing) -> Result<()> {
+            self.0.zero(host, how)
+        }
+        fn discard(&self, host: std::ops::Range<u64>) -> Result<()> {
+            self.0.discard(host)
+        }
+        fn run(&self, host: u64, len: u64) -> Result<crate::storage::HostRun> {
+            self.0.run(host, len)
+        }
+        fn set_len(&self, len: u64) -> Result<()> {
+            self.0.set_len(len)
+        }
+        fn sync(&self) -> Result<()> {
+            self.0.sync()
+        }
+        fn reserve(&self, host: std::ops::Range<u64>) -> Result<()> {
+            self.0.reserve(host)
+        }
+    }
+    let options = OpenOptions::default();
+    let storage = Arc::new(Bug(MemoryStorage::from_bytes(&[5; 4096])));
+    let image = (raw::DRIVER.open)(storage, &options).expect("raw opens");
+    let chain = Chain::new(vec![image], Base::Zeroes, options.grace).expect("one layer");
+    let backend = Backend::new(chain);
+    let read = |at| {
+        let mut buf = [0; 512];
+        let request = Request::Read { at, buf: &mut buf };
+        backend.submit(QUEUE, request).map(|()| buf[0])
+    };
+    let error = read(512).expect_err("meets the bug");
+    assert_eq!(error.kind(), ErrorKind::Io);
+    assert_eq!(read(0).expect("reads"), 5);
+    backend.pause();
+    assert_eq!(backend.totals(Kind::Read).failed, 1);
+}
+
+#[test]
+fn queues_are_counted_apart_and_one_too_many_shares() {
+    let settings = Settings {
+        queues: 2,
+        ..Settings::default()
+    };
+    let (backend, _) = recorded(&[5; 4096], settings);
+    for queue in [0, 1, 1, 3] {
+        let mut buf = [0; 512];
+        let request = Request::Read {
+            at: 0,
+            buf: &mut buf,
+        };
+        backend.submit(QueueId(queue), request).expect("reads");
+    }
+    let counts: Vec<u64> = backend
+        .stats()
+        .iter()
+        .map(|q| q.kind(Kind::Read).operations)
+        .collect();
+    assert_eq!(counts, [1, 3]);
+    assert_eq!(backend.totals(Kind::Read).operations, 4);
+    for queues in [0, settings::MAX_QUEUES + 1] {
+        let storage = Arc::new(MemoryStorage::from_bytes(&[5; 512]));
+        let settings = Settings {
+            queues,
+            ..Settings::default()
+        };
+        let wrong = Backend::with_settings(chain(storage, Access::Read), settings);
+        assert_eq!(
+            wrong.expect_err("too few or many").kind(),
+            ErrorKind::Invalid
+        );
+    }
+}
+
+#[test]
+fn pauses_and_stops_under_load_lose_no_write() {
+    let settings = Settings {
+        queues: 4,
+        policy: Policy {
+            on_read: OnError::Stop,
+            on_write: OnError::Stop,
+        },
+        ..Settings::default()
+    };
+    let (backend, storage) = recorded(&[0; 64 << 10], settings);
+    storage.inject(fault(Op::Change, libc::EIO));
+    let done = &std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..4u8)
+            .map(|queue| {
+                let backend = &backend;
+                scope.spawn(move || {
+                    for block in 0..32u64 {
+                        let at = (block * 4 + u64::from(queue)) * 512;
+                        let request = Request::Write {
+                            at,
+                            buf: &[queue + 1; 512],
+                            fua: false,
+                        };
+                        let queue = QueueId(queue.into());
+                        backend.submit(queue, request).expect("is made, in the end");
+                    }
+                })
+            })
+            .collect();
+        scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                storage.inject(fault(Op::Change, libc::EIO));
+                backend.pause();
+                let depth: u32 = backend.stats().iter().map(|q| q.depth).sum();
+                assert_eq!(depth, 0);
+                backend.resume();
+                std::thread::yield_now();
+            }
+            storage.heal();
+            backend.resume();
+        });
+        while !writers
+            .iter()
+            .all(std::thread::ScopedJoinHandle::is_finished)
+        {
+            std::thread::yield_now();
+        }
+        done.store(true, Ordering::SeqCst);
+    });
+    for (block, bytes) in storage.to_bytes().chunks(512).enumerate() {
+        let writer = u8::try_from(block % 4).expect("is small") + 1;
+        assert!(bytes.iter().all(|b| *b == writer), "block {block}");
+    }
+    let totals = backend.totals(Kind::Write);
+    assert_eq!(totals.operations, 128);
+    assert!(totals.failed > 0);
+}
+
+#[test]
+fn a_flush_that_failed_is_told_of_and_never_made_again_in_silence() {
+    let settings = Settings {
+        policy: Policy {
+            on_read: OnError::Stop,
+            on_write: OnError::Stop,
+        },
+        ..Settings::default()
+    };
+    let (backend, storage) = recorded(&[0; 4096], settings);
+    storage.inject(fault(Op::Sync, libc::EIO));
+    let error = backend.submit(QUEUE, Request::Flush);
+    assert_eq!(error.expect_err("is told").errno(), libc::EIO);
+    assert_eq!(backend.run_state(), RunState::Stopped);
+    backend.resume();
+    // A write with FUA is made again, and the next flush says what was lost.
+    storage.inject(fault(Op::Sync, libc::EIO));
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let request = Request::Write {
+                at: 0,
+                buf: &[1; 512],
+                fua: true,
+            };
+            backend.submit(QUEUE, request)
+        });
+        while backend.run_state() != RunState::Stopped {
+            std::thread::yield_now();
+        }
+        storage.heal();
+        backend.resume();
+        writer.join().expect("ends").expect("is made again");
+    });
+    let error = backend.submit(QUEUE, Request::Flush).expect_err("is told");
+    assert!(error.message().contains("lost"), "{error}");
+    backend.resume();
+    backend.submit(QUEUE, Request::Flush).expect("but once");
 }

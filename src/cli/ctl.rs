@@ -31,6 +31,7 @@ EXAMPLES:
   vdtool ctl /run/disk.sock resize 40G
   vdtool ctl /run/disk.sock change other.qcow2
   vdtool ctl /run/disk.sock limit bps=50M,iops=2000
+  vdtool ctl /run/disk.sock stop
   echo status | socat - UNIX-CONNECT:/run/disk.sock
 
 NOTES:
@@ -203,6 +204,9 @@ impl Order {
 }
 
 fn absolute(file: &Path) -> anyhow::Result<String> {
+    if let Some(uri) = file.to_str().filter(|text| text.contains("://")) {
+        return Ok(uri.to_owned());
+    }
     let path = std::path::absolute(file).map_err(|e| Error::io("find", e).at(file))?;
     let text = path.to_str().map(ToOwned::to_owned);
     Ok(text.ok_or_else(|| Error::invalid("the name is not UTF-8").at(file))?)
@@ -310,6 +314,7 @@ mod tests {
             "flush",
             "resize --export=a --shrink 4096",
             "change --format=qcow2 -- /a/b",
+            "change -- nbd://host/a",
             "reopen",
             "limit iops=5",
             "stop --force",

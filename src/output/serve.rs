@@ -23,6 +23,7 @@ fn fields(out: &mut dyn Write, value: &Value, depth: usize) -> io::Result<()> {
     for (key, value) in map {
         match value {
             Value::Null => {}
+            Value::String(text) if text.is_empty() => {}
             Value::Object(inner) if inner.is_empty() => {}
             Value::Object(_) => {
                 writeln!(out, "{indent}{}:", printable(key))?;

@@ -1,7 +1,5 @@
 //! A server without a kernel or a network: tests are its clients.
 
-use std::sync::Arc;
-
 use parking_lot::{Condvar, Mutex};
 
 use crate::backend::{QueueId, Request};
@@ -48,8 +46,7 @@ impl FakeServer {
     }
 }
 
-/// Shared with the test that made it.
-impl Server for Arc<FakeServer> {
+impl Server for FakeServer {
     fn addresses(&self) -> Vec<String> {
         self.exports
             .iter()
@@ -82,6 +79,8 @@ impl Server for Arc<FakeServer> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::backend::Backend;
     use crate::chain::{Base, Chain};
@@ -99,7 +98,7 @@ mod tests {
             description: String::new(),
             backend: Arc::new(Backend::new(chain)),
         };
-        let server = Arc::new(FakeServer::start(vec![export.clone()]));
+        let server = FakeServer::start(vec![export.clone()]);
         let mut buf = [0; 2];
         let read = Request::Read {
             at: 0,
@@ -111,7 +110,7 @@ mod tests {
         assert_eq!(server.resized_to(), [("a".to_owned(), 512)]);
         server.stop();
         server.wait().expect("was stopped");
-        let server = Arc::new(FakeServer::start(vec![export]));
+        let server = FakeServer::start(vec![export]);
         server.fail("lost");
         assert_eq!(server.wait().expect_err("failed").message(), "lost");
         assert_eq!(server.addresses(), ["fake:a"]);

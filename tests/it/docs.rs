@@ -162,6 +162,7 @@ fn pages() -> Vec<(String, String)> {
 
 fn page(command: &Command) -> (String, String) {
     let name = name(command);
+    let is_top = name == "vdtool";
     let man = clap_mangen::Man::new(command.clone())
         .title(name.to_uppercase())
         .source(format!("vdtool {}", env!("CARGO_PKG_VERSION")))
@@ -173,22 +174,49 @@ fn page(command: &Command) -> (String, String) {
         .and_then(|()| man.render_synopsis_section(&mut text))
         .and_then(|()| man.render_description_section(&mut text))
         .and_then(|()| man.render_options_section(&mut text))
-        .and_then(|()| match command.has_subcommands() {
+        .and_then(|()| match is_top {
             true => man.render_subcommands_section(&mut text),
             false => Ok(()),
         });
     rendered.expect("memory has room");
     let mut text = once(&String::from_utf8(text).expect("pages are text"));
-    if command.has_subcommands() {
+    if is_top {
         text.push_str(&formats());
+    } else if command.has_subcommands() {
+        text.push_str(&nested(command));
     }
     if let Some(help) = command.get_after_long_help() {
         text.push_str(&sections(&help.to_string()));
     }
-    if !command.has_subcommands() {
+    if !is_top {
         text.push_str(".SH \"SEE ALSO\"\n.BR vdtool (1)\n");
     }
     (format!("{name}.1"), text)
+}
+
+/// The commands of a command, which have no pages of their own, with their options.
+fn nested(command: &Command) -> String {
+    let mut roff = ".SH COMMANDS\n".to_owned();
+    for command in command.get_subcommands().filter(|c| !c.is_hide_set()) {
+        let about = command.get_about().map(ToString::to_string);
+        let operands = command.get_positionals().flat_map(|a| a.get_value_names());
+        let operands = operands
+            .flatten()
+            .fold(String::new(), |all, o| all + " " + o.as_str());
+        let (name, about) = (command.get_name(), about.unwrap_or_default());
+        let (operands, about) = (escaped(&operands), escaped(&about));
+        let _ = writeln!(roff, ".TP\n\\fB{name}\\fR{operands}\n{about}");
+        for argument in command.get_arguments().filter(|a| !a.is_hide_set()) {
+            let (Some(long), Some(help)) = (argument.get_long(), argument.get_help()) else {
+                continue;
+            };
+            if !["help", "quiet"].contains(&long) {
+                let (long, help) = (escaped(&format!("--{long}")), escaped(&help.to_string()));
+                let _ = writeln!(roff, ".br\n\\fB{long}\\fR: {help}");
+            }
+        }
+    }
+    roff
 }
 
 /// The definition of the apostrophe that stands before every section, once.

@@ -148,8 +148,10 @@ fn converse(stream: &UnixStream, front: &Front) -> std::io::Result<()> {
             }
         };
         let written = writeln!(writer, "{}", answer(&order, front));
-        if let Order::Stop { force: true } = order {
-            front.abandon();
+        match order {
+            Order::Stop { force: true } => front.abandon(),
+            Order::Stop { force: false } => front.ending.heard(),
+            _ => {}
         }
         written?;
     }

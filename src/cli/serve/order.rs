@@ -59,6 +59,7 @@ pub(super) fn carry_out(order: &Order, front: &Front) -> anyhow::Result<Value> {
         Order::Stop { force: true } => Ok(json!({})),
         Order::Stop { force: false } => {
             front.stop();
+            front.ending.wait()?;
             Ok(json!({}))
         }
     }
@@ -139,7 +140,10 @@ fn tell(front: &Front, disk: &Disk, before: u64) -> crate::Result<()> {
     if disk.export.backend.geometry().virtual_size == before {
         return Ok(());
     }
-    front.server.resized(&disk.export)
+    front.server.resized(&disk.export).map_err(|e| {
+        let text = format!("the size is changed, but clients could not be told: {e}");
+        Error::new(e.kind(), text)
+    })
 }
 
 fn change(

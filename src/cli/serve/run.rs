@@ -7,9 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
 
@@ -25,8 +25,9 @@ use crate::error::Error;
 #[derive(Debug)]
 pub(super) struct Front {
     pub(super) disks: Vec<Disk>,
-    pub(super) server: Box<dyn Server>,
+    pub(super) server: Arc<dyn Server>,
     pub(super) events: Events,
+    pub(super) ending: Ending,
     /// What is removed at the end: the control socket, the file with the process id.
     pub(super) files: Mutex<Vec<Removed>>,
 }
@@ -48,6 +49,56 @@ impl Front {
     }
 }
 
+/// How serving ended, for those who asked for it and want to know.
+#[derive(Debug, Default)]
+pub(super) struct Ending {
+    state: Mutex<EndState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct EndState {
+    result: Option<Result<(), String>>,
+    waiting: usize,
+}
+
+/// Longest that the process stays for those who want to know how it ended.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+impl Ending {
+    /// Waits until the images are closed; call [`Ending::heard`] once the answer is on its way.
+    ///
+    /// # Errors
+    /// Why they are not closed cleanly.
+    pub(super) fn wait(&self) -> crate::Result<()> {
+        let mut state = self.state.lock();
+        state.waiting += 1;
+        loop {
+            match &state.result {
+                Some(Ok(())) => return Ok(()),
+                Some(Err(why)) => return Err(Error::invalid(why.clone())),
+                None => self.changed.wait(&mut state),
+            }
+        }
+    }
+
+    pub(super) fn heard(&self) {
+        let mut state = self.state.lock();
+        state.waiting = state.waiting.saturating_sub(1);
+        self.changed.notify_all();
+    }
+
+    /// Tells all who wait, and gives them time to pass it on.
+    fn tell(&self, result: &anyhow::Result<()>) {
+        let until = Instant::now() + FAREWELL;
+        let mut state = self.state.lock();
+        let why = result.as_ref().map_err(|e| format!("{e:#}"));
+        state.result = Some(why.copied());
+        self.changed.notify_all();
+        while state.waiting > 0 && !self.changed.wait_until(&mut state, until).timed_out() {}
+    }
+}
+
 impl Front {
     /// Ends the process at once.
     pub(super) fn abandon(&self) -> ! {
@@ -63,7 +114,7 @@ impl Front {
 pub(super) fn run(
     args: &Args,
     globals: &Globals,
-    start: impl FnOnce(Vec<Export>) -> anyhow::Result<Box<dyn Server>>,
+    start: impl FnOnce(Vec<Export>) -> anyhow::Result<Arc<dyn Server>>,
 ) -> anyhow::Result<Exit> {
     signal::catch()?;
     let signals = Signals::new()?;
@@ -83,13 +134,16 @@ pub(super) fn run(
         disks,
         server,
         events,
+        ending: Ending::default(),
         files: Mutex::default(),
     });
     let ended = attend(args, &front, &signals, socket, descriptor);
     ready::notify("STOPPING=1");
     let closed = close(&exports);
     front.files.lock().clear();
-    ended.and(closed).map(|()| Exit::Done)
+    let result = ended.and(closed);
+    front.ending.tell(&result);
+    result.map(|()| Exit::Done)
 }
 
 /// From when clients may come until the server has ended.

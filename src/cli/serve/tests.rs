@@ -51,7 +51,7 @@ impl Served {
             let start = move |exports| {
                 let server = Arc::new(FakeServer::start(exports));
                 sender.send(Arc::clone(&server)).expect("is waited for");
-                Ok(Box::new(server) as _)
+                Ok(server as _)
             };
             super::run::run(args, &cli.globals, start).map_err(|e| format!("{e:#}"))
         });

@@ -1,5 +1,7 @@
 //! The servers there are: their arguments, and how each is started.
 
+use std::sync::Arc;
+
 use super::ublk::{self, UblkArgs};
 use super::{Export, Server, usage};
 
@@ -15,7 +17,7 @@ pub struct TransportArgs {
 ///
 /// # Errors
 /// A usage error where none was named; those of the server.
-pub fn start(args: &super::Args, exports: &[Export]) -> anyhow::Result<Box<dyn Server>> {
+pub fn start(args: &super::Args, exports: &[Export]) -> anyhow::Result<Arc<dyn Server>> {
     match ublk::start(args, exports)? {
         Some(server) => Ok(server),
         None => Err(usage("no server was named (--ublk)")),

@@ -1,5 +1,7 @@
 //! `serve --ublk`, `--list` and `--delete`.
 
+use std::sync::Arc;
+
 use super::{Args, Export, Server, usage};
 use crate::cli::common::{OutputFormat, print};
 use crate::cli::exit::Exit;
@@ -91,11 +93,11 @@ pub(super) fn manage(args: &Args) -> anyhow::Result<Option<Exit>> {
 ///
 /// # Errors
 /// Usage errors; those of the driver.
-pub(super) fn start(args: &Args, exports: &[Export]) -> anyhow::Result<Option<Box<dyn Server>>> {
+pub(super) fn start(args: &Args, exports: &[Export]) -> anyhow::Result<Option<Arc<dyn Server>>> {
     if !args.transport.ublk.ublk {
         return Ok(None);
     }
     let options = args.transport.ublk.options(args.max_io)?;
     let devices = ublk::start(exports, &options)?;
-    Ok(Some(Box::new(devices)))
+    Ok(Some(Arc::new(devices)))
 }

@@ -282,10 +282,15 @@ pub(super) struct Confined {
     pub(super) namer: Namer,
     pub(super) references: References,
     pub(super) storage: StorageOptions,
+    /// Opened in place of what the image names.
+    pub(super) stand_in: Option<PathBuf>,
 }
 
 impl Companions for Confined {
     fn open(&self, name: &str, what: &str) -> Result<Arc<dyn Storage>> {
+        if let Some(path) = &self.stand_in {
+            return crate::storage::open::open(path, &self.storage);
+        }
         let access = self.storage.access;
         let found = self.namer.open(name, what, access, &self.references)?;
         if FileId::of_file(&found.file).at(&found.path)? == self.namer.id {

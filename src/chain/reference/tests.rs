@@ -100,6 +100,7 @@ fn a_companion_is_opened_by_the_same_policy() {
         namer: namer(&outer, Trust::Stated),
         references: References::default(),
         storage: StorageOptions::default(),
+        stand_in: None,
     };
     let storage = companions.open("sub/file", "extent").expect("is below");
     assert_eq!(storage.size(), 8);

@@ -3,6 +3,7 @@
 mod allocate;
 mod amend;
 mod bitmap;
+mod bitmap_copy;
 mod bitmap_dir;
 mod check;
 mod compress;
@@ -11,9 +12,11 @@ mod create;
 mod decode;
 mod encode;
 mod entry;
+mod expand;
 mod extension;
 mod feature;
 mod guard;
+mod guard_fixed;
 mod header;
 mod lookup;
 mod measure;
@@ -51,6 +54,7 @@ use crate::image::{Backing, BackingName, Caps, Driver, Fill, Image, Resize, Run,
 use crate::storage::open::Access;
 use crate::storage::{Limits, Storage, Zeroing};
 use crate::util::align::{clamp_len, down, len64};
+use crate::util::progress::Silent;
 
 use decode::Decoded;
 use encode::Codec;
@@ -73,6 +77,7 @@ pub static DRIVER: Driver = Driver {
     creator: Some(Creator {
         create: create::create,
         measure: measure::measure,
+        measure_bitmaps: measure::measure_bitmaps,
         cluster_size: create::cluster_size,
         options: create::OPTIONS,
         compress: Some(encode::OPTIONS),
@@ -293,7 +298,7 @@ fn view(file: &dyn Storage, header: &mut Header, pick: &Pick, access: Access) ->
 
 /// Counts anew what a writer with lazy refcounts left behind.
 fn mend(file: &dyn Storage) -> Result<()> {
-    let report = check::check(file, Repair::All)?;
+    let report = check::check(file, Repair::All, &Silent)?;
     if report.corruptions + report.check_errors > 0 {
         return Err(Error::corrupt(format!(
             "the image was not closed cleanly (dirty bit) and cannot be mended: {} corruptions remain; check names them",
@@ -361,6 +366,10 @@ impl Image for Qcow2 {
 
     fn storage(&self) -> &dyn Storage {
         &*self.file
+    }
+
+    fn companions(&self) -> Vec<&dyn Storage> {
+        self.external().into_iter().collect()
     }
 
     fn map(&self, at: u64, len: u64, wait: Wait) -> Result<Run<'_>> {
@@ -464,7 +473,8 @@ impl Image for Qcow2 {
     }
 
     fn bitmaps(&self) -> Option<&dyn Bitmaps> {
-        Some(self)
+        // Version 2 has none.
+        (self.header.version >= 3).then_some(self)
     }
 
     fn as_bitmaps(&mut self) -> Option<&mut dyn Bitmaps> {

@@ -146,7 +146,7 @@ pub(super) fn open_all(
     listener: impl Fn(&str) -> Listener,
 ) -> anyhow::Result<Vec<Disk>> {
     let mut disks: Vec<Disk> = Vec::new();
-    for named in &args.files {
+    for named in &named(args)? {
         if disks.iter().any(|d| d.export.name == named.name) {
             let name = printable(&named.name);
             return Err(usage(format!(
@@ -156,6 +156,27 @@ pub(super) fn open_all(
         disks.push(open_one(args, globals, named, listener(&named.name))?);
     }
     Ok(disks)
+}
+
+/// The images, and what clients call them.
+fn named(args: &Args) -> anyhow::Result<Vec<Named>> {
+    let Some(name) = &args.name else {
+        return Ok(args.files.clone());
+    };
+    match args.files.as_slice() {
+        [one] if one.name.is_empty() => {
+            let text = format!("{name}={}", one.file.display());
+            let named = parse_named(&text).map_err(|e| usage(format!("--name: {e}")))?;
+            match named.name == *name {
+                true => Ok(vec![Named {
+                    name: name.clone(),
+                    file: one.file.clone(),
+                }]),
+                false => Err(usage("--name: a name has no slash and no equals sign")),
+            }
+        }
+        _ => Err(usage("--name is for one image (NAME=FILE names each)")),
+    }
 }
 
 fn open_one(

@@ -151,6 +151,9 @@ pub struct Args {
     /// Write the process id to this file while clients may use the exports.
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
+    /// What clients ask for: the same as NAME=FILE, for one image.
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
     /// What clients are told that the export is.
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub description: String,

@@ -352,6 +352,30 @@ fn several_disks_are_told_apart_and_may_share_limits() {
 }
 
 #[test]
+fn one_disk_may_be_named_by_an_option() {
+    let served = Served::new(&["--name", "z", "@/a.raw"]);
+    assert_eq!(served.status()["name"], "z");
+    let parse = |words: &[&str]| {
+        let line = ["vdtool", "serve"].iter().chain(words);
+        let cli = Cli::try_parse_from(line).expect("parses");
+        let Command::Serve(args) = cli.command else {
+            panic!("serve was typed");
+        };
+        let events = |_: &str| crate::backend::Listener::default();
+        super::disk::open_all(&args, &cli.globals, events)
+    };
+    for words in [
+        &["--name", "z", "a", "b"][..],
+        &["--name", "z", "y=a"],
+        &["--name", "a/b", "a"],
+        &["--name", "a=b", "a"],
+    ] {
+        let error = parse(words).expect_err("cannot be");
+        assert!(error.to_string().contains("--name"), "{error}");
+    }
+}
+
+#[test]
 fn a_client_that_hangs_or_talks_nonsense_is_in_nobodys_way() {
     let served = Served::new(&["@/a.raw"]);
     let mut silent: Vec<Client> = (0..10).map(|_| served.client()).collect();

@@ -220,7 +220,7 @@ mod tests {
             }
         );
         for i in 2..MAX_PIECES {
-            add(&mut pieces, i * 1024, 512, Place::File(3, 1 << i)).expect("fits");
+            add(&mut pieces, i * 1024, 512, Place::File(3, (i as u64) << 20)).expect("fits");
         }
         assert_eq!(add(&mut pieces, 1 << 20, 512, Place::File(4, 0)), None);
     }

@@ -333,6 +333,10 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s C -l copy-on-read -
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s k -l native-aio -d 'Accepted for qemu-io\'s sake, without effect'
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l queues -d 'Queues, each with a thread of its own' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l depth -d 'Requests that a queue may have under way' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l dev-id -d 'The N of /dev/ublkbN' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l delete -d 'Remove a ublk device whose server was killed' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -s f -l format -d 'Format of the images; without it their content decides' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l overlay -d 'Writes go to this image, made where it is not there, with FILE below it' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l cache -d 'Which caches are used' -r -f -a "writeback\t'The host\'s page cache; a flush makes writes durable'
@@ -362,6 +366,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l stats-interval -
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l control -d 'Take commands of `vdtool ctl` on this socket' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l ready-fd -d 'Write the addresses to this file descriptor too' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l pid-file -d 'Write the process id to this file while clients may use the exports' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l name -d 'What clients ask for: the same as NAME=FILE, for one image' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l description -d 'What clients are told that the export is' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l output -d 'How to print the result' -r -f -a "human\t'For people'
 json\t'For programs; keys as qemu-img has them'"
@@ -369,6 +374,12 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l allow-ref -d 'Le
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l ublk -d 'Serve each image as a block device of this machine, /dev/ublkbN'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l recover -d 'Take over the device --dev-id, whose server was killed'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l no-recovery -d 'Let the device go when its server is killed, instead of waiting for another'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l no-zero-copy -d 'Copy all bytes, even where the kernel need not'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l unprivileged -d 'A device of a user without privileges'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l list -d 'List the ublk devices of this machine'
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -s r -l read-only -d 'Take no writes'
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -s s -l snapshot -d 'Writes go to a temporary layer, and are lost at the end'
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -s U -l force-share -d 'Read even where another process has the image open for writing'

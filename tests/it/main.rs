@@ -37,5 +37,6 @@ mod snapshot;
 mod snapshot_table;
 mod storage;
 mod threads;
+mod ublk;
 mod util;
 mod vhd;

@@ -41,6 +41,8 @@ complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "rebase" -d 'Give an i
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "bitmap" -d 'Add, remove, clear, merge, enable and disable dirty bitmaps'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "amend" -d 'Change format options of an image in place'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "io" -d 'Read and write a disk\'s bytes by commands'
+complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "serve" -d 'Serve disks until told to stop'
+complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "ctl" -d 'Give commands to a running \'serve --control\''
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "completions" -d 'Print completions for a shell'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c vdtool -n "__fish_vdtool_using_subcommand create" -s f -l format -d 'Format of the new image; without it the extension decides, else it is raw' -r
@@ -55,7 +57,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand create" -s h -l help -d 'P
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -s f -l format -d 'Format of the image; without it the content decides' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l output -d 'How to print the result' -r -f -a "human\t'For people'
 json\t'For programs; keys as qemu-img has them'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l object -d 'Not supported; named here so that the refusal says so' -r
@@ -88,7 +90,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l progress -d 'H
 bar\t'A bar'
 json\t'One JSON object a line on stderr'
 none\t'Nothing'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l object -d 'Not supported; named here so that the refusal says so' -r
@@ -121,7 +123,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l progress -d 'How
 bar\t'A bar'
 json\t'One JSON object a line on stderr'
 none\t'Nothing'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l object -d 'Not supported; named here so that the refusal says so' -r
@@ -136,7 +138,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand map" -s s -l start-offset 
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -s l -l max-length -d 'How many bytes to look at; without it, all up to the end' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l output -d 'How to print the result' -r -f -a "human\t'For people'
 json\t'For programs; keys as qemu-img has them'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l object -d 'Not supported; named here so that the refusal says so' -r
@@ -158,7 +160,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l progress -d 'H
 bar\t'A bar'
 json\t'One JSON object a line on stderr'
 none\t'Nothing'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l object -d 'Not supported; named here so that the refusal says so' -r
@@ -176,7 +178,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -s l -l snapshot 
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l size -d 'Size of a disk without data, instead of FILE' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l output -d 'How to print the result' -r -f -a "human\t'For people'
 json\t'For programs; keys as qemu-img has them'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l object -d 'Not supported; named here so that the refusal says so' -r
@@ -190,7 +192,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l preallocation -
 metadata\t'Tables lead to it, in formats that have some'
 falloc\t'It is allocated'
 full\t'It is allocated and written with zeroes'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l object -d 'Not supported; named here so that the refusal says so' -r
@@ -206,7 +208,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -s a -l apply -d
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -s d -l delete -d 'Delete the first snapshot of this name or id' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l output -d 'How to print the result' -r -f -a "human\t'For people'
 json\t'For programs; keys as qemu-img has them'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l object -d 'Not supported; named here so that the refusal says so' -r
@@ -227,7 +229,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l progress -d 'Ho
 bar\t'A bar'
 json\t'One JSON object a line on stderr'
 none\t'Nothing'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l object -d 'Not supported; named here so that the refusal says so' -r
@@ -255,7 +257,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l progress -d 'Ho
 bar\t'A bar'
 json\t'One JSON object a line on stderr'
 none\t'Nothing'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l object -d 'Not supported; named here so that the refusal says so' -r
@@ -271,7 +273,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l merge -d 'Add w
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s g -l granularity -d 'Bytes that one bit of a new bitmap stands for [default: the cluster size, at least 4k]' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s b -l source-file -d 'Merge from a bitmap of this image' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s F -l source-format -d 'Format of that image; without it its content decides' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l object -d 'Not supported; named here so that the refusal says so' -r
@@ -296,7 +298,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l progress -d 'How
 bar\t'A bar'
 json\t'One JSON object a line on stderr'
 none\t'Nothing'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l object -d 'Not supported; named here so that the refusal says so' -r
@@ -316,7 +318,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s d -l discard -d 'Wh
 ignore\t'They do nothing'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s c -l cmd -d 'A command to run; repeatable' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l script -d 'A file with a command on each line, blank lines and # comments; \'-\' is standard input' -r -F
-complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l allow-ref -d 'Let images name this file, or any file, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l object -d 'Not supported; named here so that the refusal says so' -r
@@ -331,21 +333,141 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s C -l copy-on-read -
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s k -l native-aio -d 'Accepted for qemu-io\'s sake, without effect'
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l nbd -d 'Serve NBD clients on a Unix socket, a TCP port, or the socket that a service manager hands over' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l name -d 'What clients of the one image that has no NAME= ask for' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l connections -d 'Most NBD clients at once; further ones are told so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l bitmap -d 'Let NBD clients see this dirty bitmap of the images; repeatable' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l tls -d 'Require TLS, with server-cert.pem and server-key.pem in this directory' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -s f -l format -d 'Format of the images; without it their content decides' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l overlay -d 'Writes go to this image, made where it is not there, with FILE below it' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l cache -d 'Which caches are used' -r -f -a "writeback\t'The host\'s page cache; a flush makes writes durable'
+writethrough\t'The host\'s page cache; every write is durable when it completes'
+none\t'No page cache (`O_DIRECT`)'
+directsync\t'No page cache, and every write is durable when it completes'
+unsafe\t'The host\'s page cache; a flush does nothing'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l discard -d 'What becomes of discards' -r -f -a "unmap\t'They give space back'
+ignore\t'They do nothing'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l detect-zeroes -d 'What becomes of writes of zeroes' -r -f -a "off\t'They are written'
+on\t'The range is zeroed, and keeps its space'
+unmap\t'The range is zeroed, and may give its space back'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l on-read-error -d 'What is done when a read fails' -r -f -a "report\t'The client is told'
+ignore\t'The client is told that it was done'
+stop\t'All requests are held until `ctl resume`'
+enospc\t'Stop when there is no space left, report anything else'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l on-write-error -d 'What is done when a write fails' -r -f -a "report\t'The client is told'
+ignore\t'The client is told that it was done'
+stop\t'All requests are held until `ctl resume`'
+enospc\t'Stop when there is no space left, report anything else'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l limit -d 'Limits of each export, or of the one named; repeatable' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l logical-block-size -d 'Size of the blocks that requests are made of' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l physical-block-size -d 'Size of the blocks that clients should keep to' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l max-io -d 'Longest transfer that clients should ask for' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l watermark -d 'Tell, once, when something is written past this offset of an image\'s file' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l stats-interval -d 'Print statistics on standard error every so many seconds' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l control -d 'Take commands of `vdtool ctl` on this socket' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l ready-fd -d 'Write the addresses to this file descriptor too' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l pid-file -d 'Write the process id to this file while clients may use the exports' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l description -d 'What clients are told that the export is' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l output -d 'How to print the result' -r -f -a "human\t'For people'
+json\t'For programs; keys as qemu-img has them'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l persistent -d 'Go on after the last NBD client has left'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l tls-verify-peer -d 'Take only clients with a certificate that ca-cert.pem, in the same directory, vouches for'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -s r -l read-only -d 'Take no writes'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -s s -l snapshot -d 'Writes go to a temporary layer, and are lost at the end'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -s U -l force-share -d 'Read even where another process has the image open for writing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l no-mmap -d 'Read by system calls, not through mappings'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -l output -d 'How to print the result' -r -f -a "human\t'For people'
+json\t'For programs; keys as qemu-img has them'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -a "status" -d 'What is served, and how it does'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -a "stats" -d 'What was done so far: requests, bytes, failures, latencies'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -a "pause" -d 'Hold requests, and return once none is under way'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -a "resume" -d 'Go on after a pause or an error, with the I/O status reset'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -a "flush" -d 'Make completed writes durable'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -a "resize" -d 'Change the size of a disk'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -a "change" -d 'Go on with another image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -a "reopen" -d 'Close the image and open it again, after something else has changed it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -a "limit" -d 'Set other limits'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -a "stop" -d 'End serving: requests under way end, the images are flushed and closed'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from status" -l export -d 'The disk that clients call so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from status" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from status" -s h -l help -d 'Print help'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from stats" -l export -d 'The disk that clients call so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from stats" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from stats" -s h -l help -d 'Print help'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from pause" -l export -d 'The disk that clients call so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from pause" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from pause" -s h -l help -d 'Print help'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from resume" -l export -d 'The disk that clients call so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from resume" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from resume" -s h -l help -d 'Print help'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from flush" -l export -d 'The disk that clients call so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from flush" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from flush" -s h -l help -d 'Print help'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from resize" -l export -d 'The disk that clients call so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from resize" -l shrink -d 'Allow it to become smaller: what lies behind the new end is lost'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from resize" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from resize" -s h -l help -d 'Print help'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from change" -l export -d 'The disk that clients call so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from change" -s f -l format -d 'Format of the image; without it its content decides' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from change" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from change" -s h -l help -d 'Print help'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from reopen" -l export -d 'The disk that clients call so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from reopen" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from reopen" -s h -l help -d 'Print help'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from limit" -l export -d 'The disk that clients call so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from limit" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from limit" -s h -l help -d 'Print help'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from stop" -l force -d 'End at once: the images are left as a kill leaves them'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from stop" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from stop" -s h -l help -d 'Print help'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from help" -f -a "status" -d 'What is served, and how it does'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from help" -f -a "stats" -d 'What was done so far: requests, bytes, failures, latencies'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from help" -f -a "pause" -d 'Hold requests, and return once none is under way'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from help" -f -a "resume" -d 'Go on after a pause or an error, with the I/O status reset'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from help" -f -a "flush" -d 'Make completed writes durable'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from help" -f -a "resize" -d 'Change the size of a disk'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from help" -f -a "change" -d 'Go on with another image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from help" -f -a "reopen" -d 'Close the image and open it again, after something else has changed it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from help" -f -a "limit" -d 'Set other limits'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from help" -f -a "stop" -d 'End serving: requests under way end, the images are flushed and closed'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c vdtool -n "__fish_vdtool_using_subcommand completions" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "create" -d 'Make a new image'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "info" -d 'Show what an image is'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "convert" -d 'Copy disks into a new image'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "check" -d 'Check an image\'s metadata, and repair it'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "map" -d 'List the extents of a disk'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "compare" -d 'Compare two disks'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "measure" -d 'Tell how large a converted image will be'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "resize" -d 'Change the size of a disk'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "snapshot" -d 'List, make, apply and delete internal snapshots'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "commit" -d 'Move what an image has into one below it'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "rebase" -d 'Give an image another backing image'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "bitmap" -d 'Add, remove, clear, merge, enable and disable dirty bitmaps'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "amend" -d 'Change format options of an image in place'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "io" -d 'Read and write a disk\'s bytes by commands'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "completions" -d 'Print completions for a shell'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io completions help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "create" -d 'Make a new image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "info" -d 'Show what an image is'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "convert" -d 'Copy disks into a new image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "check" -d 'Check an image\'s metadata, and repair it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "map" -d 'List the extents of a disk'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "compare" -d 'Compare two disks'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "measure" -d 'Tell how large a converted image will be'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "resize" -d 'Change the size of a disk'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "snapshot" -d 'List, make, apply and delete internal snapshots'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "commit" -d 'Move what an image has into one below it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "rebase" -d 'Give an image another backing image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "bitmap" -d 'Add, remove, clear, merge, enable and disable dirty bitmaps'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "amend" -d 'Change format options of an image in place'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "io" -d 'Read and write a disk\'s bytes by commands'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "serve" -d 'Serve disks until told to stop'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "ctl" -d 'Give commands to a running \'serve --control\''
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "completions" -d 'Print completions for a shell'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "status" -d 'What is served, and how it does'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "stats" -d 'What was done so far: requests, bytes, failures, latencies'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "pause" -d 'Hold requests, and return once none is under way'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "resume" -d 'Go on after a pause or an error, with the I/O status reset'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "flush" -d 'Make completed writes durable'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "resize" -d 'Change the size of a disk'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "change" -d 'Go on with another image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "reopen" -d 'Close the image and open it again, after something else has changed it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "limit" -d 'Set other limits'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "stop" -d 'End serving: requests under way end, the images are flushed and closed'

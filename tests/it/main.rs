@@ -33,6 +33,7 @@ mod rebase;
 mod refuse;
 mod regress;
 mod resize;
+mod serve;
 mod snapshot;
 mod snapshot_table;
 mod storage;

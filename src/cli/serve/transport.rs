@@ -48,28 +48,9 @@ pub fn start(args: &super::Args, exports: Vec<Export>) -> anyhow::Result<Arc<dyn
         return Ok(server);
     }
     match &args.transport.nbd {
-        Some(listen) => Ok(nbd::start(
-            listen,
-            named(&args.transport, exports)?,
-            options(&args.transport)?,
-        )?),
+        Some(listen) => Ok(nbd::start(listen, exports, options(&args.transport)?)?),
         None => Err(usage("no server was named (--ublk, --nbd)")),
     }
-}
-
-fn named(args: &TransportArgs, mut exports: Vec<Export>) -> anyhow::Result<Vec<Export>> {
-    if args.name.is_empty() {
-        return Ok(exports);
-    }
-    match exports.iter_mut().find(|e| e.name.is_empty()) {
-        Some(export) => export.name.clone_from(&args.name),
-        None => {
-            return Err(usage(
-                "--name is for an image without NAME=, and there is none",
-            ));
-        }
-    }
-    Ok(exports)
 }
 
 fn options(args: &TransportArgs) -> anyhow::Result<nbd::Options> {

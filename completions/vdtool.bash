@@ -361,7 +361,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__check)
-            opts="-f -r -T -U -q -h --format --repair --output --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -r -T -p -U -q -h --format --repair --output --progress --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -389,6 +389,10 @@ _vdtool() {
                     ;;
                 --output)
                     COMPREPLY=($(compgen -W "human json" -- "${cur}"))
+                    return 0
+                    ;;
+                --progress)
+                    COMPREPLY=($(compgen -W "auto bar json none" -- "${cur}"))
                     return 0
                     ;;
                 --allow-ref)
@@ -1806,7 +1810,7 @@ _vdtool() {
                     return 0
                     ;;
                 --preallocation)
-                    COMPREPLY=($(compgen -W "off falloc full" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "off metadata falloc full" -- "${cur}"))
                     return 0
                     ;;
                 --allow-ref)

@@ -119,10 +119,15 @@ directsync\t'Not used; on stable media when done'
 unsafe\t'Used; on stable media some time later'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l output -d 'How to print the result' -r -f -a "human\t'For people'
 json\t'For programs; keys as qemu-img has them'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l progress -d 'How to show progress, on stderr' -r -f -a "auto\t'A bar on a terminal, nothing elsewhere'
+bar\t'A bar'
+json\t'One JSON object a line on stderr'
+none\t'Nothing'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand check" -s p -d 'Show a progress bar: the same as --progress bar'
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -s U -l force-share -d 'Read even where another process has the image open for writing'
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l no-mmap -d 'Read by system calls, not through mappings'
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l image-opts -d 'Not supported; named here so that the refusal says so'
@@ -184,6 +189,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -s q -l quiet -d 
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -s f -l format -d 'Format of the image; without it the content decides' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l preallocation -d 'What to do about the space of new bytes' -r -f -a "off\t'Nothing'
+metadata\t'Tables lead to it, in formats that have some'
 falloc\t'It is allocated'
 full\t'It is allocated and written with zeroes'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F

@@ -21,6 +21,7 @@ mod write;
 mod tests;
 
 pub use extent::{Extent, Extents, State};
+pub use write::Stored;
 
 /// Most layers a chain may have: 500 links below the top.
 pub const MAX_LAYERS: usize = 501;

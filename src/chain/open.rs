@@ -72,6 +72,8 @@ pub struct ChainOptions {
     pub purpose: Purpose,
     /// The internal snapshot of the top layer to show instead of its disk as it is now.
     pub snapshot: Option<Pick>,
+    /// What the top layer's data file is, whatever the image says; the image is not asked for it.
+    pub data_file: Option<PathBuf>,
     /// Format options as typed (`K=V,..`), checked against the top layer's format.
     pub values: Vec<String>,
     /// Who is told how far into the top layer's file is written.
@@ -162,6 +164,7 @@ struct How<'a> {
     order: WriteOrder,
     purpose: Purpose,
     snapshot: Option<&'a Pick>,
+    data_file: Option<&'a Path>,
     values: &'a [String],
     high_water: Option<&'a Arc<HighWater>>,
 }
@@ -176,6 +179,7 @@ impl Walk<'_> {
             order: self.options.order,
             purpose: self.options.purpose,
             snapshot: self.options.snapshot.as_ref(),
+            data_file: self.options.data_file.as_deref(),
             values: &self.options.values,
             high_water: self.options.high_water.as_ref(),
         };
@@ -208,6 +212,7 @@ impl Walk<'_> {
             order: WriteOrder::default(),
             purpose: Purpose::default(),
             snapshot: None,
+            data_file: None,
             values: &[],
             high_water: None,
         };
@@ -311,6 +316,7 @@ impl Walk<'_> {
             references: self.options.references.clone(),
             remotes: self.options.remotes.clone(),
             storage: how.storage,
+            stand_in: how.data_file.map(Path::to_owned),
         };
         let texts = how.values.iter().map(String::as_str);
         let image = OpenOptions {

@@ -343,10 +343,15 @@ pub(super) struct Confined {
     pub(super) references: References,
     pub(super) remotes: Vec<String>,
     pub(super) storage: StorageOptions,
+    /// Opened in place of what the image names.
+    pub(super) stand_in: Option<PathBuf>,
 }
 
 impl Companions for Confined {
     fn open(&self, name: &str, what: &str) -> Result<Arc<dyn Storage>> {
+        if let Some(path) = &self.stand_in {
+            return crate::storage::open::open(path, &self.storage);
+        }
         let access = self.storage.access;
         let found = self
             .namer

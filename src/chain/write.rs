@@ -5,12 +5,15 @@ use std::ops::Range;
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Old, Slot, Source, Wait};
-use crate::storage::{Zeroing, zero_or_write};
+use crate::storage::{Storage, Zeroing, zero_or_write};
 use crate::util::align::{clamp_len, len64};
 use crate::util::range;
 
 /// Copy-on-write moves at most this much at a time.
 const COW_STEP: u64 = 256 << 10;
+
+/// Told where bytes are stored.
+pub type Stored<'f> = dyn FnMut(&dyn Storage, Range<u64>) -> Result<()> + 'f;
 
 /// What a slot's part of the request is filled with.
 #[derive(Debug, Clone, Copy)]
@@ -89,6 +92,29 @@ impl Chain {
             ))),
         };
         done.map_err(|e| e.at_opt(top.storage().path()))
+    }
+
+    /// Gives all of a range that has none space of its own in the top layer, zeroes there; what is
+    /// stored stays.  Calls `stored` with where each part is then, in order.
+    ///
+    /// # Errors
+    /// As [`Chain::write_at`]; those of `stored`.
+    pub fn give_space(&self, range: Range<u64>, stored: &mut Stored<'_>) -> Result<()> {
+        self.check_write(range.start, range::len(&range))?;
+        let _ticket = self.enter();
+        let mut at = range.start;
+        while at < range.end {
+            match self.writable_at(at, range.end - at)? {
+                Place::Stored { storage, host, len } => {
+                    stored(storage, host..host + len)?;
+                    at += len;
+                }
+                Place::Unallocated => {
+                    self.allocate(at, range.end - at, With::Zeroes(Zeroing::KeepSpace))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Gives back what space a range has, where that is possible; each byte of it reads afterwards

@@ -6,10 +6,10 @@ use clap::ValueEnum;
 
 use crate::chain;
 use crate::chain::open::{ChainOptions, Follow};
-use crate::cli::Globals;
-use crate::cli::common::{OpenArgs, OutputArgs, OutputFormat, parse_driver, print};
+use crate::cli::common::{OpenArgs, OutputArgs, OutputFormat, ProgressArgs, parse_driver, print};
 use crate::cli::convert::Cache;
 use crate::cli::exit::{Exit, coded, complain};
+use crate::cli::{Globals, progress, signal};
 use crate::error::{Error, ErrorKind};
 use crate::image::Driver;
 use crate::image::check::{Finding, Repair, Report, Severity};
@@ -34,7 +34,8 @@ EXIT STATUS:
   1   failed: the check could not be done, or wrong usage
   2   corruptions remain
   3   leaks remain, but no corruptions
-  63  the format has nothing to check";
+  63  the format has nothing to check
+  130, 143  stopped by SIGINT, SIGTERM; a repair is then done in part, and can be run again";
 
 /// What to repair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -66,6 +67,9 @@ pub struct Args {
     /// How to print it.
     #[command(flatten)]
     pub output: OutputArgs,
+    /// How progress is shown.
+    #[command(flatten)]
+    pub progress: ProgressArgs,
     /// How to open it.
     #[command(flatten)]
     pub open: OpenArgs,
@@ -104,7 +108,8 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     if let Some(caching) = args.cache.caching() {
         options.storage.caching = caching;
     }
-    let mut checked = check(&args.file, &options, repair)?;
+    signal::catch()?;
+    let mut checked = check(args, &options, repair, globals)?;
     if checked.has_backing {
         let options = ChainOptions {
             follow: Follow::Yes,
@@ -117,7 +122,13 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
 }
 
 /// Checks the image itself, and opens nothing else.
-fn check(file: &Path, options: &ChainOptions, repair: Repair) -> crate::Result<Checked> {
+fn check(
+    args: &Args,
+    options: &ChainOptions,
+    repair: Repair,
+    globals: &Globals,
+) -> crate::Result<Checked> {
+    let file = &*args.file;
     let chain = chain::open::open(file, options)?;
     let image = chain.top();
     let format = image.driver().name;
@@ -125,11 +136,16 @@ fn check(file: &Path, options: &ChainOptions, repair: Repair) -> crate::Result<C
         let why = format!("format '{format}' has nothing to check");
         return Err(Error::unsupported(why).at(file));
     };
-    let at = |e: Error| e.at(file);
-    let mut report = check.check(repair).map_err(at)?;
+    let run = |repair: Repair| {
+        let bar = progress::start("check", check.work(), &args.progress, globals);
+        let report = check.check(repair, &bar).map_err(|e| e.at(file))?;
+        bar.finish();
+        crate::Result::Ok(report)
+    };
+    let mut report = run(repair)?;
     if report.corruptions_fixed + report.leaks_fixed > 0 {
         chain.flush()?;
-        report = confirmed(report, check.check(Repair::Nothing).map_err(at)?);
+        report = confirmed(report, run(Repair::Nothing)?);
         chain.close()?;
         image.storage().sync()?;
     }

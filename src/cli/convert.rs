@@ -20,6 +20,8 @@ mod place;
 mod source;
 mod stream;
 
+pub(crate) use source::pick;
+
 const HELP: &str = "\
 EXAMPLES:
   vdtool convert disk.vhd disk.raw

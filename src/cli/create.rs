@@ -314,7 +314,7 @@ fn carry_out(file: &Path, plan: &Plan, globals: &Globals) -> anyhow::Result<()> 
     };
     let named = |e: Error| target.name(e.at(target.path()));
     let storage = Interruptible::new(open(target.path(), &options).map_err(named)?);
-    let data = data_target(file, plan)?;
+    let data = data_target(file, &plan.options)?;
     let mut create = plan.options.clone();
     if let Some(data) = &data {
         let object = open(data.path(), &options).map_err(|e| data.name(e.at(data.path())))?;
@@ -329,9 +329,9 @@ fn carry_out(file: &Path, plan: &Plan, globals: &Globals) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// The second file of an image that keeps its data elsewhere.
-fn data_target(file: &Path, plan: &Plan) -> anyhow::Result<Option<Target>> {
-    let Some(name) = plan.options.values.text("data_file") else {
+/// The second file of an image that keeps its data elsewhere, on its way to its name.
+pub(super) fn data_target(file: &Path, options: &CreateOptions) -> anyhow::Result<Option<Target>> {
+    let Some(name) = options.values.text("data_file") else {
         return Ok(None);
     };
     let path = clean(&directory(file)?.join(name));
@@ -340,7 +340,7 @@ fn data_target(file: &Path, plan: &Plan) -> anyhow::Result<Option<Target>> {
         let why = "the data file would be the image itself";
         return Err(Error::invalid(why).at(file).into());
     }
-    let backing = plan.options.backing.as_ref();
+    let backing = options.backing.as_ref();
     if backing.is_some_and(|b| clean(&b.absolute) == path) {
         let why = "the data file would replace the backing image";
         return Err(Error::invalid(why).at(file).into());

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde_json::json;
 
@@ -10,14 +11,15 @@ use crate::cli::Globals;
 use crate::cli::common::{
     OpenArgs, OutputArgs, OutputFormat, parse_driver, parse_size, print, target_driver,
 };
+use crate::cli::convert::pick;
 use crate::cli::create::{Generic, creator};
 use crate::cli::exit::{Exit, usage};
 use crate::copy::Joined;
 use crate::copy::count::data_clusters;
 use crate::copy::progress::Silent;
-use crate::error::{Context, Error};
+use crate::error::Context;
 use crate::image::Driver;
-use crate::image::create::CreateOptions;
+use crate::image::create::{CreateBacking, CreateOptions};
 use crate::image::options::OptionValues;
 use crate::output;
 use crate::storage::open::Access;
@@ -27,7 +29,9 @@ EXAMPLES:
   vdtool measure -O vhd disk.raw
   vdtool measure -O vhd -o subformat=fixed --size 20G
 
-Data is found by what images and host files have space for; it is not read.
+Data is found by what images and host files have space for; it is not read. With a backing file
+(-o backing_file=) all data counts: how much of it lies below is not known. The size of bitmaps
+counts for \"convert --bitmaps\".
 
 EXIT STATUS:
   0   done
@@ -80,10 +84,6 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
         print(|out| Ok(output::options::table(out, driver)?))?;
         return Ok(Exit::Done);
     }
-    if args.snapshot.is_some() {
-        let text = "the formats that can be read have no internal snapshots (-l)";
-        return Err(Error::unsupported(text).into());
-    }
     let source = source(args)?;
     let mut options = options(args, driver)?;
     let size = args.size.or(source.as_ref().map(Joined::len));
@@ -92,57 +92,91 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     };
     options.size = size;
     let cluster = (creator.cluster_size)(&options)?.max(1);
+    let all = size.div_ceil(cluster);
     let data = match &source {
+        // How much the backing image has of it is not known.
+        Some(_) if options.backing.is_some() => all,
         Some(source) => data_clusters(source, cluster, &Silent)?,
         None => 0,
     };
-    let required = (creator.measure)(&options, data)?;
-    let full = (creator.measure)(&options, size.div_ceil(cluster))?;
-    print(|out| Ok(report(out, args.output.output, required, full)?))?;
+    let sizes = Sizes {
+        required: (creator.measure)(&options, data)?,
+        full: (creator.measure)(&options, all)?,
+        bitmaps: match source
+            .as_ref()
+            .and_then(|s| s.chains().next()?.top().bitmaps())
+        {
+            Some(bitmaps) => (creator.measure_bitmaps)(&options, &bitmaps.list()?),
+            None => None,
+        },
+    };
+    print(|out| Ok(report(out, args.output.output, &sizes)?))?;
     Ok(Exit::Done)
+}
+
+/// What is told.
+struct Sizes {
+    required: u64,
+    full: u64,
+    bitmaps: Option<u64>,
 }
 
 fn source(args: &Args) -> anyhow::Result<Option<Joined>> {
     let Some(file) = &args.file else {
         return Ok(None);
     };
-    let options = args.open.plan(args.format, Access::Read)?;
+    let mut options = args.open.plan(args.format, Access::Read)?;
+    options.snapshot = args.snapshot.as_deref().map(pick).transpose()?;
     let chain = chain::open::open(file, &options)?;
     Ok(Some(Joined::new(vec![chain]).at(file)?))
 }
 
 fn options(args: &Args, driver: &'static Driver) -> anyhow::Result<CreateOptions> {
     let generic = Generic::take(&args.options)?;
-    if generic.backing.is_some() || generic.backing_format.is_some() {
-        return Err(usage(
-            "a target with a backing image cannot be measured: what it needs depends on content",
-        ));
-    }
     let texts = generic.others.iter().map(String::as_str);
     let values =
         OptionValues::parse(creator(driver)?.options, driver.name, texts).map_err(usage)?;
     Ok(CreateOptions {
         size: generic.size.unwrap_or(0),
-        backing: None,
+        backing: generic
+            .backing
+            .map(|name| unopened(name, generic.backing_format)),
         values,
         data_file: None,
     })
 }
 
-/// Both sizes, in qemu-img's words and keys.
-fn report(
-    out: &mut dyn Write,
-    form: OutputFormat,
-    required: u64,
-    full: u64,
-) -> std::io::Result<()> {
+/// A backing image of which nothing but the name is known.
+fn unopened(name: String, format: Option<&'static Driver>) -> CreateBacking {
+    CreateBacking {
+        absolute: PathBuf::from(&name),
+        relative: PathBuf::from(&name),
+        name,
+        format: format.map_or(crate::formats::raw::DRIVER.name, |f| f.name),
+        identity: None,
+        modified: SystemTime::UNIX_EPOCH,
+        virtual_size: 0,
+    }
+}
+
+/// The sizes, in qemu-img's words and keys.
+fn report(out: &mut dyn Write, form: OutputFormat, sizes: &Sizes) -> std::io::Result<()> {
+    let Sizes {
+        required,
+        full,
+        bitmaps,
+    } = sizes;
     match form {
         OutputFormat::Human => {
             writeln!(out, "required size: {required}")?;
-            writeln!(out, "fully allocated size: {full}")
+            writeln!(out, "fully allocated size: {full}")?;
+            bitmaps.map_or(Ok(()), |size| writeln!(out, "bitmaps size: {size}"))
         }
         OutputFormat::Json => {
-            let value = json!({ "required": required, "fully-allocated": full });
+            let mut value = json!({ "required": required, "fully-allocated": full });
+            if let Some(size) = bitmaps {
+                value["bitmaps"] = json!(size);
+            }
             writeln!(out, "{value:#}")
         }
     }

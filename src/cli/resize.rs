@@ -10,8 +10,9 @@ use crate::cli::Globals;
 use crate::cli::common::{OpenArgs, parse_driver};
 use crate::cli::exit::{Exit, usage};
 use crate::cli::{interrupt, signal};
-use crate::error::{Context, Error, ErrorKind};
-use crate::image::{Driver, Source, Wait};
+use crate::error::{Context, Error};
+use crate::image::Driver;
+use crate::image::options::OptionKind;
 use crate::storage::Storage;
 use crate::storage::open::Access;
 use crate::util::align::{clamp_len, len64};
@@ -40,10 +41,24 @@ pub enum PreallocationArg {
     /// Nothing.
     #[default]
     Off,
+    /// Tables lead to it, in formats that have some.
+    Metadata,
     /// It is allocated.
     Falloc,
     /// It is allocated and written with zeroes.
     Full,
+}
+
+impl PreallocationArg {
+    /// As it is typed.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Metadata => "metadata",
+            Self::Falloc => "falloc",
+            Self::Full => "full",
+        }
+    }
 }
 
 /// Arguments of `resize`.
@@ -167,10 +182,28 @@ pub(super) fn may_preallocate(
         return Err(Error::invalid("preallocation is for growing only"));
     }
     let image = chain.top();
-    if image.cluster_size().is_some() {
+    let tables = image.cluster_size().is_some();
+    let word = how.word();
+    let takes = |word: &str| match image.driver().creator.as_ref() {
+        Some(creator) => (creator.options.iter())
+            .filter(|spec| spec.name == "preallocation")
+            .any(|spec| matches!(spec.kind, OptionKind::Choice(words) if words.contains(&word))),
+        None => false,
+    };
+    // A format that lays out tables ahead of data when it makes an image does so when it grows.
+    let allowed = match tables {
+        true => takes(PreallocationArg::Metadata.word()),
+        false => takes(word),
+    };
+    if !allowed {
+        let allocates = if tables {
+            "this image of"
+        } else {
+            "an image of"
+        };
+        let words = if tables { "off" } else { "off, falloc, full" };
         let why = format!(
-            "this image of format '{}' allocates space as it is written (preallocation \
-             allowed: off)",
+            "{allocates} format '{}' cannot grow with preallocation={word} (allowed: {words})",
             image.driver().name
         );
         return Err(Error::unsupported(why));
@@ -196,22 +229,17 @@ pub(super) fn set_size(chain: &Chain, new: u64, how: PreallocationArg) -> crate:
 
 /// Gives the range space, run by run as the image stores it.
 fn preallocate(chain: &Chain, range: Range<u64>, how: PreallocationArg) -> crate::Result<()> {
-    let image = chain.top();
-    let mut at = range.start;
-    while at < range.end {
-        let run = image.map(at, range.end - at, Wait::Yes)?;
-        let Source::Stored { storage, host, .. } = run.source else {
-            let why = format!("the bytes at {at:#x} have no space of their own");
-            return Err(Error::new(ErrorKind::Unsupported, why));
-        };
-        let place = host..host + run.len;
-        storage.reserve(place.clone())?;
-        if how == PreallocationArg::Full {
-            write_zeroes(storage, place)?;
+    chain.give_space(range, &mut |storage, place| {
+        interrupt::check()?;
+        match how {
+            PreallocationArg::Off | PreallocationArg::Metadata => Ok(()),
+            PreallocationArg::Falloc => storage.reserve(place),
+            PreallocationArg::Full => {
+                storage.reserve(place.clone())?;
+                write_zeroes(storage, place)
+            }
         }
-        at += run.len;
-    }
-    Ok(())
+    })
 }
 
 fn write_zeroes(storage: &dyn Storage, range: Range<u64>) -> crate::Result<()> {

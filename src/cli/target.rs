@@ -126,6 +126,16 @@ impl Target {
         self.temp.as_deref().unwrap_or(&self.path)
     }
 
+    /// The name as the user gave it.
+    pub fn given(&self) -> &Path {
+        &self.given
+    }
+
+    /// Whether a file that is there under that name is to be replaced.
+    pub fn replaces(&self) -> bool {
+        matches!(self.existing, Existing::File(_))
+    }
+
     /// Whether what is written goes straight to a device or a server, which holds anything before.
     pub fn in_place(&self) -> bool {
         self.temp.is_none()

@@ -5,9 +5,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::image::bitmap::{Bitmaps, Recording};
 use crate::util::text::printable;
 
-/// Ranges moved at a time.
-const BATCH: usize = 1 << 16;
-
 /// What is done about bitmaps that cannot be relied on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Broken {
@@ -62,20 +59,8 @@ pub fn merge_bitmap(
         );
         return Err(Error::new(ErrorKind::Invalid, text));
     }
-    let mut at = 0;
-    while at < size {
-        let ranges = bitmaps_of(source.unwrap_or(target))?.dirty(name, at, BATCH)?;
-        let Some(last) = ranges.last() else {
-            break;
-        };
-        at = last.end;
-        bitmaps_of_mut(target)?.mark(into, &ranges)?;
-    }
-    if at == 0 {
-        // With nothing set, the target's bitmap must be there and sound all the same.
-        bitmaps_of(target)?.dirty(into, 0, 1)?;
-    }
-    Ok(())
+    let source = source.map(bitmaps_of).transpose()?;
+    bitmaps_of_mut(target)?.merge(into, name, source)
 }
 
 /// Copies all bitmaps of the top layer of `source`; tells `skipped` of those left out.

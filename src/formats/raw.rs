@@ -28,7 +28,8 @@ pub static DRIVER: Driver = Driver {
     open_options: &[],
     creator: Some(Creator {
         create,
-        measure: |options, _data_clusters| Ok(options.size),
+        measure,
+        measure_bitmaps: |_, _| None,
         cluster_size: |_| Ok(1),
         options: &[PREALLOCATION],
         compress: None,
@@ -36,12 +37,22 @@ pub static DRIVER: Driver = Driver {
     }),
 };
 
-fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
-    if options.backing.is_some() {
-        return Err(Error::unsupported(
+fn refuse_backing(options: &CreateOptions) -> Result<()> {
+    match options.backing {
+        None => Ok(()),
+        Some(_) => Err(Error::unsupported(
             "format 'raw' cannot have a backing file",
-        ));
+        )),
     }
+}
+
+fn measure(options: &CreateOptions, _data_clusters: u64) -> Result<u64> {
+    refuse_backing(options)?;
+    Ok(options.size)
+}
+
+fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
+    refuse_backing(options)?;
     // A block device has a length of its own; it need only be long enough.
     match storage.set_len(options.size) {
         Err(e) if e.kind() == ErrorKind::Unsupported => has_room(storage, options.size)?,

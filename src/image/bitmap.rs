@@ -60,10 +60,11 @@ pub trait Bitmaps {
     /// # Errors
     /// As [`Bitmaps::dirty`].
     fn set_recording(&mut self, name: &str, recording: Recording) -> Result<()>;
-    /// Sets the bits of ranges of guest bytes, which lie inside the disk.  Durable when it
-    /// returns; after a crash on the way the bitmap is in use.
+    /// Sets in the bitmap `into` what is set in the bitmap `name` of `source`, a disk of the same
+    /// size; `None`: of this image.  It is there as a whole or not at all, after a crash too, and
+    /// durable when it returns.
     ///
     /// # Errors
-    /// As [`Bitmaps::dirty`].
-    fn mark(&mut self, name: &str, ranges: &[Range<u64>]) -> Result<()>;
+    /// As [`Bitmaps::dirty`] of both.
+    fn merge(&mut self, into: &str, name: &str, source: Option<&dyn Bitmaps>) -> Result<()>;
 }

@@ -1,6 +1,7 @@
 //! Consistency check of one image's metadata.
 
 use crate::error::Result;
+use crate::util::progress::Progress;
 
 /// What a check may change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -96,7 +97,14 @@ pub trait Check {
     /// Findings about the layers below (a missing or wrong parent) are the caller's, who opens
     /// them.
     ///
+    /// Tells `progress` of as many bytes as [`Check::work`] says, more or less.
+    ///
     /// # Errors
-    /// The host's; findings are not errors.
-    fn check(&self, repair: Repair) -> Result<Report>;
+    /// The host's, and `Cancelled`; after that a repair is done in part, as after a kill.  Findings
+    /// are not errors.
+    fn check(&self, repair: Repair, progress: &dyn Progress) -> Result<Report>;
+    /// How many bytes a check has to go through, roughly; 0: nobody knows.
+    fn work(&self) -> u64 {
+        0
+    }
 }

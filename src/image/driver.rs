@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::image::Image;
+use crate::image::bitmap::Bitmap;
 use crate::image::compress::Sequence;
 use crate::image::create::CreateOptions;
 use crate::image::open::OpenOptions;
@@ -35,6 +36,9 @@ pub struct Creator {
     /// Length in bytes of the file for a disk of `options.size` bytes in which `data_clusters`
     /// clusters (of `cluster_size`) hold data: what `measure` prints.
     pub measure: fn(&CreateOptions, data_clusters: u64) -> Result<u64>,
+    /// Bytes that copies of these bitmaps of a disk of `options.size` bytes take beside that, at
+    /// most; `None`: an image with these options has none.
+    pub measure_bitmaps: fn(&CreateOptions, &[Bitmap]) -> Option<u64>,
     /// Unit of allocation in bytes with these options, for planning.
     pub cluster_size: fn(&CreateOptions) -> Result<u64>,
     /// The `-o` options it takes.

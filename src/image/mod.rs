@@ -201,6 +201,10 @@ pub trait Image: fmt::Debug + Send + Sync {
     /// The host's; the image is then as after a kill.
     fn close(&self) -> Result<()>;
 
+    /// Further objects that hold its guest bytes, as far as they are open: data files.
+    fn companions(&self) -> Vec<&dyn Storage> {
+        Vec::new()
+    }
     /// The image below, as this one's header has it.
     fn backing(&self) -> Option<Backing> {
         None

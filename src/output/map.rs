@@ -26,6 +26,8 @@ struct Layer {
     file: Option<String>,
     /// Bytes are stored as they are, so that an offset means something to others.
     offsets: bool,
+    /// Space is given bit by bit, so that what has some is worth telling even where it is a hole.
+    allocates: bool,
 }
 
 /// Where in which file an extent lies.
@@ -94,6 +96,8 @@ impl Json {
         let present = state != State::Hole;
         let zero = matches!(state, State::Zero | State::Hole);
         let compressed = state == State::Encoded;
+        let layer = self.layers.get(extent.depth);
+        let stored = extent.host.is_some() && layer.is_some_and(|l| l.allocates);
         // No layer below the last: qemu-img, too, names the last one it looked at.
         let depth = extent.depth.min(self.layers.len().saturating_sub(1));
         out.write_all(if self.any { b",\n" } else { b"[" })?;
@@ -102,7 +106,7 @@ impl Json {
             out,
             "{{ \"start\": {start}, \"length\": {len}, \"depth\": {depth}, \
              \"present\": {present}, \"zero\": {zero}, \"data\": {}, \"compressed\": {compressed}",
-            !zero
+            !zero || stored
         )?;
         if let Some(Place { host, file }) = place(&self.layers, extent) {
             let file = serde_json::to_string(file)?;
@@ -124,6 +128,7 @@ fn layers(chain: &Chain, name: fn(&Path) -> String) -> Vec<Layer> {
     let layer = |image: &dyn Image| Layer {
         file: image.storage().path().map(name),
         offsets: image.caps().host_offsets,
+        allocates: image.cluster_size().is_some(),
     };
     chain.layers().iter().map(|image| layer(&**image)).collect()
 }

@@ -3,6 +3,7 @@
 pub mod align;
 pub mod buf;
 pub mod grace;
+pub mod progress;
 pub mod range;
 pub mod size;
 pub mod text;

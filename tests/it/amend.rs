@@ -137,7 +137,9 @@ fn what_an_image_cannot_become_is_refused_by_name() {
     refused("backing_fmt=raw", 1, "there is none");
     ours(dir, &["bitmap", "--add", "a.qcow2", "b"]).success();
     refused("compat=0.10", 63, "bitmaps");
-    make("cluster_size=64k");
+    ours(dir, &["create", "-q", "base.raw", "1M"]).success();
+    let line = ["create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw"];
+    peer("qemu-img", dir, [&line[..], &["a.qcow2"]].concat());
     peer("qemu-io", dir, ["-c", "write -z 0 64k", "a.qcow2"]);
     ours(dir, &["snapshot", "-c", "x", "a.qcow2"]).success();
     refused("compat=0.10", 63, "snapshot 'x' has zero clusters");
@@ -146,6 +148,58 @@ fn what_an_image_cannot_become_is_refused_by_name() {
     let help = ours(dir, &["amend", "-o", "help", "a.qcow2"]).success();
     let help = String::from_utf8_lossy(&help.get_output().stdout).into_owned();
     assert!(help.contains("refcount_bits"), "{help}");
+}
+
+/// What a snapshot reads as, for qemu-img.
+fn of_snapshot(dir: &Path, name: &str) -> Vec<u8> {
+    let line = ["convert", "-l", name, "-O", "raw", "a.qcow2", "snap.raw"];
+    peer("qemu-img", dir, line);
+    std::fs::read(dir.join("snap.raw")).expect("reads")
+}
+
+/// qemu-img itself zeroes clusters that a snapshot shares here.
+#[test]
+fn zero_clusters_of_snapshots_go_with_version_3_and_all_read_as_before() {
+    if !requires("qemu-img") {
+        return;
+    }
+    for cluster in ["cluster_size=64k", "cluster_size=512"] {
+        let dir = scratch();
+        let dir = dir.path();
+        let line = [
+            "create", "-q", "-f", "qcow2", "-o", cluster, "a.qcow2", "2M",
+        ];
+        peer("qemu-img", dir, line);
+        let io = |commands: &[&str]| {
+            let mut line = Vec::new();
+            commands.iter().for_each(|c| line.extend(["-c", *c]));
+            line.push("a.qcow2");
+            peer("qemu-io", dir, line);
+        };
+        // Zero clusters with space and without, shared and not, in tables shared and not.
+        io(&["write -P 1 0 512k", "write -z 0 128k", "write -z 1M 64k"]);
+        peer("qemu-img", dir, ["snapshot", "-c", "one", "a.qcow2"]);
+        io(&["write -P 2 0 64k", "write -z 256k 64k"]);
+        peer("qemu-img", dir, ["snapshot", "-c", "two", "a.qcow2"]);
+        peer("qemu-img", dir, ["snapshot", "-c", "three", "a.qcow2"]);
+        io(&["write -z -u 384k 64k", "write -P 4 1984k 64k"]);
+        let before = content(dir);
+        let names = ["one", "two", "three"];
+        let snapshots = names.map(|name| of_snapshot(dir, name));
+        amend(dir, "compat=0.10").success();
+        assert_eq!(detail(dir, "compat"), "0.10");
+        assert!(content(dir) == before, "{cluster}");
+        ours(dir, &["check", "-q", "a.qcow2"]).success();
+        for (name, before) in names.iter().zip(&snapshots) {
+            assert!(of_snapshot(dir, name) == *before, "{cluster} {name}");
+        }
+        for (name, before) in names.iter().zip(&snapshots) {
+            peer("qemu-img", dir, ["snapshot", "-a", name, "a.qcow2"]);
+            assert!(content(dir) == *before, "{cluster} {name}");
+            ours(dir, &["snapshot", "-d", name, "a.qcow2"]).success();
+            assert!(content(dir) == *before, "{cluster} {name}");
+        }
+    }
 }
 
 #[test]

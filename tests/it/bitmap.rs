@@ -327,10 +327,203 @@ fn a_jump_to_a_snapshot_counts_as_a_write_to_all_and_another_size_is_refused() {
     peer("qemu-img", dir, line);
     ours(dir, &["snapshot", "-c", "x", "a.qcow2"]).success();
     ours(dir, &["bitmap", "--add", "a.qcow2", "b"]).success();
-    ours(dir, &["resize", "-q", "a.qcow2", "9M"]).code(63);
     ours(dir, &["snapshot", "-a", "x", "a.qcow2"]).success();
     agreed(dir, "a.qcow2");
     assert_eq!(dirty(&dir.join("a.qcow2"), "b"), only(0, 8 << 20));
+    ours(dir, &["resize", "-q", "a.qcow2", "9M"]).success();
+    ours(dir, &["snapshot", "-a", "x", "a.qcow2"]).code(63);
+}
+
+#[test]
+fn bitmaps_follow_a_resize_as_in_qemu() {
+    if !requires("qemu-img") || !requires("qemu-nbd") {
+        return;
+    }
+    // A table of one entry, of many, and bits that end within a byte, a cluster, a table.
+    for (options, granularity, sizes) in [
+        ("cluster_size=64k", "64k", ["40M", "3G", "17M", "17408k"]),
+        ("cluster_size=512", "512", ["40M", "43009k", "2049k", "5M"]),
+        ("extended_l2=on", "4k", ["300M", "9M", "9217k", "5G"]),
+    ] {
+        let dir = scratch();
+        let dir = dir.path();
+        let both = ["a.qcow2", "b.qcow2"];
+        for file in both {
+            let line = ["create", "-q", "-f", "qcow2", "-o", options, file, "10M"];
+            peer("qemu-img", dir, line);
+            let line = ["bitmap", "--add", "-g", granularity, file, "on"];
+            peer("qemu-img", dir, line);
+            peer(
+                "qemu-img",
+                dir,
+                ["bitmap", "--add", "-g", "1M", file, "off"],
+            );
+            let writes = ["-c", "write 0 70k", "-c", "write 9M 1M", file];
+            peer("qemu-io", dir, writes);
+            peer("qemu-img", dir, ["bitmap", "--disable", file, "off"]);
+            peer("qemu-io", dir, ["-c", "write 4M 1k", file]);
+        }
+        for size in sizes {
+            ours(dir, &["resize", "-q", "--shrink", both[0], size]).success();
+            peer("qemu-img", dir, ["resize", "-q", "--shrink", both[1], size]);
+            assert_eq!(agreed(dir, both[0]), agreed(dir, both[1]));
+            ours(dir, &["check", both[0]]).success();
+            for name in ["on", "off"] {
+                let found = dirty(&dir.join(both[0]), name);
+                let expected = dirty(&dir.join(both[1]), name);
+                assert_eq!(found, expected, "{options} {size} {name}");
+                assert_eq!(found, their_dirty(dir, both[0], name), "{options} {size}");
+            }
+            // Both go on recording.
+            let write = ["-c", "write 2000k 40k", "-c", "write 1M 512"];
+            ours(dir, &[&["io", "-q"], &write[..], &both[..1]].concat()).success();
+            peer("qemu-io", dir, [&write[..], &both[1..]].concat());
+        }
+    }
+}
+
+#[test]
+fn a_resize_between_writes_of_one_session_loses_no_bit() {
+    if !requires("qemu-img") {
+        return;
+    }
+    let dir = scratch();
+    let dir = dir.path();
+    let line = ["create", "-q", "-f", "qcow2", "a.qcow2", "8M"];
+    peer("qemu-img", dir, line);
+    ours(dir, &["bitmap", "--add", "-g", "64k", "a.qcow2", "b"]).success();
+    let commands = [
+        "write 1M 64k",
+        "truncate 12G",
+        "write 11G 64k",
+        "truncate 9M",
+        "write 8M 64k",
+    ];
+    let mut line = vec!["io", "-q"];
+    commands.iter().for_each(|c| line.extend(["-c", c]));
+    ours(dir, &[&line[..], &["a.qcow2"]].concat()).success();
+    agreed(dir, "a.qcow2");
+    let found = dirty(&dir.join("a.qcow2"), "b");
+    let (k, m) = (64 << 10, 1u64 << 20);
+    assert_eq!(found, [m..m + k, 8 * m..8 * m + k]);
+}
+
+#[test]
+fn a_bitmap_that_is_in_use_keeps_its_image_from_being_resized() {
+    if !requires("qemu-img") {
+        return;
+    }
+    let dir = scratch();
+    let dir = dir.path();
+    let line = ["create", "-q", "-f", "qcow2", "a.qcow2", "8M"];
+    peer("qemu-img", dir, line);
+    ours(dir, &["bitmap", "--add", "a.qcow2", "the name"]).success();
+    for (what, line, code) in [
+        ("0", &["resize", "--shrink", "a.qcow2", "0"][..], 63),
+        ("9M", &["resize", "a.qcow2", "9M"], 1),
+    ] {
+        let mut bytes = std::fs::read(dir.join("a.qcow2")).expect("reads");
+        if what != "0" {
+            let name = bytes.windows(8).rposition(|w| w == b"the name");
+            bytes[name.expect("is there") - 24 + 15] |= 1;
+            std::fs::write(dir.join("a.qcow2"), &bytes).expect("writes");
+        }
+        ours(dir, line).code(code);
+        let after = std::fs::read(dir.join("a.qcow2")).expect("reads");
+        assert!(after == bytes, "{what}");
+    }
+}
+
+/// What a bitmap and the disk are in one state of a file.
+#[derive(Debug, PartialEq, Eq)]
+struct State {
+    size: u64,
+    dirty: Vec<Range<u64>>,
+    in_use: bool,
+}
+
+fn state(bytes: &[u8]) -> State {
+    let disk = Disk::of_bytes("qcow2", bytes);
+    let chain = disk.open(Access::Read, WriteOrder::Ordered);
+    let bitmaps = chain.top().bitmaps().expect("has some");
+    let in_use = bitmaps.list().expect("is sound").remove(0).in_use;
+    State {
+        size: chain.virtual_size(),
+        dirty: bitmaps.dirty("b", 0, 1000).expect("is sound"),
+        in_use,
+    }
+}
+
+/// After a kill at any change, a bitmap is the one before or the one after, and never in use.
+#[test]
+fn a_crash_in_a_resize_or_a_merge_leaves_the_bitmap_before_or_after_it() {
+    if !requires("qemu-img") {
+        return;
+    }
+    for options in ["cluster_size=512", "cluster_size=4k"] {
+        let spec = LayerSpec {
+            format: "qcow2",
+            options,
+            size: 3 << 20,
+        };
+        let disk = Disk::create(Place::Memory, &[spec]);
+        let mut chain = disk.open(Access::Write, WriteOrder::Ordered);
+        let bitmaps = chain.top_mut().as_bitmaps().expect("has some");
+        bitmaps.add("b", Some(512), Recording::On).expect("adds");
+        chain.write_at(&[1; 40_000], 20_000).expect("writes");
+        chain
+            .write_at(&[1; 4000], (3 << 20) - 4000)
+            .expect("writes");
+        let bitmaps = chain.top_mut().as_bitmaps().expect("has some");
+        bitmaps
+            .set_recording("b", Recording::Off)
+            .expect("is there");
+        bitmaps.add("c", Some(512), Recording::On).expect("adds");
+        chain.write_at(&[1; 90_000], 1 << 20).expect("writes");
+        chain.close().expect("closes");
+        drop(chain);
+        let memory = disk.memory()[0].clone();
+        for step in ["grow", "merge", "shrink", "grow"] {
+            let base = memory.to_bytes();
+            memory.record();
+            let mut chain = disk.open(Access::Write, WriteOrder::Ordered);
+            match step {
+                "grow" => chain.resize(chain.virtual_size() * 2 + 512).expect("grows"),
+                "shrink" => chain.resize((2 << 20) - 512).expect("shrinks"),
+                _ => {
+                    let bitmaps = chain.top_mut().as_bitmaps().expect("has some");
+                    bitmaps.merge("b", "c", None).expect("merges");
+                }
+            }
+            chain.close().expect("closes");
+            drop(chain);
+            let (before, after) = (state(&base), state(&memory.to_bytes()));
+            assert_ne!(before, after);
+            let now = MemoryStorage::from_bytes(&base);
+            let dir = scratch();
+            for (made, change) in memory.changes().iter().enumerate() {
+                now.apply(change);
+                let bytes = now.to_bytes();
+                let found = state(&bytes);
+                assert!(
+                    found == before || found == after,
+                    "{step} {made}: {found:?}"
+                );
+                if made % 7 == 0 {
+                    std::fs::write(dir.path().join("a.qcow2"), &bytes).expect("has room");
+                    let out = std::process::Command::new("qemu-img")
+                        .args(["check", "a.qcow2"])
+                        .current_dir(dir.path())
+                        .output()
+                        .expect("runs");
+                    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+                    assert!(matches!(out.status.code(), Some(0 | 3)), "{made}: {text}");
+                }
+            }
+            std::fs::write(dir.path().join("a.qcow2"), memory.to_bytes()).expect("has room");
+            agreed(dir.path(), "a.qcow2");
+        }
+    }
 }
 
 /// A directory of any bytes is an error or a list, and neither panics nor takes long.

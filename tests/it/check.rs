@@ -161,3 +161,68 @@ fn what_cannot_be_opened_was_not_checked() {
             .code(1);
     }
 }
+
+/// Stops a job at once, or counts what it is told.
+#[derive(Debug, Default)]
+struct Watch {
+    stop: bool,
+    told: std::sync::atomic::AtomicU64,
+}
+
+impl vdtool::util::progress::Progress for Watch {
+    fn advance(&self, bytes: u64) {
+        self.told
+            .fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.stop
+    }
+}
+
+#[test]
+fn a_check_tells_how_far_it_is_and_stops_when_told() {
+    let dir = scratch();
+    for (format, options) in [("vhd", "block_size=512k"), ("qcow2", "cluster_size=4k")] {
+        let name = format!("a.{format}");
+        let lines: [&[&str]; 2] = [
+            &["create", "-q", "-f", format, "-o", options, &name, "64M"],
+            &[
+                "io",
+                "-q",
+                "-c",
+                "write -P 1 0 20M",
+                "-c",
+                "write 60M 64k",
+                &name,
+            ],
+        ];
+        for line in lines {
+            vdtool().current_dir(&dir).args(line).assert().success();
+        }
+        let path = dir.path().join(&name);
+        let chain = vdtool::chain::open::open(&path, &vdtool::chain::open::ChainOptions::read());
+        let chain = chain.expect("opens");
+        let check = chain.top().as_check().expect("can be checked");
+        let watch = Watch::default();
+        let nothing = vdtool::image::check::Repair::Nothing;
+        check.check(nothing, &watch).expect("the host is well");
+        assert!(check.work() > 0, "{format}");
+        assert_eq!(watch.told.into_inner(), check.work(), "{format}");
+        let stopping = Watch {
+            stop: true,
+            ..Watch::default()
+        };
+        let error = check
+            .check(nothing, &stopping)
+            .expect_err("is told to stop");
+        assert_eq!(error.kind(), vdtool::ErrorKind::Cancelled, "{format}");
+        let line = ["check", "--progress", "json", &name];
+        let done = vdtool().current_dir(&dir).args(line).assert().success();
+        let text = String::from_utf8_lossy(&done.get_output().stderr).into_owned();
+        let last = text.lines().last().expect("a line");
+        let value: serde_json::Value = serde_json::from_str(last).expect("is JSON");
+        assert_eq!(value["job"], "check");
+        assert_eq!(value["done"], value["total"], "{text}");
+    }
+}

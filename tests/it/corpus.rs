@@ -296,7 +296,9 @@ fn vhds_by_other_producers_can_be_written() {
         chain.read_at(&mut last, size - 700).expect("reads");
         assert_eq!(last, [0x69; 700], "{}", row.name);
         let check = chain.top().as_check().expect("vhd has a check");
-        let report = check.check(Repair::Nothing).expect("the check runs");
+        let report = check
+            .check(Repair::Nothing, &vdtool::util::progress::Silent)
+            .expect("the check runs");
         assert_eq!(report.corruptions, 0, "{}: {report:?}", row.name);
     }
 }
@@ -346,7 +348,9 @@ fn qcow2s_by_other_producers_read_as_listed_and_check_as_in_qemu_img() {
         let path = image(row, directory.path());
         let chain = open(&path, &ChainOptions::default()).expect("opens");
         let check = chain.top().as_check().expect("qcow2 has a check");
-        let report = check.check(Repair::Nothing).expect("the check runs");
+        let report = check
+            .check(Repair::Nothing, &vdtool::util::progress::Silent)
+            .expect("the check runs");
         assert_eq!(report.corruptions, 0, "{}: {report:?}", row.name);
         if !requires("qemu-img") {
             continue;

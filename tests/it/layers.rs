@@ -17,6 +17,7 @@ use vdtool::storage::Storage;
 use vdtool::storage::memory::MemoryStorage;
 use vdtool::storage::open::{Access, StorageOptions};
 use vdtool::util::grace::Grace;
+use vdtool::util::progress::Silent;
 
 use crate::util::{Seeded, len, scratch};
 
@@ -227,7 +228,7 @@ pub(crate) fn check(
     };
     let image = (driver.open)(storage, &options).expect("opens for a check");
     let check = image.as_check()?;
-    Some(check.check(repair).expect("the check runs"))
+    Some(check.check(repair, &Silent).expect("the check runs"))
 }
 
 impl Layer {

@@ -151,7 +151,9 @@ impl Sample {
         };
         let image = (self.disk.driver().open)(storage.clone(), &options);
         let Ok(image) = image else { return false };
-        image.as_check().is_some_and(|c| c.check(repair).is_ok())
+        image
+            .as_check()
+            .is_some_and(|c| c.check(repair, &vdtool::util::progress::Silent).is_ok())
     }
 
     /// What was written is there, or refused.

@@ -168,3 +168,99 @@ fn a_qcow2_that_grows_over_a_longer_backing_file_does_not_show_it() {
         ours(at, &["check", "a.qcow2"]);
     }
 }
+
+#[test]
+fn a_qcow2_grows_with_its_space_where_that_is_asked_for() {
+    if !requires("qemu-img") {
+        return;
+    }
+    for options in [
+        "cluster_size=64k",
+        "cluster_size=512",
+        "extended_l2=on",
+        "compat=0.10",
+        "data_file=data.bin",
+        "data_file=data.bin,data_file_raw=on",
+    ] {
+        for how in ["metadata", "falloc", "full"] {
+            let directory = scratch();
+            let at = directory.path();
+            let create = ["create", "-q", "-f", "qcow2", "-o", options, "a.qcow2"];
+            ours(at, &[&create[..], &["1000448"]].concat());
+            theirs(at, &["-c", "write -P 1 0 1000448", "a.qcow2"]);
+            ours(
+                at,
+                &["resize", "-q", "--preallocation", how, "a.qcow2", "5M"],
+            );
+            let reads = [
+                "-c",
+                "read -P 1 0 1000448",
+                "-c",
+                "read -P 0 1000448 4242432",
+            ];
+            theirs(at, &[&reads[..], &["a.qcow2"]].concat());
+            let check = peer("qemu-img", at, ["check", "--output=json", "a.qcow2"]);
+            let value: serde_json::Value = serde_json::from_str(&check).expect("JSON");
+            let (all, used) = (&value["total-clusters"], &value["allocated-clusters"]);
+            assert_eq!(all, used, "{options} {how}: {check}");
+            ours(at, &["check", "-q", "a.qcow2"]);
+            let data = if options.contains("data_file") {
+                "data.bin"
+            } else {
+                "a.qcow2"
+            };
+            let blocks = std::os::unix::fs::MetadataExt::blocks(
+                &at.join(data).metadata().expect("is there"),
+            );
+            assert!(
+                how == "metadata" || blocks * 512 >= 5 << 20,
+                "{options} {how}: {blocks}"
+            );
+        }
+    }
+    let directory = scratch();
+    let at = directory.path();
+    std::fs::write(at.join("base.raw"), vec![7; 3 << 20]).expect("writes");
+    for options in ["cluster_size=64k", "compat=0.10", "extended_l2=on"] {
+        let create = [
+            "create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "-o",
+        ];
+        ours(
+            at,
+            &[&create[..], &[options, "a.qcow2", "1000448"]].concat(),
+        );
+        ours(
+            at,
+            &["resize", "-q", "--preallocation=falloc", "a.qcow2", "4M"],
+        );
+        let reads = [
+            "-c",
+            "read -P 7 0 1000448",
+            "-c",
+            "read -P 0 1000448 3193856",
+        ];
+        theirs(at, &[&reads[..], &["a.qcow2"]].concat());
+        peer("qemu-img", at, ["check", "a.qcow2"]);
+    }
+    for line in [
+        &[
+            "resize",
+            "--preallocation=full",
+            "--shrink",
+            "a.qcow2",
+            "1M",
+        ][..],
+        &[
+            "resize",
+            "-f",
+            "raw",
+            "--preallocation=metadata",
+            "base.raw",
+            "4M",
+        ],
+    ] {
+        let before = std::fs::read(at.join("base.raw")).expect("reads");
+        vdtool().current_dir(at).args(line).assert().failure();
+        assert!(std::fs::read(at.join("base.raw")).expect("reads") == before);
+    }
+}

@@ -3,6 +3,7 @@
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use vdtool::image::check::Repair;
 use vdtool::image::open::WriteOrder;
 use vdtool::storage::open::{Access, StorageOptions, open};
 
@@ -33,6 +34,60 @@ fn a_file_that_was_closed_stayed_locked_while_a_process_was_started() {
         failure
     });
     assert!(failure.is_none(), "{failure:?}");
+}
+
+/// A file was cut where its first-level table begins; the repair did not see that the table was
+/// missing, and put new refcounts there, which then passed for the table.
+#[test]
+fn a_first_level_table_behind_the_end_of_a_cut_file_was_made_the_place_of_new_refcounts() {
+    for cut in [0, 4] {
+        let spec = LayerSpec {
+            format: "qcow2",
+            options: "cluster_size=4k",
+            size: 100 << 10,
+        };
+        let disk = Disk::create(Place::Memory, &[spec]);
+        let mut bytes = disk.memory()[0].to_bytes();
+        let word = |bytes: &[u8], at: usize| {
+            let word: [u8; 8] = bytes[at..at + 8].try_into().expect("eight bytes");
+            usize::try_from(u64::from_be_bytes(word)).expect("small")
+        };
+        let (l1, refcounts) = (word(&bytes, 40), word(&bytes, 48));
+        bytes[refcounts..refcounts + 4096].fill(1);
+        bytes.truncate(l1 + cut);
+        let disk = Disk::of_bytes("qcow2", &bytes);
+        let report = disk.check(Repair::All).expect("has a check");
+        assert!(report.corruptions > 0, "nobody opens it: {report:?}");
+        assert!(
+            disk.memory()[0].to_bytes().len() <= l1 + cut,
+            "it did not grow"
+        );
+    }
+}
+
+/// The new place of the footer overlapped the old one, so the footer went further and the repair
+/// left more behind than it had found.
+#[test]
+fn a_repair_of_a_few_lost_bytes_in_a_fixed_vhd_lost_a_thousand() {
+    for extra in [18, 300, 512, 1024, 1500] {
+        let spec = LayerSpec {
+            format: "vhd",
+            options: "subformat=fixed",
+            size: 100 << 10,
+        };
+        let disk = Disk::create(Place::Memory, &[spec]);
+        let mut bytes = disk.memory()[0].to_bytes();
+        let footer = bytes.split_off(bytes.len() - 512);
+        let end = bytes.len();
+        bytes.resize(end + extra, 7);
+        bytes.extend(footer);
+        let disk = Disk::of_bytes("vhd", &bytes);
+        let report = disk.check(Repair::Leaks).expect("has a check");
+        assert_eq!((report.leaks, report.leaks_fixed), (0, 1), "{extra}");
+        let again = disk.check(Repair::Nothing).expect("has a check");
+        assert_eq!(again.leaks, 0, "{extra}: {again:?}");
+        assert_eq!(disk.memory()[0].to_bytes().len(), end + 512, "{extra}");
+    }
 }
 
 /// The last block of the file was freed, the end of the used space was looked for only then, and

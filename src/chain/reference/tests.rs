@@ -101,6 +101,7 @@ fn a_companion_is_opened_by_the_same_policy() {
         references: References::default(),
         remotes: Vec::new(),
         storage: StorageOptions::default(),
+        stand_in: None,
     };
     let storage = companions.open("sub/file", "extent").expect("is below");
     assert_eq!(storage.size(), 8);

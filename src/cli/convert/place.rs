@@ -9,7 +9,7 @@ use crate::chain::{self, Chain};
 use crate::cli::backing::{self, refuse_itself};
 use crate::cli::convert::options::{Given, given};
 use crate::cli::convert::{Args, Cache};
-use crate::cli::create::{Generic, creator};
+use crate::cli::create::{Generic, creator, data_target};
 use crate::cli::exit::{complain, usage};
 use crate::cli::target::{Existing, Target, look};
 use crate::cli::{Globals, progress};
@@ -22,8 +22,8 @@ use crate::image::create::{CreateOptions, Preallocation};
 use crate::image::open::WriteOrder;
 use crate::image::options::OptionValues;
 use crate::nbd::uri::is_uri;
-use crate::storage;
 use crate::storage::open::{Access, StorageOptions};
+use crate::storage::{self, Storage};
 
 /// Warnings about unreadable places that are printed; all are counted.
 const MAX_WARNINGS: u64 = 20;
@@ -43,6 +43,8 @@ struct Place<'a> {
     allowed: Vec<PathBuf>,
     /// How data is compressed.
     compress: Vec<String>,
+    /// What is to be its data file, under the name that it has until it is whole.
+    data_file: Option<PathBuf>,
 }
 
 /// Makes `target` hold what `sources` do.
@@ -62,8 +64,18 @@ pub(super) fn convert(
     if let Some(below) = &backing {
         backing::refuse_uri(driver, &below.create.name).map_err(|e| e.at(target))?;
     }
-    let create = create_options(args, &new, driver, target, sources.len(), backing.as_ref())?;
+    let mut create = create_options(args, &new, driver, target, sources.len(), backing.as_ref())?;
     let new = Target::begin(target)?;
+    let data = data_target(target, &create)?;
+    if let Some(data) = &data {
+        refuse_sources(sources, data.given())?;
+        if data.replaces() {
+            globals.note(&format!(
+                "{}: the data file is there already and is replaced",
+                data.given().display()
+            ));
+        }
+    }
     let place = Place {
         args,
         globals,
@@ -79,12 +91,19 @@ pub(super) fn convert(
         order: WriteOrder::Unordered,
         allowed: backing.iter().map(|b| b.create.absolute.clone()).collect(),
         compress,
+        data_file: data.as_ref().map(|d| d.path().to_owned()),
     };
     let done = place
-        .create(&create)
+        .create(&mut create)
         .and_then(|()| place.fill(sources, backing.as_ref().map(|b| &b.disk)));
-    done.map_err(|e| named(e, &new))?;
-    Ok(new.commit(args.target_cache.durable())?)
+    done.map_err(|e| match &data {
+        Some(data) => named(named(e, data), &new),
+        None => named(e, &new),
+    })?;
+    let durable = args.target_cache.durable();
+    // An image that names a data file never stands without it.
+    data.map_or(Ok(()), |data| data.commit(durable))?;
+    Ok(new.commit(durable)?)
 }
 
 /// Writes into an image that exists.
@@ -112,6 +131,7 @@ fn in_place(
         order: WriteOrder::Ordered,
         allowed: Vec::new(),
         compress,
+        data_file: None,
     };
     place.fill(sources, None)
 }
@@ -134,8 +154,13 @@ impl Place<'_> {
         uris.filter_map(|path| Some(path.to_str()?.to_owned()))
     }
 
-    fn create(&self, options: &CreateOptions) -> anyhow::Result<()> {
+    fn create(&self, options: &mut CreateOptions) -> anyhow::Result<()> {
         let storage = storage::open::open(&self.path, &self.storage(Access::Write))?;
+        if let Some(data) = &self.data_file {
+            let data = storage::open::open(data, &self.storage(Access::Write))?;
+            options.data_file = Some(data);
+        }
+        let options = &std::mem::take(options);
         (creator(self.driver)?.create)(&*storage, options).map_err(|e| e.at(&self.path))?;
         Ok(())
     }
@@ -157,6 +182,7 @@ impl Place<'_> {
             remotes: plan.remotes.into_iter().chain(self.remotes()).collect(),
             order: self.order,
             values: self.compress.clone(),
+            data_file: self.data_file.clone(),
             ..ChainOptions::default()
         };
         Ok(chain::open::open(&self.path, &options)?)
@@ -299,7 +325,8 @@ fn refuse_sources(sources: &Joined, target: &Path) -> Result<()> {
     };
     let identity = |m: &std::fs::Metadata| (m.dev(), m.ino(), m.rdev());
     let layers = sources.chains().flat_map(Chain::layers);
-    for path in layers.filter_map(|l| l.storage().path()) {
+    let files = layers.flat_map(|l| std::iter::once(l.storage()).chain(l.companions()));
+    for path in files.filter_map(Storage::path) {
         if std::fs::metadata(path).is_ok_and(|m| identity(&m) == identity(&found)) {
             let text = format!(
                 "is the target, and also {}, which is read",

@@ -28,7 +28,7 @@ pub(super) fn open(args: &Args, paths: &[PathBuf]) -> anyhow::Result<Joined> {
 }
 
 /// A snapshot as qemu-img's users name it: by id or name, or `snapshot.id=ID,snapshot.name=NAME`.
-fn pick(text: &str) -> anyhow::Result<Pick> {
+pub(crate) fn pick(text: &str) -> anyhow::Result<Pick> {
     if !text.starts_with("snapshot.") {
         return Ok(Pick::Any(text.to_owned()));
     }

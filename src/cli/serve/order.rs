@@ -58,6 +58,8 @@ pub(super) fn carry_out(order: &Order, front: &Front) -> anyhow::Result<Value> {
         // `control` ends the process once it has answered.
         Order::Stop { force: true } => Ok(json!({})),
         Order::Stop { force: false } => {
+            // Counted first: the process does not wait for whom it does not know of.
+            front.ending.join();
             front.stop();
             front.ending.wait()?;
             Ok(json!({}))

@@ -59,13 +59,18 @@ struct EndState {
 const FAREWELL: Duration = Duration::from_secs(2);
 
 impl Ending {
-    /// Waits until the images are closed; call [`Ending::heard`] once the answer is on its way.
+    /// Counts somebody who will wait; [`Ending::heard`] takes the count back, once the answer is
+    /// on its way.
+    pub(super) fn join(&self) {
+        self.state.lock().waiting += 1;
+    }
+
+    /// Waits until the images are closed.
     ///
     /// # Errors
     /// Why they are not closed cleanly.
     pub(super) fn wait(&self) -> crate::Result<()> {
         let mut state = self.state.lock();
-        state.waiting += 1;
         loop {
             match &state.result {
                 Some(Ok(())) => return Ok(()),

@@ -1,22 +1,16 @@
 //! Change of an existing image's options: version, refcounts, backing file, data file.
 
-use super::entry::{Cluster, Layout};
 use super::extension::{self, Extension};
 use super::feature;
 use super::header::Header;
 use super::refblock::Width;
 use super::rewrite::Needs;
 use super::snapshot_table::SnapshotTable;
-use super::space::Become;
 use super::switch::switch;
 use super::{Qcow2, relink};
 use crate::error::{Error, Result};
 use crate::image::amend::Amend;
 use crate::image::options::{OptionKind, OptionSpec, OptionValues};
-use crate::image::{Image, Slot, Source, Wait};
-use crate::storage::{Zeroing, zero_or_write};
-use crate::util::align::{clamp_len, down};
-use crate::util::range;
 use crate::util::text::printable;
 
 /// The options that can be changed.
@@ -136,6 +130,8 @@ impl Amend for Qcow2 {
             self.rewrite(&needs, |_| Ok(()))?;
         }
         if plan.version < self.header.version {
+            self.expand_zeroes_of_snapshots()?;
+            self.start_writing()?;
             self.expand_zeroes()?;
             self.settle()?;
             self.switch_to(|now| set_version(now, plan.version))?;
@@ -265,66 +261,12 @@ impl Qcow2 {
                     self.size()
                 ));
             }
-            if self.has_zero_clusters(&self.read_l1(entry.l1_offset(), entry.l1_len())?)? {
+            let l1 = self.read_l1(entry.l1_offset(), entry.l1_len())?;
+            if self.header.backing_name.is_some() && self.has_zero_clusters(&l1)? {
                 return why(format!(
-                    "snapshot '{name}' has zero clusters (snapshot -d takes it away)"
+                    "snapshot '{name}' has zero clusters and the image a backing file (snapshot -d takes it away)"
                 ));
             }
-        }
-        Ok(())
-    }
-
-    fn has_zero_clusters(&self, l1: &[u64]) -> Result<bool> {
-        let layout: Layout = self.layout;
-        let mut bytes = vec![0; clamp_len(layout.cluster_size(), usize::MAX)];
-        for entry in l1 {
-            let Some(host) = layout.table(*entry)? else {
-                continue;
-            };
-            self.file.read_at(&mut bytes, host)?;
-            for word in bytes.chunks_exact(8) {
-                let word = word.first_chunk().copied().map_or(0, u64::from_be_bytes);
-                let zero = matches!(
-                    layout.cluster(word)?,
-                    Cluster::Zero | Cluster::Standard { zero: true, .. }
-                );
-                if zero {
-                    return Ok(true);
-                }
-            }
-        }
-        Ok(false)
-    }
-
-    /// Replaces the disk's zero clusters: by nothing where nothing lies below, else by zeroes.
-    fn expand_zeroes(&self) -> Result<()> {
-        let mut at = 0;
-        while at < self.size() {
-            let run = self.map(at, self.size() - at, Wait::Yes)?;
-            let end = at + run.len;
-            if matches!(run.source, Source::Zero) {
-                self.expand(at..end)?;
-            }
-            at = end;
-        }
-        self.release_freed()
-    }
-
-    fn expand(&self, zeroes: std::ops::Range<u64>) -> Result<()> {
-        if self.header.backing_name.is_none() {
-            let start = down(zeroes.start, self.layout.cluster_size());
-            return self.each_cluster(&(start..zeroes.end), Become::Unallocated);
-        }
-        let mut at = zeroes.start;
-        while at < zeroes.end {
-            let mut fill = |slot: Slot<'_>| {
-                let end = slot.host + range::len(&slot.guest);
-                match slot.zeroed {
-                    true => Ok(()),
-                    false => zero_or_write(slot.storage, slot.host..end, Zeroing::KeepSpace),
-                }
-            };
-            at += self.allocate_range(at, zeroes.end - at, &mut fill)?;
         }
         Ok(())
     }

@@ -9,8 +9,8 @@ use std::sync::atomic::Ordering;
 use super::Qcow2;
 use super::bitmap_dir::{Directory, Entry, GRANULARITY, IN_USE, table_len};
 use super::header::Header;
-use super::recorder::Recorder;
-use super::refcount::{Refcounts, Step};
+use super::recorder::{Recorder, Take};
+use super::refcount::Step;
 use super::switch::switch;
 use crate::error::{Error, Result};
 use crate::image::bitmap::{Bitmap, Bitmaps, Recording};
@@ -38,13 +38,16 @@ struct Tracked {
 
 impl Tracker {
     /// Marks the bitmaps that record as in use, durably; `None`: there are none.
-    pub(super) fn start(file: &dyn Storage, header: &Header) -> Result<Option<Self>> {
-        let directory = Directory::read(file, header)?;
+    pub(super) fn start(
+        file: &dyn Storage,
+        directory: Directory,
+        cluster_bits: u32,
+    ) -> Result<Option<Self>> {
         let mut bitmaps = Vec::new();
         for mut entry in directory.entries {
             if entry.is_recording() && !entry.is_in_use() {
                 entry.write_in_use(file, IN_USE)?;
-                let recorder = Recorder::new(&entry, header.cluster_bits);
+                let recorder = Recorder::new(&entry, cluster_bits);
                 bitmaps.push(Tracked { entry, recorder });
             }
         }
@@ -75,14 +78,14 @@ impl Tracker {
     }
 
     /// Merges what was recorded into the file.
-    pub(super) fn store(&mut self, file: &dyn Storage, refcounts: &mut Refcounts) -> Result<()> {
+    pub(super) fn store(&mut self, file: &dyn Storage, take: &mut Take<'_>) -> Result<()> {
         let mut bitmaps = self.bitmaps.iter_mut();
-        bitmaps.try_for_each(|b| b.recorder.store(file, refcounts))
+        bitmaps.try_for_each(|b| b.recorder.store(file, take))
     }
 
     /// Says that the bitmaps are not in use any more, after all they record is in the file.
-    pub(super) fn finish(&mut self, file: &dyn Storage, refcounts: &mut Refcounts) -> Result<()> {
-        self.store(file, refcounts)?;
+    pub(super) fn finish(&mut self, file: &dyn Storage, take: &mut Take<'_>) -> Result<()> {
+        self.store(file, take)?;
         file.sync()?;
         let mut bitmaps = self.bitmaps.iter_mut();
         bitmaps.try_for_each(|b| b.entry.write_in_use(file, 0))
@@ -99,7 +102,7 @@ impl Qcow2 {
         let range = range.start..range.end.min(self.size());
         match (&mut *writer.tracker.lock(), range.is_empty()) {
             (Some(tracker), false) => tracker.record(&range, |tracker| {
-                tracker.store(&*self.file, &mut writer.refcounts.lock())
+                tracker.store(&*self.file, &mut || self.take_for_bitmap())
             }),
             _ => Ok(()),
         }
@@ -126,7 +129,7 @@ impl Qcow2 {
         let writer = self.writer()?;
         let mut tracker = writer.tracker.lock();
         if let Some(tracker) = &mut *tracker {
-            tracker.finish(&*self.file, &mut writer.refcounts.lock())?;
+            tracker.finish(&*self.file, &mut || self.take_for_bitmap())?;
         }
         *tracker = None;
         writer.tracking.store(false, Ordering::Release);
@@ -135,7 +138,7 @@ impl Qcow2 {
     }
 
     /// The directory, for a change of it; nothing records meanwhile.
-    fn bitmaps_for_change(&mut self) -> Result<Directory> {
+    pub(super) fn bitmaps_for_change(&mut self) -> Result<Directory> {
         self.writer()?;
         self.release_assigned()?;
         self.finish_bitmaps()?;
@@ -145,20 +148,32 @@ impl Qcow2 {
                 "images of version 2 (compat=0.10) have no bitmaps",
             ));
         }
-        Directory::read(&*self.file, &self.header)
+        let directory = Directory::read(&*self.file, &self.header)?;
+        self.prepare()?;
+        Ok(directory)
     }
 
-    /// Makes `directory` the directory; then lets go of the old one and of `clusters`.
-    fn replace_directory(&mut self, directory: &Directory, clusters: &[Range<u64>]) -> Result<()> {
-        let bytes = directory.encode()?;
-        let mut header = Header::read(&*self.file)?;
+    /// Writes a directory to new clusters: where; 0 where it is empty.
+    pub(super) fn write_directory(&self, bytes: &[u8]) -> Result<u64> {
         let host = self.new_run(len64(bytes.len()))?;
         if host != 0 {
-            let mut padded = bytes.clone();
-            let cluster = clamp_len(header.cluster_size(), usize::MAX);
+            let mut padded = bytes.to_vec();
+            let cluster = clamp_len(self.layout.cluster_size(), usize::MAX);
             padded.resize(padded.len().next_multiple_of(cluster), 0);
             self.file.write_at(&padded, host)?;
         }
+        Ok(host)
+    }
+
+    /// Makes `directory` the directory; then lets go of the old one and of `clusters`.
+    pub(super) fn replace_directory(
+        &mut self,
+        directory: &Directory,
+        clusters: &[Range<u64>],
+    ) -> Result<()> {
+        let bytes = directory.encode()?;
+        let mut header = Header::read(&*self.file)?;
+        let host = self.write_directory(&bytes)?;
         directory.point(&mut header, host, len64(bytes.len()));
         switch(&*self.file, &header)?;
         let bits = header.cluster_bits;
@@ -184,7 +199,7 @@ impl Qcow2 {
     }
 
     /// A table of zeroes.
-    fn new_table(&self, entries: u64) -> Result<u64> {
+    pub(super) fn new_table(&self, entries: u64) -> Result<u64> {
         let host = self.new_run(entries * 8)?;
         let len = (entries * 8).next_multiple_of(self.layout.cluster_size());
         let mut at = 0;
@@ -222,23 +237,12 @@ impl Qcow2 {
 
     /// Before the disk becomes another one of `size` bytes: all of it counts as written.
     pub(super) fn bitmaps_before_jump(&self, size: u64) -> Result<()> {
-        let directory = Directory::read(&*self.file, &self.header)?;
+        let directory = self.directory()?;
         if directory.entries.is_empty() || size == self.size() {
             self.start_writing()?;
             return self.record(&(0..size));
         }
         Err(self.no_bitmaps_of_another_size(size))
-    }
-
-    /// Refuses another size for an image that has bitmaps, which are made for the one it has.
-    pub(super) fn check_bitmaps_before_resize(&self, size: u64) -> Result<()> {
-        match Directory::read(&*self.file, &self.header)?
-            .entries
-            .is_empty()
-        {
-            true => Ok(()),
-            false => Err(self.no_bitmaps_of_another_size(size)),
-        }
     }
 
     fn no_bitmaps_of_another_size(&self, size: u64) -> Error {
@@ -251,11 +255,11 @@ impl Qcow2 {
 
 impl Bitmaps for Qcow2 {
     fn list(&self) -> Result<Vec<Bitmap>> {
-        Ok(Directory::read(&*self.file, &self.header)?.describe())
+        Ok(self.directory()?.describe())
     }
 
     fn dirty(&self, name: &str, at: u64, most: usize) -> Result<Vec<Range<u64>>> {
-        let directory = Directory::read(&*self.file, &self.header)?;
+        let directory = self.directory()?;
         let index = directory.find_sound(name)?;
         let recorder = Recorder::new(&directory.entries[index], self.header.cluster_bits);
         recorder.dirty(&*self.file, self.size(), at, most)
@@ -276,7 +280,7 @@ impl Bitmaps for Qcow2 {
         }
         let mut entry = Entry::new(name, bits, entries)?;
         entry.set_recording(recording);
-        entry.set_table(self.new_table(entries)?);
+        entry.set_table(self.new_table(entries)?, entries)?;
         directory.entries.push(entry);
         self.replace_directory(&directory, &[])
     }
@@ -293,8 +297,8 @@ impl Bitmaps for Qcow2 {
         let mut directory = self.bitmaps_for_change()?;
         let index = directory.find_sound(name)?;
         let clusters = self.bitmap_clusters(&directory.entries[index])?;
-        let table = self.new_table(directory.entries[index].table_len())?;
-        directory.entries[index].set_table(table);
+        let len = directory.entries[index].table_len();
+        directory.entries[index].set_table(self.new_table(len)?, len)?;
         self.replace_directory(&directory, &clusters)
     }
 
@@ -305,24 +309,7 @@ impl Bitmaps for Qcow2 {
         self.replace_directory(&directory, &[])
     }
 
-    fn mark(&mut self, name: &str, ranges: &[Range<u64>]) -> Result<()> {
-        let mut directory = self.bitmaps_for_change()?;
-        let index = directory.find_sound(name)?;
-        let entry = &mut directory.entries[index];
-        let file = &*self.file;
-        entry.write_in_use(file, IN_USE)?;
-        file.sync()?;
-        let mut recorder = Recorder::new(entry, self.header.cluster_bits);
-        let mut refcounts = self.writer()?.refcounts.lock();
-        for range in ranges {
-            let range = range.start..range.end.min(self.size());
-            if !range.is_empty() && recorder.set(&range) {
-                recorder.store(file, &mut refcounts)?;
-            }
-        }
-        recorder.store(file, &mut refcounts)?;
-        file.sync()?;
-        directory.entries[index].write_in_use(file, 0)?;
-        file.sync()
+    fn merge(&mut self, into: &str, name: &str, source: Option<&dyn Bitmaps>) -> Result<()> {
+        self.do_merge(into, name, source)
     }
 }

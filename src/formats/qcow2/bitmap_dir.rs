@@ -76,15 +76,10 @@ impl Entry {
                 name.len()
             )));
         }
-        if table_len > MAX_TABLE {
-            return Err(Error::invalid(format!(
-                "the bitmap would have a table of {table_len} entries (allowed: {MAX_TABLE}); a larger granularity makes it smaller"
-            )));
-        }
-        Ok(Self {
+        let mut entry = Self {
             raw: Raw {
                 table: U64::ZERO,
-                table_len: U32::new(u32::try_from(table_len).unwrap_or(u32::MAX)),
+                table_len: U32::ZERO,
                 flags: U32::ZERO,
                 kind: DIRTY_TRACKING,
                 granularity_bits,
@@ -94,7 +89,9 @@ impl Entry {
             extra: Vec::new(),
             name: name.as_bytes().to_vec(),
             flags_at: 0,
-        })
+        };
+        entry.set_table(0, table_len)?;
+        Ok(entry)
     }
 
     /// Its name.
@@ -107,9 +104,20 @@ impl Entry {
         self.raw.table.get()
     }
 
-    /// Says where its table is.
-    pub(super) fn set_table(&mut self, host: u64) {
+    /// Says where its table is, and how many entries it has.
+    ///
+    /// # Errors
+    /// `Invalid` where they are too many.
+    pub(super) fn set_table(&mut self, host: u64, len: u64) -> Result<()> {
+        if len > MAX_TABLE {
+            return Err(Error::invalid(format!(
+                "bitmap '{}' would have a table of {len} entries (allowed: {MAX_TABLE}); a larger granularity makes it smaller",
+                printable(&self.name())
+            )));
+        }
         self.raw.table = U64::new(host);
+        self.raw.table_len = U32::new(u32::try_from(len).unwrap_or(u32::MAX));
+        Ok(())
     }
 
     /// Entries of its table.
@@ -203,6 +211,11 @@ impl Entry {
         }
         Ok(())
     }
+}
+
+/// Bytes of the directory's entry of a new bitmap with a name of `name_len` bytes.
+pub(super) fn entry_len(name_len: usize) -> u64 {
+    len64((HEAD + name_len).next_multiple_of(8))
 }
 
 /// Entries of the table of a bitmap of a disk of `size` bytes.

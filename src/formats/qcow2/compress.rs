@@ -84,7 +84,7 @@ impl Qcow2 {
                 }
             }
         }
-        self.prepare(&packing, &runs);
+        self.prepare_space(&packing, &runs);
         let size = self.layout.cluster_size();
         let mut packed = packing.hosts.into_iter();
         let mut whole = runs
@@ -99,21 +99,8 @@ impl Qcow2 {
     }
 
     fn pack(&self, lens: &[u64]) -> Result<Packing> {
-        let mut refcounts = self.writer()?.refcounts.lock();
-        let before = refcounts.place();
-        let packing = refcounts.pack(&*self.file, lens, self.layout.packed_limit());
-        if refcounts.place() != before {
-            self.writer()?.guard.set_refcount_table(refcounts.place());
-        }
-        drop(refcounts);
-        let packing = packing?;
-        let bits = self.layout.cluster_bits;
-        // They stay counted: that they were not was the damage.
-        let mut clusters = packing.taken.iter().cloned().flatten();
-        match clusters.find(|c| self.is_metadata(c << bits)) {
-            Some(cluster) => Err(self.metadata_at(cluster << bits)),
-            None => Ok(packing),
-        }
+        let limit = self.layout.packed_limit();
+        self.taking(|refcounts| refcounts.pack(&*self.file, lens, limit, &self.allowed()))
     }
 
     fn unpack(&self, packed: impl Iterator<Item = (u64, u64)>) {
@@ -126,7 +113,7 @@ impl Qcow2 {
     }
 
     /// New clusters hold no tables any more, and get space in large pieces.
-    fn prepare(&self, packing: &Packing, runs: &[Taken]) {
+    fn prepare_space(&self, packing: &Packing, runs: &[Taken]) {
         let mut all: Vec<Range<u64>> = Vec::new();
         let mut clusters = packing.taken.clone();
         clusters.extend(runs.iter().map(|t| t.clusters.clone()));

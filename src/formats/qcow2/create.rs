@@ -91,6 +91,13 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn new(options: &CreateOptions) -> Result<Self> {
+        let extended = options.values.bool("extended_l2") == Some(true);
+        check_together(options, extended)?;
+        Self::unchecked(options)
+    }
+
+    /// As `new`, where it does not matter that files and options may not go together.
+    pub(super) fn unchecked(options: &CreateOptions) -> Result<Self> {
         let values = &options.values;
         let version = match values.text("compat") {
             Some("0.10" | "v2") => 2,
@@ -101,7 +108,6 @@ impl Plan {
         let zstd = values.text("compression_type") == Some("zstd");
         let external = values.text("data_file").is_some();
         let raw = values.bool("data_file_raw") == Some(true);
-        check_together(options, extended)?;
         let cluster_bits = cluster_bits(options)?;
         let refcount_order = refcount_order(values.number("refcount_bits").unwrap_or(16))?;
         if version == 2 && (extended || lazy || zstd || external || refcount_order != 4) {
@@ -180,6 +186,11 @@ impl Plan {
         self.incompatible & feature::DATA_FILE != 0
     }
 
+    /// It can have bitmaps.
+    pub(super) fn has_bitmaps(&self) -> bool {
+        self.version >= 3
+    }
+
     /// Clusters of the disk.
     pub(super) fn clusters(&self) -> u64 {
         self.size.div_ceil(self.cluster_size())
@@ -242,7 +253,7 @@ fn check_together(options: &CreateOptions, extended: bool) -> Result<()> {
     let raw = values.bool("data_file_raw") == Some(true);
     if external && options.data_file.is_none() {
         return Err(Error::unsupported(
-            "an image with data_file is not made here (allowed: vdtool create)",
+            "an image with data_file is not made here (allowed: create, convert)",
         ));
     }
     if raw && !external {

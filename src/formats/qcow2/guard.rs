@@ -1,7 +1,8 @@
 //! Where the metadata is that guest data must never overwrite, whatever tables and refcounts say.
 //!
-//! Header, first-level table, refcount table, refcount blocks, and the active second-level tables.
-//! Learnt before the first change; looked up without a lock with each overwrite.
+//! Header, first-level table, refcount table, refcount blocks, and the active second-level tables;
+//! the snapshot table and the tables of snapshots; bitmaps.  Learnt before the first change; looked
+//! up without a lock with each overwrite.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +12,7 @@ use parking_lot::Mutex;
 
 use super::Qcow2;
 use super::entry::OFFSET;
+use super::guard_fixed::Fixed;
 use super::header::MAX_REFTABLE_BYTES;
 use super::refcount::Place;
 use crate::error::{Error, Result};
@@ -75,6 +77,8 @@ impl Slots {
 #[derive(Debug, Default)]
 pub(super) struct Guard {
     slots: ArcSwapOption<Slots>,
+    /// What stays where it is until it is all learnt again.
+    fixed: ArcSwapOption<Fixed>,
     /// Slots that were used since they were made; held while they change.
     used: Mutex<usize>,
     reftable_start: AtomicU64,
@@ -84,10 +88,21 @@ pub(super) struct Guard {
 impl Guard {
     /// Whether a cluster is one of those kept one by one, or of the refcount table.
     fn contains(&self, host: u64) -> bool {
-        let table =
-            self.reftable_start.load(Ordering::Acquire)..self.reftable_end.load(Ordering::Acquire);
         let slots = self.slots.load();
-        table.contains(&host) || slots.as_ref().is_some_and(|s| s.find(host).is_some())
+        self.refcount_table().contains(&host)
+            || slots.as_ref().is_some_and(|s| s.find(host).is_some())
+            || self.is_fixed(host)
+    }
+
+    fn is_fixed(&self, host: u64) -> bool {
+        let fixed = self.fixed.load();
+        fixed.as_ref().is_some_and(|f| f.contains(host))
+    }
+
+    /// The clusters kept one by one.
+    pub(super) fn kept(&self) -> Vec<u64> {
+        let slots = self.slots.load();
+        slots.as_ref().map_or_else(Vec::new, |s| s.kept().collect())
     }
 
     /// Guards a cluster from now on.
@@ -132,11 +147,17 @@ impl Guard {
             .store(place.table.saturating_add(len), Ordering::Release);
     }
 
+    /// Where it is.
+    pub(super) fn refcount_table(&self) -> Range<u64> {
+        self.reftable_start.load(Ordering::Acquire)..self.reftable_end.load(Ordering::Acquire)
+    }
+
     /// Forgets everything.
     fn clear(&self) {
         let mut used = self.used.lock();
         *used = 0;
         self.slots.store(None);
+        self.fixed.store(None);
     }
 }
 
@@ -156,7 +177,7 @@ impl Qcow2 {
         self.external().is_none() && self.is_metadata(host)
     }
 
-    fn l1_range(&self) -> Range<u64> {
+    pub(super) fn l1_range(&self) -> Range<u64> {
         let table = self.tables.first_level();
         table.offset..table.offset.saturating_add(table.len * 8)
     }
@@ -194,18 +215,20 @@ impl Qcow2 {
                 guard.insert(host);
             }
         }
+        let fixed = self.fixed_metadata()?;
+        guard.fixed.store(fixed.map(std::sync::Arc::new));
         Ok(())
     }
 }
 
-fn overlap(host: u64) -> Error {
+pub(super) fn overlap(host: u64) -> Error {
     Error::corrupt(format!(
         "the metadata at {host:#x} overlaps other metadata, so the image is not written; check names the damage"
     ))
 }
 
 /// The words of a table.
-fn addresses(file: &dyn Storage, host: Range<u64>) -> Result<Vec<u64>> {
+pub(super) fn addresses(file: &dyn Storage, host: Range<u64>) -> Result<Vec<u64>> {
     let mut bytes = vec![0; clamp_len(host.end - host.start, usize::MAX)];
     file.read_at(&mut bytes, host.start)?;
     let words = bytes.as_chunks::<8>().0.iter();

@@ -1,14 +1,16 @@
 //! How long the file of a new image gets: as qemu-img counts it, to the byte.
 
+use super::bitmap_dir::entry_len;
 use super::create::Plan;
 use super::refblock::Width;
 use crate::error::Result;
+use crate::image::bitmap::Bitmap;
 use crate::image::create::{CreateOptions, Preallocation};
 
 /// Length of the file with `data_clusters` clusters of data.  All tables are counted as if the
 /// disk were full, so a sparse disk takes less.
 pub(super) fn measure(options: &CreateOptions, data_clusters: u64) -> Result<u64> {
-    let plan = Plan::new(options)?;
+    let plan = Plan::unchecked(options)?;
     let (size, clusters) = (plan.cluster_size(), plan.clusters());
     let data = match plan.preallocation {
         Preallocation::Off | Preallocation::Metadata => data_clusters.min(clusters),
@@ -19,6 +21,21 @@ pub(super) fn measure(options: &CreateOptions, data_clusters: u64) -> Result<u64
     let l1 = l2.div_ceil(size / 8);
     let fixed = 1 + l1 + l2;
     Ok((fixed + refcounts(&plan, fixed + clusters) + data) * size)
+}
+
+/// Length of copies of bitmaps, none of their clusters left out, and of their directory.  Bitmaps
+/// that are in use are not copied.
+pub(super) fn measure_bitmaps(options: &CreateOptions, bitmaps: &[Bitmap]) -> Option<u64> {
+    let plan = Plan::unchecked(options).ok().filter(Plan::has_bitmaps)?;
+    let size = plan.cluster_size();
+    let whole = |bytes: u64| bytes.next_multiple_of(size);
+    let sound = || bitmaps.iter().filter(|b| !b.in_use);
+    let one = |bitmap: &Bitmap| {
+        let bytes = options.size.div_ceil(bitmap.granularity.max(1)).div_ceil(8);
+        whole(bytes) + whole(bytes.div_ceil(size) * 8)
+    };
+    let directory: u64 = sound().map(|b| entry_len(b.name.len())).sum();
+    Some(sound().map(one).sum::<u64>() + whole(directory))
 }
 
 /// Clusters of refcount blocks and table that count `clusters` and themselves.

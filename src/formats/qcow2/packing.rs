@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::refcount::{Refcounts, Step};
+use super::refcount::{Allowed, Refcounts, Step};
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
 use crate::util::align::{clamp_len, len64};
@@ -78,13 +78,19 @@ impl Refcounts {
     /// end of those.
     ///
     /// # Errors
-    /// `NoSpace` at `limit`; the host's; then nothing is taken, though the refcount structure may
+    /// `NoSpace` at `limit`; the host's; that of `allowed`, as [`Refcounts::take`]; then nothing is taken, though the refcount structure may
     /// have grown.
-    pub(super) fn pack(&mut self, file: &dyn Storage, lens: &[u64], limit: u64) -> Result<Packing> {
+    pub(super) fn pack(
+        &mut self,
+        file: &dyn Storage,
+        lens: &[u64],
+        limit: u64,
+        allowed: &Allowed<'_>,
+    ) -> Result<Packing> {
         let mut packing = Packing::default();
         while packing.hosts.len() < lens.len() {
             let rest = &lens[packing.hosts.len()..];
-            if let Err(e) = self.pack_run(file, rest, limit, &mut packing) {
+            if let Err(e) = self.pack_run(file, rest, limit, allowed, &mut packing) {
                 let done = packing.hosts.iter().zip(lens);
                 for (host, len) in done {
                     // Where this fails too, they stay a leak.
@@ -109,6 +115,7 @@ impl Refcounts {
         file: &dyn Storage,
         lens: &[u64],
         limit: u64,
+        allowed: &Allowed<'_>,
         packing: &mut Packing,
     ) -> Result<()> {
         let bits = self.place().cluster_bits;
@@ -136,6 +143,7 @@ impl Refcounts {
             return Err(Error::new(ErrorKind::NoSpace, text));
         }
         let new = first..(start >> bits) + len64(laid.rises.len());
+        self.check_allowed(file, new.clone(), allowed)?;
         if !new.is_empty() && self.cover(file, &new)? {
             return Ok(());
         }
@@ -222,10 +230,12 @@ mod tests {
             let mut all = Vec::new();
             for round in 0..40 {
                 let lens: Vec<u64> = (0..rng.usize(1..30)).map(|_| rng.u64(1..4096)).collect();
-                let packing = refcounts.pack(&file, &lens, 1 << 40).expect("is taken");
+                let packing = refcounts
+                    .pack(&file, &lens, 1 << 40, &|_| Ok(()))
+                    .expect("is taken");
                 all.extend(packing.hosts.into_iter().zip(lens));
                 if round % 3 == 0 {
-                    refcounts.take(&file, 1..3).expect("is taken");
+                    refcounts.take(&file, 1..3, &|_| Ok(())).expect("is taken");
                 }
             }
             let mut counts = std::collections::BTreeMap::new();
@@ -254,8 +264,10 @@ mod tests {
     #[test]
     fn nothing_is_packed_past_what_an_entry_can_express() {
         let (file, mut refcounts) = refcounts(4);
-        let error = refcounts.pack(&file, &[4000; 10], 5 << 12);
+        let error = refcounts.pack(&file, &[4000; 10], 5 << 12, &|_| Ok(()));
         assert_eq!(error.expect_err("no room").kind(), ErrorKind::NoSpace);
-        refcounts.pack(&file, &[4000, 4000], 5 << 12).expect("room");
+        refcounts
+            .pack(&file, &[4000, 4000], 5 << 12, &|_| Ok(()))
+            .expect("room");
     }
 }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::bitmap_dir::Entry;
-use super::refcount::Refcounts;
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 use crate::util::align::{clamp_len, is_aligned, len64};
@@ -22,11 +21,16 @@ const ONES: u64 = 1;
 /// Set bits looked through in one go.
 const STEP: u64 = 64 << 10;
 
+/// Takes one cluster of the file for a bitmap: where it is.
+pub(super) type Take<'t> = dyn FnMut() -> Result<u64> + 't;
+
 /// One bitmap whose bits are being set.
 #[derive(Debug)]
 pub(super) struct Recorder {
     table: u64,
     table_len: u64,
+    /// Offset of the table that this one is a copy of: what both point at is not changed in place.
+    original: Option<u64>,
     granularity_bits: u8,
     cluster_bits: u32,
     /// Bits set and not in the file yet.
@@ -39,9 +43,18 @@ impl Recorder {
         Self {
             table: entry.table(),
             table_len: entry.table_len(),
+            original: None,
             granularity_bits: entry.granularity_bits(),
             cluster_bits,
             pages: BTreeMap::new(),
+        }
+    }
+
+    /// For a copy of the bitmap of `original`, of the same length, that nothing points at yet.
+    pub(super) fn of_copy(entry: &Entry, original: &Entry, cluster_bits: u32) -> Self {
+        Self {
+            original: Some(original.table()),
+            ..Self::new(entry, cluster_bits)
         }
     }
 
@@ -95,35 +108,35 @@ impl Recorder {
         self.pages.len() > MAX_PAGES
     }
 
-    /// Merges the pages into the file.  The bitmap is marked as in use there.
-    pub(super) fn store(&mut self, file: &dyn Storage, refcounts: &mut Refcounts) -> Result<()> {
+    /// Merges the pages into the file.  The bitmap is marked as in use there, or is a copy.
+    pub(super) fn store(&mut self, file: &dyn Storage, take: &mut Take<'_>) -> Result<()> {
         let cluster = 1u64 << self.cluster_bits;
         while let Some((index, page)) = self.pages.first_key_value() {
             let index = *index;
             let at = index * len64(PAGE);
             let entry = self.entry(file, at / cluster)?;
-            let merged = match entry {
-                ONES => Ok(()),
-                0 => self.new_cluster(file, refcounts, at, &**page),
-                host => merge(file, host + at % cluster, &**page),
-            };
-            merged?;
+            match entry {
+                ONES => {}
+                0 => self.new_cluster(file, take, at, &**page, None)?,
+                host if self.is_shared(file, at / cluster, host)? => {
+                    self.new_cluster(file, take, at, &**page, Some(host))?;
+                }
+                host => merge(file, host + at % cluster, &**page)?,
+            }
             self.pages.remove(&index);
         }
         Ok(())
     }
 
     /// Word `index` of the table, validated.
-    fn entry(&self, file: &dyn Storage, index: u64) -> Result<u64> {
+    pub(super) fn entry(&self, file: &dyn Storage, index: u64) -> Result<u64> {
         if index >= self.table_len {
             return Err(Error::corrupt(format!(
                 "entry {index} of a bitmap's table is needed (it has {})",
                 self.table_len
             )));
         }
-        let mut word = [0; 8];
-        file.read_at(&mut word, self.table + index * 8)?;
-        let word = u64::from_be_bytes(word);
+        let word = read_word(file, self.table + index * 8)?;
         let host = word & OFFSET;
         let placed = is_aligned(host, 1 << self.cluster_bits) && host < file.size().max(1);
         if word & !(OFFSET | ONES) != 0 || !placed || (host != 0 && word & ONES != 0) {
@@ -135,25 +148,73 @@ impl Recorder {
         Ok(word)
     }
 
-    /// Gives the bitmap a cluster for its byte `at`, all zeroes but for `page` there.
+    /// Whether the table that this one is a copy of points at the same cluster.
+    fn is_shared(&self, file: &dyn Storage, index: u64, host: u64) -> Result<bool> {
+        let Some(original) = self.original else {
+            return Ok(false);
+        };
+        Ok(read_word(file, original + index * 8)? == host)
+    }
+
+    /// Gives the bitmap a cluster for its byte `at`, as the one at `old` or all zeroes, with `page`
+    /// there.
     fn new_cluster(
         &self,
         file: &dyn Storage,
-        refcounts: &mut Refcounts,
+        take: &mut Take<'_>,
         at: u64,
         page: &[u8],
+        old: Option<u64>,
     ) -> Result<()> {
         let cluster = 1u64 << self.cluster_bits;
-        let taken = refcounts.take(file, 1..2)?;
         let mut bytes = vec![0; clamp_len(cluster, usize::MAX)];
+        if let Some(old) = old {
+            file.read_at(&mut bytes, old)?;
+        }
         let within = clamp_len(at % cluster, usize::MAX);
-        bytes[within..within + PAGE].copy_from_slice(page);
-        file.write_at(&bytes, taken.host)?;
-        // Should a power cut lose the count and keep this word, a check would find more than a
-        // leak.
-        file.sync()?;
-        let entry = self.table + at / cluster * 8;
-        file.write_at(&taken.host.to_be_bytes(), entry)
+        let part = &mut bytes[within..within + PAGE];
+        part.iter_mut().zip(page).for_each(|(b, new)| *b |= new);
+        let host = take()?;
+        file.write_at(&bytes, host)?;
+        if self.original.is_none() {
+            // Should a power cut lose the count and keep this word, a check would find more than
+            // a leak.
+            file.sync()?;
+        }
+        self.set_entry(file, at / cluster, host)
+    }
+
+    fn set_entry(&self, file: &dyn Storage, index: u64, word: u64) -> Result<()> {
+        file.write_at(&word.to_be_bytes(), self.table + index * 8)
+    }
+
+    /// Clears all bits from those of guest offset `end` on in the cluster that has the first of
+    /// them.  The bitmap is a copy.
+    pub(super) fn cut(&self, file: &dyn Storage, end: u64, take: &mut Take<'_>) -> Result<()> {
+        let per_cluster = 8u64 << self.cluster_bits;
+        let bit = end.div_ceil(1 << self.granularity_bits);
+        let (index, within) = (bit / per_cluster, bit % per_cluster);
+        if within == 0 || index >= self.table_len {
+            return Ok(());
+        }
+        let word = self.entry(file, index)?;
+        let mut bytes = vec![0xff; clamp_len(1 << self.cluster_bits, usize::MAX)];
+        match word {
+            0 => return Ok(()),
+            ONES => {}
+            host => file.read_at(&mut bytes, host)?,
+        }
+        let first = clamp_len(within / 8, usize::MAX);
+        let rest = &mut bytes[first..];
+        let kept = rest[0] & !(0xffu8 << (within % 8));
+        if word != ONES && rest[0] == kept && rest[1..].iter().all(|b| *b == 0) {
+            return Ok(());
+        }
+        rest.fill(0);
+        rest[0] = kept;
+        let host = take()?;
+        file.write_at(&bytes, host)?;
+        self.set_entry(file, index, host)
     }
 
     /// At most `most` ranges of guest bytes below `size` from `at` on whose bits are set in the
@@ -209,6 +270,12 @@ impl Recorder {
         }
         Ok(clusters)
     }
+}
+
+fn read_word(file: &dyn Storage, host: u64) -> Result<u64> {
+    let mut word = [0; 8];
+    file.read_at(&mut word, host)?;
+    Ok(u64::from_be_bytes(word))
 }
 
 /// Sets bits in the file.

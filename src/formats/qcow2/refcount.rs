@@ -66,7 +66,12 @@ pub(super) struct Refcounts {
     /// Where compressed clusters go on, within a cluster that is in use for nothing else.
     pub(super) tail: Option<u64>,
     order: WriteOrder,
+    /// Offsets of blocks made since they were last asked for.
+    made: Vec<u64>,
 }
+
+/// Says whether a free cluster may be taken.
+pub(super) type Allowed<'a> = dyn Fn(u64) -> Result<()> + 'a;
 
 impl Refcounts {
     /// The refcounts at `place` of a file that is `len` bytes long.
@@ -80,7 +85,13 @@ impl Refcounts {
             fresh: len.div_ceil(1 << place.cluster_bits),
             tail: None,
             order,
+            made: Vec::new(),
         }
+    }
+
+    /// Offsets of the blocks that were made since the last call.
+    pub(super) fn made(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.made)
     }
 
     /// Where they are now.
@@ -171,11 +182,18 @@ impl Refcounts {
     ///
     /// # Errors
     /// `NoSpace` past what offsets can express; the host's; then nothing is taken, though the
-    /// refcount structure may have grown.
-    pub(super) fn take(&mut self, file: &dyn Storage, count: Range<u64>) -> Result<Taken> {
+    /// refcount structure may have grown.  That of `allowed`; then the cluster that it is about
+    /// stays counted: that it was not was the damage.
+    pub(super) fn take(
+        &mut self,
+        file: &dyn Storage,
+        count: Range<u64>,
+        allowed: &Allowed<'_>,
+    ) -> Result<Taken> {
         debug_assert!(count.start >= 1 && count.start < count.end);
         loop {
             let clusters = self.find_free(file, &count)?;
+            self.check_allowed(file, clusters.clone(), allowed)?;
             if self.cover(file, &clusters)? {
                 continue;
             }
@@ -189,6 +207,24 @@ impl Refcounts {
                 fresh,
             });
         }
+    }
+
+    /// Refuses clusters that are free and not allowed; the one that it is about is counted: that it
+    /// was not was the damage.
+    pub(super) fn check_allowed(
+        &mut self,
+        file: &dyn Storage,
+        mut clusters: Range<u64>,
+        allowed: &Allowed<'_>,
+    ) -> Result<()> {
+        let Some((cluster, error)) = clusters.find_map(|c| Some((c, allowed(c).err()?))) else {
+            return Ok(());
+        };
+        let block = cluster >> self.block_bits();
+        if self.block_host(file, block)?.is_some() {
+            self.step(file, cluster..cluster + 1, Step::Up)?;
+        }
+        Err(error)
     }
 
     /// Notes that clusters are no longer free.
@@ -254,6 +290,7 @@ impl Refcounts {
         self.table
             .publish(file, self.place.table + index * 8, &[host])?;
         self.fresh = self.fresh.max(cluster + 1);
+        self.made.push(host);
         self.keep(index, host, bytes);
         Ok(())
     }
@@ -290,6 +327,9 @@ impl Refcounts {
         file.write_at(&table, host)?;
         self.settle(file)?;
         self.point_header(file, host, table_clusters)?;
+        let bits = self.place.cluster_bits;
+        let made = (0..blocks).map(|block| (start + table_clusters + block) << bits);
+        self.made.extend(made);
         self.fresh = self.fresh.max(start + table_clusters + blocks);
         self.settle(file)?;
         let freed = old.table >> self.place.cluster_bits;
@@ -491,12 +531,30 @@ mod tests {
     #[test]
     fn clusters_are_taken_in_order_and_taken_again_after_they_are_freed() {
         let (file, mut refcounts) = file(16, 4);
-        assert_eq!(refcounts.take(&file, 2..3).expect("room").clusters, 3..5);
-        assert_eq!(refcounts.take(&file, 1..2).expect("room").clusters, 5..6);
+        assert_eq!(
+            refcounts
+                .take(&file, 2..3, &|_| Ok(()))
+                .expect("room")
+                .clusters,
+            3..5
+        );
+        assert_eq!(
+            refcounts
+                .take(&file, 1..2, &|_| Ok(()))
+                .expect("room")
+                .clusters,
+            5..6
+        );
         refcounts.step(&file, 4..5, Step::Down).expect("was taken");
-        let again = refcounts.take(&file, 1..2).expect("room");
+        let again = refcounts.take(&file, 1..2, &|_| Ok(())).expect("room");
         assert_eq!((again.clusters, again.fresh), (4..5, false));
-        assert_eq!(refcounts.take(&file, 2..3).expect("room").clusters, 6..8);
+        assert_eq!(
+            refcounts
+                .take(&file, 2..3, &|_| Ok(()))
+                .expect("room")
+                .clusters,
+            6..8
+        );
     }
 
     #[test]
@@ -508,7 +566,7 @@ mod tests {
             let blocks_bits = refcounts.block_bits();
             let wanted = (70u64 << blocks_bits).min(40_000);
             for _ in 0..wanted / 37 {
-                taken.push(refcounts.take(&file, 1..38).expect("room"));
+                taken.push(refcounts.take(&file, 1..38, &|_| Ok(())).expect("room"));
             }
             let mut seen = std::collections::HashSet::new();
             for cluster in taken.iter().flat_map(|t| t.clusters.clone()) {

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use super::Qcow2;
+use super::bitmap_copy::{Resized, Side};
 use super::entry::Cluster;
 use super::feature;
 use super::header::MAX_L1_BYTES;
@@ -27,18 +28,20 @@ const SIZE_FIELD: u64 = 24;
 
 impl Resize for Qcow2 {
     fn resize(&self, virtual_size: u64, below: LayerBelow) -> Result<()> {
-        let old = self.size();
         self.check_resize(virtual_size)?;
-        if virtual_size != old {
-            self.check_bitmaps_before_resize(virtual_size)?;
+        if virtual_size == self.size() {
+            self.start_writing()?;
+            return self.release_assigned();
         }
-        self.start_writing()?;
         self.release_assigned()?;
-        match virtual_size.cmp(&old) {
-            std::cmp::Ordering::Equal => Ok(()),
-            std::cmp::Ordering::Greater => self.grow(old..virtual_size, below),
-            std::cmp::Ordering::Less => self.shrink(virtual_size),
-        }
+        self.finish_bitmaps()?;
+        self.check_bitmaps_before_resize(virtual_size)?;
+        self.prepare()?;
+        // Bitmaps take no note of what the resize itself writes, and begin anew with the next write.
+        self.writer()?.start_unrecorded();
+        let done = self.resize_with_bitmaps(virtual_size, below);
+        self.writer()?.start_again();
+        done
     }
 }
 
@@ -90,7 +93,25 @@ impl Qcow2 {
         Ok(())
     }
 
-    fn grow(&self, new: Range<u64>, below: LayerBelow) -> Result<()> {
+    fn resize_with_bitmaps(&self, size: u64, below: LayerBelow) -> Result<()> {
+        let old = self.size();
+        let bitmaps = self.bitmaps_of_size(size)?;
+        let bitmaps = bitmaps.as_ref();
+        let done = match size > old {
+            true => self.grow(old..size, below, bitmaps),
+            false => self.shrink(size, bitmaps),
+        };
+        match (done, bitmaps) {
+            (Ok(()), Some(bitmaps)) => self.drop_old_bitmaps(bitmaps),
+            (Err(e), Some(bitmaps)) => {
+                self.give_back(bitmaps);
+                Err(e)
+            }
+            (done, None) => done,
+        }
+    }
+
+    fn grow(&self, new: Range<u64>, below: LayerBelow, bitmaps: Option<&Resized>) -> Result<()> {
         let hidden = match below {
             LayerBelow::Nothing => new.start..new.start,
             LayerBelow::Size(size) => new.start..size.clamp(new.start, new.end),
@@ -104,15 +125,16 @@ impl Qcow2 {
         let table = self.longer_first_level(self.header.l1_needed(new.end))?;
         self.tables.move_first_level(table);
         self.size.store(new.end, Ordering::Release);
+        let sides = |side| bitmaps.map(|b| (b, side));
         let done = self
             .zero_new(&new, &hidden)
             .and_then(|()| self.settle())
-            .and_then(|()| self.write_size(new.end, table));
+            .and_then(|()| self.write_size(new.end, table, sides(Side::New)));
         if let Err(e) = done {
             self.size.store(new.start, Ordering::Release);
             self.tables.move_first_level(old);
             // Which of the two the header has now is not known, so a new table stays a leak.
-            drop(self.write_size(new.start, old));
+            drop(self.write_size(new.start, old, sides(Side::Old)));
             return Err(e);
         }
         if table.offset != old.offset {
@@ -243,11 +265,23 @@ impl Qcow2 {
         refcounts.step(&*self.file, table.offset >> bits..end, Step::Down)
     }
 
-    /// Says in the header, in one write, how long the disk is and where its table is; on stable
-    /// media when it returns.
-    fn write_size(&self, size: u64, table: FirstLevel) -> Result<()> {
+    /// Says in the header, in one write, how long the disk is, where its table is and where the
+    /// bitmaps of that length are; on stable media when it returns.
+    fn write_size(
+        &self,
+        size: u64,
+        table: FirstLevel,
+        bitmaps: Option<(&Resized, Side)>,
+    ) -> Result<()> {
         let len = u32::try_from(table.len)
             .map_err(|_| Error::corrupt("the L1 table is too long for the header"))?;
+        if let Some((bitmaps, side)) = bitmaps {
+            return self.switch_bitmaps(bitmaps, side, |header| {
+                header.size = size;
+                header.l1_len = len;
+                header.l1_offset = table.offset;
+            });
+        }
         let mut fields = size.to_be_bytes().to_vec();
         fields.extend([0; 4]);
         fields.extend(len.to_be_bytes());
@@ -256,7 +290,7 @@ impl Qcow2 {
         self.file.sync()
     }
 
-    fn shrink(&self, size: u64) -> Result<()> {
+    fn shrink(&self, size: u64, bitmaps: Option<&Resized>) -> Result<()> {
         let old = self.size();
         let covered = self.layout.cluster_size() << self.header.l2_bits();
         let first = size.next_multiple_of(self.layout.cluster_size());
@@ -269,7 +303,8 @@ impl Qcow2 {
         }
         self.release_freed()?;
         self.settle()?;
-        self.write_size(size, self.tables.first_level())?;
+        let bitmaps = bitmaps.map(|b| (b, Side::New));
+        self.write_size(size, self.tables.first_level(), bitmaps)?;
         self.size.store(size, Ordering::Release);
         let raw = self.header.autoclear & feature::DATA_FILE_RAW != 0;
         match self.external().filter(|_| raw) {

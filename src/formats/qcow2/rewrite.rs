@@ -129,7 +129,7 @@ impl<'a> Rewrite<'a> {
     fn take_spare(&mut self, refcounts: &mut Refcounts, count: u64) -> Result<()> {
         let mut left = count;
         while left > 0 {
-            let taken = refcounts.take(&*self.image.file, 1..left + 1)?;
+            let taken = refcounts.take(&*self.image.file, 1..left + 1, &self.image.allowed())?;
             left -= taken.clusters.end - taken.clusters.start;
             let bits = self.cluster_bits();
             self.spare.extend(taken.clusters.clone().map(|c| c << bits));
@@ -144,7 +144,7 @@ impl<'a> Rewrite<'a> {
         if count == 0 {
             return Ok(0);
         }
-        let taken = refcounts.take(&*self.image.file, count..count + 1)?;
+        let taken = refcounts.take(&*self.image.file, count..count + 1, &self.image.allowed())?;
         self.taken.push(taken.clusters);
         Ok(taken.host)
     }

@@ -60,6 +60,7 @@ impl Qcow2 {
             let mut refcounts = writer.refcounts.lock();
             *refcounts = Refcounts::new(place, self.file.size(), writer.order());
             writer.start_again();
+            writer.header_was_read();
         }
         self.layout.version = header.version;
         self.size = AtomicU64::new(header.size);
@@ -80,7 +81,7 @@ impl Qcow2 {
         done
     }
 
-    fn active_l1(&self) -> Result<Vec<u64>> {
+    pub(super) fn active_l1(&self) -> Result<Vec<u64>> {
         let table = self.tables.first_level();
         let len = u32::try_from(table.len).unwrap_or(u32::MAX);
         self.read_l1(table.offset, len)
@@ -198,7 +199,7 @@ pub(super) fn count_tables(l1: &[u64]) -> u64 {
     len64(l1.iter().filter(|e| **e != 0).count())
 }
 
-fn write_l1(rewrite: &Rewrite<'_>, l1: &[u64], host: u64) -> Result<()> {
+pub(super) fn write_l1(rewrite: &Rewrite<'_>, l1: &[u64], host: u64) -> Result<()> {
     let bytes: Vec<u8> = l1.iter().flat_map(|e| e.to_be_bytes()).collect();
     write_padded(rewrite, bytes, host)
 }
@@ -229,7 +230,7 @@ pub(super) fn replace_l1(rewrite: &mut Rewrite<'_>, l1: &[u64]) -> Result<()> {
 }
 
 /// Puts the snapshot table into the next run and lets go of the old one.
-fn replace_table(rewrite: &mut Rewrite<'_>, table: &SnapshotTable) -> Result<()> {
+pub(super) fn replace_table(rewrite: &mut Rewrite<'_>, table: &SnapshotTable) -> Result<()> {
     let host = rewrite.run();
     let old = SnapshotTable::read(rewrite.file(), &rewrite.header)?;
     let start = rewrite.header.snapshots_offset;

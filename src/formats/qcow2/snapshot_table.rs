@@ -97,6 +97,21 @@ impl Entry {
         self.head.l1_len = U32::new(len);
     }
 
+    /// Gives it the extra data that version 3 wants, where it has less: of a disk of `size` bytes.
+    pub(super) fn complete(&mut self, size: u64) {
+        if self.extra.len() >= EXTRA_LEN {
+            return;
+        }
+        let state = u64::from(self.head.vm_state_size.get());
+        let words = [
+            self.extra_word(0).unwrap_or(state),
+            self.extra_word(1).unwrap_or(size),
+            NO_ICOUNT,
+        ];
+        self.extra = words.iter().flat_map(|w| w.to_be_bytes()).collect();
+        self.head.extra_len = U32::new(u32::try_from(EXTRA_LEN).unwrap_or(0));
+    }
+
     /// Its identifier as a number, where it is one.
     pub(super) fn number(&self) -> Option<u64> {
         std::str::from_utf8(&self.id).ok()?.parse().ok()
@@ -236,7 +251,7 @@ impl Reader<'_> {
     }
 
     fn entry(&mut self, index: usize) -> Result<Entry> {
-        let padding = self.at.next_multiple_of(8) - self.at;
+        let padding = (8 - self.at % 8) % 8;
         self.bytes(clamp_len(padding, 7))?;
         let head = Raw::read_from_bytes(&self.bytes(HEAD)?)
             .map_err(|_| Error::corrupt("a snapshot entry is too short"))?;

@@ -3,14 +3,18 @@
 //!
 //! The first sector holds the fields and is taken to be written as a whole or not at all.  The
 //! list of extensions and the backing file's name may reach past it.  What lies there is written
-//! first, where the old header does not look, or while a header is in force that does without the
-//! feature name table, the one extension that nobody needs.
+//! where the header in force does not look.  To make room, a header is in force meanwhile that does
+//! without the feature name table, the one extension that nobody needs: first the old one so, then
+//! the new one.  Where that is not enough the change is refused.
 
-use super::extension::{self, FEATURE_NAMES};
+use std::ops::Range;
+
+use super::extension::FEATURE_NAMES;
 use super::header::{Header, MAX_BACKING_NAME};
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 use crate::util::align::{clamp_len, len64};
+use crate::util::range::intersect;
 
 /// Written as a whole or not at all.
 const SECTOR: usize = 512;
@@ -22,42 +26,114 @@ struct Name {
     len: u64,
 }
 
+impl Name {
+    fn range(self) -> Range<u64> {
+        self.at..self.at + self.len
+    }
+}
+
+/// The header in force, and where it looks.
+struct Old {
+    header: Header,
+    name: Name,
+    /// End of its list of extensions.
+    end: u64,
+    /// The same without the feature name table.
+    bare_end: u64,
+}
+
+impl Old {
+    fn read(file: &dyn Storage) -> Result<Self> {
+        let header = Header::read(file)?;
+        Ok(Self {
+            name: old_name(file)?,
+            end: list_end(&header, |_| true),
+            bare_end: list_end(&header, is_needed),
+            header,
+        })
+    }
+
+    /// Whether its list without the feature name table lies within the first sector.
+    fn can_be_bare(&self) -> bool {
+        self.bare_end <= len64(SECTOR)
+    }
+}
+
+/// Where the name of the new header goes.
+enum Place {
+    /// Where the header in force does not look, or has the same name.
+    Free(Name),
+    /// The same, once that header does without the feature name table.
+    FreeWhenBare(Name),
+}
+
 /// Makes `new` the header of `file`, durably.  What was written before is durable before.
 ///
 /// # Errors
-/// `Invalid`, with nothing changed, where the first cluster has no room for it; the host's.
+/// `Invalid` where the first cluster has no room for it, `Unsupported` where a power cut on the
+/// way could leave neither header, both with nothing changed; the host's.
 pub(super) fn switch(file: &dyn Storage, new: &Header) -> Result<()> {
-    let old = old_name(file)?;
-    let old_header = Header::read(file)?;
-    let old_end = list_end(&old_header, &old_header.extensions).max(old.at + old.len);
-    let name = place(new, &old_header, old, old_end)?;
+    let old = Old::read(file)?;
+    let place = place(new, &old)?;
+    let (Place::Free(name) | Place::FreeWhenBare(name)) = place;
     let text = new.backing_name.as_deref().unwrap_or_default().as_bytes();
     let whole = with_name(encode(new, name, |_| true), name, text);
+    let end = list_end(new, |_| true);
+    let sector = len64(SECTOR);
+    // What is to be written past the first sector: the rest of the list, and of the name.
+    let list = sector..end.max(sector);
+    let name_part = name.at.max(sector)..(name.at + name.len).max(sector);
+    let list_is_there = is_there(file, &whole, &list)?;
+    let name_is_there = is_there(file, &whole, &name_part)?;
+    let bare_new = list_end(new, is_needed) <= sector;
+    let seen = sector..old.end.max(sector);
+    // The list cannot wait for a header that does without it, and the one in force looks there.
+    let clobbers = !list_is_there && !bare_new;
+    let meets = |with: &Range<u64>| {
+        intersect(&list, with)
+            .is_some_and(|both| !matches!(is_there(file, &whole, &both), Ok(true)))
+    };
+    let bare_first = matches!(place, Place::FreeWhenBare(_)) || (clobbers && meets(&seen));
+    if clobbers && meets(&old.name.range()) || bare_first && !old.can_be_bare() {
+        return Err(Error::unsupported(format!(
+            "the header's extensions end at {end:#x}, past the first sector, and cannot change so that a power cut does no harm (allowed: {SECTOR} bytes without the feature names)"
+        )));
+    }
     file.sync()?;
-    if whole.len() > SECTOR && name.at >= old_end {
-        file.write_at(text, name.at)?;
-        file.sync()?;
+    if bare_first {
+        let old_text = old.header.backing_name.as_deref().unwrap_or_default();
+        let bare = encode(&old.header, old.name, is_needed);
+        write_sector(file, &with_name(bare, old.name, old_text.as_bytes()))?;
     }
-    if reads_alike(file, &whole)? {
-        return write_sector(file, &whole);
+    if !name_is_there {
+        write_part(file, &whole, &name_part)?;
     }
-    let short = encode(new, name, |kind| kind != FEATURE_NAMES);
-    if short.len() <= SECTOR {
-        write_sector(file, &with_name(short, name, text))?;
+    if !list_is_there {
+        if bare_new {
+            let bare = encode(new, name, is_needed);
+            write_sector(file, &with_name(bare, name, text))?;
+        }
+        write_part(file, &whole, &list)?;
     }
-    file.write_at(&whole[SECTOR..], len64(SECTOR))?;
-    file.sync()?;
     write_sector(file, &whole)
 }
 
-/// Whether what lies past the first sector is on disk already.
-fn reads_alike(file: &dyn Storage, whole: &[u8]) -> Result<bool> {
-    let Some(rest) = whole.get(SECTOR..) else {
-        return Ok(true);
-    };
-    let mut found = vec![0; rest.len()];
-    file.read_at(&mut found, len64(SECTOR))?;
-    Ok(found == rest)
+/// Whether `whole` has in a part what is on disk already.
+fn is_there(file: &dyn Storage, whole: &[u8], part: &Range<u64>) -> Result<bool> {
+    let bytes = slice(whole, part);
+    let mut found = vec![0; bytes.len()];
+    file.read_at(&mut found, part.start)?;
+    Ok(found == bytes)
+}
+
+fn slice<'b>(whole: &'b [u8], part: &Range<u64>) -> &'b [u8] {
+    let end = clamp_len(part.end, whole.len());
+    &whole[clamp_len(part.start, end)..end]
+}
+
+fn write_part(file: &dyn Storage, whole: &[u8], part: &Range<u64>) -> Result<()> {
+    file.write_at(slice(whole, part), part.start)?;
+    file.sync()
 }
 
 fn write_sector(file: &dyn Storage, bytes: &[u8]) -> Result<()> {
@@ -79,9 +155,9 @@ fn old_name(file: &dyn Storage) -> Result<Name> {
 }
 
 /// Where the backing file's name goes: within the first sector, else where it is already, else
-/// where the old header does not look, else behind the new one's extensions.
-fn place(new: &Header, old_header: &Header, old: Name, old_end: u64) -> Result<Name> {
-    let end = list_end(new, &new.extensions);
+/// where the old header does not look, else where it will not look without the feature names.
+fn place(new: &Header, old: &Old) -> Result<Place> {
+    let end = list_end(new, |_| true);
     let cluster = new.cluster_size();
     let len = len64(new.backing_name.as_ref().map_or(0, String::len));
     if len > u64::from(MAX_BACKING_NAME) || end + len > cluster {
@@ -91,28 +167,43 @@ fn place(new: &Header, old_header: &Header, old: Name, old_end: u64) -> Result<N
         )));
     }
     if len == 0 {
-        return Ok(Name { at: 0, len: 0 });
+        return Ok(Place::Free(Name { at: 0, len: 0 }));
     }
-    let fits = |at: u64| at + len <= cluster;
-    let same = new.backing_name == old_header.backing_name;
-    let at = if end + len <= len64(SECTOR) {
-        end
-    } else if same && old.at >= end {
-        old.at
-    } else if fits(end.max(old_end)) {
-        end.max(old_end)
-    } else {
-        end
-    };
-    Ok(Name { at, len })
+    let taken = old.name.range();
+    let free = |at: u64| at + len <= cluster && intersect(&(at..at + len), &taken).is_none();
+    let candidates = |end: u64| [end, end.max(taken.end)];
+    let same = new.backing_name == old.header.backing_name && old.name.at >= end;
+    let name = |at| Name { at, len };
+    if end + len <= len64(SECTOR) {
+        return Ok(Place::Free(name(end)));
+    }
+    if same {
+        return Ok(Place::Free(old.name));
+    }
+    let at = candidates(end.max(old.end))
+        .into_iter()
+        .find(|at| free(*at));
+    let bare = candidates(end.max(old.bare_end)).into_iter();
+    let bare = || bare.clone().find(|at| free(*at));
+    match (at, bare()) {
+        (Some(at), _) => Ok(Place::Free(name(at))),
+        (None, Some(at)) => Ok(Place::FreeWhenBare(name(at))),
+        (None, None) => Err(Error::unsupported(format!(
+            "the first cluster of {cluster} bytes has no room for a backing file's name of {len} bytes beside the old one of {} (allowed after the old name is taken away)",
+            old.name.len
+        ))),
+    }
 }
 
-/// Where the extensions of a header end.
-fn list_end(header: &Header, list: &[extension::Extension]) -> u64 {
-    let extensions: usize = list
-        .iter()
-        .map(|e| 8 + e.data.len().next_multiple_of(8))
-        .sum();
+/// Whether the image needs the extensions of a kind.
+fn is_needed(kind: u32) -> bool {
+    kind != FEATURE_NAMES
+}
+
+/// Where the extensions of a header end that `keep` accepts.
+fn list_end(header: &Header, keep: impl Fn(u32) -> bool) -> u64 {
+    let list = header.extensions.iter().filter(|e| keep(e.kind));
+    let extensions: usize = list.map(|e| 8 + e.data.len().next_multiple_of(8)).sum();
     header.len() + len64(extensions) + 8
 }
 
@@ -142,7 +233,7 @@ fn with_name(mut bytes: Vec<u8>, name: Name, text: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::formats::qcow2::create;
+    use crate::formats::qcow2::{create, extension};
     use crate::image::create::CreateOptions;
     use crate::image::options::OptionValues;
     use crate::storage::memory::{Change, MemoryStorage};
@@ -160,8 +251,14 @@ mod tests {
         storage
     }
 
-    /// Every header that a power cut may leave is the old one, the new one, or the new one
-    /// without names of features.
+    fn bare(header: &Header) -> Header {
+        let mut bare = header.clone();
+        bare.extensions.retain(|e| is_needed(e.kind));
+        bare
+    }
+
+    /// Every header that a power cut may leave is the old one or the new one, perhaps without names
+    /// of features.
     fn torn(storage: &MemoryStorage, new: &Header) {
         let old = Header::read(storage).expect("reads");
         let base = storage.to_bytes();
@@ -170,6 +267,8 @@ mod tests {
         let changes = storage.changes();
         let stable = MemoryStorage::from_bytes(&base);
         let mut pending: Vec<Change> = Vec::new();
+        let allowed = [&old, new, &bare(&old), &bare(new)].map(Clone::clone);
+        let mut rng = fastrand::Rng::with_seed(7);
         for change in &changes {
             if *change == Change::Sync {
                 pending.drain(..).for_each(|c| stable.apply(&c));
@@ -178,18 +277,71 @@ mod tests {
             let Change::Write { host, bytes } = change else {
                 panic!("{change:?}");
             };
-            for (index, sector) in bytes.chunks(SECTOR).enumerate() {
-                let host = host + len64(index * SECTOR);
+            // Each sector alone, and sectors at random.
+            let count = bytes.len().div_ceil(SECTOR);
+            for round in 0..count + 8 {
                 let state = MemoryStorage::from_bytes(&stable.to_bytes());
-                state.write_at(sector, host).expect("memory has room");
+                // A write that does not begin with a sector is torn at the sectors of the disk.
+                let first = SECTOR - clamp_len(*host, usize::MAX) % SECTOR;
+                let (head, rest) = bytes.split_at(first.min(bytes.len()));
+                let parts = std::iter::once(head).chain(rest.chunks(SECTOR));
+                let mut at = *host;
+                for (index, part) in parts.enumerate() {
+                    if index == round || round >= count && rng.bool() {
+                        state.write_at(part, at).expect("memory has room");
+                    }
+                    at += len64(part.len());
+                }
                 let found = Header::read(&state).expect("a header");
-                let mut bare = new.clone();
-                bare.extensions.retain(|e| e.kind != FEATURE_NAMES);
-                assert!([&old, new, &bare].contains(&&found), "{found:?}");
+                assert!(allowed.contains(&found), "{found:?}");
             }
             pending.push(change.clone());
         }
         assert_eq!(Header::read(storage).expect("reads"), *new);
+    }
+
+    /// As `torn`, or refused with nothing changed; whether it was done.
+    fn torn_or_refused(storage: &MemoryStorage, new: &Header) -> bool {
+        let before = storage.to_bytes();
+        let trial = MemoryStorage::from_bytes(&before);
+        match switch(&trial, new) {
+            Ok(()) => torn(storage, new),
+            Err(e) => {
+                let kinds = [crate::ErrorKind::Unsupported, crate::ErrorKind::Invalid];
+                assert!(kinds.contains(&e.kind()), "{e}");
+                assert_eq!(trial.to_bytes(), before);
+                return false;
+            }
+        }
+        true
+    }
+
+    #[test]
+    fn long_names_in_small_clusters_are_changed_safely_or_refused() {
+        let mut rng = fastrand::Rng::with_seed(1);
+        let mut done = [0; 2];
+        for round in 0..400 {
+            let options = ["cluster_size=1k", "cluster_size=2k", "cluster_size=4k"];
+            let storage = image(options[round % 3]);
+            for _ in 0..6 {
+                let mut new = Header::read(&storage).expect("reads");
+                let name: String = (0..rng.usize(0..700)).map(|_| rng.alphabetic()).collect();
+                match rng.u8(0..4) {
+                    0 => {
+                        let len = rng.usize(1..600);
+                        let data = (rng.bool()).then(|| vec![b'd'; len]);
+                        extension::set(&mut new.extensions, extension::DATA_FILE_NAME, data);
+                    }
+                    1 => {
+                        let data = rng.bool().then(|| vec![rng.u8(..); 24]);
+                        extension::set(&mut new.extensions, 0x0bad_cafe, data);
+                    }
+                    _ => new.set_backing(Some(&*name).filter(|n| !n.is_empty()), Some("raw")),
+                }
+                done[usize::from(torn_or_refused(&storage, &new))] += 1;
+            }
+        }
+        assert!(done[0] > 50 && done[1] > 1000, "{done:?}");
     }
 
     #[test]

@@ -55,6 +55,8 @@ pub(super) struct Writer {
     pub(super) guard: Guard,
     /// There is a tracker.
     pub(super) tracking: AtomicBool,
+    /// The header in the file says more than the one that was read on opening.
+    new_header: AtomicBool,
     /// The bitmaps that record.  Outside `refcounts`.
     pub(super) tracker: Mutex<Option<Tracker>>,
 }
@@ -91,6 +93,7 @@ impl Writer {
             started: AtomicBool::new(false),
             guard: Guard::default(),
             tracking: AtomicBool::new(false),
+            new_header: AtomicBool::new(false),
             tracker: Mutex::default(),
         }
     }
@@ -107,6 +110,26 @@ impl Writer {
         self.started.store(false, Ordering::Release);
     }
 
+    /// Has changes go on without bitmaps that record, until [`Writer::start_again`].
+    pub(super) fn start_unrecorded(&self) {
+        self.started.store(true, Ordering::Release);
+    }
+
+    /// From now on the bitmaps are where the header in the file says.
+    pub(super) fn expect_new_header(&self) {
+        self.new_header.store(true, Ordering::Release);
+    }
+
+    /// The header was read again.
+    pub(super) fn header_was_read(&self) {
+        self.new_header.store(false, Ordering::Release);
+    }
+
+    /// Whether the bitmaps are where the header in the file says.
+    pub(super) fn has_new_header(&self) -> bool {
+        self.new_header.load(Ordering::Acquire)
+    }
+
     /// Whether metadata waits for data.
     pub(super) fn order(&self) -> WriteOrder {
         self.order
@@ -120,7 +143,7 @@ impl Qcow2 {
     }
 
     /// Before the first change: what the header promises and this driver does not keep up is
-    /// taken back, durably.
+    /// taken back, durably, and bitmaps begin to record.
     pub(super) fn start_writing(&self) -> Result<()> {
         let writer = self.writer()?;
         if writer.started.load(Ordering::Acquire) {
@@ -130,7 +153,20 @@ impl Qcow2 {
         if writer.started.load(Ordering::Acquire) {
             return Ok(());
         }
-        let place = writer.refcounts.lock().place();
+        self.prepare()?;
+        // One that is there already still has what it recorded.
+        if tracker.is_none() {
+            *tracker = Tracker::start(&*self.file, self.directory()?, self.header.cluster_bits)?;
+        }
+        writer.tracking.store(tracker.is_some(), Ordering::Release);
+        writer.started.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Before any change: learns where metadata is, and takes back what the header promises and
+    /// this driver does not keep up, durably.
+    pub(super) fn prepare(&self) -> Result<()> {
+        let place = self.writer()?.refcounts.lock().place();
         self.guard_metadata(place)?;
         let kept = self.header.autoclear & feature::KEPT_AUTOCLEAR;
         let mut extensions = self.header.extensions.iter();
@@ -142,12 +178,6 @@ impl Qcow2 {
             self.file.write_at(&kept.to_be_bytes(), AUTOCLEAR_FIELD)?;
             self.file.sync()?;
         }
-        // One that is there already still has what it recorded.
-        if tracker.is_none() {
-            *tracker = Tracker::start(&*self.file, &self.header)?;
-        }
-        writer.tracking.store(tracker.is_some(), Ordering::Release);
-        writer.started.store(true, Ordering::Release);
         Ok(())
     }
 
@@ -192,20 +222,29 @@ impl Qcow2 {
 
     /// Takes clusters of the image file.
     pub(super) fn take(&self, count: Range<u64>) -> Result<Taken> {
+        self.taking(|refcounts| refcounts.take(&*self.file, count, &self.allowed()))
+    }
+
+    /// Runs `take`, then guards what the refcount structure took for itself.
+    pub(super) fn taking<T>(&self, take: impl FnOnce(&mut Refcounts) -> Result<T>) -> Result<T> {
         let writer = self.writer()?;
         let mut refcounts = writer.refcounts.lock();
         let before = refcounts.place();
-        let taken = refcounts.take(&*self.file, count);
+        let taken = take(&mut refcounts);
+        let made = refcounts.made();
+        made.into_iter().for_each(|host| writer.guard.insert(host));
         if refcounts.place() != before {
             writer.guard.set_refcount_table(refcounts.place());
         }
-        drop(refcounts);
-        let taken = taken?;
+        taken
+    }
+
+    /// Refuses clusters that metadata is in.
+    pub(super) fn allowed(&self) -> impl Fn(u64) -> Result<()> + '_ {
         let bits = self.layout.cluster_bits;
-        // They stay counted: that they were not was the damage.
-        match taken.clusters.clone().find(|c| self.is_metadata(c << bits)) {
-            Some(cluster) => Err(self.metadata_at(cluster << bits)),
-            None => Ok(taken),
+        move |cluster| match self.is_metadata(cluster << bits) {
+            true => Err(self.metadata_at(cluster << bits)),
+            false => Ok(()),
         }
     }
 

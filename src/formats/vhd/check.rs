@@ -14,6 +14,7 @@ use crate::formats::vhd::sparse::{Shape, Sparse};
 use crate::image::Check;
 use crate::image::check::{Repair, Report, Severity};
 use crate::util::align;
+use crate::util::progress::Progress;
 
 /// Clocks may differ by this much before a time lies in the future.
 const SLACK: u32 = 86_400;
@@ -85,7 +86,7 @@ fn may_write(repair: Repair, write: bool) -> Result<()> {
 }
 
 impl Check for Fixed {
-    fn check(&self, repair: Repair) -> Result<Report> {
+    fn check(&self, repair: Repair, _progress: &dyn Progress) -> Result<Report> {
         may_write(repair, self.write)?;
         let mut report = Report::default();
         let state = *self.state.lock();
@@ -125,6 +126,10 @@ impl Check for Fixed {
             let repaired = repair != Repair::Nothing;
             if repaired {
                 self.move_footer(state.footer, end)?;
+                if self.state.lock().data_end != end {
+                    // The old footer was in the way, so it went further; from there it can go.
+                    self.move_footer(state.footer, end)?;
+                }
                 report.image_end_offset = end;
             }
             let did = repaired.then(|| "the footer was moved and the file cut".to_owned());
@@ -142,7 +147,7 @@ fn short(report: &mut Report, written: Option<Result<()>>) -> Result<()> {
 }
 
 impl Check for Sparse {
-    fn check(&self, repair: Repair) -> Result<Report> {
+    fn check(&self, repair: Repair, progress: &dyn Progress) -> Result<Report> {
         may_write(repair, self.write)?;
         let mut report = Report::default();
         let shape = self.shape.load_full();
@@ -151,7 +156,7 @@ impl Check for Sparse {
         // What is repaired by what a wrong header says is destroyed.
         let repair = if sound { repair } else { Repair::Nothing };
         self.check_locators(&mut report, &shape);
-        let ends = self.check_blocks(&mut report, &shape, repair)?;
+        let ends = self.check_blocks(&mut report, &shape, repair, progress)?;
         self.check_end(&mut report, &shape, ends, repair)?;
         self.check_copy(&mut report, &shape, repair)?;
         self.check_batmap_header(&mut report, &shape, repair)?;
@@ -159,6 +164,10 @@ impl Check for Sparse {
             self.storage.sync()?;
         }
         Ok(report)
+    }
+
+    fn work(&self) -> u64 {
+        self.shape.load().size
     }
 }
 

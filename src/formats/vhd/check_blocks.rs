@@ -13,6 +13,7 @@ use crate::image::Wait;
 use crate::image::check::{Repair, Report, Severity};
 use crate::storage::Zeroing;
 use crate::util::align::{clamp_len, len64};
+use crate::util::progress::Progress;
 use crate::util::range;
 
 /// Blocks looked at for overlaps, 8 bytes each: 8 TiB of disk in blocks of 2 MiB.
@@ -69,8 +70,9 @@ impl Sparse {
         report: &mut Report,
         shape: &Shape,
         repair: Repair,
+        progress: &dyn Progress,
     ) -> Result<Ends> {
-        let mut walk = self.walk(report, shape)?;
+        let mut walk = self.walk(report, shape, progress)?;
         for text in &walk.texts {
             corruption(report, text.as_str(), None);
         }
@@ -79,7 +81,7 @@ impl Sparse {
         walk.placed.sort_unstable();
         let twice = self.overlaps(&walk.placed);
         self.repair_overlaps(report, shape, &twice, repair)?;
-        self.check_batmap(report, shape, &walk.placed)?;
+        self.check_batmap(report, shape, &walk.placed, progress)?;
         if walk.too_many {
             report.check_errors += 1;
             note(
@@ -100,7 +102,7 @@ impl Sparse {
         Ok(Ends { used, lost })
     }
 
-    fn walk(&self, report: &mut Report, shape: &Shape) -> Result<Walk> {
+    fn walk(&self, report: &mut Report, shape: &Shape, progress: &dyn Progress) -> Result<Walk> {
         let mut walk = Walk::default();
         let blocks = self.blocks.count(shape.size);
         report.total_clusters = blocks;
@@ -112,6 +114,9 @@ impl Sparse {
         };
         let mut last: Option<u64> = None;
         self.each_word(shape, |index, word| {
+            progress.check()?;
+            let start = index.saturating_mul(self.blocks.data);
+            progress.advance(shape.size.saturating_sub(start).min(self.blocks.data));
             if word == UNUSED {
                 return Ok(());
             }
@@ -254,11 +259,18 @@ impl Sparse {
     }
 
     /// The batmap against the bitmaps of the blocks it calls full.
-    fn check_batmap(&self, report: &mut Report, shape: &Shape, placed: &[Placed]) -> Result<()> {
+    fn check_batmap(
+        &self,
+        report: &mut Report,
+        shape: &Shape,
+        placed: &[Placed],
+        progress: &dyn Progress,
+    ) -> Result<()> {
         let Some(map) = shape.batmap() else {
             return Ok(());
         };
         for block in placed.iter().filter(|b| map.is_full(u64::from(b.index))) {
+            progress.check()?;
             let mut at = 0;
             while at < self.blocks.sectors() {
                 let sectors = at..self.blocks.sectors();

@@ -31,6 +31,7 @@ const AZURE_UNIT: u64 = 1 << 20;
 pub(super) const CREATOR: Creator = Creator {
     create,
     measure,
+    measure_bitmaps: |_, _| None,
     cluster_size: |options| {
         let plan = Plan::new(options)?;
         Ok(match plan.kind {
@@ -249,6 +250,11 @@ fn block_size(options: &CreateOptions, kind: Kind) -> Result<u64> {
 }
 
 fn measure(options: &CreateOptions, data_clusters: u64) -> Result<u64> {
+    if options.backing.is_some() {
+        return Err(Error::unsupported(
+            "a target with a backing image cannot be measured: what it needs depends on content",
+        ));
+    }
     let plan = Plan::new(options)?;
     let too_long = || Error::new(ErrorKind::OutOfRange, "the file would be too long");
     match plan.kind {

@@ -400,6 +400,7 @@ mod tests {
     use crate::image::check::Repair;
     use crate::image::create::CreateOptions;
     use crate::storage::memory::MemoryStorage;
+    use crate::util::progress::Silent;
 
     const BLOCK: u64 = 2 << 20;
 
@@ -488,7 +489,7 @@ mod tests {
     fn a_batmap_that_contradicts_a_bitmap_is_found_and_kept() {
         let image = open_for_writing(&by_tapdisk());
         let check = image.as_check().expect("can be checked");
-        let report = check.check(Repair::All).expect("the host is well");
+        let report = check.check(Repair::All, &Silent).expect("the host is well");
         assert_eq!(report.corruptions, 1, "{report:?}");
         assert!(report.findings.iter().any(|f| f.text.contains("batmap")));
     }

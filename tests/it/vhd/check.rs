@@ -298,7 +298,9 @@ fn no_changed_byte_of_the_metadata_is_read_as_wrong_data() {
         }
         if let Ok(image) = open(&left, &checking()) {
             let checker = image.as_check().expect("can be checked");
-            checker.check(Repair::Nothing).expect("the host is well");
+            checker
+                .check(Repair::Nothing, &vdtool::util::progress::Silent)
+                .expect("the host is well");
         }
     }
 }

@@ -93,6 +93,7 @@ fn check(storage: &Arc<MemoryStorage>, repair: Repair) -> Report {
     });
     options.purpose = Purpose::Check;
     let image = open(storage, &options).expect("opens for checking");
-    let report = image.as_check().expect("can be checked").check(repair);
+    let check = image.as_check().expect("can be checked");
+    let report = check.check(repair, &vdtool::util::progress::Silent);
     report.expect("the host is well")
 }

@@ -39,6 +39,8 @@ impl Checker<'_> {
             .iter()
             .copied()
             .filter(|t| t.active.is_some())
+            // Each is looked at once more, whoever else points at it.
+            .map(|t| Table { times: 1, ..t })
             .collect();
         self.each_table(&active, |checker, table, bytes| {
             let step = checker.layout.entry_len() / 8;

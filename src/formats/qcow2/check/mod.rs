@@ -16,23 +16,26 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::Qcow2;
-use super::entry::Layout;
+use super::entry::{Layout, OFFSET};
 use super::feature;
 use super::header::Header;
+use super::snapshot_table::SnapshotTable;
 use crate::error::{Error, Result};
 use crate::image::check::{Check, Repair, Report, Severity};
 use crate::image::open::Purpose;
 use crate::storage::Storage;
-use crate::util::align::is_aligned;
+use crate::util::align::{is_aligned, len64};
+use crate::util::progress::Progress;
 use crate::util::range;
 
 use counts::{Counts, Kind, Met};
 
 /// Offset of the incompatible bits in the header.
 const INCOMPATIBLE_FIELD: u64 = 72;
+/// Most first-level entries of snapshots that are looked at before a check, to show how far it is.
+const MAX_WORK: u64 = 1 << 21;
 
 /// One check, from its start to its report.
-#[derive(Debug)]
 struct Checker<'a> {
     file: &'a dyn Storage,
     header: Header,
@@ -40,6 +43,7 @@ struct Checker<'a> {
     /// Guest data is in another file, which has no refcounts.
     external: bool,
     repair: Repair,
+    progress: &'a dyn Progress,
     counts: Counts,
     /// Clusters of metadata that nothing else may point at, by what they are.
     sole: Vec<(String, Range<u64>)>,
@@ -55,26 +59,55 @@ struct Checker<'a> {
     differs: HashMap<u64, u64>,
     /// Words that the repair is going to set right.
     fixes: usize,
+    /// Snapshots of version 3 that lack what version 3 has: index, bytes of extra data.
+    incomplete: Vec<(u32, u64)>,
     report: Report,
 }
 
 impl Check for Qcow2 {
-    fn check(&self, repair: Repair) -> Result<Report> {
+    fn check(&self, repair: Repair, progress: &dyn Progress) -> Result<Report> {
         if repair != Repair::Nothing && self.writer.is_none() {
             return Err(Error::read_only());
         }
-        let report = check(&*self.file, repair);
+        let report = check(&*self.file, repair, progress);
         if repair != Repair::Nothing {
             self.tables.forget(0..u64::MAX);
             self.decoded.clear();
         }
         report
     }
+
+    fn work(&self) -> u64 {
+        // What cannot be read is for the check to say.
+        Header::read_for(&*self.file, Purpose::Check)
+            .and_then(|header| work(&*self.file, &header))
+            .unwrap_or(0)
+    }
+}
+
+/// Bytes of second-level tables that a check looks at: all once, and the active ones again; 0 where
+/// there are too many first-level tables to find out.
+fn work(file: &dyn Storage, header: &Header) -> Result<u64> {
+    let snapshots = SnapshotTable::read(file, header)?.entries;
+    let lengths = snapshots.iter().map(|e| u64::from(e.l1_len()));
+    if lengths.sum::<u64>() > MAX_WORK {
+        return Ok(0);
+    }
+    let tables = |offset: u64, len: u32| {
+        let len = u64::from(len) * 8;
+        let words = super::guard::addresses(file, offset..offset.saturating_add(len));
+        words.map(|words| len64(words.iter().filter(|w| **w & OFFSET != 0).count()))
+    };
+    let mut count = 2 * tables(header.l1_offset, header.l1_len)?;
+    for entry in &snapshots {
+        count += tables(entry.l1_offset(), entry.l1_len())?;
+    }
+    Ok(count.saturating_mul(header.cluster_size()))
 }
 
 /// Checks the image in `file`, and repairs what `repair` allows; a repair is on stable media when
 /// it returns.
-pub(super) fn check(file: &dyn Storage, repair: Repair) -> Result<Report> {
+pub(super) fn check(file: &dyn Storage, repair: Repair, progress: &dyn Progress) -> Result<Report> {
     let header = Header::read_for(file, Purpose::Check)?;
     let layout = Layout {
         cluster_bits: header.cluster_bits,
@@ -91,6 +124,7 @@ pub(super) fn check(file: &dyn Storage, repair: Repair) -> Result<Report> {
         layout,
         header,
         repair,
+        progress,
         counts: Counts::default(),
         sole: Vec::new(),
         complete: true,
@@ -99,6 +133,7 @@ pub(super) fn check(file: &dyn Storage, repair: Repair) -> Result<Report> {
         structure: Vec::new(),
         differs: HashMap::new(),
         fixes: 0,
+        incomplete: Vec::new(),
         report,
     };
     checker.run()?;
@@ -124,6 +159,7 @@ impl Checker<'_> {
         }
         self.copied(&tables)?;
         self.apply(&fixes)?;
+        self.complete_snapshots()?;
         self.finish()
     }
 
@@ -146,7 +182,8 @@ impl Checker<'_> {
     ) -> Result<bool> {
         let size = self.layout.cluster_size();
         let past = host.end.saturating_sub(self.file.size());
-        if past >= size || host.end < host.start {
+        let outside = range::len(&host) > 0 && host.start >= self.file.size();
+        if past >= size || outside || host.end < host.start {
             let end = self.file.size();
             self.dangling = true;
             self.corrupt(format!(

@@ -107,6 +107,7 @@ impl Checker<'_> {
         indices.sort_unstable();
         indices.dedup();
         for index in indices {
+            self.progress.check()?;
             let first = index << bits;
             self.compare_block(host(index), first..first + (1 << bits))?;
         }

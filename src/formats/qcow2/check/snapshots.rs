@@ -2,9 +2,14 @@
 
 use super::Checker;
 use super::tables::FirstLevel;
-use crate::error::Result;
-use crate::formats::qcow2::header::{MAX_L1_BYTES, MAX_SNAPSHOTS};
-use crate::util::align::{is_aligned, len64};
+use crate::error::{Error, Result};
+use crate::formats::qcow2::header::{Header, MAX_L1_BYTES, MAX_SNAPSHOTS};
+use crate::formats::qcow2::refcount::{Place, Refcounts, Step};
+use crate::formats::qcow2::snapshot_table::SnapshotTable;
+use crate::formats::qcow2::switch::switch;
+use crate::image::check::{Repair, Severity};
+use crate::image::open::WriteOrder;
+use crate::util::align::{clamp_len, is_aligned, len64};
 
 /// Bytes of an entry before its extra data.
 const FIXED: usize = 40;
@@ -38,7 +43,8 @@ impl Checker<'_> {
                 break;
             };
             at = end;
-            if at - start > MAX_BYTES || at > self.file.size() {
+            // The padding of the last entry need not be there.
+            if at - start > MAX_BYTES || at > self.file.size().next_multiple_of(8) {
                 self.complete = false;
                 self.corrupt(format!(
                     "the snapshot table ends at {at:#x} (allowed: {MAX_BYTES} bytes, within the file)"
@@ -68,9 +74,7 @@ impl Checker<'_> {
             return Ok(None);
         }
         if self.header.version >= 3 && extra < EXTRA_V3 {
-            self.corrupt(format!(
-                "snapshot {index} has {extra} bytes of extra data (expected: at least {EXTRA_V3})"
-            ));
+            self.incomplete.push((index, extra));
         }
         let aligned = is_aligned(offset, self.layout.cluster_size());
         if !aligned || len * 8 > MAX_L1_BYTES {
@@ -91,5 +95,71 @@ impl Checker<'_> {
         Ok(Some(
             (at + len64(FIXED) + extra + id + name).next_multiple_of(8),
         ))
+    }
+
+    /// Reports entries that lack what version 3 has.  Where all else is sound, a repair writes the
+    /// table anew, with what they are taken for meanwhile.
+    pub(super) fn complete_snapshots(&mut self) -> Result<()> {
+        let incomplete = std::mem::take(&mut self.incomplete);
+        if incomplete.is_empty() {
+            return Ok(());
+        }
+        let sound = self.report.corruptions == 0
+            && self.report.check_errors == 0
+            && self.differs.is_empty()
+            && self.complete
+            && !self.unusable;
+        let mends = sound && self.repair == Repair::All;
+        if mends {
+            self.replace_snapshot_table()?;
+        }
+        for (index, extra) in incomplete {
+            let text = format!(
+                "snapshot {index} has {extra} bytes of extra data (expected: at least {EXTRA_V3})"
+            );
+            let done = mends.then(|| "completed".to_owned());
+            self.report.add(Severity::Corruption, 1, text, done);
+        }
+        Ok(())
+    }
+
+    fn replace_snapshot_table(&mut self) -> Result<()> {
+        let file = self.file;
+        file.sync()?;
+        let mut header = Header::read(file)?;
+        let mut table = SnapshotTable::read(file, &header)?;
+        let bits = header.cluster_bits;
+        let clusters = |bytes: &[u8]| len64(bytes.len()).div_ceil(1 << bits);
+        let old = header.snapshots_offset >> bits;
+        let old = old..old + clusters(&table.encode()?);
+        table
+            .entries
+            .iter_mut()
+            .for_each(|e| e.complete(header.size));
+        let mut bytes = table.encode()?;
+        let place = Place {
+            cluster_bits: bits,
+            width: self.width(),
+            table: header.reftable_offset,
+            table_clusters: u64::from(header.reftable_clusters),
+        };
+        let mut refcounts = Refcounts::new(place, file.size(), WriteOrder::Ordered);
+        let used = |cluster| match self.counts.get(cluster) {
+            0 => Ok(()),
+            _ => Err(Error::corrupt(format!("cluster {cluster} is not free"))),
+        };
+        let count = clusters(&bytes);
+        let taken = refcounts.take(file, count..count + 1, &used)?;
+        bytes.resize(clamp_len(count << bits, usize::MAX), 0);
+        file.write_at(&bytes, taken.host)?;
+        // The table of counts may have moved to make room.
+        header = Header {
+            snapshots_offset: taken.host,
+            ..Header::read(file)?
+        };
+        switch(file, &header)?;
+        self.report.image_end_offset =
+            (self.report.image_end_offset).max(taken.clusters.end << bits);
+        refcounts.step(file, old, Step::Down)
     }
 }

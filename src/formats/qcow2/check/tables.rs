@@ -104,6 +104,17 @@ impl Checker<'_> {
         let mut found = HashMap::new();
         for table in std::iter::once(&active).chain(snapshots) {
             let end = table.offset.saturating_add(table.len * 8);
+            let cut = table.active && end > self.file.size();
+            if cut && table.offset < self.file.size() {
+                // Nobody opens it so: what is missing would read as nothing.
+                self.complete = false;
+                self.dangling = true;
+                self.corrupt(format!(
+                    "{} ends at {end:#x} (the file ends at {:#x})",
+                    table.what,
+                    self.file.size()
+                ));
+            }
             if self.mark_sole(table.what.clone(), table.offset..end)? {
                 self.first_level_entries(table, &mut found)?;
             } else {
@@ -202,10 +213,13 @@ impl Checker<'_> {
         // The file is known to hold data up to here.
         let mut data = 0;
         while let Some(first) = rest.first() {
+            self.progress.check()?;
             let follows = |pair: &[Table]| pair[0].host.checked_add(size) == Some(pair[1].host);
             let more = rest.windows(2).take(most - 1).take_while(|p| follows(p));
             let (run, after) = rest.split_at(1 + more.count());
             rest = after;
+            let times = run.iter().map(|t| t.times).fold(0, u64::saturating_add);
+            self.progress.advance(times.saturating_mul(size));
             let end = first.host + size * len64(run.len());
             if end > data {
                 let found = self.file.run(first.host, end - first.host)?;

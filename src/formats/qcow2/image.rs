@@ -1,0 +1,295 @@
+//! The image as the layers above see it.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::entry::{Cluster, Packed};
+use super::lookup::Place;
+use super::snapshot_table::SnapshotTable;
+use super::writer::Writer;
+use super::{DRIVER, Qcow2, feature};
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::amend::Amend;
+use crate::image::bitmap::Bitmaps;
+use crate::image::check::Check;
+use crate::image::compress::Compress;
+use crate::image::info::Detail;
+use crate::image::relink::{Empty, Relink};
+use crate::image::snapshot::{Snapshot, Snapshots};
+use crate::image::{Backing, BackingName, Caps, Driver, Fill, Image, Resize, Run, Source, Wait};
+use crate::storage::{Limits, Storage, Zeroing};
+use crate::util::align::{clamp_len, down, len64};
+
+impl Qcow2 {
+    /// Virtual size in bytes.
+    pub(super) fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Whether guest data is in an external data file.
+    pub(super) fn has_data_file(&self) -> bool {
+        self.header.incompatible & feature::DATA_FILE != 0
+    }
+
+    /// The external data file, where there is one and it is open.
+    pub(super) fn external(&self) -> Option<&dyn Storage> {
+        let external = self.header.incompatible & feature::DATA_FILE != 0;
+        self.data.as_deref().filter(|_| external)
+    }
+
+    /// The compressed cluster that `at` lies in, decoded.
+    pub(super) fn decoded(&self, at: u64) -> Result<Arc<[u8]>> {
+        let range = self.packed(at)?;
+        self.decoded.get(range.start, || {
+            let mut out = vec![0; clamp_len(self.layout.cluster_size(), usize::MAX)];
+            self.decode(range, at, &mut out)?;
+            Ok(out)
+        })
+    }
+
+    /// Where the compressed bytes of the cluster of `at` are.
+    pub(super) fn packed(&self, at: u64) -> Result<Packed> {
+        let entry = self.tables.entry_offset(&*self.file, at, Wait::Yes)?;
+        let cluster = match entry {
+            Some(entry) => self.tables.cluster(&*self.file, entry, Wait::Yes)?,
+            None => Cluster::Unallocated,
+        };
+        match cluster {
+            Cluster::Compressed(range) => Ok(range),
+            _ => Err(Error::corrupt(format!(
+                "the cluster at {at:#x} is not compressed"
+            ))),
+        }
+    }
+
+    /// Decodes a cluster into `out`, which is as long as one.
+    pub(super) fn decode(&self, range: Packed, at: u64, out: &mut [u8]) -> Result<()> {
+        let len = self.file.size();
+        if range.start >= len {
+            return Err(Error::corrupt(format!(
+                "the compressed cluster of {at:#x} is at {:#x} (the file ends at {len:#x})",
+                range.start
+            )));
+        }
+        // The last cluster's sectors may reach past the end of the file.
+        let len = clamp_len(range.end.min(len) - range.start, usize::MAX);
+        self.decoded.with(|decoders| {
+            self.file.read_at(decoders.input(len), range.start)?;
+            decoders
+                .decode_input(self.header.compression, len, out)
+                .map_err(|e| Error::corrupt(format!("at guest offset {at:#x}: {}", e.message())))
+        })
+    }
+
+    /// Decodes the whole cluster at `at` into `out`, without keeping it: who reads clusters whole
+    /// does not come back for them, and those that others come back for stay.
+    pub(super) fn decode_whole(&self, at: u64, out: &mut [u8]) -> Result<()> {
+        let range = self.packed(at)?;
+        match self.decoded.kept(range.start) {
+            Some(bytes) => out.copy_from_slice(&bytes),
+            None => self.decode(range, at, out)?,
+        }
+        Ok(())
+    }
+
+    fn stored(&self, host: u64, copied: bool, at: u64) -> Result<Source<'_>> {
+        let Some(data) = &self.data else {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("the data at {at:#x} is in the external data file, which was not opened"),
+            ));
+        };
+        // The last cluster of a file may be there in part.
+        if down(host, self.layout.cluster_size()) >= data.size() {
+            return Err(Error::corrupt(format!(
+                "the cluster of {at:#x} is at {host:#x} (the data file ends at {:#x})",
+                data.size()
+            )));
+        }
+        // The first change is made by `allocate`, which sees to the header.
+        let started = self.writer.as_ref().is_some_and(Writer::has_started);
+        Ok(Source::Stored {
+            storage: &**data,
+            host,
+            writable: copied && started && !self.is_guarded(host),
+        })
+    }
+}
+
+impl Image for Qcow2 {
+    fn driver(&self) -> &'static Driver {
+        &DRIVER
+    }
+
+    fn virtual_size(&self) -> u64 {
+        self.size()
+    }
+
+    fn cluster_size(&self) -> Option<u64> {
+        Some(self.layout.cluster_size())
+    }
+
+    fn limits(&self) -> Limits {
+        let unit = u32::try_from(self.layout.subcluster_size()).unwrap_or(0);
+        Limits {
+            align: 1,
+            buf_align: 1,
+            zero_align: unit,
+            discard_align: unit,
+        }
+    }
+
+    fn caps(&self) -> Caps {
+        Caps {
+            write: self.writer.is_some(),
+            backing: self.header.backing_name.is_some(),
+            host_offsets: true,
+        }
+    }
+
+    fn storage(&self) -> &dyn Storage {
+        &*self.file
+    }
+
+    fn companions(&self) -> Vec<&dyn Storage> {
+        self.external().into_iter().collect()
+    }
+
+    fn map(&self, at: u64, len: u64, wait: Wait) -> Result<Run<'_>> {
+        let len = len.min(self.size().saturating_sub(at));
+        let mut found = self.tables.find(&*self.file, at, len, wait)?;
+        let source = match found.place {
+            Place::Below => Source::Below,
+            Place::Zero => Source::Zero,
+            Place::Compressed => Source::Encoded,
+            Place::Stored { host, copied } => {
+                let recorded = match copied {
+                    true => self.recorded(&(at..at + found.len)),
+                    false => 0,
+                };
+                let source = self.stored(host, recorded > 0, at)?;
+                if recorded > 0 {
+                    found.len = recorded;
+                }
+                source
+            }
+        };
+        Ok(Run {
+            len: found.len,
+            source,
+        })
+    }
+
+    fn read_encoded(&self, buf: &mut [u8], at: u64) -> Result<()> {
+        let size = self.layout.cluster_size();
+        let mut done = 0;
+        while done < buf.len() {
+            let at = at + len64(done);
+            let within = clamp_len(at % size, usize::MAX);
+            let whole = clamp_len(size, usize::MAX);
+            if within == 0 && buf.len() - done >= whole {
+                self.decode_whole(at, &mut buf[done..done + whole])?;
+                done += whole;
+                continue;
+            }
+            let cluster = self.decoded(at)?;
+            let len = (cluster.len() - within).min(buf.len() - done);
+            buf[done..done + len].copy_from_slice(&cluster[within..within + len]);
+            done += len;
+        }
+        Ok(())
+    }
+
+    fn allocate(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
+        self.allocate_range(at, len, fill)
+    }
+
+    fn zero(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
+        self.zero_range(&range, how)
+    }
+
+    fn discard(&self, range: Range<u64>) -> Result<()> {
+        self.discard_range(&range)
+    }
+
+    fn flush(&self) -> Result<()> {
+        let Some(writer) = &self.writer else {
+            return Ok(());
+        };
+        self.flush_all(writer)?;
+        self.release_freed()
+    }
+
+    fn close(&self) -> Result<()> {
+        self.release_assigned()?;
+        self.release_freed()?;
+        self.finish_bitmaps()
+    }
+
+    fn as_resize(&self) -> Option<&dyn Resize> {
+        Some(self)
+    }
+
+    fn as_layout(&self) -> Option<&dyn crate::image::Layout> {
+        self.writer.is_some().then_some(self)
+    }
+
+    fn as_compress(&self) -> Result<&dyn Compress> {
+        self.compressing()
+    }
+
+    fn as_relink(&mut self) -> Option<&mut dyn Relink> {
+        Some(self)
+    }
+
+    fn as_empty(&mut self) -> Option<&mut dyn Empty> {
+        Some(self)
+    }
+
+    fn snapshots(&self) -> Result<Vec<Snapshot>> {
+        let table = SnapshotTable::read(&*self.file, &self.header)?;
+        Ok(table.describe(self.size()))
+    }
+
+    fn as_amend(&mut self) -> Option<&mut dyn Amend> {
+        Some(self)
+    }
+
+    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        // Version 2 has none.
+        (self.header.version >= 3).then_some(self)
+    }
+
+    fn as_bitmaps(&mut self) -> Option<&mut dyn Bitmaps> {
+        Some(self)
+    }
+
+    fn as_snapshots(&mut self) -> Option<&mut dyn Snapshots> {
+        Some(self)
+    }
+
+    fn backing(&self) -> Option<Backing> {
+        let path = self.header.backing_name.clone()?;
+        Some(Backing {
+            names: vec![BackingName {
+                path,
+                origin: "header".to_owned(),
+            }],
+            format: self.header.backing_format(),
+            identity: None,
+        })
+    }
+
+    fn is_dirty(&self) -> bool {
+        self.header.incompatible & feature::DIRTY != 0
+    }
+
+    fn as_check(&self) -> Option<&dyn Check> {
+        Some(self)
+    }
+
+    fn details(&self) -> Vec<Detail> {
+        self.list_details()
+    }
+}

@@ -1,0 +1,144 @@
+//! From a file to an open image: which tables it shows, what a writer needs.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use super::decode::Decoded;
+use super::encode::Codec;
+use super::entry::Layout;
+use super::header::Header;
+use super::lookup::Tables;
+use super::refcount::{self, Refcounts};
+use super::snapshot_table::SnapshotTable;
+use super::writer::Writer;
+use super::{Qcow2, check, feature, refblock};
+use crate::error::{Error, Result};
+use crate::image::check::Repair;
+use crate::image::open::{OpenOptions, Purpose};
+use crate::image::snapshot::Pick;
+use crate::storage::Storage;
+use crate::storage::open::Access;
+use crate::util::progress::Silent;
+
+impl Qcow2 {
+    /// Opens the image in `file`.
+    pub(super) fn open(file: Arc<dyn Storage>, options: &OpenOptions) -> Result<Self> {
+        let mut header = Header::read_for(&*file, options.purpose)?;
+        let using = options.purpose == Purpose::Use;
+        let writing = using && options.access == Access::Write;
+        if writing && header.incompatible & feature::CORRUPT != 0 {
+            return Err(Error::corrupt(
+                "the image is marked corrupt (incompatible bit 1) and is not written; check -r all may mend it",
+            ));
+        }
+        let l1_end = header
+            .l1_offset
+            .saturating_add(u64::from(header.l1_len) * 8);
+        if using && l1_end > file.size() {
+            return Err(Error::corrupt(format!(
+                "the L1 table ends at {l1_end:#x} (the file ends at {:#x})",
+                file.size()
+            )));
+        }
+        if writing && header.incompatible & feature::DIRTY != 0 {
+            mend(&*file)?;
+            header = Header::read(&*file)?;
+        }
+        let external = header.incompatible & feature::DATA_FILE != 0;
+        let data = match external {
+            true => open_data_file(&header, options)?,
+            false => Some(Arc::clone(&file)),
+        };
+        if let Some(pick) = &options.snapshot {
+            view(&*file, &mut header, pick, options.access)?;
+        }
+        let layout = Layout {
+            cluster_bits: header.cluster_bits,
+            extended: header.extended_l2(),
+            version: header.version,
+        };
+        let (offset, len) = (header.l1_offset, u64::from(header.l1_len));
+        let tables = Tables::new(layout, header.l2_bits(), offset, len, external);
+        let decoded = Decoded::new(header.cluster_size());
+        let codec = Codec::new(header.compression, &options.values)?;
+        let writer = match options.access {
+            Access::Read => None,
+            Access::Write => Some(open_writer(&*file, &header, options)?),
+        };
+        Ok(Self {
+            file,
+            data,
+            size: AtomicU64::new(header.size),
+            header,
+            layout,
+            tables,
+            decoded,
+            codec,
+            writer,
+        })
+    }
+}
+
+/// Makes a header show a snapshot: its tables, its size.
+fn view(file: &dyn Storage, header: &mut Header, pick: &Pick, access: Access) -> Result<()> {
+    if access == Access::Write {
+        return Err(Error::unsupported(
+            "a snapshot is read-only (apply it to write to what it holds)",
+        ));
+    }
+    let table = SnapshotTable::read(file, header)?;
+    let list = table.describe(header.size);
+    let index = pick.find(&list)?;
+    let (Some(entry), Some(snapshot)) = (table.entries.get(index), list.get(index)) else {
+        return Err(Error::corrupt("the snapshot table changed"));
+    };
+    let needed = header.l1_needed(snapshot.disk_size);
+    if u64::from(entry.l1_len()) < needed {
+        return Err(Error::corrupt(format!(
+            "the L1 table of snapshot {index} has {} entries, its disk of {} bytes needs {needed}",
+            entry.l1_len(),
+            snapshot.disk_size
+        )));
+    }
+    header.size = snapshot.disk_size;
+    header.l1_offset = entry.l1_offset();
+    header.l1_len = entry.l1_len();
+    Ok(())
+}
+
+/// Counts anew what a writer with lazy refcounts left behind.
+fn mend(file: &dyn Storage) -> Result<()> {
+    let report = check::check(file, Repair::All, &Silent)?;
+    if report.corruptions + report.check_errors > 0 {
+        return Err(Error::corrupt(format!(
+            "the image was not closed cleanly (dirty bit) and cannot be mended: {} corruptions remain; check names them",
+            report.corruptions
+        )));
+    }
+    Ok(())
+}
+
+fn open_writer(file: &dyn Storage, header: &Header, options: &OpenOptions) -> Result<Writer> {
+    let place = refcount::Place {
+        cluster_bits: header.cluster_bits,
+        width: refblock::Width::new(header.refcount_order),
+        table: header.reftable_offset,
+        table_clusters: u64::from(header.reftable_clusters),
+    };
+    let refcounts = Refcounts::new(place, file.size(), options.order);
+    Ok(Writer::new(
+        refcounts,
+        options.order,
+        Arc::clone(&options.grace),
+    ))
+}
+
+fn open_data_file(header: &Header, options: &OpenOptions) -> Result<Option<Arc<dyn Storage>>> {
+    let Some(companions) = &options.companions else {
+        return Ok(None);
+    };
+    let name = header.data_file_name().ok_or_else(|| {
+        Error::corrupt("the image has an external data file, but does not name it")
+    })?;
+    companions.open(&name, "data file").map(Some)
+}

@@ -1,0 +1,158 @@
+//! The body of the fuzz target on some thousand images with changes at random, in a process with a
+//! limit of memory.  `VDTOOL_SEED=random` takes others each time; `VDTOOL_CORPUS=DIR` writes the
+//! samples there, for the fuzzer to begin with.
+
+use std::process::Command;
+
+use vdtool::image::bitmap::Recording;
+use vdtool::image::open::WriteOrder;
+use vdtool::storage::open::Access;
+
+use crate::exercise::exercise;
+use crate::layers::{Disk, LayerSpec, Place};
+use crate::util::Seeded;
+
+/// Inputs tried in one run.
+const ROUNDS: usize = 2000;
+/// Address space of the process that tries them, in KiB.
+const MEMORY: u32 = 1 << 20;
+/// Values that find edges.
+const EDGES: [u64; 12] = [
+    0,
+    1,
+    511,
+    512,
+    1 << 16,
+    1 << 31,
+    u32::MAX as u64,
+    1 << 40,
+    1 << 56,
+    1 << 62,
+    1 << 63,
+    u64::MAX,
+];
+
+/// Small images with everything in them that a format has.
+fn samples() -> Vec<Vec<u8>> {
+    let specs = [
+        ("qcow2", "cluster_size=512"),
+        ("qcow2", "cluster_size=4k,refcount_bits=1"),
+        ("qcow2", "cluster_size=16k,extended_l2=on"),
+        ("qcow2", "cluster_size=512,compat=0.10"),
+        (
+            "qcow2",
+            "cluster_size=1k,refcount_bits=64,compression_type=zstd",
+        ),
+        ("vhd", "block_size=4k"),
+        ("vhd", "subformat=fixed"),
+    ];
+    let mut samples = Vec::new();
+    for (format, options) in specs {
+        let spec = LayerSpec {
+            format,
+            options,
+            size: 100 << 10,
+        };
+        let disk = Disk::create(Place::Memory, &[spec]);
+        let mut chain = disk.open(Access::Write, WriteOrder::Ordered);
+        chain.write_at(&[1; 9000], 300).expect("writes");
+        samples.push(disk.memory()[0].to_bytes());
+        if let Some(snapshots) = chain.top_mut().as_snapshots() {
+            let _ = snapshots.create("one", std::time::SystemTime::UNIX_EPOCH);
+        }
+        if let Some(bitmaps) = chain.top_mut().as_bitmaps() {
+            let _ = bitmaps.add("bits", Some(512), Recording::On);
+        }
+        chain.write_at(&[2; 5000], 4000).expect("writes");
+        chain.close().expect("closes");
+        samples.push(disk.memory()[0].to_bytes());
+    }
+    samples
+}
+
+/// Changes a few things, near the start of a cluster more often than elsewhere.
+fn mutate(rng: &mut Seeded, bytes: &mut Vec<u8>, others: &[Vec<u8>]) {
+    for _ in 0..rng.usize(1..6) {
+        let len = bytes.len().max(512);
+        let place = match rng.u8(0..4) {
+            0 => rng.usize(0..128),
+            1 => rng.usize(0..len / 512) * 512 + rng.usize(0..6) * 8,
+            _ => rng.usize(0..len),
+        };
+        bytes.resize(len, 0);
+        let at = place.min(len - 8);
+        match rng.u8(0..8) {
+            0 => bytes[at] ^= 1 << rng.u8(0..8),
+            1 => bytes[at] = rng.u8(..),
+            2 | 3 => {
+                let value = EDGES[rng.usize(0..EDGES.len())].wrapping_add(rng.u64(0..3));
+                bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
+            }
+            4 => {
+                let value = (rng.u64(0..400) * 512) | (u64::from(rng.bool()) << 63);
+                bytes[at / 8 * 8..at / 8 * 8 + 8].copy_from_slice(&value.to_be_bytes());
+            }
+            5 => {
+                let value = EDGES[rng.usize(0..7)].to_be_bytes();
+                bytes[at..at + 4].copy_from_slice(&value[4..]);
+            }
+            6 => bytes.truncate(at),
+            _ => {
+                let other = &others[rng.usize(0..others.len())];
+                let end = (at + 512).min(len).min(other.len());
+                if at < end {
+                    bytes[at..end].copy_from_slice(&other[at..end]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn images_with_changes_at_random_never_panic_and_take_little_memory() {
+    let samples = samples();
+    if let Some(directory) = std::env::var_os("VDTOOL_CORPUS") {
+        for (number, sample) in samples.iter().enumerate() {
+            let path = std::path::Path::new(&directory).join(format!("sample{number}"));
+            std::fs::write(path, sample).expect("has room");
+        }
+    }
+    let this = std::env::current_exe().expect("has a name");
+    let script = format!(
+        "ulimit -v {MEMORY}; exec '{}' --exact fuzz::inputs --ignored --nocapture --test-threads 1",
+        this.display()
+    );
+    let output = Command::new("sh")
+        .args(["-c", &script])
+        .output()
+        .expect("starts");
+    let (out, errors) = (
+        String::from_utf8_lossy(&output.stdout).into_owned(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    );
+    assert!(
+        output.status.success(),
+        "{:?}: {out}{errors}",
+        output.status
+    );
+    assert!(out.contains("1 passed"), "{out}");
+}
+
+#[test]
+#[ignore = "run by the test above, in a process with a limit of memory"]
+fn inputs() {
+    let samples = samples();
+    samples.iter().for_each(|s| exercise(s));
+    let mut rng = Seeded::new("fuzz");
+    for round in 0..ROUNDS {
+        let mut bytes = samples[rng.usize(0..samples.len())].clone();
+        mutate(&mut rng, &mut bytes, &samples);
+        let result = std::panic::catch_unwind(|| exercise(&bytes));
+        if let Err(panic) = result {
+            let path = std::env::temp_dir().join("vdtool-fuzz-input");
+            let _ = std::fs::write(&path, &bytes);
+            eprintln!("round {round}: the input is in {}", path.display());
+            std::panic::resume_unwind(panic);
+        }
+    }
+}

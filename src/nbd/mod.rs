@@ -3,6 +3,7 @@
 //! Numbers of the wire, URIs, sockets with time limits, and TLS.  Nothing here knows images.
 
 pub mod link;
+pub mod resolve;
 pub mod socket;
 pub mod tls;
 pub mod uri;

@@ -1,7 +1,7 @@
 //! Stream sockets with time limits.
 
 use std::io::{self, IoSlice};
-use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use rustix::net::{
 };
 use rustix::time::Timespec;
 
+use crate::nbd::resolve::resolve;
 use crate::nbd::uri::Address;
 
 /// What is asked of the kernel for each direction; it gives less where its limits say so.
@@ -62,7 +63,7 @@ impl Socket {
             }
             Address::Tcp { host, port } => {
                 let mut last = None;
-                for to in (host.as_str(), *port).to_socket_addrs()? {
+                for to in resolve(host, *port)? {
                     match TcpStream::connect_timeout(&to, limit) {
                         Ok(stream) => return Ok(Self::new(stream.into())),
                         Err(e) => last = Some(e),

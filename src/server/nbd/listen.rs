@@ -11,6 +11,7 @@ use rustix::net::{AddressFamily, SocketFlags, accept_with, sockopt};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::nbd::resolve::resolve;
 use crate::nbd::uri::{self, Address};
 
 /// The descriptor of the first socket that a service manager hands over.
@@ -140,12 +141,12 @@ fn remove_stale(path: &Path) -> Result<()> {
 }
 
 fn tcp(host: &str, port: u16) -> Result<Listener> {
-    use std::net::{TcpListener, ToSocketAddrs};
+    use std::net::TcpListener;
     let fail = |e| Error::io(format!("listen at {host}:{port}"), e);
     let mut sockets = Vec::new();
     let mut bound = port;
     let mut last = None;
-    for mut address in (host, port).to_socket_addrs().map_err(fail)? {
+    for mut address in resolve(host, port).map_err(fail)? {
         // All of a name's addresses get the same port.
         address.set_port(bound);
         match TcpListener::bind(address) {

@@ -106,7 +106,8 @@ fn a_disk_of_any_format_is_a_block_device_of_an_older_kernel() {
 #[test]
 fn a_disk_of_any_format_is_a_block_device_of_a_newer_kernel() {
     let scenarios = [
-        "formats", "chains", "verify", "recovery", "control", "options", "ends", "rounds",
+        "formats", "chains", "verify", "recovery", "control", "options", "geometry", "ends",
+        "rounds",
     ];
     run("new", &scenarios);
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -143,7 +143,18 @@ impl Device {
             .name("ublk-device".to_owned())
             .spawn(move || owner.run(&tell))
             .map_err(|e| Error::io("start a thread", e))?;
-        let started = wait_for_start(&told)?;
+        let started = match told.recv_timeout(PATIENCE) {
+            Ok(Ok(started)) => started,
+            // Nothing is left behind when this is told.
+            Ok(Err(e)) => {
+                let _ = thread.join();
+                return Err(e);
+            }
+            Err(_) => {
+                let late = std::io::Error::from_raw_os_error(libc::ETIMEDOUT);
+                return Err(Error::io("start the ublk device", late));
+            }
+        };
         let inboxes = started.inboxes.clone();
         let wake = export
             .backend
@@ -215,16 +226,6 @@ impl Device {
     }
 }
 
-fn wait_for_start(told: &Receiver<Result<Started>>) -> Result<Started> {
-    match told.recv_timeout(PATIENCE) {
-        Ok(started) => started,
-        Err(_) => {
-            let late = std::io::Error::from_raw_os_error(libc::ETIMEDOUT);
-            Err(Error::io("start the ublk device", late))
-        }
-    }
-}
-
 impl Drop for Device {
     fn drop(&mut self) {
         self.stop();
@@ -274,13 +275,7 @@ impl Owner {
             (true, None) => return Err(Error::invalid("--recover needs --dev-id")),
             (false, _) => control::add(options)?,
         };
-        let running = match self.start(&control, &geometry) {
-            Ok(running) => running,
-            Err(e) => {
-                // A device that was taken over stays for the next one.
-                return Err(e);
-            }
-        };
+        let running = self.start(&control, &geometry)?;
         let id = running.in_use.id;
         let started = Started {
             in_use: running.in_use.clone(),
@@ -369,9 +364,31 @@ impl Owner {
             inboxes: Vec::new(),
             threads: Vec::new(),
         };
-        self.start_queues(control, &device, &shared, &mut running)?;
-        control.start_dev(&device).map_err(&failed)?;
-        Ok(running)
+        let started = self
+            .start_queues(control, &device, &shared, &mut running)
+            .and_then(|()| control.start_dev(&device).map(drop).map_err(&failed));
+        match started {
+            Ok(()) => Ok(running),
+            Err(e) => {
+                self.give_up(control, running);
+                Err(e)
+            }
+        }
+    }
+
+    /// Ends the queues of a device that did not start.
+    fn give_up(&self, control: &UblkCtrl, running: Running) {
+        if self.options.recover {
+            // It stays for the next server, which this process must make way for by ending.
+            control.disown();
+            return;
+        }
+        // Without their end the driver would wait for them when it removes the device.
+        if control.kill_dev().is_ok() {
+            for thread in running.threads {
+                let _ = thread.join();
+            }
+        }
     }
 
     fn start_queues(

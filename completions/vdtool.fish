@@ -338,6 +338,10 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l name -d 'What cl
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l connections -d 'Most NBD clients at once; further ones are told so' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l bitmap -d 'Let NBD clients see this dirty bitmap of the images; repeatable' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l tls -d 'Require TLS, with server-cert.pem and server-key.pem in this directory' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l queues -d 'Queues, each with a thread of its own' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l depth -d 'Requests that a queue may have under way' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l dev-id -d 'The N of /dev/ublkbN' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l delete -d 'Remove a ublk device whose server was killed' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -s f -l format -d 'Format of the images; without it their content decides' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l overlay -d 'Writes go to this image, made where it is not there, with FILE below it' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l cache -d 'Which caches are used' -r -f -a "writeback\t'The host\'s page cache; a flush makes writes durable'
@@ -376,6 +380,12 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l open-options -d 
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l object -d 'Not supported; named here so that the refusal says so' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l persistent -d 'Go on after the last NBD client has left'
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l tls-verify-peer -d 'Take only clients with a certificate that ca-cert.pem, in the same directory, vouches for'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l ublk -d 'Serve each image as a block device of this machine, /dev/ublkbN'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l recover -d 'Take over the device --dev-id, whose server was killed'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l no-recovery -d 'Let the device go when its server is killed, instead of waiting for another'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l no-zero-copy -d 'Copy all bytes, even where the kernel need not'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l unprivileged -d 'A device of a user without privileges'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l list -d 'List the ublk devices of this machine'
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -s r -l read-only -d 'Take no writes'
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -s s -l snapshot -d 'Writes go to a temporary layer, and are lost at the end'
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -s U -l force-share -d 'Read even where another process has the image open for writing'

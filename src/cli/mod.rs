@@ -145,7 +145,7 @@ pub enum Command {
     /// Read and write a disk's bytes by commands.
     Io(io::Args),
     /// Serve disks until told to stop.
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     /// Give commands to a running 'serve --control'.
     Ctl(ctl::Args),
     /// Print completions for a shell.

@@ -12,3 +12,4 @@ pub mod options;
 pub mod serve;
 pub mod snapshot;
 pub mod table;
+pub mod ublk;

@@ -16,6 +16,8 @@ use std::sync::Arc;
 use crate::backend::Backend;
 use crate::error::Result;
 
+pub mod ublk;
+
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod nbd;
@@ -52,4 +54,23 @@ pub trait Server: fmt::Debug + Send + Sync {
     /// # Errors
     /// `Unsupported` where clients cannot be told; the host's.
     fn resized(&self, export: &Export) -> Result<()>;
+    /// Whether clients could be told of another size; asked before it changes.
+    ///
+    /// # Errors
+    /// `Unsupported` where they cannot.
+    fn may_resize(&self, export: &Export) -> Result<()> {
+        let _ = export;
+        Ok(())
+    }
+    /// Whether requests that come between `stop` and the end are carried out: its client is a
+    /// kernel that writes back what it holds before it lets go.  The backends must then stay open
+    /// until `wait` has returned.
+    fn drains(&self) -> bool {
+        false
+    }
+    /// What it uses of the host, for reports: names and values for the export of this number.
+    fn in_use(&self, export: usize) -> Vec<(&'static str, String)> {
+        let _ = export;
+        Vec::new()
+    }
 }

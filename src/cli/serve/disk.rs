@@ -147,7 +147,7 @@ pub(super) fn open_all(
     listener: impl Fn(&str) -> Listener,
 ) -> anyhow::Result<Vec<Disk>> {
     let mut disks: Vec<Disk> = Vec::new();
-    for named in &args.files {
+    for named in &named(args)? {
         if disks.iter().any(|d| d.export.name == named.name) {
             let name = printable(&named.name);
             return Err(usage(format!(
@@ -157,6 +157,23 @@ pub(super) fn open_all(
         disks.push(open_one(args, globals, named, listener(&named.name))?);
     }
     Ok(disks)
+}
+
+/// The images, and what clients call them; `--name` is for the one that has no name yet.
+fn named(args: &Args) -> anyhow::Result<Vec<Named>> {
+    let mut files = args.files.clone();
+    let name = &args.transport.name;
+    if name.is_empty() {
+        return Ok(files);
+    }
+    match files.iter_mut().find(|f| f.name.is_empty()) {
+        Some(file) => file.name.clone_from(name),
+        None => {
+            let text = "--name is for an image without NAME=, and there is none";
+            return Err(usage(text));
+        }
+    }
+    Ok(files)
 }
 
 fn open_one(

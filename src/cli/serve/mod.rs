@@ -22,6 +22,7 @@ mod ready;
 mod report;
 mod run;
 pub mod transport;
+pub mod ublk;
 
 #[cfg(test)]
 mod tests;
@@ -160,7 +161,8 @@ pub struct Args {
     #[command(flatten)]
     pub open: OpenArgs,
     /// The images; NAME is what clients ask for.
-    #[arg(value_name = "[NAME=]FILE", required = true, value_parser = disk::parse_named)]
+    #[arg(value_name = "[NAME=]FILE", required_unless_present_any = ["list", "delete"],
+        value_parser = disk::parse_named)]
     pub files: Vec<Named>,
 }
 
@@ -169,5 +171,8 @@ pub struct Args {
 /// # Errors
 /// Whatever keeps the disks from being served or from being closed cleanly.
 pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
+    if let Some(exit) = ublk::manage(args)? {
+        return Ok(exit);
+    }
     run::run(args, globals, |exports| transport::start(args, exports))
 }

@@ -110,7 +110,9 @@ fn status(front: &Front, which: &Which) -> anyhow::Result<Value> {
     let all = some(front, which)?;
     let all: Vec<Value> = all
         .iter()
-        .map(|(index, disk)| report::status(disk, addresses.get(*index)))
+        .map(|(index, disk)| {
+            report::status(disk, addresses.get(*index), front.server.in_use(*index))
+        })
         .collect();
     Ok(json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -129,6 +131,7 @@ fn resize(front: &Front, disk: &Disk, size: u64, shrink: bool) -> anyhow::Result
         );
         return Err(Error::invalid(text).into());
     }
+    front.server.may_resize(&disk.export)?;
     backend.resize(size)?;
     tell(front, disk, before)?;
     Ok(json!({ "virtual-size": backend.geometry().virtual_size }))

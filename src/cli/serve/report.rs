@@ -13,7 +13,11 @@ use crate::backend::{Kind, Limits, Totals};
 use crate::output::json::path;
 
 /// What one export is and how it does.
-pub(super) fn status(disk: &Disk, address: Option<&String>) -> Value {
+pub(super) fn status(disk: &Disk, address: Option<&String>, server: Vec<(&str, String)>) -> Value {
+    let server: Map<String, Value> = server
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value.into()))
+        .collect();
     let backend = &disk.export.backend;
     let geometry = backend.geometry();
     let (file, format) = &*disk.image.lock();
@@ -22,6 +26,7 @@ pub(super) fn status(disk: &Disk, address: Option<&String>) -> Value {
         "name": disk.export.name,
         "description": disk.export.description,
         "address": address,
+        "server": server,
         "image": path(file),
         "format": format.name,
         "snapshot": disk.opener.is_snapshot(),

@@ -36,6 +36,13 @@ impl Front {
     /// Lets requests under way end, refuses the others, and has `run` go on to close the images.
     pub(super) fn stop(&self) {
         self.server.stop();
+        if !self.server.drains() {
+            self.shut();
+        }
+    }
+
+    /// Refuses all further requests.
+    fn shut(&self) {
         for disk in &self.disks {
             disk.export.backend.shut();
         }
@@ -167,6 +174,7 @@ fn attend(
         }
         let result = front.server.wait();
         front.stop();
+        front.shut();
         drop(ended);
         signals.end();
         Ok(result?)

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::ublk::{self, UblkArgs};
 use super::{Export, Server, usage};
 use crate::error::Context;
 use crate::nbd::tls::{self, Peers};
@@ -33,6 +34,9 @@ pub struct TransportArgs {
     /// Take only clients with a certificate that ca-cert.pem, in the same directory, vouches for.
     #[arg(long, requires = "tls")]
     pub tls_verify_peer: bool,
+    /// Block devices.
+    #[command(flatten)]
+    pub ublk: UblkArgs,
 }
 
 /// Starts the server that was asked for; clients may come when this returns.
@@ -40,29 +44,13 @@ pub struct TransportArgs {
 /// # Errors
 /// A usage error where none was named; those of the server.
 pub fn start(args: &super::Args, exports: Vec<Export>) -> anyhow::Result<Arc<dyn Server>> {
+    if let Some(server) = ublk::start(args, &exports)? {
+        return Ok(server);
+    }
     match &args.transport.nbd {
-        Some(listen) => Ok(nbd::start(
-            listen,
-            named(&args.transport, exports)?,
-            options(&args.transport)?,
-        )?),
-        None => Err(usage("no server was named (--nbd)")),
+        Some(listen) => Ok(nbd::start(listen, exports, options(&args.transport)?)?),
+        None => Err(usage("no server was named (--ublk, --nbd)")),
     }
-}
-
-fn named(args: &TransportArgs, mut exports: Vec<Export>) -> anyhow::Result<Vec<Export>> {
-    if args.name.is_empty() {
-        return Ok(exports);
-    }
-    match exports.iter_mut().find(|e| e.name.is_empty()) {
-        Some(export) => export.name.clone_from(&args.name),
-        None => {
-            return Err(usage(
-                "--name is for an image without NAME=, and there is none",
-            ));
-        }
-    }
-    Ok(exports)
 }
 
 fn options(args: &TransportArgs) -> anyhow::Result<nbd::Options> {

@@ -1,0 +1,459 @@
+//! One queue: takes requests from the driver, has them carried out, and answers them.
+//!
+//! It never waits for a disk.  What is stored as it is goes to the kernel as a transfer on the
+//! queue's own ring, zeroes are answered at once, and everything else is a worker's.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use libublk::helpers::IoBuf;
+use libublk::io::{BufDesc, BufDescList, UblkDev, UblkQueue};
+use libublk::{UblkError, UblkIORes, sys};
+
+use super::features::Transfer;
+use super::kept::Waiting;
+use super::plan::{self, Piece, Place};
+use super::pool::{Done, Inbox, Job, Pool};
+use super::request::Command;
+use super::ring::{self, Event, Memory};
+use super::transfer::Channel;
+use crate::backend::{Admission, Backend, Kind, Moving, QueueId, Ticket, Verdict};
+use crate::error::{Error, Result};
+use crate::util::grace;
+
+/// Largest buffer that is kept for the next request.
+const KEPT: usize = 256 << 10;
+
+/// What the queues of a device share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) backend: Arc<Backend>,
+    pub(super) pool: Pool,
+    pub(super) channel: Channel,
+    pub(super) transfer: Transfer,
+}
+
+/// What a tag is doing.
+#[derive(Debug, Default)]
+enum Slot {
+    /// Its next request has not come, or a worker or a list has it.
+    #[default]
+    Away,
+    /// The ring moves its bytes.
+    Moving(Transit),
+}
+
+/// A request whose bytes are being moved by the ring.
+#[derive(Debug)]
+struct Transit {
+    command: Command,
+    ticket: Ticket,
+    /// Keeps what the pieces point at from being used for anything else.
+    grace: grace::Ticket,
+    /// Pieces that have not ended.
+    left: usize,
+    /// Bytes that were moved.
+    moved: usize,
+    /// Bytes that are to be moved.
+    expected: usize,
+    /// The request's bytes, where the ring does not move them to the driver.
+    buffer: Vec<u8>,
+}
+
+/// One queue, on the thread that made it.
+pub(super) struct Queue<'a> {
+    driver: UblkQueue<'a>,
+    id: QueueId,
+    shared: Arc<Shared>,
+    inbox: Arc<Inbox>,
+    slots: Vec<Slot>,
+    waiting: Waiting,
+    alarm: ring::Alarm,
+    spare: Vec<Vec<u8>>,
+    /// The memory that the driver was told, where it copies; by tag.
+    copied: Vec<IoBuf<u8>>,
+}
+
+impl<'a> Queue<'a> {
+    /// Makes the queue and asks for its first requests; [`Queue::run`] is to follow.
+    ///
+    /// # Errors
+    /// The host's.
+    pub(super) fn new(device: &'a UblkDev, inbox: Arc<Inbox>, shared: Arc<Shared>) -> Result<Self> {
+        let failed = super::control::error("set up a queue");
+        let depth = device.dev_info.queue_depth;
+        ring::prepare(depth)?;
+        let copied = match shared.transfer {
+            Transfer::Copied => device.alloc_queue_io_bufs(),
+            _ => Vec::new(),
+        };
+        let driver = UblkQueue::new(inbox.queue, device).map_err(&failed)?;
+        let driver = match shared.transfer {
+            Transfer::Copied => {
+                driver.submit_fetch_commands_unified(BufDescList::Slices(Some(&copied)))
+            }
+            Transfer::UserCopy => driver.submit_fetch_commands_unified(BufDescList::Slices(None)),
+            Transfer::ZeroCopy => {
+                let places: Vec<_> = (0..depth).map(registration).collect();
+                driver.submit_fetch_commands_unified(BufDescList::AutoRegs(&places))
+            }
+        };
+        let driver = driver.map_err(&failed)?;
+        ring::watch(&driver, inbox.fd())?;
+        Ok(Self {
+            driver,
+            id: QueueId(u32::from(inbox.queue)),
+            shared,
+            inbox,
+            slots: (0..depth).map(|_| Slot::default()).collect(),
+            waiting: Waiting::default(),
+            alarm: ring::Alarm::default(),
+            spare: Vec::new(),
+            copied,
+        })
+    }
+
+    /// Serves until the device is stopped.
+    ///
+    /// # Errors
+    /// Why it cannot go on.
+    pub(super) fn run(mut self) -> Result<()> {
+        let ended = self.serve();
+        // The kernel must be done with the buffers before they go.
+        let moving = |slot: &Slot| match slot {
+            Slot::Moving(transit) => transit.left,
+            Slot::Away => 0,
+        };
+        let left = self.slots.iter().map(moving).sum();
+        if let Err(e) = ring::wait_for(left) {
+            std::mem::forget(std::mem::take(&mut self.slots));
+            return ended.and(Err(e));
+        }
+        ended
+    }
+
+    fn serve(&mut self) -> Result<()> {
+        let mut events = Vec::new();
+        loop {
+            let note =
+                |data, entry: &io_uring::cqueue::Entry, _| events.push((data, entry.result()));
+            match self.driver.flush_and_wake_io_tasks(note, 1) {
+                Ok(_) => {}
+                Err(UblkError::QueueIsDown) => return Ok(()),
+                Err(UblkError::IOError(e)) if is_passing(&e) => {}
+                Err(e) => return Err(super::control::error("wait for requests")(e)),
+            }
+            for (data, result) in events.drain(..) {
+                self.event(data, result)?;
+            }
+        }
+    }
+
+    /// Handles one completion.  A panic is the end of one request, not of the queue.
+    fn event(&mut self, data: u64, result: i32) -> Result<()> {
+        let Some(event) = Event::of(data) else {
+            let tag =
+                u16::try_from(libublk::io::UblkIOCtx::user_data_to_tag(data)).unwrap_or(u16::MAX);
+            return match result {
+                0 => {
+                    self.guarded(tag, |queue| queue.request(tag));
+                    Ok(())
+                }
+                sys::UBLK_IO_RES_ABORT => Ok(()),
+                errno => {
+                    let refused = std::io::Error::from_raw_os_error(-errno);
+                    Err(Error::io("take a request from the driver", refused))
+                }
+            };
+        };
+        match event {
+            Event::Moved(tag) => self.guarded(tag, |queue| queue.moved(tag, result)),
+            Event::Timer => {
+                self.waiting.disarm();
+                self.retry();
+            }
+            Event::Inbox => {
+                let (done, woken) = self.inbox.take();
+                ring::watch(&self.driver, self.inbox.fd())?;
+                for done in done {
+                    self.guarded(done.tag, |queue| queue.worked(done));
+                }
+                if woken {
+                    self.retry();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn guarded(&mut self, tag: u16, run: impl FnOnce(&mut Self)) {
+        if catch_unwind(AssertUnwindSafe(|| run(self))).is_ok() {
+            return;
+        }
+        if let Some(Slot::Away) = self.slots.get(usize::from(tag)) {
+            self.commit(tag, -libc::EIO);
+        }
+    }
+
+    /// A request has come.
+    fn request(&mut self, tag: u16) {
+        match Command::parse(self.driver.get_iod(tag)) {
+            Err(errno) => self.commit(tag, -errno),
+            // Those that wait already are older.
+            Ok(command) if self.waiting.has(command.shape.kind) => self.waiting.delay(tag, command),
+            Ok(command) => self.offer(tag, command),
+        }
+    }
+
+    /// Asks for a request to be let in, and begins it or keeps it.
+    fn offer(&mut self, tag: u16, command: Command) {
+        match self.shared.backend.admit(self.id, &command.shape) {
+            Admission::Admitted(ticket) => self.begin(tag, command, ticket),
+            Admission::Refused(error) => self.commit(tag, -error.errno()),
+            Admission::Held => self.hold(tag, command),
+            Admission::NotBefore(at) => {
+                self.waiting.delay(tag, command);
+                if self.waiting.must_arm(at) {
+                    let after = at.saturating_duration_since(Instant::now());
+                    if self.alarm.set(&self.driver, after).is_err() {
+                        // Without an alarm the next request or wake looks again.
+                        self.waiting.disarm();
+                    }
+                }
+            }
+        }
+    }
+
+    fn hold(&mut self, tag: u16, command: Command) {
+        match self.inbox.is_stopping() {
+            true => self.commit(tag, -libc::EIO),
+            false => self.waiting.hold(tag, command),
+        }
+    }
+
+    /// Offers again what is kept.
+    fn retry(&mut self) {
+        for (tag, command) in self.waiting.take() {
+            self.guarded(tag, |queue| match queue.waiting.has(command.shape.kind) {
+                true => queue.waiting.delay(tag, command),
+                false => queue.offer(tag, command),
+            });
+        }
+    }
+
+    fn begin(&mut self, tag: u16, command: Command, ticket: Ticket) {
+        let plain = matches!(command.shape.kind, Kind::Read | Kind::Write);
+        if plain && ticket.moving() == Moving::Anyone {
+            let grace = ticket.chain().enter();
+            if let Some(pieces) = plan::pieces(ticket.chain(), &command.shape) {
+                return self.move_bytes(tag, command, ticket, grace, &pieces);
+            }
+        }
+        self.hand_over(tag, command, ticket);
+    }
+
+    /// Has a worker carry a request out.
+    fn hand_over(&mut self, tag: u16, command: Command, ticket: Ticket) {
+        let buffer = self.copied.get(usize::from(tag)).map(|memory| {
+            let len = command.buffer_len().min(memory.len());
+            memory.as_slice()[..len].to_vec()
+        });
+        self.shared.pool.give(Job {
+            tag,
+            command,
+            ticket,
+            buffer,
+            inbox: Arc::clone(&self.inbox),
+        });
+    }
+
+    /// A worker is done with a request.
+    fn worked(&mut self, done: Done) {
+        if let Some(buffer) = &done.buffer
+            && done.command.shape.kind == Kind::Read
+            && let Some(memory) = self.copied.get_mut(usize::from(done.tag))
+        {
+            memory.as_mut_slice()[..buffer.len()].copy_from_slice(buffer);
+        }
+        self.finish(done.tag, done.command, done.ticket, done.result);
+    }
+
+    /// Has the ring move the bytes of a request.
+    fn move_bytes(
+        &mut self,
+        tag: u16,
+        command: Command,
+        ticket: Ticket,
+        grace: grace::Ticket,
+        pieces: &[Piece],
+    ) {
+        let kind = command.shape.kind;
+        let registered = self.shared.transfer == Transfer::ZeroCopy && !command.unregistered;
+        let mut transit = Transit {
+            buffer: match registered {
+                true => Vec::new(),
+                false => self.buffer(tag, command.buffer_len()),
+            },
+            command,
+            ticket,
+            grace,
+            left: 0,
+            moved: 0,
+            expected: 0,
+        };
+        if let Err(error) = self.prepare(tag, &mut transit, registered, pieces) {
+            return self.finish(tag, transit.command, transit.ticket, Err(error));
+        }
+        for piece in pieces {
+            let Place::File(fd, host) = piece.place else {
+                continue;
+            };
+            transit.expected += piece.len;
+            let memory = match registered {
+                true => Memory::Registered(tag),
+                false => Memory::Ours(memory(&mut self.copied, tag, &mut transit.buffer)),
+            };
+            let place = (fd, host);
+            if ring::start(&self.driver, tag, kind, piece, place, memory).is_ok() {
+                transit.left += 1;
+            }
+        }
+        match transit.left {
+            0 => self.ended(tag, transit),
+            _ => self.slots[usize::from(tag)] = Slot::Moving(transit),
+        }
+    }
+
+    /// Before the ring moves anything: the bytes of a write, and the zeroes of a read.
+    fn prepare(
+        &mut self,
+        tag: u16,
+        transit: &mut Transit,
+        registered: bool,
+        pieces: &[Piece],
+    ) -> Result<()> {
+        let channel = self.shared.channel.clone();
+        let driver = channel.place(self.inbox.queue, tag);
+        if transit.command.shape.kind == Kind::Write {
+            return match self.shared.transfer {
+                Transfer::Copied => Ok(()),
+                _ if registered => Ok(()),
+                _ => driver.fetch(0, &mut transit.buffer),
+            };
+        }
+        for piece in pieces.iter().filter(|p| p.place == Place::Zero) {
+            match registered {
+                true => driver.clear(piece.at, piece.len)?,
+                false => {
+                    let memory = memory(&mut self.copied, tag, &mut transit.buffer);
+                    memory[piece.at..piece.at + piece.len].fill(0);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn buffer(&mut self, tag: u16, len: usize) -> Vec<u8> {
+        if self.copied.get(usize::from(tag)).is_some() {
+            return Vec::new();
+        }
+        let mut buffer = self.spare.pop().unwrap_or_default();
+        buffer.resize(len, 0);
+        buffer
+    }
+
+    /// A piece of a request has ended.
+    fn moved(&mut self, tag: u16, result: i32) {
+        let Some(slot) = self.slots.get_mut(usize::from(tag)) else {
+            return;
+        };
+        let Slot::Moving(transit) = slot else { return };
+        transit.left -= 1;
+        transit.moved += usize::try_from(result).unwrap_or(0);
+        if transit.left == 0
+            && let Slot::Moving(transit) = std::mem::take(slot)
+        {
+            self.ended(tag, transit);
+        }
+    }
+
+    /// The ring has done what it could for a request.
+    fn ended(&mut self, tag: u16, transit: Transit) {
+        let Transit {
+            command,
+            ticket,
+            grace,
+            moved,
+            expected,
+            mut buffer,
+            ..
+        } = transit;
+        // What failed or came short is done again by a worker, whose error says what is wrong.
+        if moved != expected {
+            drop(grace);
+            return self.hand_over(tag, command, ticket);
+        }
+        let result = match command.shape.kind {
+            Kind::Read if !buffer.is_empty() => {
+                let driver = self.shared.channel.place(self.inbox.queue, tag);
+                driver.store(0, &buffer)
+            }
+            _ => Ok(()),
+        };
+        if (1..=KEPT).contains(&buffer.capacity()) {
+            buffer.clear();
+            self.spare.push(buffer);
+        }
+        drop(grace);
+        self.finish(tag, command, ticket, result);
+    }
+
+    fn finish(&mut self, tag: u16, command: Command, ticket: Ticket, result: Result<()>) {
+        match self.shared.backend.complete(ticket, result) {
+            Verdict::Answer(Ok(())) => self.commit(tag, command.done()),
+            Verdict::Answer(Err(error)) => self.commit(tag, -error.errno()),
+            Verdict::Hold => self.hold(tag, command),
+        }
+    }
+
+    /// Answers a request and asks for the tag's next one.
+    fn commit(&mut self, tag: u16, result: i32) {
+        let memory = match self.shared.transfer {
+            Transfer::Copied => match self.copied.get(usize::from(tag)) {
+                Some(memory) => BufDesc::Slice(memory.as_slice()),
+                None => BufDesc::Slice(&[]),
+            },
+            Transfer::UserCopy => BufDesc::Slice(&[]),
+            Transfer::ZeroCopy => BufDesc::AutoReg(registration(tag)),
+        };
+        let answer = Ok(UblkIORes::Result(result));
+        let taken = self.driver.complete_io_cmd_unified(tag, memory, answer);
+        debug_assert!(taken.is_ok(), "the device takes this kind of memory");
+    }
+}
+
+/// The memory of a request's bytes, where the ring does not move them to the driver.
+fn memory<'a>(copied: &'a mut [IoBuf<u8>], tag: u16, buffer: &'a mut [u8]) -> &'a mut [u8] {
+    match copied.get_mut(usize::from(tag)) {
+        Some(memory) => memory.as_mut_slice(),
+        None => buffer,
+    }
+}
+
+/// Where the requests of a tag are registered: at its own number.
+fn registration(tag: u16) -> sys::ublk_auto_buf_reg {
+    sys::ublk_auto_buf_reg {
+        index: tag,
+        flags: u8::try_from(sys::UBLK_AUTO_BUF_REG_FALLBACK).unwrap_or_default(),
+        ..Default::default()
+    }
+}
+
+/// Whether to try again at once.
+fn is_passing(error: &std::io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)
+    )
+}

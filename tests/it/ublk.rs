@@ -1,0 +1,144 @@
+//! Block devices by ublk, in a virtual machine: the kernels that tests run on need not have it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+
+use crate::util::{scratch, skipped};
+
+/// Longest that a machine may run, in seconds.
+const SECONDS_ALLOWED: &str = "420";
+
+/// One machine at a time: each uses all processors.
+static MACHINE: Mutex<()> = Mutex::new(());
+
+fn scripts() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vm")
+}
+
+/// The emulator, the kernel and the guest's programs; `None`, saying why, where they are not to
+/// be had.
+fn set_up(kernel: &str) -> Option<PathBuf> {
+    if std::env::var_os("VDTOOL_NO_VM").is_some() {
+        skipped("VDTOOL_NO_VM is set");
+        return None;
+    }
+    if !rustix::process::geteuid().is_root() {
+        skipped("fetching a kernel and an emulator needs root");
+        return None;
+    }
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("vm");
+    let output = Command::new("bash")
+        .arg(scripts().join("setup"))
+        .arg(&cache)
+        .arg(kernel)
+        .stdin(Stdio::null())
+        .output()
+        .expect("bash starts");
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        let last = text.lines().last().unwrap_or("no message");
+        skipped(&format!("no kernel and emulator could be fetched: {last}"));
+        return None;
+    }
+    Some(cache)
+}
+
+/// Boots a kernel, runs scenarios of `tests/vm/guest`, and panics with the guest's console where
+/// one of them fails.
+fn run(kernel: &str, scenarios: &[&str]) {
+    let _alone = MACHINE.lock();
+    let Some(cache) = set_up(kernel) else { return };
+    let dir = scratch();
+    let guest = dir.path();
+    std::fs::create_dir(guest.join("bin")).expect("makes a directory");
+    std::fs::create_dir(guest.join("scenarios")).expect("makes a directory");
+    let copy = |name: &str| {
+        let from = scripts().join("guest").join(name);
+        std::fs::copy(from, guest.join(name)).expect("copies");
+    };
+    copy("run");
+    copy("lib");
+    scenarios
+        .iter()
+        .for_each(|name| copy(&format!("scenarios/{name}")));
+    std::fs::write(guest.join(kernel), "").expect("writes");
+    strip(
+        Path::new(env!("CARGO_BIN_EXE_vdtool")),
+        &guest.join("bin/vdtool"),
+    );
+    let output = Command::new("bash")
+        .arg(scripts().join("boot"))
+        .arg(&cache)
+        .arg(kernel)
+        .arg(guest)
+        .args(scenarios)
+        .env("SECONDS_ALLOWED", SECONDS_ALLOWED)
+        .stdin(Stdio::null())
+        .output()
+        .expect("bash starts");
+    let console = String::from_utf8_lossy(&output.stdout);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "{} with the {kernel} kernel:\n{console}\n{stderr}",
+        output.status
+    );
+    for name in scenarios {
+        let passed = format!("PASS {name} ");
+        assert!(console.contains(&passed), "{name} was not run:\n{console}");
+    }
+}
+
+/// A copy without what only debuggers need: the guest has it in memory.
+fn strip(from: &Path, to: &Path) {
+    let stripped = Command::new("strip").arg("-o").arg(to).arg(from).status();
+    if !stripped.is_ok_and(|status| status.success()) {
+        std::fs::copy(from, to).expect("copies");
+    }
+}
+
+#[test]
+fn a_disk_of_any_format_is_a_block_device_of_an_older_kernel() {
+    run(
+        "old",
+        &[
+            "formats", "options", "verify", "recovery", "control", "ends", "rounds",
+        ],
+    );
+}
+
+#[test]
+fn a_disk_of_any_format_is_a_block_device_of_a_newer_kernel() {
+    run(
+        "new",
+        &[
+            "formats", "chains", "verify", "recovery", "control", "ends", "rounds",
+        ],
+    );
+}
+
+#[test]
+fn a_kernel_without_the_driver_is_told_what_to_do_and_nothing_is_changed() {
+    if Path::new("/dev/ublk-control").exists() {
+        return skipped("this kernel has ublk");
+    }
+    let dir = scratch();
+    let path = dir.path().join("a.raw");
+    std::fs::write(&path, [7; 4096]).expect("writes");
+    let serve = |words: &[&str]| {
+        let output = crate::util::vdtool().arg("serve").args(words).output();
+        let output = output.expect("runs");
+        assert_eq!(output.status.code(), Some(63), "{output:?}");
+        assert!(output.stdout.is_empty(), "{output:?}");
+        let text = String::from_utf8(output.stderr).expect("is text");
+        assert_eq!(text.lines().count(), 1, "{text}");
+        for word in ["modprobe ublk_drv", "--nbd"] {
+            assert!(text.contains(word), "{text}");
+        }
+    };
+    serve(&["--ublk", "-f", "raw", path.to_str().expect("is text")]);
+    serve(&["--list"]);
+    serve(&["--delete", "0"]);
+    assert_eq!(std::fs::read(&path).expect("reads"), [7; 4096]);
+}

@@ -79,3 +79,48 @@ impl Gate {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::chain::{Base, Chain};
+    use crate::formats::raw;
+    use crate::image::open::OpenOptions;
+    use crate::storage::memory::MemoryStorage;
+
+    #[test]
+    fn a_request_waits_for_a_paused_disk_until_that_goes_on_or_the_server_ends() {
+        let storage = Arc::new(MemoryStorage::from_bytes(&[5; 512]));
+        let image = (raw::DRIVER.open)(storage, &OpenOptions::default()).expect("opens");
+        let chain = Chain::new(vec![image], Base::Zeroes, Arc::default()).expect("one layer");
+        let backend = Arc::new(Backend::new(chain));
+        let gate = Arc::new(Gate::default());
+        let waking = Arc::clone(&gate);
+        let _waker = backend.on_wake(move || waking.wake());
+        let read = || {
+            let (gate, backend) = (Arc::clone(&gate), Arc::clone(&backend));
+            std::thread::spawn(move || {
+                let mut buf = [0; 2];
+                let request = Request::Read {
+                    at: 0,
+                    buf: &mut buf,
+                };
+                gate.submit(&backend, QueueId(0), request).map(|()| buf)
+            })
+        };
+        backend.pause();
+        let waiting = read();
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!waiting.is_finished());
+        backend.resume();
+        assert_eq!(waiting.join().expect("ends").expect("reads"), [5; 2]);
+        backend.pause();
+        let waiting = read();
+        std::thread::sleep(Duration::from_millis(50));
+        gate.stop();
+        let error = waiting.join().expect("ends").expect_err("the server ends");
+        assert_eq!(error.errno(), libc::ESHUTDOWN);
+    }
+}

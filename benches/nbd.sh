@@ -84,6 +84,7 @@ empty_target() {
   rm -f "$work/target.raw" "$work/copy.raw"
   truncate -s 8G "$work/target.raw"
   sync
+  touch_memory
 }
 
 # Requests a second of small random reads and writes: title, fio's arguments.

@@ -16,6 +16,7 @@ use crate::image::options::OptionKind;
 use crate::storage::Storage;
 use crate::storage::open::Access;
 use crate::util::align::{clamp_len, len64};
+use crate::util::buf::zeroes;
 use crate::util::size;
 
 const HELP: &str = "\
@@ -243,12 +244,11 @@ fn preallocate(chain: &Chain, range: Range<u64>, how: PreallocationArg) -> crate
 }
 
 fn write_zeroes(storage: &dyn Storage, range: Range<u64>) -> crate::Result<()> {
-    static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
     let mut at = range.start;
     while at < range.end {
         interrupt::check()?;
-        let len = clamp_len(range.end - at, ZEROES.len());
-        storage.write_at(&ZEROES[..len], at)?;
+        let len = clamp_len(range.end - at, zeroes().len());
+        storage.write_at(&zeroes()[..len], at)?;
         at += len64(len);
     }
     Ok(())

@@ -10,6 +10,7 @@ use crate::image::driver::Creator;
 use crate::image::{Caps, Driver, Fill, Image, LayerBelow, Resize, Run, Source, Wait};
 use crate::storage::open::Access;
 use crate::storage::{Limits, Storage, Zeroing, has_room};
+use crate::util::buf::zeroes;
 
 /// The registry row.
 pub static DRIVER: Driver = Driver {
@@ -69,11 +70,10 @@ fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
 }
 
 fn write_zeroes(storage: &dyn Storage, size: u64) -> Result<()> {
-    const ZEROES: &[u8] = &[0; 1 << 20];
     let mut at = 0;
     while at < size {
-        let len = crate::util::align::clamp_len(size - at, ZEROES.len());
-        storage.write_at(&ZEROES[..len], at)?;
+        let len = crate::util::align::clamp_len(size - at, zeroes().len());
+        storage.write_at(&zeroes()[..len], at)?;
         at += crate::util::align::len64(len);
     }
     Ok(())

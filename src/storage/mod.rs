@@ -11,6 +11,7 @@ use std::path::Path;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::util::align::{clamp_len, len64};
+use crate::util::buf::zeroes;
 
 pub mod aligned;
 pub mod copy;
@@ -127,11 +128,10 @@ pub fn zero_or_write(storage: &dyn Storage, host: Range<u64>, how: Zeroing) -> R
         Err(e) if e.kind() == ErrorKind::Unsupported => {}
         done => return done,
     }
-    static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
     let mut at = host.start;
     while at < host.end {
-        let len = clamp_len(host.end - at, ZEROES.len());
-        storage.write_at(&ZEROES[..len], at)?;
+        let len = clamp_len(host.end - at, zeroes().len());
+        storage.write_at(&zeroes()[..len], at)?;
         at += len64(len);
     }
     Ok(())

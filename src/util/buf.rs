@@ -1,6 +1,7 @@
 //! Buffers: the scan for zeroes, and aligned memory for direct I/O.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 /// Whether every byte of `buf` is zero.  Looks at 128 bytes at a time.
 pub fn is_zero(buf: &[u8]) -> bool {
@@ -28,6 +29,12 @@ pub fn nonzero(buf: &[u8], unit: usize) -> Vec<Range<usize>> {
         at = end;
     }
     parts
+}
+
+/// Bytes that are zero, to be written where nothing cheaper makes zeroes.  Not in the binary.
+pub fn zeroes() -> &'static [u8] {
+    static ZEROES: OnceLock<Box<[u8]>> = OnceLock::new();
+    ZEROES.get_or_init(|| vec![0; 256 << 10].into())
 }
 
 /// Heap memory whose address is a multiple of an alignment, zeroed at first.

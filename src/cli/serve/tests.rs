@@ -375,8 +375,11 @@ fn a_client_that_hangs_or_talks_nonsense_is_in_nobodys_way() {
         client.ask("status")["return"]["exports"][0]["state"],
         "running"
     );
-    let answer = client.ask(&"x".repeat(100_000));
-    assert_eq!(answer["error"]["class"], "usage");
+    // The answer may come before all of it is sent.
+    let _ = writeln!(client.0.get_mut(), "{}", "x".repeat(100_000));
+    let mut answer = String::new();
+    client.0.read_line(&mut answer).expect("answers");
+    assert!(answer.contains("usage"), "{answer}");
     let mut silent: Vec<Client> = (0..64).map(|_| served.client()).collect();
     let mut answer = String::new();
     let last = silent.last_mut().expect("has some");

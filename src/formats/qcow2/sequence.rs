@@ -21,9 +21,7 @@ use crate::image::compress::{Encoder, Form, Sequence, Unit};
 use crate::image::create::{CreateOptions, Preallocation};
 use crate::image::options::OptionValues;
 use crate::util::align::{clamp_len, down, len64};
-
-/// Zeroes written at a time.
-static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+use crate::util::buf::zeroes;
 
 /// What the front of the image must know.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -139,8 +137,8 @@ impl Ordered {
     /// Writes zeroes up to an offset.
     fn pad(&mut self, to: u64, out: &mut dyn Write) -> Result<()> {
         while self.pass.at < to {
-            let len = clamp_len(to - self.pass.at, ZEROES.len());
-            self.put(&ZEROES[..len], out)?;
+            let len = clamp_len(to - self.pass.at, zeroes().len());
+            self.put(&zeroes()[..len], out)?;
         }
         Ok(())
     }

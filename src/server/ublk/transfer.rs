@@ -7,6 +7,7 @@ use libublk::sys;
 
 use crate::error::{Error, Result};
 use crate::util::align::len64;
+use crate::util::buf::zeroes;
 
 /// The character device of a disk; any thread may use it.
 #[derive(Debug, Clone)]
@@ -73,11 +74,11 @@ impl Place<'_> {
     /// # Errors
     /// As [`Place::fetch`].
     pub(super) fn clear(&self, at: usize, len: usize) -> Result<()> {
-        static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+        let zeroes = zeroes();
         let mut done = 0;
         while done < len {
-            let step = (len - done).min(ZEROES.len());
-            self.store(at + done, &ZEROES[..step])?;
+            let step = (len - done).min(zeroes.len());
+            self.store(at + done, &zeroes[..step])?;
             done += step;
         }
         Ok(())

@@ -515,13 +515,20 @@ fn pauses_and_stops_under_load_lose_no_write() {
             })
             .collect();
         scope.spawn(|| {
-            while !done.load(Ordering::SeqCst) {
-                storage.inject(fault(Op::Change, libc::EIO));
+            for round in 0.. {
+                if done.load(Ordering::SeqCst) {
+                    break;
+                }
+                // Not each time: a round may be too short for more than the write that fails.
+                if round % 3 == 0 {
+                    storage.inject(fault(Op::Change, libc::EIO));
+                }
                 backend.pause();
                 let depth: u32 = backend.stats().iter().map(|q| q.depth).sum();
                 assert_eq!(depth, 0);
                 backend.resume();
-                std::thread::yield_now();
+                // Long enough for writers to get in between.
+                std::thread::sleep(Duration::from_millis(1));
             }
             storage.heal();
             backend.resume();
@@ -530,7 +537,7 @@ fn pauses_and_stops_under_load_lose_no_write() {
             .iter()
             .all(std::thread::ScopedJoinHandle::is_finished)
         {
-            std::thread::yield_now();
+            std::thread::sleep(Duration::from_millis(1));
         }
         done.store(true, Ordering::SeqCst);
     });

@@ -160,7 +160,7 @@ fn a_failed_command_is_one_line_and_does_not_keep_the_next_from_running() {
         ("read -b 0 1", "read failed: ".to_owned()),
         (
             "truncate -m metadata 8M",
-            "truncate: no mode 'metadata' (allowed: off, falloc, full)".to_owned(),
+            "cannot grow with preallocation=metadata (allowed: off, falloc, full)".to_owned(),
         ),
         (
             "truncate -m full 1M",

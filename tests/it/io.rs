@@ -160,7 +160,9 @@ fn a_failed_command_is_one_line_and_does_not_keep_the_next_from_running() {
         ("read -b 0 1", "read failed: ".to_owned()),
         (
             "truncate -m metadata 8M",
-            "cannot grow with preallocation=metadata (allowed: off, falloc, full)".to_owned(),
+            format!(
+                "{disk}: truncate failed: an image of format 'raw' cannot grow with preallocation=metadata"
+            ),
         ),
         (
             "truncate -m full 1M",

@@ -27,6 +27,7 @@ on_this_file_system() {
   same cmp "$work/source.raw" "$dir/ours"
   rm -f "$dir/ours" "$dir/theirs"
   truncate -s 2T "$work/empty.raw"
+  warmed=()
   beside "empty 2 TiB raw to raw" "$dir/ours" "$dir/theirs" \
     convert -f raw -O raw "$work/empty.raw" -- convert -f raw -O raw "$work/empty.raw"
   [ "$(stat -c '%s %b' "$dir/ours")" = "$((2 << 40)) 0" ] || {
@@ -59,6 +60,7 @@ on_a_reflinking_file_system() {
   cp "$work/source.raw" "$work/source.vhd" "$mounted/"
   sync
   head_of_table "$(stat -f -c %T "$mounted") with reflinks"
+  warm "$mounted/source.raw" "$mounted/source.vhd"
   beside "raw to raw" "$mounted/ours" "$mounted/theirs" \
     convert -f raw -O raw "$mounted/source.raw" -- convert -f raw -O raw "$mounted/source.raw"
   same cmp "$mounted/source.raw" "$mounted/ours"

@@ -9,8 +9,7 @@ use crate::image::create::{CreateOptions, PREALLOCATION, Preallocation};
 use crate::image::driver::Creator;
 use crate::image::{Caps, Driver, Fill, Image, LayerBelow, Resize, Run, Source, Wait};
 use crate::storage::open::Access;
-use crate::storage::{Limits, Storage, Zeroing, has_room};
-use crate::util::buf::zeroes;
+use crate::storage::{Limits, Storage, Zeroing, has_room, write_zeroes};
 
 /// The registry row.
 pub static DRIVER: Driver = Driver {
@@ -64,19 +63,9 @@ fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
         Preallocation::Falloc => storage.reserve(0..options.size),
         Preallocation::Full => {
             storage.reserve(0..options.size)?;
-            write_zeroes(storage, options.size)
+            write_zeroes(storage, 0..options.size)
         }
     }
-}
-
-fn write_zeroes(storage: &dyn Storage, size: u64) -> Result<()> {
-    let mut at = 0;
-    while at < size {
-        let len = crate::util::align::clamp_len(size - at, zeroes().len());
-        storage.write_at(&zeroes()[..len], at)?;
-        at += crate::util::align::len64(len);
-    }
-    Ok(())
 }
 
 #[derive(Debug)]

@@ -128,6 +128,14 @@ pub fn zero_or_write(storage: &dyn Storage, host: Range<u64>, how: Zeroing) -> R
         Err(e) if e.kind() == ErrorKind::Unsupported => {}
         done => return done,
     }
+    write_zeroes(storage, host)
+}
+
+/// Writes zeroes to a range.
+///
+/// # Errors
+/// The host's; then any part of the range may have been written.
+pub fn write_zeroes(storage: &dyn Storage, host: Range<u64>) -> Result<()> {
     let mut at = host.start;
     while at < host.end {
         let len = clamp_len(host.end - at, zeroes().len());

@@ -8,7 +8,7 @@ use crate::backend::{Kind, Shape};
 use crate::chain::{Chain, Resolved};
 use crate::image::{Source, Wait};
 use crate::storage::Storage;
-use crate::util::align::clamp_len;
+use crate::util::align::{clamp_len, len64};
 
 /// Most pieces a request is made of; one that is more broken up is a worker's.
 const MAX_PIECES: usize = 16;
@@ -53,6 +53,15 @@ pub(super) fn pieces(chain: &Chain, shape: &Shape) -> Option<Vec<Piece>> {
         at += len;
     }
     Some(pieces)
+}
+
+/// Where in the file `fd` the last byte of the pieces is followed; 0 where none is there.
+pub(super) fn end_in(pieces: &[Piece], fd: RawFd) -> u64 {
+    let ends = pieces.iter().filter_map(|piece| match piece.place {
+        Place::File(file, host) if file == fd => Some(host.saturating_add(len64(piece.len))),
+        _ => None,
+    });
+    ends.max().unwrap_or(0)
 }
 
 /// Adds a piece, or makes the last one longer; `None` where there are too many.
@@ -201,6 +210,19 @@ mod tests {
         let storage = Arc::new(MemoryStorage::from_bytes(&[1; 4096]));
         let chain = Chain::new(vec![open(storage)], Base::Zeroes, Arc::default()).expect("a layer");
         assert_eq!(pieces(&chain, &shape(Kind::Read, 0..512)), None);
+    }
+
+    #[test]
+    fn the_end_of_what_is_written_counts_in_one_file_alone() {
+        let piece = |len, place| Piece { at: 0, len, place };
+        let pieces = [
+            piece(512, Place::File(3, 4096)),
+            piece(1024, Place::File(3, 1024)),
+            piece(512, Place::File(4, 1 << 20)),
+            piece(512, Place::Zero),
+        ];
+        assert_eq!(end_in(&pieces, 3), 4608);
+        assert_eq!(end_in(&pieces, 5), 0);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! It never waits for a disk.  What is stored as it is goes to the kernel as a transfer on the
 //! queue's own ring, zeroes are answered at once, and everything else is a worker's.
 
+use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
@@ -57,6 +58,8 @@ struct Transit {
     moved: usize,
     /// Bytes that are to be moved.
     expected: usize,
+    /// Where a write ends in the image's file.
+    end: u64,
     /// The request's bytes, where the ring does not move them to the driver.
     buffer: Vec<u8>,
 }
@@ -289,6 +292,11 @@ impl<'a> Queue<'a> {
         pieces: &[Piece],
     ) {
         let kind = command.shape.kind;
+        let file = ticket.chain().top().storage().fd();
+        let end = match file {
+            Some(fd) if kind == Kind::Write => plan::end_in(pieces, fd.as_raw_fd()),
+            _ => 0,
+        };
         let registered = self.shared.transfer == Transfer::ZeroCopy && !command.unregistered;
         let mut transit = Transit {
             buffer: match registered {
@@ -301,6 +309,7 @@ impl<'a> Queue<'a> {
             left: 0,
             moved: 0,
             expected: 0,
+            end,
         };
         if let Err(error) = self.prepare(tag, &mut transit, registered, pieces) {
             return self.finish(tag, transit.command, transit.ticket, Err(error));
@@ -386,6 +395,7 @@ impl<'a> Queue<'a> {
             grace,
             moved,
             expected,
+            end,
             mut buffer,
             ..
         } = transit;
@@ -394,6 +404,7 @@ impl<'a> Queue<'a> {
             drop(grace);
             return self.hand_over(tag, command, ticket);
         }
+        ticket.wrote(end);
         let result = match command.shape.kind {
             Kind::Read if !buffer.is_empty() => {
                 let driver = self.shared.channel.place(self.inbox.queue, tag);

@@ -299,7 +299,7 @@ impl Walk<'_> {
                 (namer, adopt(file, &path, &how.storage)?)
             }
             Found::Remote { uri } => {
-                let storage = open_uri(&uri, how.storage.access)?;
+                let storage = open_uri(&uri, &how.storage)?;
                 (Namer::remote(&uri, trust), storage)
             }
         };

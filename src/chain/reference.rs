@@ -362,7 +362,7 @@ impl Companions for Confined {
         };
         match found {
             Found::Remote { uri } if uri == self.namer.path => itself(),
-            Found::Remote { uri } => open_uri(&uri, access),
+            Found::Remote { uri } => open_uri(&uri, &self.storage),
             Found::File { file, path } => {
                 if Some(FileId::of_file(&file).at(&path)?) == self.namer.id {
                     return itself();

@@ -3,6 +3,7 @@
 use clap::ValueEnum;
 
 use crate::backend::Durability;
+use crate::storage::open::Flushing;
 
 /// Which caches stand between a write and the medium, by QEMU's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -25,6 +26,16 @@ impl CacheMode {
     /// Whether the host's page cache is left out.
     pub fn direct(self) -> bool {
         matches!(self, Self::None | Self::Directsync)
+    }
+
+    /// Whether anybody relies on flushes.
+    pub fn flushing(self) -> Flushing {
+        match self {
+            Self::Unsafe => Flushing::Waived,
+            Self::Writeback | Self::Writethrough | Self::None | Self::Directsync => {
+                Flushing::Needed
+            }
+        }
     }
 
     /// How durable what is written is.

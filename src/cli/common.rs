@@ -12,7 +12,7 @@ use crate::cli::{Globals, exit};
 use crate::formats;
 use crate::image::Driver;
 use crate::nbd::uri::is_uri;
-use crate::storage::open::{Access, Caching, Sharing, StorageOptions};
+use crate::storage::open::{Access, Caching, Flushing, Sharing, StorageOptions};
 use crate::util::size;
 
 /// Human text or JSON.
@@ -106,6 +106,9 @@ impl OpenArgs {
         if let Some(caching) = cache.and_then(Cache::caching) {
             options.storage.caching = caching;
         }
+        if let Some(cache) = cache {
+            options.storage.flushing = cache.flushing();
+        }
         Ok(options)
     }
 
@@ -148,6 +151,7 @@ impl OpenArgs {
             } else {
                 Caching::Mapped
             },
+            flushing: Flushing::Needed,
         };
         Ok(ChainOptions {
             storage,

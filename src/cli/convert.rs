@@ -13,7 +13,7 @@ use crate::cli::{Globals, signal};
 use crate::copy::{MAX_WORKERS, Scan, default_workers};
 use crate::image::Driver;
 use crate::output;
-use crate::storage::open::Caching;
+use crate::storage::open::{Caching, Flushing};
 
 mod options;
 mod place;
@@ -80,6 +80,16 @@ impl Cache {
         match self {
             Self::None | Self::Directsync => Some(Caching::Direct),
             Self::Writeback | Self::Writethrough | Self::Unsafe => None,
+        }
+    }
+
+    /// Whether anybody relies on flushes.
+    pub fn flushing(self) -> Flushing {
+        match self {
+            Self::Unsafe => Flushing::Waived,
+            Self::None | Self::Writeback | Self::Writethrough | Self::Directsync => {
+                Flushing::Needed
+            }
         }
     }
 

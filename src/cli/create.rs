@@ -14,7 +14,7 @@ use crate::cli::common::{OpenArgs, parse_driver, parse_size, print, target_drive
 use crate::cli::exit::{Exit, usage};
 use crate::cli::interrupt::{self, Interruptible};
 use crate::cli::signal;
-use crate::cli::target::{Durable, Target};
+use crate::cli::target::{Durable, Target, settle};
 use crate::error::{Error, Result};
 use crate::image::Driver;
 use crate::image::create::{CreateBacking, CreateOptions};
@@ -322,6 +322,10 @@ fn carry_out(file: &Path, plan: &Plan, globals: &Globals) -> anyhow::Result<()> 
     }
     (plan.creator.create)(&storage, &create).map_err(named)?;
     interrupt::check()?;
+    settle(&storage).map_err(named)?;
+    if let Some(object) = create.data_file.as_deref() {
+        settle(object)?;
+    }
     drop((storage, create));
     // An image that names a data file never stands without it.
     data.map_or(Ok(()), |data| data.commit(Durable::Yes))?;

@@ -91,6 +91,18 @@ pub fn look(given: &Path) -> Result<(PathBuf, Existing)> {
     Ok((path, existing))
 }
 
+/// Makes durable what was written to a server, over the connections that alone tell whether it is
+/// still there; before they are given up.  What was written to a file is the host's until then.
+///
+/// # Errors
+/// Those of [`Storage::sync`].
+pub fn settle(storage: &dyn Storage) -> Result<()> {
+    match storage.path().is_some_and(is_uri) {
+        true => storage.sync(),
+        false => Ok(()),
+    }
+}
+
 impl Target {
     /// Makes an empty file beside `given`, after locking what is there under that name.
     ///
@@ -147,17 +159,14 @@ impl Target {
         error.renamed(self.path(), &self.given)
     }
 
-    /// Puts the image under its name.  Nothing may be written to it any more.
+    /// Puts the image under its name.  Nothing may be written to it any more, and what was written
+    /// to a server has been made durable by [`settle`] or a flush.
     ///
     /// # Errors
     /// The host's; then the name still stands for what it stood for before.
     pub fn commit(mut self, durable: Durable) -> Result<()> {
         if let Existing::Remote = self.existing {
-            let options = StorageOptions {
-                access: Access::Write,
-                ..StorageOptions::default()
-            };
-            return open(&self.path, &options)?.sync();
+            return Ok(());
         }
         let Some(temp) = self.temp.take() else {
             return sync(&self.path).map_err(|e| Error::io("sync", e).at(&self.given));

@@ -282,6 +282,7 @@ mod tests {
             access: Access::Write,
             sharing: Sharing::Locked,
             caching: Caching::Direct,
+            ..StorageOptions::default()
         };
         match adopt(named.reopen().ok()?, named.path(), &options) {
             Ok(storage) => Some((named, storage)),

@@ -265,6 +265,7 @@ mod tests {
                 access: Access::Write,
                 sharing: Sharing::Locked,
                 caching,
+                ..StorageOptions::default()
             };
             open(Path::new(&self.device), &options).expect("opens")
         }

@@ -37,6 +37,16 @@ pub enum Sharing {
     Force,
 }
 
+/// Whether anybody relies on flushes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Flushing {
+    /// A flush means stable media: a server that has no way to say so is refused.
+    #[default]
+    Needed,
+    /// Nothing has to be on stable media ever (`-t unsafe`).
+    Waived,
+}
+
 /// How the host's page cache is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Caching {
@@ -58,6 +68,8 @@ pub struct StorageOptions {
     pub sharing: Sharing,
     /// How the host's page cache is used.
     pub caching: Caching,
+    /// Whether anybody relies on flushes.
+    pub flushing: Flushing,
 }
 
 /// Opens a regular file, a block device, or what an NBD URI names.
@@ -68,7 +80,7 @@ pub struct StorageOptions {
 /// system has none.
 pub fn open(path: &Path, options: &StorageOptions) -> Result<Arc<dyn Storage>> {
     match is_uri(path) {
-        true => open_uri(path, options.access),
+        true => open_uri(path, options),
         false => adopt(open_file(path, options.access)?, path, options),
     }
 }
@@ -77,10 +89,14 @@ pub fn open(path: &Path, options: &StorageOptions) -> Result<Arc<dyn Storage>> {
 ///
 /// # Errors
 /// Those of [`nbd::open`].
-pub fn open_uri(uri: &Path, access: Access) -> Result<Arc<dyn Storage>> {
+pub fn open_uri(uri: &Path, options: &StorageOptions) -> Result<Arc<dyn Storage>> {
     let text = uri.to_str();
     let text = text.ok_or_else(|| Error::invalid("is no URI: it is not UTF-8").at(uri))?;
-    nbd::open(text, &nbd::Options::new(access))
+    let options = nbd::Options {
+        flushing: options.flushing,
+        ..nbd::Options::new(options.access)
+    };
+    nbd::open(text, &options)
 }
 
 /// Opens a regular file or a block device, and no more than that: no locks, nothing read.
@@ -213,7 +229,7 @@ mod tests {
         let options = |access, sharing| StorageOptions {
             access,
             sharing,
-            caching: Caching::Mapped,
+            ..StorageOptions::default()
         };
         let _writer = open(named.path(), &options(Access::Write, Sharing::Locked)).expect("opens");
         let read = open(named.path(), &options(Access::Read, Sharing::Locked));

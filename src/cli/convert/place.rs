@@ -11,7 +11,7 @@ use crate::cli::convert::options::{Given, given};
 use crate::cli::convert::{Args, Cache};
 use crate::cli::create::{Generic, creator, data_target};
 use crate::cli::exit::{complain, usage};
-use crate::cli::target::{Existing, Target, look};
+use crate::cli::target::{Existing, Target, look, settle};
 use crate::cli::{Globals, progress};
 use crate::copy::bitmaps::{Broken, bitmaps_of, bitmaps_of_mut, copy_bitmaps};
 use crate::copy::{self, Allocation, Before, Convert, Joined, Outcome};
@@ -140,6 +140,7 @@ impl Place<'_> {
     fn storage(&self, access: Access) -> StorageOptions {
         let mut options = StorageOptions {
             access,
+            flushing: self.args.target_cache.flushing(),
             ..StorageOptions::default()
         };
         if let Some(caching) = self.args.target_cache.caching() {
@@ -162,6 +163,10 @@ impl Place<'_> {
         }
         let options = &std::mem::take(options);
         (creator(self.driver)?.create)(&*storage, options).map_err(|e| e.at(&self.path))?;
+        let data = options.data_file.as_deref();
+        for written in std::iter::once(&*storage).chain(data) {
+            settle(written)?;
+        }
         Ok(())
     }
 
@@ -217,7 +222,10 @@ impl Place<'_> {
             self.copy_bitmaps(self.bitmap_source(sources)?, &mut chain)?;
         }
         chain.close()?;
-        if self.args.target_cache != Cache::Unsafe {
+        // What is at a server is not even written yet, for all that can be told, unless it says so.
+        let data = self.data_file.as_deref();
+        let is_remote = is_uri(&self.path) || data.is_some_and(is_uri);
+        if self.args.target_cache != Cache::Unsafe || is_remote {
             chain.flush()?;
         }
         drop(chain);

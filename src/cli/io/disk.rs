@@ -68,6 +68,7 @@ impl Spec {
         if self.cache.direct() {
             options.storage.caching = Caching::Direct;
         }
+        options.storage.flushing = self.cache.flushing();
         let chain = chain_open::open(&self.path, &options)?;
         let format = chain.top().driver();
         let chain = match (self.target, self.access) {

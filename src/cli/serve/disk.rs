@@ -86,6 +86,7 @@ impl Opener {
         if args.cache.direct() {
             options.storage.caching = Caching::Direct;
         }
+        options.storage.flushing = args.cache.flushing();
         Ok(Self {
             options,
             snapshot: args.snapshot,

@@ -17,8 +17,9 @@ use parking_lot::{Condvar, Mutex};
 use crate::error::Error;
 use crate::nbd::Link;
 use crate::nbd::socket::Until;
-use crate::nbd::wire::{Request, command, flag};
+use crate::nbd::wire::{Headers, Request, can, command, flag};
 use crate::storage::Zeroing;
+use crate::storage::nbd::losses::{Changes, Losses};
 use crate::storage::nbd::negotiate::{Agreed, Facts};
 use crate::storage::nbd::reply::{self, Header, Progress};
 use crate::util::align::len64;
@@ -54,6 +55,13 @@ pub(super) enum Op<'a> {
 }
 
 impl Op<'_> {
+    fn is_change(&self) -> bool {
+        match self {
+            Self::Write { .. } | Self::Zero { .. } | Self::Trim { .. } => true,
+            Self::Read { .. } | Self::Flush | Self::Status { .. } => false,
+        }
+    }
+
     fn request(&self, cookie: u64) -> Request {
         let (command, flags, offset, len) = match self {
             Self::Read { at, buf } => (command::READ, 0, *at, len64(buf.len())),
@@ -109,6 +117,7 @@ struct State {
     turn: Turn,
     /// Why the connection is of no more use.
     lost: Option<String>,
+    changes: Changes,
 }
 
 /// A connection to a server.
@@ -117,6 +126,7 @@ pub(super) struct Connection {
     link: Link,
     facts: Facts,
     timeout: Duration,
+    losses: Arc<Losses>,
     sending: Mutex<()>,
     state: Mutex<State>,
     cookie: AtomicU64,
@@ -124,16 +134,19 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(agreed: Agreed, timeout: Duration) -> Self {
+    /// Tells `losses` when it is lost with changes that were not flushed.
+    pub(super) fn new(agreed: Agreed, timeout: Duration, losses: Arc<Losses>) -> Self {
         Self {
             link: agreed.link,
             facts: agreed.facts,
             timeout,
+            losses,
             sending: Mutex::default(),
             state: Mutex::new(State {
                 waiting: HashMap::new(),
                 turn: Turn::Free,
                 lost: None,
+                changes: Changes::default(),
             }),
             cookie: AtomicU64::new(1),
             busy: AtomicUsize::new(0),
@@ -153,34 +166,71 @@ impl Connection {
         self.state.lock().lost.is_some()
     }
 
+    /// Whether it has changes that are not flushed; never once it is lost.
+    pub(super) fn is_pending(&self) -> bool {
+        self.state.lock().changes.pending()
+    }
+
     /// Makes one request and waits for its reply.
     pub(super) fn call(&self, op: &mut Op<'_>) -> Result<(), Failure> {
         self.busy.fetch_add(1, Ordering::Relaxed);
         let cookie = self.cookie.fetch_add(1, Ordering::Relaxed);
         let woken = Arc::new(Condvar::new());
-        self.state.lock().waiting.insert(cookie, Arc::clone(&woken));
+        let covered = {
+            let mut state = self.state.lock();
+            state.waiting.insert(cookie, Arc::clone(&woken));
+            state.changes.covered()
+        };
         let until = Instant::now().checked_add(self.timeout);
         let done = self
             .send(op, cookie, until)
             .and_then(|()| self.receive(op, cookie, &woken, until));
         let mut state = self.state.lock();
         state.waiting.remove(&cookie);
-        if let Err(Failure::Lost(why)) = &done {
-            let why = crate::storage::nbd::pool::full_text(why);
-            state.lose(why);
-            self.link.socket().shutdown(Shutdown::Both);
+        match &done {
+            Ok(()) => self.take_note(&mut state.changes, op, covered),
+            Err(Failure::Lost(why)) => {
+                let why = crate::storage::nbd::pool::full_text(why);
+                state.lose(why);
+                self.link.socket().shutdown(Shutdown::Both);
+            }
+            Err(Failure::Refused(_)) => {}
+        }
+        // Also where another thread lost the connection after this one had its reply.
+        let State { lost, changes, .. } = &mut *state;
+        if let Some(why) = lost
+            && changes.give_up()
+        {
+            self.losses.note(why);
         }
         drop(state);
         self.busy.fetch_sub(1, Ordering::Relaxed);
         done
     }
 
+    /// Counts a change, or what a flush covers.
+    fn take_note(&self, changes: &mut Changes, op: &Op<'_>, covered: u64) {
+        match op {
+            Op::Flush => changes.flush(covered),
+            // Without flushes changes are durable when they are answered, or nobody ever knows.
+            op if op.is_change() && self.can(can::FLUSH) => changes.add(),
+            _ => {}
+        }
+    }
+
+    fn can(&self, flag: u16) -> bool {
+        self.facts.flags & flag != 0
+    }
+
     fn send(&self, op: &Op<'_>, cookie: u64, until: Until) -> Result<(), Failure> {
         let mut header = Vec::with_capacity(32);
         let mut request = op.request(cookie);
+        if op.is_change() && self.can(can::FUA) && !self.can(can::FLUSH) {
+            request.flags |= flag::FUA;
+        }
         let data: &[u8] = match op {
             Op::Write { buf, .. } => {
-                if self.facts.headers == crate::nbd::wire::Headers::Extended {
+                if self.facts.headers == Headers::Extended {
                     request.flags |= flag::PAYLOAD;
                 }
                 buf

@@ -2,7 +2,10 @@
 //!
 //! Any number of threads have requests under way, over one connection or, where the server allows
 //! it, several.  A connection that is lost is made again, and what was under way is asked again:
-//! all requests may be repeated.  The server is not trusted: what it says is checked, nothing it
+//! all requests may be repeated.  What a server had acknowledged and not flushed by then may be
+//! lost, so the next `sync` fails, once.  A server without flushes is sent writes that are durable
+//! when they are answered (FUA); where it has neither, it is not opened for writing unless nobody
+//! relies on flushes.  The server is not trusted: what it says is checked, nothing it
 //! says makes us allocate without bound, and it has to answer within a time.
 
 use std::ops::Range;
@@ -16,12 +19,13 @@ use parking_lot::RwLock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nbd::Uri;
 use crate::nbd::wire::{MAX_PAYLOAD, can};
-use crate::storage::open::Access;
+use crate::storage::open::{Access, Flushing};
 use crate::storage::{HostRun, Limits, Storage, Zeroing};
 use crate::util::align::{clamp_len, down, is_aligned, len64, up};
 
 mod connection;
 mod extents;
+mod losses;
 mod negotiate;
 mod pool;
 mod reply;
@@ -39,6 +43,8 @@ const MAX_RANGE: u64 = 128 << 20;
 pub struct Options {
     /// Whether changes are wanted.
     pub access: Access,
+    /// Whether changes may go to a server that cannot say when they are durable.
+    pub flushing: Flushing,
     /// How long the server may take to answer one request, or to agree on a connection.
     pub timeout: Duration,
     /// How long a lost connection is tried to be made again.
@@ -52,6 +58,7 @@ impl Options {
     pub fn new(access: Access) -> Self {
         Self {
             access,
+            flushing: Flushing::Needed,
             timeout: Duration::from_secs(60),
             retry: Duration::from_secs(30),
             connections: 4,
@@ -73,7 +80,7 @@ pub struct NbdStorage {
 ///
 /// # Errors
 /// `Invalid` and `Unsupported` for URIs that are wrong; `NotFound` for exports that are not there;
-/// `ReadOnly`; the host's; `Corrupt` for a server that violates the protocol.
+/// `ReadOnly`; `Unsupported` for changes that no flush could make durable; the host's; `Corrupt` for a server that violates the protocol.
 pub fn open(uri: &str, options: &Options) -> Result<Arc<dyn Storage>> {
     Ok(Arc::new(NbdStorage::connect(uri, options)?))
 }
@@ -92,11 +99,24 @@ impl NbdStorage {
             extents: Extents::default(),
             edges: RwLock::new(()),
         };
-        if options.access == Access::Write && storage.can(can::READ_ONLY) {
-            let text = "the server exports it read-only";
-            return Err(Error::new(ErrorKind::ReadOnly, text).at(uri));
+        if options.access == Access::Write {
+            storage.check_writable(options.flushing)?;
         }
         Ok(storage)
+    }
+
+    fn check_writable(&self, flushing: Flushing) -> Result<()> {
+        let error = if self.can(can::READ_ONLY) {
+            Error::new(ErrorKind::ReadOnly, "the server exports it read-only")
+        } else if flushing == Flushing::Needed && !self.can(can::FLUSH) && !self.can(can::FUA) {
+            Error::unsupported(
+                "the server has neither flushes nor durable writes (FUA), so nothing tells what \
+                 is on stable media (allowed for writing: cache mode unsafe)",
+            )
+        } else {
+            return Ok(());
+        };
+        Err(error.at(&self.name))
     }
 
     fn can(&self, flag: u16) -> bool {
@@ -346,7 +366,8 @@ impl Storage for NbdStorage {
 
     fn sync(&self) -> Result<()> {
         match self.can(can::FLUSH) {
-            true => self.call(Op::Flush),
+            true => self.pool.flush().map_err(|e| e.at(&self.name)),
+            // All that was answered is durable, or nobody needs it to be.
             false => Ok(()),
         }
     }

@@ -13,12 +13,16 @@ use crate::nbd::uri::{Security, Uri};
 use crate::nbd::wire::can;
 use crate::storage::nbd::Options;
 use crate::storage::nbd::connection::{Connection, Failure, Op};
+use crate::storage::nbd::losses::Losses;
 use crate::storage::nbd::negotiate::{Facts, negotiate};
 
 /// First wait before a connection is made again; doubles each time.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// Longest wait.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
+
+/// How long a further connection is not tried again after the server would not have it.
+const PAUSE: Duration = Duration::from_secs(10);
 
 /// The connections to one export.
 #[derive(Debug)]
@@ -27,7 +31,23 @@ pub(super) struct Pool {
     tls: Option<tls::Client>,
     options: Options,
     facts: Facts,
-    places: Vec<Mutex<Option<Arc<Connection>>>>,
+    losses: Arc<Losses>,
+    places: Vec<Place>,
+}
+
+/// Where one connection is, or may be.
+#[derive(Debug, Default)]
+struct Place {
+    /// Held by whoever makes one; when and how that failed last.
+    making: Mutex<Option<(Instant, String)>>,
+    current: Mutex<Option<Arc<Connection>>>,
+}
+
+impl Place {
+    /// The connection that is there and of use.
+    fn live(&self) -> Option<Arc<Connection>> {
+        self.current.lock().clone().filter(|c| !c.is_lost())
+    }
 }
 
 impl Pool {
@@ -37,26 +57,55 @@ impl Pool {
             Security::Plain => None,
             Security::Tls => Some(tls::Client::load(&uri.tls, &uri.address)?),
         };
-        let first = connect(&uri, tls.as_ref(), &options)?;
+        let losses = Arc::default();
+        let first = connect(&uri, tls.as_ref(), &options, &losses)?;
         let facts = *first.facts();
         // Without the server's word a flush covers one connection only.
         let count = match facts.flags & can::MULTI_CONN {
             0 => 1,
             _ => options.connections.max(1),
         };
-        let mut places: Vec<_> = (0..count).map(|_| Mutex::new(None)).collect();
-        *places[0].get_mut() = Some(Arc::new(first));
+        let places: Vec<_> = (0..count).map(|_| Place::default()).collect();
+        *places[0].current.lock() = Some(Arc::new(first));
         Ok(Self {
             uri,
             tls,
             options,
             facts,
+            losses,
             places,
         })
     }
 
     pub(super) fn facts(&self) -> &Facts {
         &self.facts
+    }
+
+    /// Makes all completed changes durable.
+    ///
+    /// # Errors
+    /// The server's; once, that connections were lost with changes that were not flushed.
+    pub(super) fn flush(&self) -> Result<()> {
+        let told = self.losses.told();
+        let mut sent = false;
+        for place in &self.places {
+            let current = place.current.lock().clone();
+            let Some(connection) = current.filter(|c| c.is_pending()) else {
+                continue;
+            };
+            // Each of them, though one would do: only a reply over the connection that had the
+            // changes shows that the server is the one that has them.
+            match connection.call(&mut Op::Flush) {
+                Err(Failure::Refused(error)) => return Err(error),
+                // Noted, unless another flush came first.
+                Ok(()) | Err(Failure::Lost(_)) => sent = true,
+            }
+        }
+        if !sent {
+            // There may be what others wrote; and nothing of ours, so that any server will do.
+            self.call(&mut Op::Flush)?;
+        }
+        self.losses.tell(told)
     }
 
     /// Makes a request, again where its connection is lost.
@@ -97,45 +146,61 @@ impl Pool {
         let mut best: Option<Arc<Connection>> = None;
         let mut vacant = None;
         for place in &self.places {
-            // Held by whoever connects there.
-            let Some(held) = place.try_lock() else {
-                continue;
-            };
-            match &*held {
-                Some(connection) if !connection.is_lost() => {
-                    let less = |b: &Arc<Connection>| connection.busy() < b.busy();
-                    if best.as_ref().is_none_or(less) {
-                        best = Some(Arc::clone(connection));
-                    }
+            match place.live() {
+                Some(found) if best.as_ref().is_none_or(|b| found.busy() < b.busy()) => {
+                    best = Some(found);
                 }
-                _ => vacant = vacant.or(Some(place)),
+                Some(_) => {}
+                None => vacant = vacant.or(Some(place)),
             }
         }
         match (best, vacant) {
-            (Some(best), _) if best.busy() == 0 => Ok(best),
-            (Some(best), None) => Ok(best),
-            // A further connection is only for speed.
-            (Some(best), Some(place)) => Ok(self.open(place).unwrap_or(best)),
-            (None, Some(place)) => self.open(place),
-            // Another thread is about to connect: with it.
-            (None, None) => self.open(&self.places[0]),
+            (Some(best), Some(place)) if best.busy() > 0 => Ok(self.further(place).unwrap_or(best)),
+            (Some(best), _) => Ok(best),
+            (None, vacant) => self.open(vacant.unwrap_or(&self.places[0])),
         }
     }
 
-    fn open(
-        &self,
-        place: &Mutex<Option<Arc<Connection>>>,
-    ) -> std::result::Result<Arc<Connection>, Failure> {
-        let mut held = place.lock();
-        if let Some(connection) = held.as_ref().filter(|c| !c.is_lost()) {
-            return Ok(Arc::clone(connection));
+    /// A further connection, which is only for speed; `None`: go on with those there are.
+    fn further(&self, place: &Place) -> Option<Arc<Connection>> {
+        let mut making = place.making.try_lock()?;
+        if let Some((failed, _)) = &*making
+            && failed.elapsed() < PAUSE
+        {
+            return None;
         }
-        *held = None;
-        let made = connect(&self.uri, self.tls.as_ref(), &self.options);
-        let made = made.map_err(|e| match e.kind() {
-            // What will not be better next time.
-            ErrorKind::Corrupt | ErrorKind::Unsupported => Failure::Refused(e),
-            _ => Failure::Lost(e),
+        self.make(place, &mut making).ok()
+    }
+
+    /// The connection at a place; made with whoever else needs it.
+    fn open(&self, place: &Place) -> std::result::Result<Arc<Connection>, Failure> {
+        let asked = Instant::now();
+        let mut making = place.making.lock();
+        if let Some(connection) = place.live() {
+            return Ok(connection);
+        }
+        match &*making {
+            // Tried in vain while this thread waited for its turn to.
+            Some((failed, why)) if *failed >= asked => {
+                Err(Failure::Lost(Error::new(ErrorKind::Io, why.clone())))
+            }
+            _ => self.make(place, &mut making),
+        }
+    }
+
+    fn make(
+        &self,
+        place: &Place,
+        failed: &mut Option<(Instant, String)>,
+    ) -> std::result::Result<Arc<Connection>, Failure> {
+        let made = connect(&self.uri, self.tls.as_ref(), &self.options, &self.losses);
+        let made = made.map_err(|e| {
+            *failed = Some((Instant::now(), full_text(&e)));
+            match e.kind() {
+                // What will not be better next time.
+                ErrorKind::Corrupt | ErrorKind::Unsupported => Failure::Refused(e),
+                _ => Failure::Lost(e),
+            }
         })?;
         let (now, before) = (made.facts(), &self.facts);
         let same = Facts {
@@ -148,20 +213,27 @@ impl Pool {
                  before: {})",
                 now.size, before.size
             );
+            *failed = Some((Instant::now(), text.clone()));
             return Err(Failure::Refused(Error::new(ErrorKind::Io, text)));
         }
+        *failed = None;
         let made = Arc::new(made);
-        *held = Some(Arc::clone(&made));
+        *place.current.lock() = Some(Arc::clone(&made));
         Ok(made)
     }
 }
 
-fn connect(uri: &Uri, tls: Option<&tls::Client>, options: &Options) -> Result<Connection> {
+fn connect(
+    uri: &Uri,
+    tls: Option<&tls::Client>,
+    options: &Options,
+    losses: &Arc<Losses>,
+) -> Result<Connection> {
     let until = Instant::now().checked_add(options.timeout);
     let socket = Socket::connect(&uri.address, options.timeout);
     let socket = socket.map_err(|e| Error::io("connect", e))?;
     let agreed = negotiate(socket, &uri.export, tls, until)?;
-    Ok(Connection::new(agreed, options.timeout))
+    Ok(Connection::new(agreed, options.timeout, Arc::clone(losses)))
 }
 
 /// An error with its cause.

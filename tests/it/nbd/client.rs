@@ -13,12 +13,11 @@ use vdtool::storage::{Storage, Zeroing};
 use super::{Peer, Serving, export, lasting, uri};
 use crate::util::{Seeded, assert_same, peer, requires, scratch, vdtool};
 
-fn quick(access: Access) -> Options {
+pub(super) fn quick(access: Access) -> Options {
     Options {
         timeout: Duration::from_secs(10),
         retry: Duration::from_secs(10),
-        connections: 4,
-        access,
+        ..Options::new(access)
     }
 }
 
@@ -29,7 +28,7 @@ fn run(dir: &Path, arguments: &[&str]) -> String {
 }
 
 /// Random changes and reads, beside a plain vector.
-fn exercise(storage: &dyn Storage, random: &mut Seeded) {
+pub(super) fn exercise(storage: &dyn Storage, random: &mut Seeded) {
     let size = usize::try_from(storage.size()).expect("small");
     let mut expected = vec![0; size];
     storage.read_at(&mut expected, 0).expect("reads");
@@ -107,7 +106,7 @@ fn an_export_of_qemu_nbd_is_used_as_storage() {
 }
 
 /// nbdkit on a socket in `dir`, with further arguments.
-fn nbdkit(dir: &Path, arguments: &[&str]) -> (Peer, String) {
+pub(super) fn nbdkit(dir: &Path, arguments: &[&str]) -> (Peer, String) {
     let socket = dir.join("nbdkit.sock");
     let mut all = vec!["-f", "-U", socket.to_str().expect("UTF-8")];
     all.extend(arguments);
@@ -252,7 +251,9 @@ fn a_connection_that_is_lost_is_made_again() {
     std::thread::sleep(Duration::from_millis(300));
     let _second = serve();
     std::thread::sleep(Duration::from_millis(500));
-    storage.sync().expect("flushes");
+    let error = storage.sync().expect_err("writes may be lost");
+    assert!(error.message().contains("may be lost"), "{error}");
+    storage.sync().expect("told once");
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     for thread in threads {
         assert!(thread.join().expect("goes on") > 0);

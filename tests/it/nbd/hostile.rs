@@ -57,7 +57,7 @@ impl Script {
             timeout: Duration::from_millis(500),
             retry: Duration::ZERO,
             connections: 1,
-            access: Access::Write,
+            ..Options::new(Access::Write)
         };
         NbdStorage::connect(&uri(&self.socket, "e"), &options)
     }

@@ -2,6 +2,8 @@
 //! mean no good.
 
 mod client;
+mod fake;
+mod flushes;
 mod handshake;
 mod hostile;
 mod peers;
@@ -108,11 +110,18 @@ impl Peer {
     }
 }
 
-impl Drop for Peer {
-    fn drop(&mut self) {
+impl Peer {
+    /// Ends it as a crash does.
+    pub(super) fn kill(&mut self) {
         // Ended by itself is as good.
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
 

@@ -111,9 +111,17 @@ enum Turn {
     Of(Header),
 }
 
+/// A thread whose request has no reply yet.
+#[derive(Debug)]
+struct Waiter {
+    woken: Arc<Condvar>,
+    /// It sleeps, and does nothing else that it may be long about, such as sending.
+    asleep: bool,
+}
+
 #[derive(Debug)]
 struct State {
-    waiting: HashMap<u64, Arc<Condvar>>,
+    waiting: HashMap<u64, Waiter>,
     turn: Turn,
     /// Why the connection is of no more use.
     lost: Option<String>,
@@ -178,7 +186,11 @@ impl Connection {
         let woken = Arc::new(Condvar::new());
         let covered = {
             let mut state = self.state.lock();
-            state.waiting.insert(cookie, Arc::clone(&woken));
+            let waiter = Waiter {
+                woken: Arc::clone(&woken),
+                asleep: false,
+            };
+            state.waiting.insert(cookie, waiter);
             state.changes.covered()
         };
         let until = Instant::now().checked_add(self.timeout);
@@ -265,7 +277,7 @@ impl Connection {
                     break;
                 }
                 if progress.take(&next, op, &self.link, &self.facts, until)? {
-                    self.let_go(cookie);
+                    self.let_go();
                     return progress.result();
                 }
             }
@@ -289,6 +301,7 @@ impl Connection {
                 Turn::Of(header) if header.cookie == cookie => return Ok(Some(header)),
                 other => state.turn = other,
             }
+            state.set_asleep(cookie, true);
             let timed_out = match until {
                 Some(until) => woken.wait_until(&mut state, until).timed_out(),
                 None => {
@@ -296,6 +309,7 @@ impl Connection {
                     false
                 }
             };
+            state.set_asleep(cookie, false);
             if timed_out {
                 return Err(Failure::Lost(broken(io::ErrorKind::TimedOut.into())));
             }
@@ -305,23 +319,24 @@ impl Connection {
     /// Has the thread that waits for this reply read on.
     fn hand_over(&self, header: Header) -> Result<(), Failure> {
         let mut state = self.state.lock();
-        let Some(woken) = state.waiting.get(&header.cookie).cloned() else {
+        let State { waiting, turn, .. } = &mut *state;
+        let Some(waiter) = waiting.get(&header.cookie) else {
             return Err(Failure::Lost(super::negotiate::violation(
                 "a reply to no request",
             )));
         };
-        state.turn = Turn::Of(header);
-        woken.notify_one();
+        *turn = Turn::Of(header);
+        waiter.woken.notify_one();
         Ok(())
     }
 
-    /// Lets any other thread read.
-    fn let_go(&self, cookie: u64) {
+    /// Lets any other thread read: one that sleeps.  Those that do not will look by themselves
+    /// when they come to wait, which may be after the server has had its replies taken.
+    fn let_go(&self) {
         let mut state = self.state.lock();
         state.turn = Turn::Free;
-        let other = state.waiting.iter().find(|(of, _)| **of != cookie);
-        if let Some((_, woken)) = other {
-            woken.notify_one();
+        if let Some(other) = state.waiting.values().find(|w| w.asleep) {
+            other.woken.notify_one();
         }
     }
 }
@@ -329,8 +344,14 @@ impl Connection {
 impl State {
     fn lose(&mut self, why: String) {
         self.lost.get_or_insert(why);
-        for woken in self.waiting.values() {
-            woken.notify_one();
+        for waiter in self.waiting.values() {
+            waiter.woken.notify_one();
+        }
+    }
+
+    fn set_asleep(&mut self, cookie: u64, asleep: bool) {
+        if let Some(waiter) = self.waiting.get_mut(&cookie) {
+            waiter.asleep = asleep;
         }
     }
 }

@@ -213,6 +213,37 @@ fn a_server_that_is_slow_is_waited_for_and_one_that_is_too_slow_is_not() {
 }
 
 #[test]
+fn a_reply_is_taken_whoever_reads_and_whoever_sends() {
+    let serving = Serving::raw(&vec![7; 8 << 20], lasting());
+    // A reply that nobody takes is an error here, after a time.
+    let options = Options {
+        timeout: Duration::from_secs(10),
+        retry: Duration::ZERO,
+        connections: 1,
+        ..Options::new(Access::Write)
+    };
+    let storage = NbdStorage::connect(&serving.uri(""), &options).expect("connects");
+    std::thread::scope(|scope| {
+        for thread in 0..8u64 {
+            let storage = &storage;
+            scope.spawn(move || {
+                // Long writes keep their threads in the sending for long.
+                let len = if thread < 2 { 1 << 20 } else { 512 };
+                let rounds = if thread < 2 { 60 } else { 3000 };
+                let mut buf = vec![7; len];
+                for round in 0..rounds {
+                    let at = (round * 4096 + thread) % (7 << 20);
+                    match thread % 2 {
+                        0 => storage.write_at(&buf, at).expect("is answered"),
+                        _ => storage.read_at(&mut buf, at).expect("is answered"),
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[test]
 fn a_connection_that_is_lost_is_made_again() {
     let dir = scratch();
     let image = dir.path().join("disk.raw");

@@ -3,6 +3,7 @@
 
 mod client;
 mod fake;
+mod filters;
 mod flushes;
 mod handshake;
 mod hostile;

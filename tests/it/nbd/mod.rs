@@ -5,6 +5,7 @@ mod client;
 mod fake;
 mod filters;
 mod flushes;
+mod fuzz;
 mod handshake;
 mod hostile;
 mod peers;

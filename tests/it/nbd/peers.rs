@@ -239,3 +239,163 @@ fn a_qcow2_chain_tells_its_depths_and_its_bitmap() {
     assert_eq!(map("qemu:dirty-bitmap:b0"), expected);
     assert_eq!(map("base:allocation"), [(0, end, 0), (end, rest, 3)]);
 }
+
+/// Serves a new image of a format, of 64 MiB.
+fn serving_new(format: &str) -> Serving {
+    let dir = scratch();
+    let image = dir.path().join("disk");
+    crate::util::vdtool()
+        .args(["create", "-q", "-f", format])
+        .arg(&image)
+        .arg("64M")
+        .assert()
+        .success();
+    let options = ChainOptions {
+        format: vdtool::formats::by_name(format),
+        ..ChainOptions::write()
+    };
+    let exports = vec![export("", &image, &options)];
+    Serving::new(dir, exports, lasting())
+}
+
+#[test]
+fn fio_finds_what_it_wrote_trimmed_and_overwrote_at_random() {
+    let has_nbd = || {
+        let asked = std::process::Command::new("fio")
+            .arg("--enghelp=nbd")
+            .output();
+        asked.is_ok_and(|o| o.status.success())
+    };
+    if !requires("fio") {
+        return;
+    }
+    if !has_nbd() {
+        return crate::util::skipped("fio has no nbd engine");
+    }
+    for format in ["raw", "vhd", "qcow2"] {
+        let serving = serving_new(format);
+        let uri = format!("--uri={}", serving.uri(""));
+        let fio = |arguments: &[&str]| {
+            let common = ["--name=verify", "--ioengine=nbd", &uri, "--size=64M"];
+            let all = [&common[..], &["--output-format=terse"], arguments].concat();
+            peer("fio", serving.dir.path(), all);
+        };
+        let verify = [
+            "--verify=crc32c",
+            "--verify_fatal=1",
+            "--do_verify=1",
+            "--iodepth=32",
+            "--randseed=77",
+        ];
+        for shape in [
+            &[
+                "--rw=randwrite",
+                "--bsrange=512-64k",
+                "--bs_unaligned=0",
+                "--blockalign=512",
+            ][..],
+            &["--rw=randrw", "--bs=4k", "--verify_backlog=64"],
+            &["--rw=randwrite", "--bs=64k", "--fsync=16"],
+            // One at a time: each trim must be done before the write over it begins.
+            &["--rw=randtrimwrite", "--bs=16k", "--iodepth=1"],
+            &["--rw=write", "--bs=1M", "--fsync=4"],
+        ] {
+            fio(&[&verify[..], shape].concat());
+        }
+        // Two connections at once, each in its own half.
+        let halves = [
+            "--numjobs=2",
+            "--size=32M",
+            "--offset_increment=32M",
+            "--rw=randrw",
+        ];
+        fio(&[&halves[..], &["--bs=8k"], &verify[..]].concat());
+        // The disk is in order afterwards.
+        let Serving { server, dir, .. } = serving;
+        server.stop();
+        server.wait().expect("ends well");
+        drop(server);
+        if format != "raw" {
+            crate::util::vdtool()
+                .args(["check", "-f", format])
+                .arg(dir.path().join("disk"))
+                .assert()
+                .success();
+        }
+    }
+}
+
+#[test]
+fn nbdcopy_copies_both_ways_however_it_asks() {
+    if !requires("nbdcopy") {
+        return;
+    }
+    let (source, bytes) = serving();
+    let dir = source.dir.path();
+    let plain = dir.join("disk.raw");
+    let plain = plain.to_str().expect("UTF-8");
+    for options in [
+        &["--requests=1", "--connections=1"][..],
+        &["--requests=64", "--connections=1"],
+        &["--requests=16", "--connections=4", "--threads=4"],
+        &["--synchronous"],
+        &["--no-extents", "--sparse=0", "--request-size=2097152"],
+        &["--allocated", "--requests=8"],
+    ] {
+        let run = |from: &str, to: &str| {
+            peer("nbdcopy", dir, [options, &[from, to]].concat());
+        };
+        run(&source.uri(""), "copy.raw");
+        let found = std::fs::read(dir.join("copy.raw")).expect("reads");
+        assert_same(&found, &bytes, 0, "copied out");
+        std::fs::remove_file(dir.join("copy.raw")).expect("removes");
+        let target = Serving::raw(&vec![9; bytes.len()], lasting());
+        run(plain, &target.uri(""));
+        let found = std::fs::read(target.image()).expect("reads");
+        assert_same(&found, &bytes, 0, "copied in");
+        for format in ["qcow2", "vhd"] {
+            let target = serving_new(format);
+            run(plain, &target.uri(""));
+            let found = target.uri("");
+            peer("nbdcopy", dir, [&*found, "back.raw"]);
+            let found = std::fs::read(dir.join("back.raw")).expect("reads");
+            assert_same(&found[..bytes.len()], &bytes, 0, format);
+            assert!(found[bytes.len()..].iter().all(|b| *b == 0));
+        }
+    }
+}
+
+#[test]
+fn nbdinfo_sums_up_each_context_and_tells_block_sizes() {
+    if !requires("nbdinfo") {
+        return;
+    }
+    let (serving, bytes) = serving();
+    let uri = serving.uri("");
+    let told = peer("nbdinfo", serving.dir.path(), ["--json", &uri]);
+    let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+    let export = &told["exports"][0];
+    assert_eq!(told["protocol"], "newstyle-fixed");
+    assert_eq!(export["block_size_minimum"], 1);
+    assert_eq!(export["block_size_preferred"], 4096);
+    assert_eq!(export["block_size_maximum"], 32 << 20);
+    let sum = |context: &str| {
+        let map = format!("--map={context}");
+        let arguments = ["--json", "--totals", &map, &uri];
+        let told = peer("nbdinfo", serving.dir.path(), arguments);
+        let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+        let rows = told.as_array().expect("a list").iter();
+        let sizes = rows.map(|r| r["size"].as_u64().expect("a number"));
+        sizes.collect::<Vec<_>>()
+    };
+    let all = bytes.len() as u64;
+    let base = sum("base:allocation");
+    assert_eq!((base.len(), base.iter().sum()), (2, all));
+    assert_eq!(sum("qemu:allocation-depth"), [all]);
+    for (what, code) in [("write", true), ("trim", true), ("tls", false)] {
+        let done = std::process::Command::new("nbdinfo")
+            .args(["--can", what, &uri])
+            .status();
+        assert_eq!(done.expect("runs").success(), code, "{what}");
+    }
+}

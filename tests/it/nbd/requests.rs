@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use vdtool::chain::open::ChainOptions;
-use vdtool::nbd::wire::{Headers, Request, can, command, errno, flag, option};
+use vdtool::nbd::wire::{Headers, Request, answer, can, command, errno, flag, option};
 
 use super::wire::Raw;
 use super::{Serving, export, lasting, until};
@@ -13,7 +13,7 @@ use crate::util::{Seeded, assert_same, scratch};
 const ALL: [Headers; 3] = [Headers::Simple, Headers::Structured, Headers::Extended];
 
 /// Sends a write and takes its reply.
-fn write(raw: &mut Raw, flags: u16, offset: u64, data: &[u8]) -> u32 {
+pub(super) fn write(raw: &mut Raw, flags: u16, offset: u64, data: &[u8]) -> u32 {
     let payload = match raw.headers {
         Headers::Extended => flag::PAYLOAD,
         _ => 0,
@@ -186,7 +186,7 @@ fn extents_are_told_for_each_context_that_was_chosen() {
 }
 
 /// The context's number and the extents of a chunk.
-fn extents(payload: &[u8], headers: Headers) -> (u32, Vec<(u64, u64)>) {
+pub(super) fn extents(payload: &[u8], headers: Headers) -> (u32, Vec<(u64, u64)>) {
     let mut fields = vdtool::nbd::wire::Fields::new(payload);
     let context = fields.u32().expect("a number");
     let count = match headers {
@@ -230,6 +230,54 @@ fn a_fast_zero_that_would_not_be_fast_is_refused_and_changes_nothing() {
     assert!(data[..65_536].iter().all(|b| *b == 7));
     assert!(data[65_536..131_072].iter().all(|b| *b == 0));
     assert!(data[131_072..].iter().all(|b| *b == 7));
+}
+
+#[test]
+fn clients_that_are_connected_use_a_new_size_at_once() {
+    let dir = scratch();
+    let image = dir.path().join("disk.raw");
+    std::fs::write(&image, [7; 8192]).expect("writes");
+    let export = export("", &image, &ChainOptions::write());
+    let backend = std::sync::Arc::clone(&export.backend);
+    let serving = Serving::new(dir, vec![export], lasting());
+    for headers in ALL {
+        backend.resize(8192).expect("resizes");
+        let mut raw = Raw::connect(&serving.socket);
+        raw.raise(headers);
+        if headers != Headers::Simple {
+            raw.contexts(option::SET_META_CONTEXT, "", &["base:allocation"]);
+        }
+        raw.go("");
+        assert_eq!(raw.size, 8192);
+        assert_eq!(raw.call(command::READ, 0, 8190, 4).errno, errno::INVAL);
+        backend.resize(16_384).expect("grows");
+        assert_eq!(raw.call(command::READ, 0, 8190, 4).data[2..], [0, 0]);
+        assert_eq!(write(&mut raw, 0, 16_000, &[9; 384]), 0);
+        assert_eq!(raw.call(command::READ, 0, 16_383, 1).data, [9]);
+        let zero = raw.call(command::WRITE_ZEROES, 0, 16_000, 380);
+        assert_eq!(zero.errno, 0);
+        assert_eq!(raw.call(command::TRIM, 0, 12_288, 4096).errno, 0);
+        if headers != Headers::Simple {
+            let reply = raw.call(command::BLOCK_STATUS, 0, 0, 16_384);
+            assert_eq!(reply.extents.len(), 1);
+        }
+        assert_eq!(Raw::ready(&serving.socket, headers).size, 16_384);
+        backend.resize(4096).expect("shrinks");
+        assert_eq!(raw.call(command::READ, 0, 4095, 2).errno, errno::INVAL);
+        assert_eq!(write(&mut raw, 0, 4095, &[9; 2]), errno::NOSPC);
+        let zero = raw.call(command::WRITE_ZEROES, 0, 8192, 1);
+        assert_eq!(zero.errno, errno::NOSPC);
+        assert_eq!(raw.call(command::TRIM, 0, 0, 4097).errno, errno::INVAL);
+        if headers != Headers::Simple {
+            let reply = raw.call(command::BLOCK_STATUS, 0, 0, 8192);
+            assert_eq!(reply.errno, errno::INVAL);
+        }
+        assert_eq!(raw.call(command::READ, 0, 4095, 1).data, [7]);
+        assert_eq!(
+            std::fs::metadata(serving.image()).expect("is there").len(),
+            4096
+        );
+    }
 }
 
 #[test]
@@ -318,6 +366,18 @@ fn a_client_that_never_reads_or_stops_in_a_message_blocks_only_itself() {
     serving.server.wait().expect("ends though they are stuck");
 }
 
+/// Whether the server grants headers; false: it has no room for the client.
+fn is_raised(raw: &mut Raw, headers: Headers) -> bool {
+    let number = match headers {
+        Headers::Extended => option::EXTENDED_HEADERS,
+        _ => option::STRUCTURED_REPLY,
+    };
+    let kind = raw.ask(number, &[]).kind;
+    raw.headers = headers;
+    assert!(kind == answer::ACK || kind == answer::SHUTDOWN, "{kind:#x}");
+    kind == answer::ACK
+}
+
 #[test]
 fn clients_that_vanish_leave_nothing_behind() {
     let serving = Serving::raw(
@@ -332,7 +392,12 @@ fn clients_that_vanish_leave_nothing_behind() {
         if round % 4 == 0 {
             continue;
         }
-        raw.raise(ALL[round % 3]);
+        let headers = ALL[round % 3];
+        // The server may be slow to see that those before are gone.
+        while headers != Headers::Simple && !is_raised(&mut raw, headers) {
+            std::thread::sleep(Duration::from_millis(5));
+            raw = Raw::connect(&serving.socket);
+        }
         raw.option(option::GO, &super::wire::wanted("", &[]));
         if round % 4 == 1 {
             continue;
@@ -344,7 +409,7 @@ fn clients_that_vanish_leave_nothing_behind() {
             .map(|_| {
                 let mut raw = Raw::connect(&serving.socket);
                 let kind = raw.ask(option::STRUCTURED_REPLY, &[]).kind;
-                (raw, kind == vdtool::nbd::wire::answer::ACK)
+                (raw, kind == answer::ACK)
             })
             .collect();
         all.iter().all(|(_, is_taken)| *is_taken)

@@ -51,6 +51,17 @@ impl Process {
         rustix::process::kill_process(id, signal).expect("is there");
     }
 
+    /// A number that the kernel tells of it, such as `RssAnon`, in KiB.
+    fn status(&self, key: &str) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let text = std::fs::read_to_string(path).expect("is there");
+        let line = text
+            .lines()
+            .find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
+        let number = line.and_then(|l| l.split_whitespace().next()?.parse().ok());
+        number.expect("a number")
+    }
+
     /// Waits for its end; it has said nothing more.
     fn ended(mut self) -> ExitStatus {
         let mut rest = String::new();
@@ -224,18 +235,66 @@ fn a_crowd_is_turned_away_and_those_who_are_in_go_on() {
     let process = Process::start(dir.path(), &options);
     let socket = dir.path().join("s.sock");
     let mut inside = Raw::ready(&socket, Headers::Structured);
-    let mut crowd = Vec::new();
+    let most = room_for_files();
+    let mut crowd = std::collections::VecDeque::new();
     for _ in 0..10_000 {
         let stream = std::os::unix::net::UnixStream::connect(&socket).expect("is accepted");
-        // As many as a process may have open.
-        crowd.push(stream);
-        if crowd.len() > 500 {
-            crowd.clear();
+        crowd.push_back(stream);
+        if crowd.len() > most {
+            crowd.pop_front();
         }
     }
     assert_eq!(inside.call(command::READ, 0, 0, 10).data, [7; 10]);
+    // Two that may stay, and those who are being told that they may not.
+    let (threads, memory) = (process.status("Threads"), process.status("RssAnon"));
+    assert!(threads < 50 && memory < 64 << 10, "{threads} {memory} KiB");
     drop(crowd);
     until("there is room again", || is_served(&socket));
+    process.signal(rustix::process::Signal::TERM);
+    assert_eq!(process.ended().code(), Some(0));
+}
+
+/// How many files this process may have open besides those it needs; as many as it is let.
+fn room_for_files() -> usize {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // What there is will do.
+    let _ = setrlimit(Resource::Nofile, limit);
+    let now = getrlimit(Resource::Nofile).current;
+    let now = now.map_or(usize::MAX, |n| usize::try_from(n).expect("fits"));
+    (now / 2).min(10_000)
+}
+
+#[test]
+fn clients_that_ask_for_much_and_read_nothing_cost_bounded_memory() {
+    let dir = scratch();
+    let path = dir.path().join("disk.raw");
+    let file = std::fs::File::create(&path).expect("creates");
+    file.set_len(1 << 30).expect("sets the length");
+    let options = ["--persistent", "--nbd", "unix:s.sock", "disk.raw"];
+    let process = Process::start(dir.path(), &options);
+    let socket = dir.path().join("s.sock");
+    let mut greedy = Vec::new();
+    for index in 0..64 {
+        let headers = [Headers::Simple, Headers::Structured, Headers::Extended][index % 3];
+        let mut raw = Raw::ready(&socket, headers);
+        // Sixteen times 32 MiB each: 32 GiB in all.
+        for at in 0..16 {
+            raw.request(command::READ, 0, at * 5 + 1, 32 << 20);
+        }
+        greedy.push(raw);
+    }
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let mut witness = Raw::ready(&socket, Headers::Simple);
+    assert_eq!(witness.call(command::READ, 0, 5, 3).data, [0; 3]);
+    // What the server may lend, and something for each client and its threads.
+    let memory = process.status("RssAnon");
+    assert!(memory < (256 + 64) << 10, "{memory} KiB");
+    let threads = process.status("Threads");
+    assert!(threads < 64 * 17, "{threads}");
+    drop(greedy);
+    assert_eq!(witness.call(command::READ, 0, 5, 3).data, [0; 3]);
     process.signal(rustix::process::Signal::TERM);
     assert_eq!(process.ended().code(), Some(0));
 }

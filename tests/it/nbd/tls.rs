@@ -42,7 +42,10 @@ fn certificates(dir: &Path) {
         let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
         let mut params = CertificateParams::new(names).expect("names");
         params.distinguished_name.push(DnType::CommonName, whose);
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.key_usages = vec![
+            KeyUsagePurpose::DigitalSignature,
+            KeyUsagePurpose::KeyEncipherment,
+        ];
         params.extended_key_usages = vec![purpose];
         let certificate = params.signed_by(&key, &issuer).expect("is signed");
         save(&format!("{whose}-cert.pem"), certificate.pem());
@@ -201,4 +204,129 @@ fn our_client_talks_to_nbdkit_under_tls() {
     let mut found = vec![0; bytes.len()];
     storage.read_at(&mut found, 12_345).expect("reads");
     assert_same(&found, &bytes, 0, "read back");
+}
+
+/// How a program of QEMU's is told of an export under TLS.
+fn qemu_export(serving: &Serving) -> String {
+    format!(
+        "driver=nbd,server.type=unix,server.path={},tls-creds=t,tls-hostname=localhost",
+        serving.socket.display()
+    )
+}
+
+fn qemu_credentials(pki: &Path, endpoint: &str) -> String {
+    format!(
+        "tls-creds-x509,id=t,endpoint={endpoint},verify-peer=yes,dir={}",
+        pki.display()
+    )
+}
+
+#[test]
+fn qemu_img_uses_us_under_tls_with_and_without_a_certificate_of_its_own() {
+    if !requires("qemu-img") {
+        return;
+    }
+    let dir = scratch();
+    let (pki, bare) = (dir.path().join("pki"), dir.path().join("bare"));
+    certificates(&pki);
+    std::fs::create_dir(&bare).expect("makes the directory");
+    std::fs::copy(pki.join("ca-cert.pem"), bare.join("ca-cert.pem")).expect("copies");
+    let bytes = Seeded::new("qemu-img under tls").bytes(5 << 20);
+    let run = |serving: &Serving, pki: &Path| {
+        let credentials = qemu_credentials(pki, "client");
+        let export = qemu_export(serving);
+        let arguments = ["convert", "--object", &*credentials, "--image-opts"];
+        let arguments = [&arguments[..], &[&*export, "-O", "raw", "copy.raw"]].concat();
+        let done = std::process::Command::new("qemu-img")
+            .args(arguments)
+            .current_dir(dir.path())
+            .output()
+            .expect("qemu-img runs");
+        let told = String::from_utf8_lossy(&done.stderr).into_owned();
+        (done.status.success(), told)
+    };
+    for (peers, pki) in [
+        (Peers::Any, &pki),
+        (Peers::Verified, &pki),
+        (Peers::Any, &bare),
+    ] {
+        let serving = Serving::raw(&bytes, options(&dir.path().join("pki"), peers));
+        let (done, told) = run(&serving, pki);
+        assert!(done, "{peers:?} {}: {told}", pki.display());
+        let found = std::fs::read(dir.path().join("copy.raw")).expect("reads");
+        assert_same(&found, &bytes, 0, "converted");
+    }
+    let serving = Serving::raw(&bytes, options(&pki, Peers::Verified));
+    let (done, _) = run(&serving, &bare);
+    assert!(!done, "nobody vouches for it");
+    // And into us.
+    let target = Serving::raw(&vec![0; bytes.len()], options(&pki, Peers::Verified));
+    let credentials = qemu_credentials(&pki, "client");
+    let export = qemu_export(&target);
+    peer(
+        "qemu-img",
+        dir.path(),
+        [
+            "convert",
+            "--object",
+            &*credentials,
+            "-n",
+            "--target-image-opts",
+            "-f",
+            "raw",
+            "copy.raw",
+            &*export,
+        ],
+    );
+    let found = std::fs::read(target.image()).expect("reads");
+    assert_same(&found, &bytes, 0, "converted into us");
+}
+
+#[test]
+fn our_client_talks_to_qemu_nbd_under_tls() {
+    if !requires("qemu-nbd") {
+        return;
+    }
+    let dir = scratch();
+    let (pki, others) = (dir.path().join("pki"), dir.path().join("others"));
+    certificates(&pki);
+    certificates(&others);
+    let (socket, image) = (dir.path().join("s"), dir.path().join("disk.raw"));
+    let bytes = Seeded::new("qemu-nbd under tls").bytes(3 << 20);
+    std::fs::write(&image, &bytes).expect("writes");
+    let credentials = qemu_credentials(&pki, "server");
+    let arguments = [
+        "-t",
+        "-e",
+        "4",
+        "-f",
+        "raw",
+        "--object",
+        &credentials,
+        "--tls-creds",
+        "t",
+        "-k",
+        socket.to_str().expect("UTF-8"),
+        image.to_str().expect("UTF-8"),
+    ];
+    let _peer = Peer::start("qemu-nbd", &arguments, &socket);
+    let uri = |pki: &Path| {
+        format!(
+            "nbds+unix:///?socket={}&tls-certificates={}",
+            socket.display(),
+            pki.display()
+        )
+    };
+    let storage = NbdStorage::connect(&uri(&pki), &ClientOptions::new(Access::Write));
+    let storage = storage.expect("connects");
+    let mut random = Seeded::new("qemu-nbd under tls, requests");
+    super::client::exercise(&storage, &mut random);
+    drop(storage);
+    let read = ClientOptions::new(Access::Read);
+    NbdStorage::connect(&uri(&others), &read).expect_err("another authority");
+    std::fs::remove_file(pki.join("client-cert.pem")).expect("removes");
+    NbdStorage::connect(&uri(&pki), &read).expect_err("no certificate, where one is wanted");
+    let plain = NbdStorage::connect(&super::uri(&socket, ""), &read);
+    let error = plain.expect_err("plain");
+    assert!(error.message().contains("nbds"), "{error}");
 }

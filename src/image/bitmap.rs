@@ -34,7 +34,8 @@ pub trait Bitmaps {
     /// `Corrupt` where the directory is damaged; the host's.
     fn list(&self) -> Result<Vec<Bitmap>>;
     /// At most `most` ranges of guest bytes from `at` on whose bits are set in the bitmap `name`,
-    /// ascending and not touching; fewer: there are no more.
+    /// ascending and not touching; fewer: there are no more.  Writes through this object that have
+    /// completed are in it where it records.
     ///
     /// # Errors
     /// `NotFound`; `Corrupt` where it is in use or damaged; the host's.

@@ -77,6 +77,13 @@ impl Tracker {
         if full { store(self) } else { Ok(()) }
     }
 
+    /// The recorder of a bitmap that records.
+    fn recorder(&self, name: &str) -> Option<&Recorder> {
+        let mut bitmaps = self.bitmaps.iter();
+        let found = bitmaps.find(|b| b.entry.is_called(name));
+        found.map(|b| &b.recorder)
+    }
+
     /// Merges what was recorded into the file.
     pub(super) fn store(&mut self, file: &dyn Storage, take: &mut Take<'_>) -> Result<()> {
         let mut bitmaps = self.bitmaps.iter_mut();
@@ -259,6 +266,11 @@ impl Bitmaps for Qcow2 {
     }
 
     fn dirty(&self, name: &str, at: u64, most: usize) -> Result<Vec<Range<u64>>> {
+        // Held: nothing begins to record, or ends it, meanwhile.
+        let tracker = self.writer.as_ref().map(|w| w.tracker.lock());
+        if let Some(recorder) = tracker.as_ref().and_then(|t| t.as_ref()?.recorder(name)) {
+            return recorder.dirty(&*self.file, self.size(), at, most);
+        }
         let directory = self.directory()?;
         let index = directory.find_sound(name)?;
         let recorder = Recorder::new(&directory.entries[index], self.header.cluster_bits);

@@ -99,6 +99,11 @@ impl Entry {
         String::from_utf8_lossy(&self.name).into_owned()
     }
 
+    /// Whether that is its name.
+    pub(super) fn is_called(&self, name: &str) -> bool {
+        self.name == name.as_bytes()
+    }
+
     /// Offset of its table.
     pub(super) fn table(&self) -> u64 {
         self.raw.table.get()
@@ -336,7 +341,7 @@ impl Directory {
 
     /// The index of the bitmap called `name`.
     pub(super) fn find(&self, name: &str) -> Result<usize> {
-        let found = self.entries.iter().position(|e| e.name == name.as_bytes());
+        let found = self.entries.iter().position(|e| e.is_called(name));
         found.ok_or_else(|| {
             let text = format!(
                 "has no bitmap '{}' (it has {})",

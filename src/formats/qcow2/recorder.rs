@@ -217,8 +217,8 @@ impl Recorder {
         self.set_entry(file, index, host)
     }
 
-    /// At most `most` ranges of guest bytes below `size` from `at` on whose bits are set in the
-    /// file.
+    /// At most `most` ranges of guest bytes below `size` from `at` on whose bits are set, in the
+    /// file or in memory.
     pub(super) fn dirty(
         &self,
         file: &dyn Storage,
@@ -236,14 +236,17 @@ impl Recorder {
         while bit < end && !found.is_full() {
             let stop = ((bit / per_cluster + 1) * per_cluster).min(end);
             match self.entry(file, bit / per_cluster)? {
-                0 => {}
+                0 if self.pages_of(&(bit..stop)).next().is_none() => {}
                 ONES => found.push(bit..stop),
                 host => {
                     let stop = stop.min((bit / STEP + 1) * STEP);
                     let first = bit % per_cluster / 8;
                     let len = (stop - bit / 8 * 8).div_ceil(8);
                     let mut bytes = vec![0; clamp_len(len, usize::MAX)];
-                    file.read_at(&mut bytes, host + first)?;
+                    if host != 0 {
+                        file.read_at(&mut bytes, host + first)?;
+                    }
+                    self.add_pages(&mut bytes, &(bit..stop));
                     found.scan(&bytes, bit / 8 * 8, bit..stop);
                     bit = stop;
                     continue;
@@ -257,6 +260,23 @@ impl Recorder {
         };
         let ranges = found.ranges.iter().take(most);
         Ok(ranges.map(guest).collect())
+    }
+
+    /// Pages in memory that have some of these bits.
+    fn pages_of(&self, bits: &Range<u64>) -> impl Iterator<Item = (&u64, &Box<[u8; PAGE]>)> {
+        self.pages
+            .range(bits.start / PAGE_BITS..bits.end.div_ceil(PAGE_BITS))
+    }
+
+    /// Sets in `bytes`, which begin with the byte of the first of these bits, what is set in memory.
+    fn add_pages(&self, bytes: &mut [u8], bits: &Range<u64>) {
+        let first = clamp_len(bits.start / 8, usize::MAX);
+        for (index, page) in self.pages_of(bits) {
+            let start = clamp_len(*index, usize::MAX).saturating_mul(PAGE);
+            let to = bytes.iter_mut().skip(start.saturating_sub(first));
+            let from = page.iter().skip(first.saturating_sub(start));
+            to.zip(from).for_each(|(byte, set)| *byte |= set);
+        }
     }
 
     /// Every cluster of the bitmap in the file.

@@ -5,10 +5,11 @@ use std::ops::Range;
 use crate::backend::Backend;
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::bitmap::{Bitmap, Recording};
+use crate::image::bitmap::Bitmap;
 use crate::util::text::printable;
 
-/// Refuses a bitmap that is not there, or whose bits change while clients look.
+/// Refuses a bitmap that is not there, or whose bits cannot be relied on.  One that records shows
+/// what clients have written up to the moment they ask.
 pub(super) fn check(backend: &Backend, name: &str) -> Result<()> {
     let chain = backend.chain();
     let path = chain.top().storage().path();
@@ -27,13 +28,6 @@ pub(super) fn check(backend: &Backend, name: &str) -> Result<()> {
         return wrong(
             ErrorKind::Invalid,
             "is in use: its writer did not close the image, so its bits cannot be relied on",
-        );
-    }
-    if found.recording == Recording::On && backend.geometry().writable {
-        return wrong(
-            ErrorKind::Invalid,
-            "records writes, and the disk is served for writing (allowed: a bitmap that is \
-             disabled, or -r)",
         );
     }
     Ok(())

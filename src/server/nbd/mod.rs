@@ -79,8 +79,8 @@ impl Default for Options {
 /// The first export is also found under the empty name, where no export has that.
 ///
 /// # Errors
-/// The host's; `Invalid` for no exports, two of one name, names that are too long, and bitmaps that
-/// are not there or change while they are looked at.
+/// The host's; `Invalid` for no exports, two of one name, names that are too long, and bitmaps whose
+/// bits cannot be relied on; `NotFound` for bitmaps that are not there.
 pub fn start(listen: &Listen, exports: Vec<Export>, options: Options) -> Result<Arc<dyn Server>> {
     Ok(Arc::new(server::NbdServer::start(
         listen, exports, options,

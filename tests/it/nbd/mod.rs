@@ -2,6 +2,7 @@
 //! mean no good.
 
 mod client;
+mod dirty;
 mod fake;
 mod filters;
 mod flushes;

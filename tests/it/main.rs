@@ -1,5 +1,6 @@
 //! Tests of the library and of the binary, as one program.
 
+mod ahead;
 mod amend;
 mod bitmap;
 mod check;

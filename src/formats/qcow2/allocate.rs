@@ -105,7 +105,10 @@ impl Qcow2 {
         let since = self.moment()?;
         let table =
             self.own_table(span.start >> (self.layout.cluster_bits + self.header.l2_bits()))?;
-        let space = self.space(span.start, count)?;
+        let space = match self.is_zero(old) {
+            true => self.zero_space(span.start, count)?,
+            false => self.space(span.start, count)?,
+        };
         let guest = span.start..span.start + space.count * size;
         let unit = self.layout.subcluster_size();
         let whole =
@@ -178,6 +181,7 @@ impl Qcow2 {
                 host,
                 count: 1,
                 fresh: false,
+                ready: false,
                 taken: None,
             },
             None => self.space(start, 1)?,
@@ -304,6 +308,7 @@ impl Qcow2 {
                 host: start,
                 count,
                 fresh: false,
+                ready: false,
                 taken: None,
             });
         }
@@ -314,6 +319,26 @@ impl Qcow2 {
         self.tables
             .forget(taken.host..taken.host + (count << self.layout.cluster_bits));
         Ok(Space::new(taken))
+    }
+
+    /// Whether clusters read as zeroes that have no space.
+    fn is_zero(&self, old: Subcluster) -> bool {
+        match old {
+            Subcluster::Zero => true,
+            Subcluster::Below => self.header.backing_name.is_none(),
+            Subcluster::Stored => false,
+        }
+    }
+
+    /// As `space`, for clusters that read as zeroes.
+    fn zero_space(&self, start: u64, count: u64) -> Result<Space> {
+        if let Some(space) = self.assigned_space(start, count)? {
+            return Ok(space);
+        }
+        match self.ready_space(count)? {
+            Some(space) => Ok(space),
+            None => self.space(start, count),
+        }
     }
 
     fn untake_space(&self, space: &Space) {
@@ -332,7 +357,10 @@ impl Qcow2 {
             // Grows the file and never cuts it, whatever other threads write behind us.
             data.write_at(&[0], end - 1)?;
         }
-        self.settle_since(since)
+        match space.ready {
+            true => Ok(()),
+            false => self.settle_since(since),
+        }
     }
 
     /// Shows new entries to readers, from the one of guest offset `start` on.
@@ -375,6 +403,8 @@ pub(super) struct Space {
     pub(super) count: u64,
     /// They read as zeroes.
     pub(super) fresh: bool,
+    /// So they do on stable media, where their counts are too.
+    ready: bool,
     /// What to give back on failure.
     taken: Option<Taken>,
 }
@@ -386,7 +416,17 @@ impl Space {
             host: taken.host,
             count,
             fresh: taken.fresh,
+            ready: false,
             taken: Some(taken),
+        }
+    }
+
+    /// Of clusters that were made ready.
+    pub(super) fn ready(taken: Taken) -> Self {
+        Self {
+            fresh: true,
+            ready: true,
+            ..Self::new(taken)
         }
     }
 }

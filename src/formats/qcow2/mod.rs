@@ -1,5 +1,6 @@
 //! qcow2: QEMU's copy-on-write format, versions 2 and 3.
 
+mod ahead;
 mod allocate;
 mod amend;
 mod bitmap;

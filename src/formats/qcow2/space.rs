@@ -247,8 +247,9 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Gives back what was assigned and not used.
+    /// Gives back what was assigned, or made ready, and not used.
     pub(super) fn release_assigned(&self) -> Result<()> {
+        self.release_ahead()?;
         let writer = self.writer()?;
         let assigned = std::mem::take(&mut *writer.assigned.lock());
         let mut refcounts = writer.refcounts.lock();

@@ -2,7 +2,7 @@
 //! space, and the order of writes.
 //!
 //! Locks, outermost first: a reservation of the guest range; the stripe of its second-level table
-//! (held while a table is made or copied); `freed`; `refcounts`.  Nothing is held while guest
+//! (held while a table is made or copied); `ahead`; `freed`; `refcounts`.  Nothing is held while guest
 //! data is written but the reservation.
 
 use std::collections::HashMap;
@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 
 use super::Qcow2;
+use super::ahead::Ahead;
 use super::bitmap::Tracker;
 use super::entry::COPIED;
 use super::extension;
@@ -45,6 +46,8 @@ pub(super) struct Writer {
     freed: Mutex<Vec<Freed>>,
     /// Clusters taken ahead for guest clusters that have none yet, by guest cluster.
     pub(super) assigned: Mutex<HashMap<u64, Taken>>,
+    /// Clusters that may be pointed at before their data is on stable media.
+    pub(super) ahead: Mutex<Ahead>,
     syncs: Syncs,
     data_syncs: Syncs,
     order: WriteOrder,
@@ -86,6 +89,7 @@ impl Writer {
             stripes: std::array::from_fn(|_| Mutex::default()),
             freed: Mutex::default(),
             assigned: Mutex::default(),
+            ahead: Mutex::default(),
             syncs: Syncs::default(),
             data_syncs: Syncs::default(),
             order,
@@ -274,19 +278,30 @@ impl Qcow2 {
         {
             return Ok(host);
         }
+        let host = self.new_second_level(old)?;
+        writer.guard.insert(host);
+        self.tables
+            .publish_l1(&*self.file, l1_index, host | COPIED)?;
+        if let Some(old) = old {
+            writer.guard.remove(old);
+            self.free(old..old + self.layout.cluster_size())?;
+        }
+        Ok(host)
+    }
+
+    /// A second-level table on stable media, empty or a copy of `old`.
+    fn new_second_level(&self, old: Option<u64>) -> Result<u64> {
+        if old.is_none()
+            && let Some(space) = self.ready_space(1)?
+        {
+            return Ok(space.host);
+        }
         let since = self.moment()?;
         let taken = self.take(1..2)?;
         let filled = self.fill_table(taken.host, old);
         if let Err(e) = filled.and_then(|()| self.settle_since(since)) {
             self.untake(&taken);
             return Err(e);
-        }
-        writer.guard.insert(taken.host);
-        self.tables
-            .publish_l1(&*self.file, l1_index, taken.host | COPIED)?;
-        if let Some(old) = old {
-            writer.guard.remove(old);
-            self.free(old..old + self.layout.cluster_size())?;
         }
         Ok(taken.host)
     }

@@ -120,7 +120,8 @@ impl Sparse {
         Ok(guest.end)
     }
 
-    /// Has a new block's data written, and its bitmap, and waits until both are on stable media.
+    /// Has a new block's data written, and its bitmap, and waits until both are on stable media,
+    /// unless a power cut that leaves only the block's table word leaves what was there before.
     fn fill_space(
         &self,
         spot: Spot,
@@ -144,7 +145,10 @@ impl Sparse {
         })?;
         self.bitmaps
             .create(&*self.storage, spot.host, self.blocks.bitmap, bits)?;
-        self.ordered(stamp)
+        match spot.ready && self.kind == Kind::Dynamic {
+            true => Ok(()),
+            false => self.ordered(stamp),
+        }
     }
 
     /// Fills sectors of a block that has space, then sets their bits; the end of what is there.

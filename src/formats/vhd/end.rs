@@ -58,7 +58,8 @@ impl Sparse {
         ))
     }
 
-    /// Moves the footer so that all before `end` is free of it, and then `ahead` more.
+    /// Moves the footer so that all before `end` is free of it, and then `ahead` more.  Says where
+    /// it is then, if it had to be moved.
     ///
     /// The new footer is on stable media before anything may touch the old one.
     pub(super) fn make_room(
@@ -67,23 +68,24 @@ impl Sparse {
         shape: &Shape,
         end: u64,
         ahead: u64,
-    ) -> Result<()> {
+    ) -> Result<Option<u64>> {
         space.grown = true;
         self.erase_stale(space)?;
         if self.order == WriteOrder::Unordered {
             space.stale = space.footer.take_if(|f| *f < end);
             self.erase_stale(space)?;
             self.data_end.fetch_max(end, Ordering::AcqRel);
-            return Ok(());
+            return Ok(None);
         }
         if space.footer.is_some_and(|f| f >= end) {
-            return Ok(());
+            return Ok(None);
         }
         let new = self.limit(end + ahead).unwrap_or(end);
         self.write_footer(shape, new)?;
         space.stale = space.footer.replace(new);
         self.data_end.store(new, Ordering::Release);
-        self.erase_stale(space)
+        self.erase_stale(space)?;
+        Ok(Some(new))
     }
 
     /// Writes the footer at `host` and waits until it is on stable media.

@@ -47,6 +47,8 @@ pub(super) struct Spot {
     pub(super) host: u64,
     /// Whether it reads as zeroes.
     pub(super) zeroed: bool,
+    /// Whether it does so on stable media too.
+    pub(super) ready: bool,
 }
 
 /// What is known of the file's space.
@@ -71,8 +73,21 @@ pub(super) struct Space {
     /// How many are in these three.
     pub(super) freed: usize,
     pub(super) assigned: BTreeMap<u64, Assigned>,
+    /// The part from `tail` on that is zero on stable media.
+    pub(super) zeroes: Range<u64>,
     /// Whether no two blocks lie upon each other, once that was looked for.
     disjoint: Option<bool>,
+}
+
+impl Spot {
+    /// Space that reads as zeroes, maybe not on stable media.
+    fn zeroed(host: u64) -> Self {
+        Self {
+            host,
+            zeroed: true,
+            ready: false,
+        }
+    }
 }
 
 impl Space {
@@ -162,27 +177,36 @@ impl Sparse {
     pub(super) fn take(&self, space: &mut Space, shape: &Shape, index: u64) -> Result<Spot> {
         let tail = self.tail(space, shape)?;
         if let Some(host) = space.take_assigned(index, self.blocks.stride()) {
-            return Ok(Spot { host, zeroed: true });
+            return Ok(Spot::zeroed(host));
         }
         self.settle(space);
         if let Some(slot) = space.clean.pop() {
             space.freed -= 1;
-            let host = u64::from(slot) * SECTOR;
-            return Ok(Spot { host, zeroed: true });
+            return Ok(Spot::zeroed(u64::from(slot) * SECTOR));
         }
         if let Some(slot) = space.ready.pop() {
             space.freed -= 1;
             let host = u64::from(slot) * SECTOR;
-            let zeroed = self.punch(host).is_ok();
-            return Ok(Spot { host, zeroed });
+            return Ok(Spot {
+                zeroed: self.punch(host).is_ok(),
+                ..Spot::zeroed(host)
+            });
         }
         let host = self.blocks.place(tail);
         let end = self.limit(host + self.blocks.len())?;
         let ahead = (self.blocks.stride() * AHEAD_BLOCKS).min(AHEAD);
         let ahead = align::down(ahead, self.blocks.stride());
-        self.make_room(space, shape, end, ahead)?;
+        let since = self.syncs.stamp();
+        if let Some(new) = self.make_room(space, shape, end, ahead)? {
+            // Where the old footer was there are zeroes on stable media from now on, as behind it.
+            self.ordered(since)?;
+            space.zeroes = tail..new;
+        }
         space.tail = Some(end);
-        Ok(Spot { host, zeroed: true })
+        Ok(Spot {
+            ready: space.zeroes.start <= host && end <= space.zeroes.end,
+            ..Spot::zeroed(host)
+        })
     }
 
     /// Assigns space to the blocks from `index` on, `count` of them; the file's range they get.

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata, Permissions};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,6 +14,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::nbd::uri::is_uri;
 use crate::storage::Storage;
 use crate::storage::open::{Access, StorageOptions, open};
+
+mod adopt;
+
+use adopt::adopt;
 
 /// Most symbolic links that are followed to a file that does not exist.
 const MAX_LINKS: usize = 40;
@@ -42,7 +46,8 @@ pub enum Existing {
     Remote,
 }
 
-/// A new image on its way to its name, with the owner and mode of the file it is to replace.
+/// A new image on its way to its name, with owner, mode, access control list and attributes of the
+/// file it is to replace.
 /// Dropped before [`Target::commit`], it leaves nothing
 /// behind, and what was there before is untouched; a block device is written in place.
 #[derive(Debug)]
@@ -108,7 +113,7 @@ impl Target {
                 };
                 let lock = open(&path, &options).map_err(|e| e.renamed(&path, given))?;
                 let temp = beside(&path, 0o600)?;
-                adopt(&temp, old).map_err(|e| e.renamed(&temp, given))?;
+                adopt(&temp, &path, old).map_err(|e| e.renamed(&temp, given))?;
                 (Some(temp), Some(lock))
             }
         };
@@ -182,24 +187,6 @@ impl Target {
     }
 }
 
-/// Gives a new file the owner and mode of the old one.
-fn adopt(temp: &Path, old: &Metadata) -> Result<()> {
-    let new = std::fs::metadata(temp).map_err(|e| Error::io("open", e).at(temp))?;
-    if (new.uid(), new.gid()) != (old.uid(), old.gid()) {
-        std::os::unix::fs::chown(temp, Some(old.uid()), Some(old.gid())).map_err(|e| {
-            let doing = format!(
-                "replace it by a file of the same owner ({}:{})",
-                old.uid(),
-                old.gid()
-            );
-            Error::io(doing, e).at(temp)
-        })?;
-    }
-    // After the owner: changing that clears bits of the mode.
-    std::fs::set_permissions(temp, Permissions::from_mode(old.mode() & 0o7777))
-        .map_err(|e| Error::io("keep the mode", e).at(temp))
-}
-
 /// Puts a file under a name that was free when it was begun; whoever took it since keeps it.
 fn place_new(temp: TempPath, path: &Path) -> std::result::Result<(), tempfile::PathPersistError> {
     match temp.persist_noclobber(path) {
@@ -236,8 +223,27 @@ fn beside(path: &Path, mode: u32) -> Result<TempPath> {
         .suffix(".tmp")
         .permissions(Permissions::from_mode(mode))
         .tempfile_in(directory(path));
-    let made = made.map_err(|e| Error::io("make a file beside it", e).at(path))?;
+    // A directory that takes no new file may hold one that can be written.
+    let doing = match path.exists() {
+        true => "make a new file beside it (convert -n writes in place)",
+        false => "make a file beside it",
+    };
+    let made = made.map_err(|e| Error::io(doing, plain(e)).at(path))?;
     Ok(made.into_temp_path())
+}
+
+/// The host's error without the temporary name that is added to it.
+fn plain(error: io::Error) -> io::Error {
+    use io::ErrorKind as Kind;
+    match error.kind() {
+        kind @ (Kind::NotADirectory
+        | Kind::NotFound
+        | Kind::PermissionDenied
+        | Kind::QuotaExceeded
+        | Kind::ReadOnlyFilesystem
+        | Kind::StorageFull) => kind.into(),
+        _ => error,
+    }
 }
 
 fn directory(path: &Path) -> &Path {
@@ -271,6 +277,8 @@ fn follow(given: &Path) -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     fn names(dir: &Path) -> Vec<String> {

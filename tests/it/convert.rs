@@ -170,6 +170,46 @@ fn raw_streams_in_and_out() {
 }
 
 #[test]
+fn an_image_on_stdin_is_not_taken_for_the_disk_that_it_holds() {
+    let scratch = scratch();
+    let dir = scratch.path();
+    fs::write(dir.join("a.raw"), vec![7; MIB]).expect("writes");
+    works(dir, &["convert", "a.raw", "a.qcow2"]);
+    works(dir, &["convert", "a.raw", "a.vhd"]);
+    works(
+        dir,
+        &["convert", "-o", "subformat=fixed", "a.raw", "fixed.vhd"],
+    );
+    fs::write(dir.join("a.vmdk"), "KDMV and more").expect("writes");
+    let before = names(dir);
+    for (image, format) in [
+        ("a.qcow2", "qcow2"),
+        ("a.vhd", "vhd"),
+        ("fixed.vhd", "vhd"),
+        ("a.vmdk", "vmdk"),
+    ] {
+        for target in ["b.raw", "b.vhd"] {
+            let bytes = fs::read(dir.join(image)).expect("reads");
+            let convert = |arguments: &[&str]| {
+                let mut command = vdtool();
+                command.current_dir(dir).arg("convert").args(arguments);
+                command.args(["-", target]).write_stdin(bytes.clone());
+                command.assert()
+            };
+            let refused = convert(&[]).code(63).get_output().stderr.clone();
+            let text = String::from_utf8(refused).expect("is text");
+            assert!(text.starts_with("vdtool: -: "), "{text}");
+            assert!(text.contains(&format!("'{format}'")), "{text}");
+            assert_eq!(names(dir), before, "{image}");
+            convert(&["-f", "raw"]).success();
+            let kind = &target[2..];
+            works(dir, &["compare", "-f", "raw", "-F", kind, image, target]);
+            fs::remove_file(dir.join(target)).expect("was made");
+        }
+    }
+}
+
+#[test]
 fn a_reader_that_leaves_early_is_a_clean_end() {
     let scratch = scratch();
     disk(&scratch.path().join("a.raw"));
@@ -361,7 +401,7 @@ fn stopped(dir: &Path, arguments: &[&str], signal: &str) -> Option<i32> {
         .expect("starts");
     // Kept open: waiting for a child closes the end that it still has.
     let mut stdin = child.stdin.take().expect("is piped");
-    stdin.write_all(&[1; 1000]).expect("the pipe takes it");
+    stdin.write_all(&[1; 5000]).expect("the pipe takes it");
     let begun = Instant::now();
     while !names(dir).iter().any(|n| n.ends_with(".tmp")) {
         assert!(begun.elapsed() < Duration::from_secs(60), "did not begin");
@@ -388,6 +428,11 @@ fn a_signal_leaves_nothing_behind_and_the_old_target_alone() {
         stopped(dir, &[&slow[..], &["old.raw"]].concat(), "-TERM"),
         Some(143)
     );
+    // A terminal that is closed.
+    assert_eq!(
+        stopped(dir, &[&slow[..], &["new.raw"]].concat(), "-HUP"),
+        Some(129)
+    );
     // A pipe from which nothing comes any more.
     assert_eq!(
         stopped(dir, &["convert", "-", "new.raw"], "-INT"),
@@ -395,6 +440,17 @@ fn a_signal_leaves_nothing_behind_and_the_old_target_alone() {
     );
     assert_eq!(names(dir), ["a.raw", "old.raw"]);
     assert_eq!(fs::read(dir.join("old.raw")).expect("reads"), b"old");
+}
+
+#[test]
+fn a_hangup_that_is_ignored_does_not_stop_a_job() {
+    let scratch = scratch();
+    let dir = scratch.path();
+    fs::write(dir.join("a.raw"), vec![1; 300_000]).expect("writes");
+    let script = "trap '' HUP; \"$0\" convert -r 200k a.raw b.raw & \
+                  while ! ls -A | grep -q tmp; do sleep 0.01; done; kill -HUP $!; wait $!";
+    peer("sh", dir, ["-c", script, env!("CARGO_BIN_EXE_vdtool")]);
+    assert_eq!(names(dir), ["a.raw", "b.raw"]);
 }
 
 #[test]

@@ -30,12 +30,12 @@ FINDINGS:
   that it is there and that it is the right one; its own metadata is not checked.
 
 EXIT STATUS:
-  0   clean, or everything found was repaired
-  1   failed: the check could not be done, or wrong usage
-  2   corruptions remain
-  3   leaks remain, but no corruptions
-  63  the format has nothing to check
-  130, 143  stopped by SIGINT, SIGTERM; a repair is then done in part, and can be run again";
+  0              clean, or everything found was repaired
+  1              failed: the check could not be done, or wrong usage
+  2              corruptions remain
+  3              leaks remain, but no corruptions
+  63             the format has nothing to check
+  129, 130, 143  stopped by SIGHUP, SIGINT, SIGTERM; a repair is then done in part, and can be run again";
 
 /// What to repair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

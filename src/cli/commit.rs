@@ -29,11 +29,11 @@ NOTES:
   afterwards and are to be deleted.
 
 EXIT STATUS:
-  0         done
-  1         failed: the disk of FILE is unharmed, and commit can be run again
-  2         wrong usage
-  63        the format has no such operation
-  130, 143  stopped by SIGINT, SIGTERM; as 1";
+  0              done
+  1              failed: the disk of FILE is unharmed, and commit can be run again
+  2              wrong usage
+  63             the format has no such operation
+  129, 130, 143  stopped by SIGHUP, SIGINT, SIGTERM; as 1";
 
 /// Arguments of `commit`.
 #[derive(Debug, clap::Args)]

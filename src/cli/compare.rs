@@ -23,12 +23,12 @@ EXAMPLES:
 Where one disk is longer, the rest of it must be zeroes.
 
 EXIT STATUS:
-  0         the same
-  1         different, or wrong usage
-  2         an image could not be opened
-  3         where an image has data could not be found out
-  4         data could not be read
-  130, 143  stopped by SIGINT, SIGTERM";
+  0              the same
+  1              different, or wrong usage
+  2              an image could not be opened
+  3              where an image has data could not be found out
+  4              data could not be read
+  129, 130, 143  stopped by SIGHUP, SIGINT, SIGTERM";
 
 /// Arguments of `compare`.
 #[derive(Debug, clap::Args)]

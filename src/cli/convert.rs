@@ -53,11 +53,11 @@ STREAMS:
   nothing is on disk. A source that changes meanwhile is an error.
 
 EXIT STATUS:
-  0         done
-  1         failed, or --verify found a difference; nothing new is under the target's name
-  2         wrong usage
-  63        the format has no such operation
-  130, 143  stopped by SIGINT, SIGTERM";
+  0              done
+  1              failed, or --verify found a difference; nothing new is under the target's name
+  2              wrong usage
+  63             the format has no such operation
+  129, 130, 143  stopped by SIGHUP, SIGINT, SIGTERM";
 
 /// How the host's page cache is used, in qemu-img's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -32,11 +32,11 @@ NOTES:
   vhd, the new one must be there. The name is relative to the directory of FILE.
 
 EXIT STATUS:
-  0         done
-  1         failed: the disk of FILE is unharmed, and rebase can be run again
-  2         wrong usage
-  63        the format has no such operation
-  130, 143  stopped by SIGINT, SIGTERM; as 1";
+  0              done
+  1              failed: the disk of FILE is unharmed, and rebase can be run again
+  2              wrong usage
+  63             the format has no such operation
+  129, 130, 143  stopped by SIGHUP, SIGINT, SIGTERM; as 1";
 
 /// Arguments of `rebase`.
 #[derive(Debug, clap::Args)]

@@ -24,7 +24,8 @@ pub(super) struct Fixed {
     pub(super) storage: Arc<dyn Storage>,
     pub(super) write: bool,
     pub(super) rule: SizeRule,
-    pub(super) end: End,
+    /// What the footer at the end is.  Locked before `state`.
+    pub(super) end: Mutex<End>,
     pub(super) size: AtomicU64,
     pub(super) state: Mutex<State>,
 }
@@ -63,7 +64,7 @@ impl Fixed {
             storage,
             write: options.access == Access::Write,
             rule,
-            end: found.end,
+            end: Mutex::new(found.end),
             size: AtomicU64::new(size),
             state: Mutex::new(State {
                 footer: found.footer,
@@ -145,7 +146,7 @@ impl Image for Fixed {
     }
 
     fn details(&self) -> Vec<Detail> {
-        details::of_footer(&self.state.lock().footer, &self.end, self.rule)
+        details::of_footer(&self.state.lock().footer, &self.end.lock(), self.rule)
     }
 
     fn as_check(&self) -> Option<&dyn Check> {

@@ -3,6 +3,8 @@
 use clap::ValueEnum;
 
 use crate::backend::Durability;
+use crate::cli::target::Durable;
+use crate::storage::open::Caching;
 
 /// Which caches stand between a write and the medium, by QEMU's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -25,6 +27,19 @@ impl CacheMode {
     /// Whether the host's page cache is left out.
     pub fn direct(self) -> bool {
         matches!(self, Self::None | Self::Directsync)
+    }
+
+    /// The caching it stands for, where it names one.
+    pub fn caching(self) -> Option<Caching> {
+        self.direct().then_some(Caching::Direct)
+    }
+
+    /// Whether what a command makes must be on stable media when it is done.
+    pub fn durable(self) -> Durable {
+        match self.durability() {
+            Durability::Never => Durable::WhenReplacing,
+            Durability::EveryWrite | Durability::OnFlush => Durable::Yes,
+        }
     }
 
     /// How durable what is written is.

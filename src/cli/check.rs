@@ -6,8 +6,8 @@ use clap::ValueEnum;
 
 use crate::chain;
 use crate::chain::open::{ChainOptions, Follow};
+use crate::cli::cache::CacheMode;
 use crate::cli::common::{OpenArgs, OutputArgs, OutputFormat, ProgressArgs, parse_driver, print};
-use crate::cli::convert::Cache;
 use crate::cli::exit::{Exit, coded, complain};
 use crate::cli::{Globals, progress, signal};
 use crate::error::{Error, ErrorKind};
@@ -59,11 +59,12 @@ pub struct Args {
     /// How the page cache is used.
     #[arg(
         short = 'T',
+        long,
         value_enum,
         value_name = "CACHE",
         default_value = "writeback"
     )]
-    pub cache: Cache,
+    pub cache: CacheMode,
     /// How to print it.
     #[command(flatten)]
     pub output: OutputArgs,

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use crate::chain::open::{ChainOptions, Follow};
 use crate::chain::{self, Chain};
+use crate::cli::cache::CacheMode;
 use crate::cli::common::{OpenArgs, ProgressArgs, parse_driver};
-use crate::cli::convert::Cache;
 use crate::cli::exit::Exit;
 use crate::cli::{Globals, progress, signal};
 use crate::copy::{self, default_workers};
@@ -49,8 +49,8 @@ pub struct Args {
     #[arg(short, long)]
     pub drop: bool,
     /// How the page cache is used.
-    #[arg(short = 't', value_enum, value_name = "CACHE")]
-    pub cache: Option<Cache>,
+    #[arg(short = 't', long, value_enum, value_name = "CACHE")]
+    pub cache: Option<CacheMode>,
     /// How progress is shown.
     #[command(flatten)]
     pub progress: ProgressArgs,

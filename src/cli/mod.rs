@@ -70,6 +70,8 @@ EXIT STATUS:
     version,
     about,
     max_term_width = 100,
+    // As getopt has it: the last one counts.
+    args_override_self = true,
     after_long_help = HELP
 )]
 pub struct Cli {

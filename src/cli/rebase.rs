@@ -8,8 +8,8 @@ use uuid::Uuid;
 use crate::chain::open::{ChainOptions, Follow};
 use crate::chain::{self, Chain};
 use crate::cli::backing::{self, refuse_itself};
+use crate::cli::cache::CacheMode;
 use crate::cli::common::{OpenArgs, ProgressArgs, parse_driver};
-use crate::cli::convert::Cache;
 use crate::cli::exit::{Exit, usage};
 use crate::cli::{Globals, progress, signal};
 use crate::copy::{self, Joined, default_workers};
@@ -57,14 +57,14 @@ pub struct Args {
     #[arg(short = 'F', long = "new-backing-format", value_name = "FMT", value_parser = parse_driver)]
     pub new_backing_format: Option<&'static Driver>,
     /// Change the name only, and open neither backing image.
-    #[arg(short = 'u', long = "unsafe")]
+    #[arg(short = 'u', long = "unsafe", alias = "backing-unsafe")]
     pub unsafe_mode: bool,
     /// How the page cache is used for FILE.
-    #[arg(short = 't', value_enum, value_name = "CACHE")]
-    pub cache: Option<Cache>,
+    #[arg(short = 't', long, value_enum, value_name = "CACHE")]
+    pub cache: Option<CacheMode>,
     /// How the page cache is used for the backing images.
-    #[arg(short = 'T', value_enum, value_name = "CACHE")]
-    pub source_cache: Option<Cache>,
+    #[arg(short = 'T', long = "backing-cache", value_enum, value_name = "CACHE")]
+    pub source_cache: Option<CacheMode>,
     /// How progress is shown.
     #[command(flatten)]
     pub progress: ProgressArgs,

@@ -443,6 +443,58 @@ fn a_signal_leaves_nothing_behind_and_the_old_target_alone() {
 }
 
 #[test]
+fn options_spelt_as_qemu_img_does_are_understood_and_the_last_one_counts() {
+    let scratch = scratch();
+    let dir = scratch.path();
+    fs::write(dir.join("a.raw"), vec![1; MIB]).expect("writes");
+    let line = "convert --source-format vhd --source-format raw --source-cache none \
+                --target-cache writeback --target-options cluster_size=4k --parallel 2 -m 3 \
+                --oob-writes --copy-range-offloading --rate 1G -O raw -O qcow2 a.raw b.qcow2";
+    works(dir, &line.split_whitespace().collect::<Vec<_>>());
+    works(
+        dir,
+        &[
+            "compare",
+            "--a-format",
+            "raw",
+            "--b-format",
+            "qcow2",
+            "a.raw",
+            "b.qcow2",
+        ],
+    );
+    let info = works(dir, &["info", "-b", "--output", "json", "b.qcow2"]);
+    assert!(info.contains("\"cluster-size\": 4096"), "{info}");
+    assert!(works(dir, &["measure", "-s", "1M"]).contains("1048576"));
+    works(dir, &["check", "--cache", "none", "b.qcow2"]);
+    let error = fails(
+        dir,
+        &["convert", "--target-image-opts", "a.raw", "driver=raw"],
+        2,
+    );
+    assert!(error.contains("--image-opts is not supported"), "{error}");
+}
+
+#[test]
+fn a_bar_that_is_asked_for_is_lines_of_text_where_there_is_no_terminal() {
+    let scratch = scratch();
+    let dir = scratch.path();
+    fs::write(dir.join("a.raw"), vec![1; MIB]).expect("writes");
+    let stderr = |arguments: &[&str]| {
+        let done = vdtool().current_dir(dir).args(arguments).assert().success();
+        String::from_utf8(done.get_output().stderr.clone()).expect("is text")
+    };
+    let text = stderr(&["convert", "-p", "a.raw", "b.raw"]);
+    let last = text.lines().last().unwrap_or_default();
+    assert!(
+        last.starts_with("convert 100.0 % 1.00 MiB/1.00 MiB "),
+        "{text}"
+    );
+    assert_eq!(stderr(&["convert", "-q", "-p", "a.raw", "b.raw"]), "");
+    assert_eq!(stderr(&["convert", "a.raw", "b.raw"]), "");
+}
+
+#[test]
 fn a_hangup_that_is_ignored_does_not_stop_a_job() {
     let scratch = scratch();
     let dir = scratch.path();

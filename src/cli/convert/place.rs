@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::chain::open::{ChainOptions, References};
 use crate::chain::{self, Chain};
 use crate::cli::backing::{self, refuse_itself};
+use crate::cli::cache::CacheMode;
+use crate::cli::convert::Args;
 use crate::cli::convert::options::{Given, given};
-use crate::cli::convert::{Args, Cache};
 use crate::cli::create::{Generic, creator, data_target};
 use crate::cli::exit::{complain, usage};
 use crate::cli::target::{Existing, Target, look};
@@ -217,7 +218,7 @@ impl Place<'_> {
             self.copy_bitmaps(self.bitmap_source(sources)?, &mut chain)?;
         }
         chain.close()?;
-        if self.args.target_cache != Cache::Unsafe {
+        if self.args.target_cache != CacheMode::Unsafe {
             chain.flush()?;
         }
         drop(chain);

@@ -238,10 +238,10 @@ impl Sparse {
         }
         let old = shape.table.host();
         let before = self.tail(&mut space, &shape)?;
-        let host = self.lay_table(&mut space, &shape, entries).or_else(|e| {
+        let laid = self.lay_table(&mut space, &shape, entries);
+        let host = laid.inspect_err(|_| {
             // Nothing refers to the room that was made; where it stays it is a leak.
             let _ = self.cut(&mut space, &shape, before);
-            Err(e)
         })?;
         let stamp = self.syncs.stamp();
         let header = shape.header.with_table(host, count);

@@ -30,8 +30,12 @@ EXAMPLES:
   vdtool convert -c -O qcow2 disk.raw - | ssh host 'cat > disk.qcow2'
   vdtool convert -n disk.vhd /dev/sdb
 
-The new image is written beside its name and renamed into place once it is whole; with -n, and on
-block devices, it is written in place.
+The new image is written beside its name and renamed into place once it is whole; of a file that it
+replaces it keeps owner, mode, access control list and user attributes, and other names (hard links)
+of that file keep the old content. With -n, and on block devices, it is written in place.
+
+What comes from stdin (-) is raw. Where it begins or ends as an image in some format, it is refused;
+-f raw takes its bytes as they are.
 
 COMPRESSION:
   With -c whole clusters are compressed, on all cores; those that do not shrink are stored as they

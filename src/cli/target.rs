@@ -4,12 +4,13 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata, Permissions};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tempfile::TempPath;
 
+use crate::cli::Globals;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nbd::uri::is_uri;
 use crate::storage::Storage;
@@ -139,6 +140,16 @@ impl Target {
     /// Whether a file that is there under that name is to be replaced.
     pub fn replaces(&self) -> bool {
         matches!(self.existing, Existing::File(_))
+    }
+
+    /// Tells the user where the file that is to be replaced has other names: they keep the old one.
+    pub fn note_links(&self, globals: &Globals) {
+        if matches!(&self.existing, Existing::File(old) if old.nlink() > 1) {
+            globals.note(&format!(
+                "{}: is replaced, and its other names (hard links) keep what it was",
+                self.given.display()
+            ));
+        }
     }
 
     /// Whether what is written goes straight to a device or a server, which holds anything before.
@@ -277,8 +288,6 @@ fn follow(given: &Path) -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
-
     use super::*;
 
     fn names(dir: &Path) -> Vec<String> {

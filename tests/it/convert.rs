@@ -495,6 +495,27 @@ fn a_bar_that_is_asked_for_is_lines_of_text_where_there_is_no_terminal() {
 }
 
 #[test]
+fn other_names_of_a_replaced_file_keep_the_old_content_and_the_user_hears_of_it() {
+    let scratch = scratch();
+    let dir = scratch.path();
+    for name in ["a.raw", "old.raw"] {
+        fs::write(dir.join(name), name).expect("writes");
+    }
+    fs::hard_link(dir.join("old.raw"), dir.join("other.raw")).expect("links");
+    let done = vdtool()
+        .current_dir(dir)
+        .args(["convert", "a.raw", "old.raw"])
+        .assert();
+    let text = String::from_utf8_lossy(&done.success().get_output().stderr).into_owned();
+    assert!(
+        text.starts_with("vdtool: note: old.raw: ") && text.contains("hard links"),
+        "{text}"
+    );
+    assert_eq!(fs::read(dir.join("old.raw")).expect("reads"), b"a.raw");
+    assert_eq!(fs::read(dir.join("other.raw")).expect("reads"), b"old.raw");
+}
+
+#[test]
 fn a_hangup_that_is_ignored_does_not_stop_a_job() {
     let scratch = scratch();
     let dir = scratch.path();

@@ -67,6 +67,7 @@ pub(super) fn convert(
     }
     let mut create = create_options(args, &new, driver, target, sources.len(), backing.as_ref())?;
     let new = Target::begin(target)?;
+    new.note_links(globals);
     let data = data_target(target, &create)?;
     if let Some(data) = &data {
         refuse_sources(sources, data.given())?;

@@ -145,6 +145,7 @@ pub(super) fn from_stdin(
     let plain = args.options.is_empty() && args.backing.is_none() && !args.verify;
     if driver.name == raw::DRIVER.name && new_file && plain && args.sparse_size.is_none() {
         let new = Target::begin(path)?;
+        new.note_links(globals);
         let storage = writable(new.path()).map_err(|e| new.name(e))?;
         let received = input.receive(args, &*storage, globals);
         received.map_err(|e| new.name(e))?;

@@ -241,7 +241,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__amend)
-            opts="-f -o -t -p -U -q -h --format --options --progress --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -o -t -p -U -q -h --format --options --cache --progress --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -263,8 +263,12 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --cache)
+                    COMPREPLY=($(compgen -W "writeback writethrough none directsync unsafe" -- "${cur}"))
+                    return 0
+                    ;;
                 -t)
-                    COMPREPLY=($(compgen -W "none writeback writethrough directsync unsafe" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "writeback writethrough none directsync unsafe" -- "${cur}"))
                     return 0
                     ;;
                 --progress)
@@ -361,7 +365,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__check)
-            opts="-f -r -T -p -U -q -h --format --repair --output --progress --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -r -T -p -U -q -h --format --repair --cache --output --progress --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -383,8 +387,12 @@ _vdtool() {
                     COMPREPLY=($(compgen -W "leaks all" -- "${cur}"))
                     return 0
                     ;;
+                --cache)
+                    COMPREPLY=($(compgen -W "writeback writethrough none directsync unsafe" -- "${cur}"))
+                    return 0
+                    ;;
                 -T)
-                    COMPREPLY=($(compgen -W "none writeback writethrough directsync unsafe" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "writeback writethrough none directsync unsafe" -- "${cur}"))
                     return 0
                     ;;
                 --output)
@@ -419,7 +427,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__commit)
-            opts="-f -b -d -t -p -U -q -h --format --base --drop --progress --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -b -d -t -p -U -q -h --format --base --drop --cache --progress --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -441,8 +449,12 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --cache)
+                    COMPREPLY=($(compgen -W "writeback writethrough none directsync unsafe" -- "${cur}"))
+                    return 0
+                    ;;
                 -t)
-                    COMPREPLY=($(compgen -W "none writeback writethrough directsync unsafe" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "writeback writethrough none directsync unsafe" -- "${cur}"))
                     return 0
                     ;;
                 --progress)
@@ -473,7 +485,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__compare)
-            opts="-f -F -s -T -p -U -q -h --format --second-format --strict --output --progress --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -F -s -T -p -U -q -h --format --second-format --strict --cache --output --progress --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -495,8 +507,12 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --cache)
+                    COMPREPLY=($(compgen -W "writeback writethrough none directsync unsafe" -- "${cur}"))
+                    return 0
+                    ;;
                 -T)
-                    COMPREPLY=($(compgen -W "none writeback writethrough directsync unsafe" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "writeback writethrough none directsync unsafe" -- "${cur}"))
                     return 0
                     ;;
                 --output)
@@ -545,7 +561,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__convert)
-            opts="-f -O -o -c -B -F -S -n -l -j -W -C -r -t -T -p -U -q -h --format --target-format --options --compress --backing --target-backing-format --sparse-size --no-create --target-is-zero --snapshot --jobs --verify --salvage --bitmaps --skip-broken-bitmaps --rate-limit --progress --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -O -o -c -B -F -S -n -l -j -W -C -r -t -T -p -U -q -h --format --target-format --options --compress --backing --target-backing-format --sparse-size --no-create --target-is-zero --snapshot --jobs --oob-writes --copy-range-offloading --verify --salvage --bitmaps --skip-broken-bitmaps --rate-limit --target-cache --source-cache --progress --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -623,12 +639,20 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --target-cache)
+                    COMPREPLY=($(compgen -W "writeback writethrough none directsync unsafe" -- "${cur}"))
+                    return 0
+                    ;;
                 -t)
-                    COMPREPLY=($(compgen -W "none writeback writethrough directsync unsafe" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "writeback writethrough none directsync unsafe" -- "${cur}"))
+                    return 0
+                    ;;
+                --source-cache)
+                    COMPREPLY=($(compgen -W "writeback writethrough none directsync unsafe" -- "${cur}"))
                     return 0
                     ;;
                 -T)
-                    COMPREPLY=($(compgen -W "none writeback writethrough directsync unsafe" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "writeback writethrough none directsync unsafe" -- "${cur}"))
                     return 0
                     ;;
                 --progress)
@@ -1485,7 +1509,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__info)
-            opts="-f -U -q -h --format --backing-chain --output --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -b -U -q -h --format --backing-chain --output --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1659,7 +1683,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__measure)
-            opts="-f -O -o -l -U -q -h --format --target-format --options --snapshot --size --output --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -O -o -l -s -U -q -h --format --target-format --options --snapshot --size --output --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1701,6 +1725,10 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                -s)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --output)
                     COMPREPLY=($(compgen -W "human json" -- "${cur}"))
                     return 0
@@ -1729,7 +1757,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__rebase)
-            opts="-f -b -F -u -t -T -p -U -q -h --format --backing --new-backing-format --unsafe --progress --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -b -F -u -t -T -p -U -q -h --format --backing --new-backing-format --unsafe --cache --backing-cache --progress --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1759,12 +1787,20 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --cache)
+                    COMPREPLY=($(compgen -W "writeback writethrough none directsync unsafe" -- "${cur}"))
+                    return 0
+                    ;;
                 -t)
-                    COMPREPLY=($(compgen -W "none writeback writethrough directsync unsafe" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "writeback writethrough none directsync unsafe" -- "${cur}"))
+                    return 0
+                    ;;
+                --backing-cache)
+                    COMPREPLY=($(compgen -W "writeback writethrough none directsync unsafe" -- "${cur}"))
                     return 0
                     ;;
                 -T)
-                    COMPREPLY=($(compgen -W "none writeback writethrough directsync unsafe" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "writeback writethrough none directsync unsafe" -- "${cur}"))
                     return 0
                     ;;
                 --progress)

@@ -61,7 +61,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l allow-ref -d 'Let
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l object -d 'Not supported; named here so that the refusal says so' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l backing-chain -d 'Show the images below it as well, top first; otherwise no other file is opened'
+complete -c vdtool -n "__fish_vdtool_using_subcommand info" -s b -l backing-chain -d 'Show the images below it as well, top first; otherwise no other file is opened'
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -s U -l force-share -d 'Read even where another process has the image open for writing'
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l no-mmap -d 'Read by system calls, not through mappings'
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l image-opts -d 'Not supported; named here so that the refusal says so'
@@ -76,18 +76,18 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s S -l sparse-si
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s l -l snapshot -d 'Convert an internal snapshot, in formats that have them' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s j -l jobs -d 'Threads that work [default: one per core, at most 8]' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s r -l rate-limit -d 'Most bytes a second' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s t -d 'How the page cache is used for the target' -r -f -a "none\t'Not used; on stable media when done'
-writeback\t'Used; on stable media when done'
-writethrough\t'Used; on stable media when done'
-directsync\t'Not used; on stable media when done'
-unsafe\t'Used; on stable media some time later'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s T -d 'How the page cache is used for the sources' -r -f -a "none\t'Not used; on stable media when done'
-writeback\t'Used; on stable media when done'
-writethrough\t'Used; on stable media when done'
-directsync\t'Not used; on stable media when done'
-unsafe\t'Used; on stable media some time later'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s t -l target-cache -d 'How the page cache is used for the target' -r -f -a "writeback\t'The host\'s page cache; a flush makes writes durable'
+writethrough\t'The host\'s page cache; every write is durable when it completes'
+none\t'No page cache (`O_DIRECT`)'
+directsync\t'No page cache, and every write is durable when it completes'
+unsafe\t'The host\'s page cache; a flush does nothing'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s T -l source-cache -d 'How the page cache is used for the sources' -r -f -a "writeback\t'The host\'s page cache; a flush makes writes durable'
+writethrough\t'The host\'s page cache; every write is durable when it completes'
+none\t'No page cache (`O_DIRECT`)'
+directsync\t'No page cache, and every write is durable when it completes'
+unsafe\t'The host\'s page cache; a flush does nothing'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l progress -d 'How to show progress, on stderr' -r -f -a "auto\t'A bar on a terminal, nothing elsewhere'
-bar\t'A bar'
+bar\t'A bar; where stderr is no terminal, lines of text'
 json\t'One JSON object a line on stderr'
 none\t'Nothing'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
@@ -97,8 +97,8 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l object -d 'Not
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s c -l compress -d 'Compress the data, in formats that can'
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s n -l no-create -d 'Write into an image or device that exists'
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l target-is-zero -d 'With -n: the target reads as zeroes already'
-complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s W -d 'Accepted: the layout of the target is in order all the same'
-complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s C -d 'Accepted: data is always copied by the host where it can'
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s W -l oob-writes -d 'Accepted: the layout of the target is in order all the same'
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s C -l copy-range-offloading -d 'Accepted: data is always copied by the host where it can'
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l verify -d 'Read the new image back and compare it with the sources before it is put in place'
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l salvage -d 'Write zeroes for what cannot be read, say where, and go on'
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l bitmaps -d 'Copy dirty bitmaps, in formats that have them'
@@ -112,15 +112,15 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s h -l help -d '
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -s f -l format -d 'Format of the image; without it the content decides' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -s r -l repair -d 'Repair what is found' -r -f -a "leaks\t'Leaks only: metadata that data depends on is not touched'
 all\t'Everything that can be repaired without losing data'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand check" -s T -d 'How the page cache is used' -r -f -a "none\t'Not used; on stable media when done'
-writeback\t'Used; on stable media when done'
-writethrough\t'Used; on stable media when done'
-directsync\t'Not used; on stable media when done'
-unsafe\t'Used; on stable media some time later'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand check" -s T -l cache -d 'How the page cache is used' -r -f -a "writeback\t'The host\'s page cache; a flush makes writes durable'
+writethrough\t'The host\'s page cache; every write is durable when it completes'
+none\t'No page cache (`O_DIRECT`)'
+directsync\t'No page cache, and every write is durable when it completes'
+unsafe\t'The host\'s page cache; a flush does nothing'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l output -d 'How to print the result' -r -f -a "human\t'For people'
 json\t'For programs; keys as qemu-img has them'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l progress -d 'How to show progress, on stderr' -r -f -a "auto\t'A bar on a terminal, nothing elsewhere'
-bar\t'A bar'
+bar\t'A bar; where stderr is no terminal, lines of text'
 json\t'One JSON object a line on stderr'
 none\t'Nothing'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
@@ -149,15 +149,15 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand map" -s q -l quiet -d 'Pri
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -s f -l format -d 'Format of the first image; without it the content decides' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -s F -l second-format -d 'Format of the second image; without it the content decides' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -s T -d 'How the page cache is used' -r -f -a "none\t'Not used; on stable media when done'
-writeback\t'Used; on stable media when done'
-writethrough\t'Used; on stable media when done'
-directsync\t'Not used; on stable media when done'
-unsafe\t'Used; on stable media some time later'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -s T -l cache -d 'How the page cache is used' -r -f -a "writeback\t'The host\'s page cache; a flush makes writes durable'
+writethrough\t'The host\'s page cache; every write is durable when it completes'
+none\t'No page cache (`O_DIRECT`)'
+directsync\t'No page cache, and every write is durable when it completes'
+unsafe\t'The host\'s page cache; a flush does nothing'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l output -d 'How to print the result' -r -f -a "human\t'For people'
 json\t'For programs; keys as qemu-img has them'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l progress -d 'How to show progress, on stderr' -r -f -a "auto\t'A bar on a terminal, nothing elsewhere'
-bar\t'A bar'
+bar\t'A bar; where stderr is no terminal, lines of text'
 json\t'One JSON object a line on stderr'
 none\t'Nothing'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
@@ -175,7 +175,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -s f -l format -d
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -s O -l target-format -d 'Format of the new image [default: raw]' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -s o -l options -d 'Options of the new image\'s format; "help" lists them' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -s l -l snapshot -d 'Measure an internal snapshot, in formats that have them' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l size -d 'Size of a disk without data, instead of FILE' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -s s -l size -d 'Size of a disk without data, instead of FILE' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l output -d 'How to print the result' -r -f -a "human\t'For people'
 json\t'For programs; keys as qemu-img has them'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
@@ -220,13 +220,13 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -s q -l quiet -d
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s f -l format -d 'Format of the image; without it the content decides' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s b -l base -d 'The image below FILE to commit into; without it, the one right below. Implies -d' -r -F
-complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s t -d 'How the page cache is used' -r -f -a "none\t'Not used; on stable media when done'
-writeback\t'Used; on stable media when done'
-writethrough\t'Used; on stable media when done'
-directsync\t'Not used; on stable media when done'
-unsafe\t'Used; on stable media some time later'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s t -l cache -d 'How the page cache is used' -r -f -a "writeback\t'The host\'s page cache; a flush makes writes durable'
+writethrough\t'The host\'s page cache; every write is durable when it completes'
+none\t'No page cache (`O_DIRECT`)'
+directsync\t'No page cache, and every write is durable when it completes'
+unsafe\t'The host\'s page cache; a flush does nothing'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l progress -d 'How to show progress, on stderr' -r -f -a "auto\t'A bar on a terminal, nothing elsewhere'
-bar\t'A bar'
+bar\t'A bar; where stderr is no terminal, lines of text'
 json\t'One JSON object a line on stderr'
 none\t'Nothing'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
@@ -243,18 +243,18 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s h -l help -d 'P
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s f -l format -d 'Format of the image; without it the content decides' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s b -l backing -d 'The new backing image; an empty name: none' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s F -l new-backing-format -d 'Format of the new backing image; without it the content decides' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s t -d 'How the page cache is used for FILE' -r -f -a "none\t'Not used; on stable media when done'
-writeback\t'Used; on stable media when done'
-writethrough\t'Used; on stable media when done'
-directsync\t'Not used; on stable media when done'
-unsafe\t'Used; on stable media some time later'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s T -d 'How the page cache is used for the backing images' -r -f -a "none\t'Not used; on stable media when done'
-writeback\t'Used; on stable media when done'
-writethrough\t'Used; on stable media when done'
-directsync\t'Not used; on stable media when done'
-unsafe\t'Used; on stable media some time later'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s t -l cache -d 'How the page cache is used for FILE' -r -f -a "writeback\t'The host\'s page cache; a flush makes writes durable'
+writethrough\t'The host\'s page cache; every write is durable when it completes'
+none\t'No page cache (`O_DIRECT`)'
+directsync\t'No page cache, and every write is durable when it completes'
+unsafe\t'The host\'s page cache; a flush does nothing'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s T -l backing-cache -d 'How the page cache is used for the backing images' -r -f -a "writeback\t'The host\'s page cache; a flush makes writes durable'
+writethrough\t'The host\'s page cache; every write is durable when it completes'
+none\t'No page cache (`O_DIRECT`)'
+directsync\t'No page cache, and every write is durable when it completes'
+unsafe\t'The host\'s page cache; a flush does nothing'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l progress -d 'How to show progress, on stderr' -r -f -a "auto\t'A bar on a terminal, nothing elsewhere'
-bar\t'A bar'
+bar\t'A bar; where stderr is no terminal, lines of text'
 json\t'One JSON object a line on stderr'
 none\t'Nothing'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
@@ -289,13 +289,13 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s q -l quiet -d '
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -s f -l format -d 'Format of the image; without it the content decides' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -s o -l options -d 'The options to change; "help" lists those that can be' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -s t -d 'How the page cache is used' -r -f -a "none\t'Not used; on stable media when done'
-writeback\t'Used; on stable media when done'
-writethrough\t'Used; on stable media when done'
-directsync\t'Not used; on stable media when done'
-unsafe\t'Used; on stable media some time later'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -s t -l cache -d 'How the page cache is used' -r -f -a "writeback\t'The host\'s page cache; a flush makes writes durable'
+writethrough\t'The host\'s page cache; every write is durable when it completes'
+none\t'No page cache (`O_DIRECT`)'
+directsync\t'No page cache, and every write is durable when it completes'
+unsafe\t'The host\'s page cache; a flush does nothing'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l progress -d 'How to show progress, on stderr' -r -f -a "auto\t'A bar on a terminal, nothing elsewhere'
-bar\t'A bar'
+bar\t'A bar; where stderr is no terminal, lines of text'
 json\t'One JSON object a line on stderr'
 none\t'Nothing'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F

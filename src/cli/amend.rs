@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use crate::chain::open::{ChainOptions, Follow};
 use crate::chain::{self, Chain};
+use crate::cli::cache::CacheMode;
 use crate::cli::common::{OpenArgs, ProgressArgs, parse_driver, print};
-use crate::cli::convert::Cache;
 use crate::cli::exit::{Exit, usage};
 use crate::cli::{Globals, signal};
 use crate::error::{Context, Error, Result};
@@ -42,8 +42,8 @@ pub struct Args {
     #[arg(short = 'o', long, value_name = "K=V,..", required = true)]
     pub options: Vec<String>,
     /// How the page cache is used.
-    #[arg(short = 't', value_enum, value_name = "CACHE")]
-    pub cache: Option<Cache>,
+    #[arg(short = 't', long, value_enum, value_name = "CACHE")]
+    pub cache: Option<CacheMode>,
     /// Accepted: the changes take no time worth showing.
     #[command(flatten)]
     pub progress: ProgressArgs,

@@ -3,7 +3,8 @@
 use clap::ValueEnum;
 
 use crate::backend::Durability;
-use crate::storage::open::Flushing;
+use crate::cli::target::Durable;
+use crate::storage::open::{Caching, Flushing};
 
 /// Which caches stand between a write and the medium, by QEMU's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -35,6 +36,19 @@ impl CacheMode {
             Self::Writeback | Self::Writethrough | Self::None | Self::Directsync => {
                 Flushing::Needed
             }
+        }
+    }
+
+    /// The caching it stands for, where it names one.
+    pub fn caching(self) -> Option<Caching> {
+        self.direct().then_some(Caching::Direct)
+    }
+
+    /// Whether what a command makes must be on stable media when it is done.
+    pub fn durable(self) -> Durable {
+        match self.durability() {
+            Durability::Never => Durable::WhenReplacing,
+            Durability::EveryWrite | Durability::OnFlush => Durable::Yes,
         }
     }
 

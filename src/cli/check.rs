@@ -6,8 +6,8 @@ use clap::ValueEnum;
 
 use crate::chain;
 use crate::chain::open::{ChainOptions, Follow};
+use crate::cli::cache::CacheMode;
 use crate::cli::common::{OpenArgs, OutputArgs, OutputFormat, ProgressArgs, parse_driver, print};
-use crate::cli::convert::Cache;
 use crate::cli::exit::{Exit, coded, complain};
 use crate::cli::{Globals, progress, signal};
 use crate::error::{Error, ErrorKind};
@@ -30,12 +30,12 @@ FINDINGS:
   that it is there and that it is the right one; its own metadata is not checked.
 
 EXIT STATUS:
-  0   clean, or everything found was repaired
-  1   failed: the check could not be done, or wrong usage
-  2   corruptions remain
-  3   leaks remain, but no corruptions
-  63  the format has nothing to check
-  130, 143  stopped by SIGINT, SIGTERM; a repair is then done in part, and can be run again";
+  0              clean, or everything found was repaired
+  1              failed: the check could not be done, or wrong usage
+  2              corruptions remain
+  3              leaks remain, but no corruptions
+  63             the format has nothing to check
+  129, 130, 143  stopped by SIGHUP, SIGINT, SIGTERM; a repair is then done in part, and can be run again";
 
 /// What to repair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -59,11 +59,12 @@ pub struct Args {
     /// How the page cache is used.
     #[arg(
         short = 'T',
+        long,
         value_enum,
         value_name = "CACHE",
         default_value = "writeback"
     )]
-    pub cache: Cache,
+    pub cache: CacheMode,
     /// How to print it.
     #[command(flatten)]
     pub output: OutputArgs,

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use crate::chain::open::{ChainOptions, Follow};
 use crate::chain::{self, Chain};
+use crate::cli::cache::CacheMode;
 use crate::cli::common::{OpenArgs, ProgressArgs, parse_driver};
-use crate::cli::convert::Cache;
 use crate::cli::exit::Exit;
 use crate::cli::{Globals, progress, signal};
 use crate::copy::{self, default_workers};
@@ -29,11 +29,11 @@ NOTES:
   afterwards and are to be deleted.
 
 EXIT STATUS:
-  0         done
-  1         failed: the disk of FILE is unharmed, and commit can be run again
-  2         wrong usage
-  63        the format has no such operation
-  130, 143  stopped by SIGINT, SIGTERM; as 1";
+  0              done
+  1              failed: the disk of FILE is unharmed, and commit can be run again
+  2              wrong usage
+  63             the format has no such operation
+  129, 130, 143  stopped by SIGHUP, SIGINT, SIGTERM; as 1";
 
 /// Arguments of `commit`.
 #[derive(Debug, clap::Args)]
@@ -49,8 +49,8 @@ pub struct Args {
     #[arg(short, long)]
     pub drop: bool,
     /// How the page cache is used.
-    #[arg(short = 't', value_enum, value_name = "CACHE")]
-    pub cache: Option<Cache>,
+    #[arg(short = 't', long, value_enum, value_name = "CACHE")]
+    pub cache: Option<CacheMode>,
     /// How progress is shown.
     #[command(flatten)]
     pub progress: ProgressArgs,

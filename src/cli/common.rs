@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 
 use crate::chain::open::{ChainOptions, References};
-use crate::cli::convert::Cache;
+use crate::cli::cache::CacheMode;
 use crate::cli::{Globals, exit};
 use crate::formats;
 use crate::image::Driver;
@@ -39,7 +39,7 @@ pub enum ProgressForm {
     /// A bar on a terminal, nothing elsewhere.
     #[default]
     Auto,
-    /// A bar.
+    /// A bar; where stderr is no terminal, lines of text.
     Bar,
     /// One JSON object a line on stderr.
     Json,
@@ -77,7 +77,7 @@ pub struct OpenArgs {
     #[arg(long)]
     pub no_mmap: bool,
     /// Not supported; named here so that the refusal says so.
-    #[arg(long, hide = true)]
+    #[arg(long, hide = true, aliases = ["source-image-opts", "target-image-opts"])]
     pub image_opts: bool,
     /// Not supported; named here so that the refusal says so.
     #[arg(long, hide = true, value_name = "OBJECT")]
@@ -100,10 +100,10 @@ impl OpenArgs {
         &self,
         format: Option<&'static Driver>,
         access: Access,
-        cache: Option<Cache>,
+        cache: Option<CacheMode>,
     ) -> anyhow::Result<ChainOptions> {
         let mut options = self.plan(format, access)?;
-        if let Some(caching) = cache.and_then(Cache::caching) {
+        if let Some(caching) = cache.and_then(CacheMode::caching) {
             options.storage.caching = caching;
         }
         if let Some(cache) = cache {

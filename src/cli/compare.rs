@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use crate::chain;
+use crate::cli::cache::CacheMode;
 use crate::cli::common::{OpenArgs, OutputArgs, OutputFormat, ProgressArgs, parse_driver, print};
-use crate::cli::convert::Cache;
 use crate::cli::exit::{Exit, coded};
 use crate::cli::{Globals, progress, signal};
 use crate::copy::{self, Allocation, Failure, Joined, Outcome, Step, default_workers};
@@ -23,22 +23,22 @@ EXAMPLES:
 Where one disk is longer, the rest of it must be zeroes.
 
 EXIT STATUS:
-  0         the same
-  1         different, or wrong usage
-  2         an image could not be opened
-  3         where an image has data could not be found out
-  4         data could not be read
-  130, 143  stopped by SIGINT, SIGTERM";
+  0              the same
+  1              different, or wrong usage
+  2              an image could not be opened
+  3              where an image has data could not be found out
+  4              data could not be read
+  129, 130, 143  stopped by SIGHUP, SIGINT, SIGTERM";
 
 /// Arguments of `compare`.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = HELP)]
 pub struct Args {
     /// Format of the first image; without it the content decides.
-    #[arg(short, long, value_name = "FMT", value_parser = parse_driver)]
+    #[arg(short, long, alias = "a-format", value_name = "FMT", value_parser = parse_driver)]
     pub format: Option<&'static Driver>,
     /// Format of the second image; without it the content decides.
-    #[arg(short = 'F', long, value_name = "FMT", value_parser = parse_driver)]
+    #[arg(short = 'F', long, alias = "b-format", value_name = "FMT", value_parser = parse_driver)]
     pub second_format: Option<&'static Driver>,
     /// Sizes must be equal too, and data, zeroes and holes in the same places.
     #[arg(short, long)]
@@ -46,11 +46,12 @@ pub struct Args {
     /// How the page cache is used.
     #[arg(
         short = 'T',
+        long,
         value_enum,
         value_name = "CACHE",
         default_value = "writeback"
     )]
-    pub cache: Cache,
+    pub cache: CacheMode,
     /// How the result is printed.
     #[command(flatten)]
     pub output: OutputArgs,

@@ -3,17 +3,14 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
-
+use crate::cli::cache::CacheMode;
 use crate::cli::common::{OpenArgs, ProgressArgs, parse_driver, parse_size, print, target_driver};
 use crate::cli::create::creator;
 use crate::cli::exit::{Exit, usage};
-use crate::cli::target::Durable;
 use crate::cli::{Globals, signal};
 use crate::copy::{MAX_WORKERS, Scan, default_workers};
 use crate::image::Driver;
 use crate::output;
-use crate::storage::open::{Caching, Flushing};
 
 mod options;
 mod place;
@@ -33,8 +30,12 @@ EXAMPLES:
   vdtool convert -c -O qcow2 disk.raw - | ssh host 'cat > disk.qcow2'
   vdtool convert -n disk.vhd /dev/sdb
 
-The new image is written beside its name and renamed into place once it is whole; with -n, and on
-block devices, it is written in place.
+The new image is written beside its name and renamed into place once it is whole; of a file that it
+replaces it keeps owner, mode, access control list and user attributes, and other names (hard links)
+of that file keep the old content. With -n, and on block devices, it is written in place.
+
+What comes from stdin (-) is raw. Where it begins or ends as an image in some format, it is refused;
+-f raw takes its bytes as they are.
 
 COMPRESSION:
   With -c whole clusters are compressed, on all cores; those that do not shrink are stored as they
@@ -53,54 +54,11 @@ STREAMS:
   nothing is on disk. A source that changes meanwhile is an error.
 
 EXIT STATUS:
-  0         done
-  1         failed, or --verify found a difference; nothing new is under the target's name
-  2         wrong usage
-  63        the format has no such operation
-  130, 143  stopped by SIGINT, SIGTERM";
-
-/// How the host's page cache is used, in qemu-img's words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Cache {
-    /// Not used; on stable media when done.
-    None,
-    /// Used; on stable media when done.
-    Writeback,
-    /// Used; on stable media when done.
-    Writethrough,
-    /// Not used; on stable media when done.
-    Directsync,
-    /// Used; on stable media some time later.
-    Unsafe,
-}
-
-impl Cache {
-    /// The caching it stands for, where it names one.
-    pub fn caching(self) -> Option<Caching> {
-        match self {
-            Self::None | Self::Directsync => Some(Caching::Direct),
-            Self::Writeback | Self::Writethrough | Self::Unsafe => None,
-        }
-    }
-
-    /// Whether anybody relies on flushes.
-    pub fn flushing(self) -> Flushing {
-        match self {
-            Self::Unsafe => Flushing::Waived,
-            Self::None | Self::Writeback | Self::Writethrough | Self::Directsync => {
-                Flushing::Needed
-            }
-        }
-    }
-
-    /// Whether the target must be on stable media when done.
-    fn durable(self) -> Durable {
-        match self {
-            Self::Unsafe => Durable::WhenReplacing,
-            Self::None | Self::Writeback | Self::Writethrough | Self::Directsync => Durable::Yes,
-        }
-    }
-}
+  0              done
+  1              failed, or --verify found a difference; nothing new is under the target's name
+  2              wrong usage
+  63             the format has no such operation
+  129, 130, 143  stopped by SIGHUP, SIGINT, SIGTERM";
 
 /// Arguments of `convert`.
 #[derive(Debug, clap::Args)]
@@ -110,13 +68,13 @@ impl Cache {
 )]
 pub struct Args {
     /// Format of the sources; without it their content decides.
-    #[arg(short, long, value_name = "FMT", value_parser = parse_driver)]
+    #[arg(short, long, alias = "source-format", value_name = "FMT", value_parser = parse_driver)]
     pub format: Option<&'static Driver>,
     /// Format of the target; without it the extension decides, else it is raw.
     #[arg(short = 'O', long, value_name = "FMT", value_parser = parse_driver)]
     pub target_format: Option<&'static Driver>,
     /// Options of the target's format; "help" lists them.
-    #[arg(short = 'o', long, value_name = "K=V,..")]
+    #[arg(short = 'o', long, alias = "target-options", value_name = "K=V,..")]
     pub options: Vec<String>,
     /// Compress the data, in formats that can.
     #[arg(short, long)]
@@ -137,17 +95,17 @@ pub struct Args {
     #[arg(long, requires = "no_create")]
     pub target_is_zero: bool,
     /// Convert an internal snapshot, in formats that have them.
-    #[arg(short = 'l', long, value_name = "SNAPSHOT")]
+    #[arg(short = 'l', long, alias = "source-snapshot", value_name = "SNAPSHOT")]
     pub snapshot: Option<String>,
     /// Threads that work [default: one per core, at most 8]
-    #[arg(short = 'j', long, short_alias = 'm', value_name = "N",
+    #[arg(short = 'j', long, alias = "parallel", short_alias = 'm', value_name = "N",
           value_parser = clap::value_parser!(u8).range(1..=MAX_WORKERS as i64))]
     pub jobs: Option<u8>,
     /// Accepted: the layout of the target is in order all the same.
-    #[arg(short = 'W')]
+    #[arg(short = 'W', long = "oob-writes")]
     pub out_of_order: bool,
     /// Accepted: data is always copied by the host where it can.
-    #[arg(short = 'C')]
+    #[arg(short = 'C', long = "copy-range-offloading")]
     pub copy_range: bool,
     /// Read the new image back and compare it with the sources before it is put in place.
     #[arg(long, conflicts_with = "salvage")]
@@ -162,24 +120,26 @@ pub struct Args {
     #[arg(long, requires = "bitmaps")]
     pub skip_broken_bitmaps: bool,
     /// Most bytes a second.
-    #[arg(short, long, value_name = "SIZE", value_parser = parse_rate)]
+    #[arg(short, long, alias = "rate", value_name = "SIZE", value_parser = parse_rate)]
     pub rate_limit: Option<u64>,
     /// How the page cache is used for the target.
     #[arg(
         short = 't',
+        long,
         value_enum,
         value_name = "CACHE",
         default_value = "unsafe"
     )]
-    pub target_cache: Cache,
+    pub target_cache: CacheMode,
     /// How the page cache is used for the sources.
     #[arg(
         short = 'T',
+        long,
         value_enum,
         value_name = "CACHE",
         default_value = "writeback"
     )]
-    pub source_cache: Cache,
+    pub source_cache: CacheMode,
     /// How progress is shown.
     #[command(flatten)]
     pub progress: ProgressArgs,

@@ -33,7 +33,7 @@ EXAMPLES:
 
 NOTES:
   The new image is written beside its name and renamed into place; an image that was there before is
-  replaced. The name of a backing image is relative to the directory of the new image.
+  replaced, and its owner, mode, access control list and user attributes are kept. The name of a backing image is relative to the directory of the new image.
 
 EXIT STATUS:
   0   done
@@ -305,6 +305,7 @@ fn announcement(file: &Path, plan: &Plan) -> String {
 fn carry_out(file: &Path, plan: &Plan, globals: &Globals) -> anyhow::Result<()> {
     signal::catch()?;
     let target = Target::begin(file)?;
+    target.note_links(globals);
     globals.say(&announcement(file, plan))?;
     let options = StorageOptions {
         access: Access::Write,

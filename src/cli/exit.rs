@@ -28,6 +28,8 @@ pub enum Exit {
     NotRead,
     /// 63: the format has no such operation.
     NoSuchOperation,
+    /// 129: stopped by SIGHUP.
+    HungUp,
     /// 130: stopped by SIGINT.
     Interrupted,
     /// 143: stopped by SIGTERM.
@@ -44,6 +46,7 @@ impl Exit {
             Self::Leaks | Self::NoExtents => 3,
             Self::NotRead => 4,
             Self::NoSuchOperation => 63,
+            Self::HungUp => 129,
             Self::Interrupted => 130,
             Self::Terminated => 143,
         }

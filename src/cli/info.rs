@@ -31,7 +31,7 @@ pub struct Args {
     #[arg(short, long, value_name = "FMT", value_parser = parse_driver)]
     pub format: Option<&'static Driver>,
     /// Show the images below it as well, top first; otherwise no other file is opened.
-    #[arg(long)]
+    #[arg(short, long)]
     pub backing_chain: bool,
     /// How to print it.
     #[command(flatten)]

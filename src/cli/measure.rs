@@ -59,7 +59,7 @@ pub struct Args {
     #[arg(short = 'l', long, value_name = "SNAPSHOT")]
     pub snapshot: Option<String>,
     /// Size of a disk without data, instead of FILE.
-    #[arg(long, value_parser = parse_size, conflicts_with = "file")]
+    #[arg(short, long, value_parser = parse_size, conflicts_with = "file")]
     pub size: Option<u64>,
     /// How the result is printed.
     #[command(flatten)]

@@ -55,13 +55,13 @@ FILES NAMED BY IMAGES:
   below. --allow-ref widens that.
 
 EXIT STATUS:
-  0         done
-  1         failed; of check and compare, wrong usage as well
-  2         wrong usage; check: corruptions remain; compare: an image could not be opened
-  3         check: leaks remain; compare: extents could not be read
-  4         compare: data could not be read
-  63        the format has no such operation
-  130, 143  stopped by SIGINT, SIGTERM";
+  0              done
+  1              failed; of check and compare, wrong usage as well
+  2              wrong usage; check: corruptions remain; compare: an image could not be opened
+  3              check: leaks remain; compare: extents could not be read
+  4              compare: data could not be read
+  63             the format has no such operation
+  129, 130, 143  stopped by SIGHUP, SIGINT, SIGTERM";
 
 /// Virtual disk images: create, inspect, convert, check.
 #[derive(Debug, Parser)]
@@ -70,6 +70,8 @@ EXIT STATUS:
     version,
     about,
     max_term_width = 100,
+    // As getopt has it: the last one counts.
+    args_override_self = true,
     after_long_help = HELP
 )]
 pub struct Cli {

@@ -16,9 +16,9 @@ pub fn start(job: &'static str, total: u64, args: &ProgressArgs, globals: &Globa
     };
     let shown = match form {
         ProgressForm::Json => Form::Json,
-        ProgressForm::Bar => Form::Bar,
+        ProgressForm::Bar if !globals.quiet => Form::Bar,
         ProgressForm::Auto if !globals.quiet && std::io::stderr().is_terminal() => Form::Bar,
-        ProgressForm::Auto | ProgressForm::None => Form::None,
+        ProgressForm::Auto | ProgressForm::Bar | ProgressForm::None => Form::None,
     };
     Bar::new(job, total, shown, signal::caught)
 }

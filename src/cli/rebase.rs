@@ -8,8 +8,8 @@ use uuid::Uuid;
 use crate::chain::open::{ChainOptions, Follow};
 use crate::chain::{self, Chain};
 use crate::cli::backing::{self, refuse_itself};
+use crate::cli::cache::CacheMode;
 use crate::cli::common::{OpenArgs, ProgressArgs, parse_driver};
-use crate::cli::convert::Cache;
 use crate::cli::exit::{Exit, usage};
 use crate::cli::{Globals, progress, signal};
 use crate::copy::{self, Joined, default_workers};
@@ -32,11 +32,11 @@ NOTES:
   vhd, the new one must be there. The name is relative to the directory of FILE.
 
 EXIT STATUS:
-  0         done
-  1         failed: the disk of FILE is unharmed, and rebase can be run again
-  2         wrong usage
-  63        the format has no such operation
-  130, 143  stopped by SIGINT, SIGTERM; as 1";
+  0              done
+  1              failed: the disk of FILE is unharmed, and rebase can be run again
+  2              wrong usage
+  63             the format has no such operation
+  129, 130, 143  stopped by SIGHUP, SIGINT, SIGTERM; as 1";
 
 /// Arguments of `rebase`.
 #[derive(Debug, clap::Args)]
@@ -57,14 +57,14 @@ pub struct Args {
     #[arg(short = 'F', long = "new-backing-format", value_name = "FMT", value_parser = parse_driver)]
     pub new_backing_format: Option<&'static Driver>,
     /// Change the name only, and open neither backing image.
-    #[arg(short = 'u', long = "unsafe")]
+    #[arg(short = 'u', long = "unsafe", alias = "backing-unsafe")]
     pub unsafe_mode: bool,
     /// How the page cache is used for FILE.
-    #[arg(short = 't', value_enum, value_name = "CACHE")]
-    pub cache: Option<Cache>,
+    #[arg(short = 't', long, value_enum, value_name = "CACHE")]
+    pub cache: Option<CacheMode>,
     /// How the page cache is used for the backing images.
-    #[arg(short = 'T', value_enum, value_name = "CACHE")]
-    pub source_cache: Option<Cache>,
+    #[arg(short = 'T', long = "backing-cache", value_enum, value_name = "CACHE")]
+    pub source_cache: Option<CacheMode>,
     /// How progress is shown.
     #[command(flatten)]
     pub progress: ProgressArgs,

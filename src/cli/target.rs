@@ -10,10 +10,15 @@ use std::sync::Arc;
 
 use tempfile::TempPath;
 
+use crate::cli::Globals;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nbd::uri::is_uri;
 use crate::storage::Storage;
 use crate::storage::open::{Access, StorageOptions, open};
+
+mod adopt;
+
+use adopt::adopt;
 
 /// Most symbolic links that are followed to a file that does not exist.
 const MAX_LINKS: usize = 40;
@@ -42,7 +47,8 @@ pub enum Existing {
     Remote,
 }
 
-/// A new image on its way to its name, with the owner and mode of the file it is to replace.
+/// A new image on its way to its name, with owner, mode, access control list and attributes of the
+/// file it is to replace.
 /// Dropped before [`Target::commit`], it leaves nothing
 /// behind, and what was there before is untouched; a block device is written in place.
 #[derive(Debug)]
@@ -120,7 +126,7 @@ impl Target {
                 };
                 let lock = open(&path, &options).map_err(|e| e.renamed(&path, given))?;
                 let temp = beside(&path, 0o600)?;
-                adopt(&temp, old).map_err(|e| e.renamed(&temp, given))?;
+                adopt(&temp, &path, old).map_err(|e| e.renamed(&temp, given))?;
                 (Some(temp), Some(lock))
             }
         };
@@ -146,6 +152,16 @@ impl Target {
     /// Whether a file that is there under that name is to be replaced.
     pub fn replaces(&self) -> bool {
         matches!(self.existing, Existing::File(_))
+    }
+
+    /// Tells the user where the file that is to be replaced has other names: they keep the old one.
+    pub fn note_links(&self, globals: &Globals) {
+        if matches!(&self.existing, Existing::File(old) if old.nlink() > 1) {
+            globals.note(&format!(
+                "{}: is replaced, and its other names (hard links) keep what it was",
+                self.given.display()
+            ));
+        }
     }
 
     /// Whether what is written goes straight to a device or a server, which holds anything before.
@@ -191,24 +207,6 @@ impl Target {
     }
 }
 
-/// Gives a new file the owner and mode of the old one.
-fn adopt(temp: &Path, old: &Metadata) -> Result<()> {
-    let new = std::fs::metadata(temp).map_err(|e| Error::io("open", e).at(temp))?;
-    if (new.uid(), new.gid()) != (old.uid(), old.gid()) {
-        std::os::unix::fs::chown(temp, Some(old.uid()), Some(old.gid())).map_err(|e| {
-            let doing = format!(
-                "replace it by a file of the same owner ({}:{})",
-                old.uid(),
-                old.gid()
-            );
-            Error::io(doing, e).at(temp)
-        })?;
-    }
-    // After the owner: changing that clears bits of the mode.
-    std::fs::set_permissions(temp, Permissions::from_mode(old.mode() & 0o7777))
-        .map_err(|e| Error::io("keep the mode", e).at(temp))
-}
-
 /// Puts a file under a name that was free when it was begun; whoever took it since keeps it.
 fn place_new(temp: TempPath, path: &Path) -> std::result::Result<(), tempfile::PathPersistError> {
     match temp.persist_noclobber(path) {
@@ -245,8 +243,27 @@ fn beside(path: &Path, mode: u32) -> Result<TempPath> {
         .suffix(".tmp")
         .permissions(Permissions::from_mode(mode))
         .tempfile_in(directory(path));
-    let made = made.map_err(|e| Error::io("make a file beside it", e).at(path))?;
+    // A directory that takes no new file may hold one that can be written.
+    let doing = match path.exists() {
+        true => "make a new file beside it (convert -n writes in place)",
+        false => "make a file beside it",
+    };
+    let made = made.map_err(|e| Error::io(doing, plain(e)).at(path))?;
     Ok(made.into_temp_path())
+}
+
+/// The host's error without the temporary name that is added to it.
+fn plain(error: io::Error) -> io::Error {
+    use io::ErrorKind as Kind;
+    match error.kind() {
+        kind @ (Kind::NotADirectory
+        | Kind::NotFound
+        | Kind::PermissionDenied
+        | Kind::QuotaExceeded
+        | Kind::ReadOnlyFilesystem
+        | Kind::StorageFull) => kind.into(),
+        _ => error,
+    }
 }
 
 fn directory(path: &Path) -> &Path {

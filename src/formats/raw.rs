@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::create::{CreateOptions, PREALLOCATION, Preallocation};
 use crate::image::driver::Creator;
-use crate::image::{Caps, Driver, Fill, Image, LayerBelow, Resize, Run, Source, Wait};
+use crate::image::{Caps, Driver, Fill, Image, LayerBelow, Resize, Run, Wait};
 use crate::storage::open::Access;
 use crate::storage::{Limits, Storage, Zeroing, has_room, write_zeroes};
 
@@ -105,15 +105,8 @@ impl Image for Raw {
     }
 
     fn map(&self, at: u64, len: u64, _wait: Wait) -> Result<Run<'_>> {
-        let source = Source::Stored {
-            storage: &*self.storage,
-            host: at,
-            writable: self.write,
-        };
-        Ok(Run {
-            len: len.min(self.virtual_size() - at),
-            source,
-        })
+        let inside = len.min(self.virtual_size().saturating_sub(at));
+        Ok(Run::in_place(&*self.storage, at, inside, self.write))
     }
 
     fn read_encoded(&self, _buf: &mut [u8], _at: u64) -> Result<()> {

@@ -68,6 +68,18 @@ pub struct Run<'a> {
     pub source: Source<'a>,
 }
 
+impl<'a> Run<'a> {
+    /// `len` bytes that are in `storage` where they are on the disk.
+    pub fn in_place(storage: &'a dyn Storage, at: u64, len: u64, writable: bool) -> Self {
+        let source = Source::Stored {
+            storage,
+            host: at,
+            writable,
+        };
+        Self { len, source }
+    }
+}
+
 /// Whether a look-up may wait for a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wait {

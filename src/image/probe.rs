@@ -64,7 +64,11 @@ pub fn probe(
     best(drivers, refused, &input).map_err(|e| e.at_opt(storage.path()))
 }
 
-fn best(
+/// As [`probe`], of bytes that are not in an object, or not yet.
+///
+/// # Errors
+/// `Unsupported` as there.
+pub fn best(
     drivers: &[&'static Driver],
     refused: &[Refused],
     input: &ProbeInput<'_>,

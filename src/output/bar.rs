@@ -1,10 +1,10 @@
 //! Progress of long jobs, on stderr: a bar, or one JSON object a line.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
@@ -12,13 +12,15 @@ use crate::copy::progress::Progress;
 
 /// Shortest time between two lines of JSON.
 const JSON_INTERVAL: Duration = Duration::from_millis(200);
+/// Shortest time between two lines for people, who read them in a log.
+const TEXT_INTERVAL: Duration = Duration::from_secs(1);
 /// Bars drawn in a second.
 const DRAWS: u8 = 10;
 
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
-    /// A bar with rate and remaining time; nothing where stderr is not a terminal.
+    /// A bar with rate and remaining time; lines of text where stderr is not a terminal.
     Bar,
     /// One JSON object a line.
     Json,
@@ -40,17 +42,34 @@ pub struct Bar {
 #[derive(Debug)]
 enum Shown {
     Bar(ProgressBar),
-    /// When the last line was written.  Innermost.
-    Json(Mutex<Option<Instant>>),
+    Lines(Lines),
     Nothing,
+}
+
+/// Lines on stderr, not too many of them.
+#[derive(Debug)]
+struct Lines {
+    line: fn(&str, u64, u64, Duration) -> String,
+    interval: Duration,
+    /// When the last one was written.  Innermost.
+    last: Mutex<Option<Instant>>,
 }
 
 impl Bar {
     /// Shows a job of `total` bytes; `cancelled` tells whether the user asked to stop.
     pub fn new(job: &'static str, total: u64, form: Form, cancelled: fn() -> bool) -> Self {
         let shown = match form {
-            Form::Bar => Shown::Bar(bar(job, total)),
-            Form::Json => Shown::Json(Mutex::new(None)),
+            Form::Bar if std::io::stderr().is_terminal() => Shown::Bar(bar(job, total)),
+            Form::Bar => Shown::Lines(Lines {
+                line: text,
+                interval: TEXT_INTERVAL,
+                last: Mutex::default(),
+            }),
+            Form::Json => Shown::Lines(Lines {
+                line: |job, done, total, elapsed| line(job, done, total, elapsed).to_string(),
+                interval: JSON_INTERVAL,
+                last: Mutex::default(),
+            }),
             Form::None => Shown::Nothing,
         };
         Self {
@@ -67,14 +86,14 @@ impl Bar {
     pub fn finish(self) {
         match &self.shown {
             Shown::Bar(bar) => bar.finish(),
-            Shown::Json(_) => self.line(),
+            Shown::Lines(lines) => self.print(lines),
             Shown::Nothing => {}
         }
     }
 
-    fn line(&self) {
+    fn print(&self, lines: &Lines) {
         let done = self.done.load(Ordering::Relaxed);
-        let line = line(self.job, done, self.total, self.start.elapsed());
+        let line = (lines.line)(self.job, done, self.total, self.start.elapsed());
         // Nobody can be told that stderr is closed.
         let _ = writeln!(std::io::stderr(), "{line}");
     }
@@ -96,11 +115,11 @@ impl Progress for Bar {
         self.done.fetch_add(bytes, Ordering::Relaxed);
         match &self.shown {
             Shown::Bar(bar) => bar.inc(bytes),
-            Shown::Json(last) => {
-                let mut last = last.lock();
-                if last.is_none_or(|at| at.elapsed() >= JSON_INTERVAL) {
+            Shown::Lines(lines) => {
+                let mut last = lines.last.lock();
+                if last.is_none_or(|at| at.elapsed() >= lines.interval) {
                     *last = Some(Instant::now());
-                    self.line();
+                    self.print(lines);
                 }
             }
             Shown::Nothing => {}
@@ -126,14 +145,32 @@ fn bar(job: &'static str, total: u64) -> ProgressBar {
         .with_message(job)
 }
 
+/// A line for people.
+fn text(job: &str, done: u64, total: u64, elapsed: Duration) -> String {
+    let (rate, of) = (BinaryBytes(rate(done, elapsed)), BinaryBytes(done));
+    match total {
+        0 => format!("{job} {of} {rate}/s"),
+        _ => {
+            let thousandths = u128::from(done.min(total)) * 1000 / u128::from(total);
+            let (percent, tenth) = (thousandths / 10, thousandths % 10);
+            let total = BinaryBytes(total);
+            format!("{job} {percent}.{tenth} % {of}/{total} {rate}/s")
+        }
+    }
+}
+
+/// Bytes a second.
+fn rate(done: u64, elapsed: Duration) -> u64 {
+    let rate = u128::from(done) * 1_000_000_000 / elapsed.as_nanos().max(1);
+    u64::try_from(rate).unwrap_or(u64::MAX)
+}
+
 /// One JSON object; a rate or a remaining time that is not known is null.
 fn line(job: &str, done: u64, total: u64, elapsed: Duration) -> Value {
-    let nanos = elapsed.as_nanos().max(1);
-    let rate = u128::from(done) * 1_000_000_000 / nanos;
-    let rest = u128::from(total.saturating_sub(done));
+    let rate = rate(done, elapsed);
+    let rest = total.saturating_sub(done);
     let known = total > 0 && rate > 0;
-    let eta = known.then(|| u64::try_from(rest.div_ceil(rate.max(1))).unwrap_or(u64::MAX));
-    let rate = u64::try_from(rate).ok();
+    let eta = known.then(|| rest.div_ceil(rate));
     json!({
         "job": job,
         "done": done,
@@ -154,6 +191,14 @@ mod tests {
             text,
             r#"{"job":"convert","done":100,"total":350,"bytes-per-second":50,"eta-seconds":5}"#
         );
+    }
+
+    #[test]
+    fn a_line_for_people_says_how_much_is_done() {
+        let second = Duration::from_secs(1);
+        let line = text("convert", 512 << 10, 2 << 20, second);
+        assert_eq!(line, "convert 25.0 % 512.00 KiB/2.00 MiB 512.00 KiB/s");
+        assert_eq!(text("read", 1024, 0, second), "read 1.00 KiB 1.00 KiB/s");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::chain::{Chain, Extent, State};
 use crate::image::Image;
 use crate::output::{json, table};
+use crate::storage::Storage;
 
 /// Writes extents as lines for people.
 #[derive(Debug)]
@@ -24,6 +25,10 @@ pub struct Json {
 #[derive(Debug)]
 struct Layer {
     file: Option<String>,
+    /// The file that its bytes are in, where that is another one.
+    data: Option<String>,
+    /// Virtual size in bytes.
+    size: u64,
     /// Bytes are stored as they are, so that an offset means something to others.
     offsets: bool,
     /// Space is given bit by bit, so that what has some is worth telling even where it is a hole.
@@ -31,6 +36,7 @@ struct Layer {
 }
 
 /// Where in which file an extent lies.
+#[derive(Clone, Copy)]
 struct Place<'f> {
     host: u64,
     file: &'f str,
@@ -65,9 +71,10 @@ impl Human {
         };
         let place = place(&self.layers, extent);
         let mapped = place.map_or("-".to_owned(), |p| format!("{:#x}", p.host));
-        let file = self.layers.get(extent.depth);
+        let layer = self.layers.get(extent.depth);
         let (start, len) = (format!("{:#x}", extent.start), format!("{:#x}", extent.len));
-        let file = file.and_then(|layer| layer.file.as_deref());
+        let file = place.map(|p| p.file);
+        let file = file.or_else(|| layer.and_then(|l| l.file.as_deref()));
         row(out, [&start, &len, &mapped, state, file.unwrap_or("-")])
     }
 }
@@ -90,6 +97,30 @@ impl Json {
     /// # Errors
     /// The writer's.
     pub fn extent(&mut self, out: &mut dyn Write, extent: &Extent) -> io::Result<()> {
+        if extent.state != State::Hole {
+            return self.object(out, extent, extent.depth);
+        }
+        let mut rest = *extent;
+        while rest.len > 0 {
+            let (depth, end) = self.shortest(rest.start, rest.end());
+            let len = end - rest.start;
+            self.object(out, &Extent { len, ..rest }, depth)?;
+            (rest.start, rest.len) = (end, rest.len - len);
+        }
+        Ok(())
+    }
+
+    /// The layer that is said to be the reason why the bytes at `at` are a hole, and up to where it
+    /// is, at most `end`: as qemu-img has it, the first whose backing image ends before them, else
+    /// the last.
+    fn shortest(&self, at: u64, end: u64) -> (usize, u64) {
+        let below = self.layers.iter().skip(1).map(|layer| layer.size);
+        let sizes = below.take_while(|size| *size > at);
+        let end = sizes.clone().fold(end, u64::min);
+        (sizes.count(), end)
+    }
+
+    fn object(&mut self, out: &mut dyn Write, extent: &Extent, depth: usize) -> io::Result<()> {
         let Extent {
             start, len, state, ..
         } = *extent;
@@ -98,8 +129,6 @@ impl Json {
         let compressed = state == State::Encoded;
         let layer = self.layers.get(extent.depth);
         let stored = extent.host.is_some() && layer.is_some_and(|l| l.allocates);
-        // No layer below the last: qemu-img, too, names the last one it looked at.
-        let depth = extent.depth.min(self.layers.len().saturating_sub(1));
         out.write_all(if self.any { b",\n" } else { b"[" })?;
         self.any = true;
         write!(
@@ -127,15 +156,22 @@ impl Json {
 fn layers(chain: &Chain, name: fn(&Path) -> String) -> Vec<Layer> {
     let layer = |image: &dyn Image| Layer {
         file: image.storage().path().map(name),
+        data: data_file(image).map(name),
+        size: image.virtual_size(),
         offsets: image.caps().host_offsets,
         allocates: image.cluster_size().is_some(),
     };
     chain.layers().iter().map(|image| layer(&**image)).collect()
 }
 
+/// The path of an external data file, which then holds all of a disk's bytes.
+fn data_file(image: &dyn Image) -> Option<&Path> {
+    image.companions().into_iter().find_map(Storage::path)
+}
+
 fn place<'f>(layers: &'f [Layer], extent: &Extent) -> Option<Place<'f>> {
     let host = extent.host?;
     let layer = layers.get(extent.depth).filter(|l| l.offsets)?;
-    let file = layer.file.as_deref()?;
+    let file = layer.data.as_deref().or(layer.file.as_deref())?;
     Some(Place { host, file })
 }

@@ -54,25 +54,33 @@ pub(super) fn lock(file: BorrowedFd<'_>, access: Access) -> Result<()> {
         match take(file, at) {
             Ok(()) => {}
             Err(e) if has_no_locks(&e) => return Ok(()),
-            Err(e) if is_conflict(&e) => return Err(locked("another process locked it whole")),
+            Err(e) if is_conflict(&e) => {
+                return Err(locked(access, "another process locked it whole"));
+            }
             Err(e) => return Err(Error::io("lock", e)),
         }
     }
     for &permission in FORBIDDEN {
         if is_held(file, byte(HELD, permission))? {
-            return Err(locked(match permission {
-                Resize => "another process may change its length",
-                _ => "another process has it open for writing",
-            }));
+            return Err(locked(
+                access,
+                match permission {
+                    Resize => "another process may change its length",
+                    _ => "another process has it open for writing",
+                },
+            ));
         }
     }
     for &permission in held(access) {
         if is_held(file, byte(NOT_SHARED, permission))? {
-            return Err(locked(match permission {
-                ConsistentRead => "another process lets nobody read it",
-                Write => "another process has it open and lets nobody write",
-                Resize => "another process has it open and lets nobody change its length",
-            }));
+            return Err(locked(
+                access,
+                match permission {
+                    ConsistentRead => "another process lets nobody read it",
+                    Write => "another process has it open and lets nobody write",
+                    Resize => "another process has it open and lets nobody change its length",
+                },
+            ));
         }
     }
     Ok(())
@@ -94,11 +102,12 @@ fn byte(base: i64, permission: Permission) -> i64 {
     base + permission as i64
 }
 
-fn locked(what: &str) -> Error {
-    Error::new(
-        ErrorKind::Locked,
-        format!("is locked: {what} (-U reads it all the same)"),
-    )
+fn locked(access: Access, what: &str) -> Error {
+    let way_out = match access {
+        Access::Read => " (-U reads it all the same)",
+        Access::Write => "",
+    };
+    Error::new(ErrorKind::Locked, format!("is locked: {what}{way_out}"))
 }
 
 fn has_no_locks(error: &io::Error) -> bool {
@@ -177,7 +186,7 @@ mod tests {
             assert_eq!(result.is_ok(), allowed, "{first:?}, then {second:?}");
             if let Err(e) = result {
                 assert_eq!(e.kind(), ErrorKind::Locked);
-                assert!(e.message().contains("-U"), "{e}");
+                assert_eq!(e.message().contains("-U"), second == Access::Read, "{e}");
             }
         }
     }

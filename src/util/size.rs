@@ -46,12 +46,13 @@ pub fn parse(text: &str) -> Result<u64, SizeError> {
     }
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     let digits = |s: &str| s.bytes().all(|b| b.is_ascii_digit());
-    if whole.is_empty() || !digits(whole) || !digits(fraction) || fraction.len() > 18 {
+    if matches!(number, "" | ".") || !digits(whole) || !digits(fraction) || fraction.len() > 18 {
         return Err(fail("the number is not one"));
     }
     if !fraction.is_empty() && unit == 1 {
         return Err(fail("there are no fractions of a byte"));
     }
+    let whole = if whole.is_empty() { "0" } else { whole };
     let whole: u64 = whole.parse().map_err(|_| fail("too large"))?;
     let scale = 10u128.pow(u32::try_from(fraction.len()).unwrap_or(0));
     let part: u128 = if fraction.is_empty() {
@@ -143,6 +144,7 @@ mod tests {
             ("2T", 2 << 40),
             ("0x1000", 4096),
             ("0.5k", 512),
+            (".5k", 512),
             ("7E", 7 << 60),
         ];
         for (text, bytes) in cases {
@@ -155,6 +157,8 @@ mod tests {
         for text in [
             "",
             "k",
+            ".",
+            ".k",
             "-1",
             "1x",
             "1.5",

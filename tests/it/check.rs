@@ -41,6 +41,28 @@ fn report(dir: &Path, line: &str) -> (Value, i32) {
 }
 
 #[test]
+fn a_repair_after_which_nothing_is_wrong_ends_with_0() {
+    let dir = scratch();
+    for bytes in [[0; 512], [0xc7; 512]] {
+        vhd(dir.path(), "a.vhd");
+        let end = std::fs::metadata(dir.path().join("a.vhd"))
+            .expect("is there")
+            .len()
+            - 512;
+        overwrite(dir.path(), "a.vhd", &bytes, end);
+        let (found, code) = report(dir.path(), "a.vhd");
+        assert_eq!((code, &found["corruptions"]), (2, &1.into()), "{found}");
+        let (found, code) = report(dir.path(), "-r all a.vhd");
+        assert_eq!(code, 0, "{found}");
+        assert_eq!(
+            (&found["corruptions"], &found["corruptions-fixed"]),
+            (&0.into(), &1.into())
+        );
+        run(dir.path(), "check a.vhd").success();
+    }
+}
+
+#[test]
 fn a_clean_image_is_clean() {
     let dir = scratch();
     vhd(dir.path(), "a.vhd");

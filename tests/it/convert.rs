@@ -170,6 +170,46 @@ fn raw_streams_in_and_out() {
 }
 
 #[test]
+fn an_image_on_stdin_is_not_taken_for_the_disk_that_it_holds() {
+    let scratch = scratch();
+    let dir = scratch.path();
+    fs::write(dir.join("a.raw"), vec![7; MIB]).expect("writes");
+    works(dir, &["convert", "a.raw", "a.qcow2"]);
+    works(dir, &["convert", "a.raw", "a.vhd"]);
+    works(
+        dir,
+        &["convert", "-o", "subformat=fixed", "a.raw", "fixed.vhd"],
+    );
+    fs::write(dir.join("a.vmdk"), "KDMV and more").expect("writes");
+    let before = names(dir);
+    for (image, format) in [
+        ("a.qcow2", "qcow2"),
+        ("a.vhd", "vhd"),
+        ("fixed.vhd", "vhd"),
+        ("a.vmdk", "vmdk"),
+    ] {
+        for target in ["b.raw", "b.vhd"] {
+            let bytes = fs::read(dir.join(image)).expect("reads");
+            let convert = |arguments: &[&str]| {
+                let mut command = vdtool();
+                command.current_dir(dir).arg("convert").args(arguments);
+                command.args(["-", target]).write_stdin(bytes.clone());
+                command.assert()
+            };
+            let refused = convert(&[]).code(63).get_output().stderr.clone();
+            let text = String::from_utf8(refused).expect("is text");
+            assert!(text.starts_with("vdtool: -: "), "{text}");
+            assert!(text.contains(&format!("'{format}'")), "{text}");
+            assert_eq!(names(dir), before, "{image}");
+            convert(&["-f", "raw"]).success();
+            let kind = &target[2..];
+            works(dir, &["compare", "-f", "raw", "-F", kind, image, target]);
+            fs::remove_file(dir.join(target)).expect("was made");
+        }
+    }
+}
+
+#[test]
 fn a_reader_that_leaves_early_is_a_clean_end() {
     let scratch = scratch();
     disk(&scratch.path().join("a.raw"));
@@ -361,7 +401,7 @@ fn stopped(dir: &Path, arguments: &[&str], signal: &str) -> Option<i32> {
         .expect("starts");
     // Kept open: waiting for a child closes the end that it still has.
     let mut stdin = child.stdin.take().expect("is piped");
-    stdin.write_all(&[1; 1000]).expect("the pipe takes it");
+    stdin.write_all(&[1; 5000]).expect("the pipe takes it");
     let begun = Instant::now();
     while !names(dir).iter().any(|n| n.ends_with(".tmp")) {
         assert!(begun.elapsed() < Duration::from_secs(60), "did not begin");
@@ -388,6 +428,11 @@ fn a_signal_leaves_nothing_behind_and_the_old_target_alone() {
         stopped(dir, &[&slow[..], &["old.raw"]].concat(), "-TERM"),
         Some(143)
     );
+    // A terminal that is closed.
+    assert_eq!(
+        stopped(dir, &[&slow[..], &["new.raw"]].concat(), "-HUP"),
+        Some(129)
+    );
     // A pipe from which nothing comes any more.
     assert_eq!(
         stopped(dir, &["convert", "-", "new.raw"], "-INT"),
@@ -395,6 +440,90 @@ fn a_signal_leaves_nothing_behind_and_the_old_target_alone() {
     );
     assert_eq!(names(dir), ["a.raw", "old.raw"]);
     assert_eq!(fs::read(dir.join("old.raw")).expect("reads"), b"old");
+}
+
+#[test]
+fn options_spelt_as_qemu_img_does_are_understood_and_the_last_one_counts() {
+    let scratch = scratch();
+    let dir = scratch.path();
+    fs::write(dir.join("a.raw"), vec![1; MIB]).expect("writes");
+    let line = "convert --source-format vhd --source-format raw --source-cache none \
+                --target-cache writeback --target-options cluster_size=4k --parallel 2 -m 3 \
+                --oob-writes --copy-range-offloading --rate 1G -O raw -O qcow2 a.raw b.qcow2";
+    works(dir, &line.split_whitespace().collect::<Vec<_>>());
+    works(
+        dir,
+        &[
+            "compare",
+            "--a-format",
+            "raw",
+            "--b-format",
+            "qcow2",
+            "a.raw",
+            "b.qcow2",
+        ],
+    );
+    let info = works(dir, &["info", "-b", "--output", "json", "b.qcow2"]);
+    assert!(info.contains("\"cluster-size\": 4096"), "{info}");
+    assert!(works(dir, &["measure", "-s", "1M"]).contains("1048576"));
+    works(dir, &["check", "--cache", "none", "b.qcow2"]);
+    let error = fails(
+        dir,
+        &["convert", "--target-image-opts", "a.raw", "driver=raw"],
+        2,
+    );
+    assert!(error.contains("--image-opts is not supported"), "{error}");
+}
+
+#[test]
+fn a_bar_that_is_asked_for_is_lines_of_text_where_there_is_no_terminal() {
+    let scratch = scratch();
+    let dir = scratch.path();
+    fs::write(dir.join("a.raw"), vec![1; MIB]).expect("writes");
+    let stderr = |arguments: &[&str]| {
+        let done = vdtool().current_dir(dir).args(arguments).assert().success();
+        String::from_utf8(done.get_output().stderr.clone()).expect("is text")
+    };
+    let text = stderr(&["convert", "-p", "a.raw", "b.raw"]);
+    let last = text.lines().last().unwrap_or_default();
+    assert!(
+        last.starts_with("convert 100.0 % 1.00 MiB/1.00 MiB "),
+        "{text}"
+    );
+    assert_eq!(stderr(&["convert", "-q", "-p", "a.raw", "b.raw"]), "");
+    assert_eq!(stderr(&["convert", "a.raw", "b.raw"]), "");
+}
+
+#[test]
+fn other_names_of_a_replaced_file_keep_the_old_content_and_the_user_hears_of_it() {
+    let scratch = scratch();
+    let dir = scratch.path();
+    for name in ["a.raw", "old.raw"] {
+        fs::write(dir.join(name), name).expect("writes");
+    }
+    fs::hard_link(dir.join("old.raw"), dir.join("other.raw")).expect("links");
+    let done = vdtool()
+        .current_dir(dir)
+        .args(["convert", "a.raw", "old.raw"])
+        .assert();
+    let text = String::from_utf8_lossy(&done.success().get_output().stderr).into_owned();
+    assert!(
+        text.starts_with("vdtool: note: old.raw: ") && text.contains("hard links"),
+        "{text}"
+    );
+    assert_eq!(fs::read(dir.join("old.raw")).expect("reads"), b"a.raw");
+    assert_eq!(fs::read(dir.join("other.raw")).expect("reads"), b"old.raw");
+}
+
+#[test]
+fn a_hangup_that_is_ignored_does_not_stop_a_job() {
+    let scratch = scratch();
+    let dir = scratch.path();
+    fs::write(dir.join("a.raw"), vec![1; 300_000]).expect("writes");
+    let script = "trap '' HUP; \"$0\" convert -r 200k a.raw b.raw & \
+                  while ! ls -A | grep -q tmp; do sleep 0.01; done; kill -HUP $!; wait $!";
+    peer("sh", dir, ["-c", script, env!("CARGO_BIN_EXE_vdtool")]);
+    assert_eq!(names(dir), ["a.raw", "b.raw"]);
 }
 
 #[test]

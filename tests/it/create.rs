@@ -237,3 +237,37 @@ fn an_image_that_a_machine_has_open_is_not_replaced() {
     resized.code(1).stdout("");
     assert_eq!(std::fs::read(&path).expect("reads"), [1; 512]);
 }
+
+#[test]
+fn the_size_of_a_vhd_is_forced_in_the_words_of_qemu_img() {
+    let dir = scratch();
+    let size = 5 * 1024 * 1024 + 512_u64;
+    let made = |option: &str| {
+        let options = format!("subformat=fixed,{option}");
+        let arguments = ["create", "-q", "-f", "vpc", "-o", &options, "a.vhd"];
+        let mut command = vdtool();
+        command
+            .current_dir(&dir)
+            .args(arguments)
+            .arg(size.to_string());
+        command.assert()
+    };
+    let length = || {
+        std::fs::metadata(dir.path().join("a.vhd"))
+            .expect("is there")
+            .len()
+    };
+    for exact in [
+        "force_size",
+        "force_size=on",
+        "force_size=on,size_rule=exact",
+    ] {
+        made(exact).success();
+        assert_eq!(length(), size + 512, "{exact}");
+    }
+    made("force_size=off").success();
+    assert!(length() > size + 512);
+    for wrong in ["force_size,size_rule=chs", "force_size=off,size_rule=exact"] {
+        made(wrong).code(1);
+    }
+}

@@ -429,6 +429,33 @@ fn a_closed_pipe_is_a_clean_end() {
     assert!(output.stderr.is_empty());
 }
 
+#[test]
+fn names_in_errors_are_safe_for_terminals_and_errors_that_nobody_takes_are_no_crash() {
+    let bench = Bench::new();
+    let name = "a\nb\x1b[31m.raw";
+    fs::rename(&bench.disk, bench.directory.path().join(name)).expect("renames");
+    let beyond = |stderr: Stdio| {
+        Command::new(env!("CARGO_BIN_EXE_vdtool"))
+            .args(["io", "-c", "read 4M 1", name])
+            .current_dir(&bench.directory)
+            .stdin(Stdio::null())
+            .stderr(stderr)
+            .output()
+            .expect("the binary runs")
+    };
+    let text = String::from_utf8(beyond(Stdio::piped()).stderr).expect("text");
+    assert!(
+        text.starts_with("vdtool: a\\u{a}b\\u{1b}[31m.raw: read failed: "),
+        "{text}"
+    );
+    assert_eq!(text.lines().count(), 1, "{text}");
+    let full = fs::File::options()
+        .write(true)
+        .open("/dev/full")
+        .expect("is there");
+    assert_eq!(beyond(full.into()).status.code(), Some(1));
+}
+
 /// Sends SIGINT and says how the process ended.
 fn interrupt(child: &Child) {
     let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid")).expect("not 0");

@@ -137,3 +137,76 @@ fn extents_of_a_vhd_are_those_of_qemu_img() {
     };
     assert_eq!(data(&ours), data(&theirs));
 }
+
+#[test]
+fn extents_of_images_of_several_sizes_are_those_of_qemu_img() {
+    if !requires("qemu-img") {
+        return;
+    }
+    let dir = scratch();
+    let works = |arguments: &[&str]| {
+        vdtool()
+            .current_dir(&dir)
+            .args(arguments)
+            .assert()
+            .success();
+    };
+    works(&["create", "-q", "base.qcow2", "5M"]);
+    works(&["io", "-q", "-c", "write 1M 64k", "base.qcow2"]);
+    for (name, below, size) in [
+        ("mid.qcow2", "base.qcow2", "3M"),
+        ("short.qcow2", "mid.qcow2", "2M"),
+        ("top.qcow2", "short.qcow2", "8M"),
+    ] {
+        works(&["create", "-q", "-b", below, "-F", "qcow2", name, size]);
+    }
+    works(&["io", "-q", "-c", "write 6M 64k", "top.qcow2"]);
+    for image in ["mid.qcow2", "short.qcow2", "top.qcow2"] {
+        let mut ours = map(dir.path(), &[image]);
+        for extent in &mut ours {
+            extent
+                .as_object_mut()
+                .expect("is an object")
+                .shift_remove("filename");
+        }
+        let text = peer("qemu-img", dir.path(), ["map", "--output", "json", image]);
+        let theirs: Vec<Value> = serde_json::from_str(&text).expect("is a list");
+        assert_eq!(ours, theirs, "{image}");
+    }
+}
+
+#[test]
+fn an_extent_in_an_external_data_file_names_that_file() {
+    let dir = scratch();
+    let image = [
+        "create",
+        "-q",
+        "-o",
+        "data_file=disk.data",
+        "disk.qcow2",
+        "1M",
+    ];
+    vdtool().current_dir(&dir).args(image).assert().success();
+    let write = ["io", "-q", "-c", "write 64k 64k", "disk.qcow2"];
+    vdtool().current_dir(&dir).args(write).assert().success();
+    let extents = map(dir.path(), &["disk.qcow2"]);
+    let stored = extents
+        .iter()
+        .find(|e| e["data"] == true)
+        .expect("was written");
+    assert_eq!(
+        (&stored["filename"], &stored["offset"]),
+        (&"disk.data".into(), &65536.into())
+    );
+    let human = vdtool()
+        .current_dir(&dir)
+        .args(["map", "disk.qcow2"])
+        .output()
+        .expect("runs");
+    let text = String::from_utf8(human.stdout).expect("is text");
+    assert!(
+        text.lines()
+            .any(|l| l.contains("0x10000 ") && l.ends_with("data       disk.data")),
+        "{text}"
+    );
+}

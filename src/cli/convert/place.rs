@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::chain::open::{ChainOptions, References};
 use crate::chain::{self, Chain};
 use crate::cli::backing::{self, refuse_itself};
+use crate::cli::cache::CacheMode;
+use crate::cli::convert::Args;
 use crate::cli::convert::options::{Given, given};
-use crate::cli::convert::{Args, Cache};
 use crate::cli::create::{Generic, creator, data_target};
 use crate::cli::exit::{complain, usage};
 use crate::cli::target::{Existing, Target, look, settle};
@@ -66,6 +67,7 @@ pub(super) fn convert(
     }
     let mut create = create_options(args, &new, driver, target, sources.len(), backing.as_ref())?;
     let new = Target::begin(target)?;
+    new.note_links(globals);
     let data = data_target(target, &create)?;
     if let Some(data) = &data {
         refuse_sources(sources, data.given())?;
@@ -225,7 +227,7 @@ impl Place<'_> {
         // What is at a server is not even written yet, for all that can be told, unless it says so.
         let data = self.data_file.as_deref();
         let is_remote = is_uri(&self.path) || data.is_some_and(is_uri);
-        if self.args.target_cache != Cache::Unsafe || is_remote {
+        if self.args.target_cache != CacheMode::Unsafe || is_remote {
             chain.flush()?;
         }
         drop(chain);

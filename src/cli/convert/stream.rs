@@ -13,15 +13,16 @@ use crate::cli::convert::{Args, place, source};
 use crate::cli::create::creator;
 use crate::cli::exit::usage;
 use crate::cli::target::{Target, look};
-use crate::cli::{Globals, progress, target};
-use crate::copy::progress::Progress;
+use crate::cli::{Globals, interrupt, progress, signal, target};
 use crate::copy::{self, Before, Convert, Joined, Lost, stream};
 use crate::error::Error;
-use crate::formats::raw;
+use crate::formats::refused::REFUSED;
+use crate::formats::{self, raw};
 use crate::image::Driver;
 use crate::image::driver::NewSequence;
 use crate::image::open::OpenOptions;
 use crate::image::options::OptionValues;
+use crate::image::probe;
 use crate::storage;
 use crate::storage::Storage;
 use crate::storage::open::{Access, StorageOptions};
@@ -135,6 +136,7 @@ pub(super) fn from_stdin(
     globals: &Globals,
 ) -> anyhow::Result<()> {
     refuse_stream(args.format.unwrap_or(&raw::DRIVER), "read from", "raw")?;
+    let mut input = Input::new(args)?;
     let new_file = !args.no_create
         && !matches!(
             look(path)?.1,
@@ -143,28 +145,88 @@ pub(super) fn from_stdin(
     let plain = args.options.is_empty() && args.backing.is_none() && !args.verify;
     if driver.name == raw::DRIVER.name && new_file && plain && args.sparse_size.is_none() {
         let new = Target::begin(path)?;
+        new.note_links(globals);
         let storage = writable(new.path()).map_err(|e| new.name(e))?;
-        receive(args, &*storage, globals).map_err(|e| new.name(e))?;
+        let received = input.receive(args, &*storage, globals);
+        received.map_err(|e| new.name(e))?;
         drop(storage);
         return Ok(new.commit(args.target_cache.durable())?);
     }
     let spool = target::unnamed_beside(path, &write_options())?;
-    receive(args, &*spool, globals).map_err(|e| e.renamed(path, Path::new("-")))?;
+    let received = input.receive(args, &*spool, globals);
+    received.map_err(|e| e.renamed(path, Path::new("-")))?;
     let options = OpenOptions::default();
     let image = (raw::DRIVER.open)(spool, &options)?;
     let chain = Chain::new(vec![image], Base::Zeroes, options.grace)?;
     place::convert(args, &Joined::new(vec![chain])?, driver, path, globals)
 }
 
-fn receive(args: &Args, storage: &dyn Storage, globals: &Globals) -> crate::Result<()> {
-    let bar = progress::start("read", 0, &args.progress, globals);
-    let mut input = Patient {
-        input: std::io::stdin().lock(),
-        progress: &bar,
-    };
-    stream::receive(&mut input, storage, &bar)?;
-    bar.finish();
-    Ok(())
+/// What stdin has, of which the beginning was looked at.
+struct Input {
+    head: Vec<u8>,
+    rest: Patient<std::io::StdinLock<'static>>,
+}
+
+impl Input {
+    /// Reads the beginning, and refuses what is a disk in a format, unless the user said that it is
+    /// raw: its bytes as they are would not be the disk.
+    fn new(args: &Args) -> crate::Result<Self> {
+        let mut rest = Patient {
+            input: std::io::stdin().lock(),
+        };
+        let mut head = vec![0; probe::HEAD];
+        let mut len = 0;
+        while len < head.len() {
+            interrupt::check()?;
+            match rest.read(&mut head[len..]) {
+                Ok(0) => break,
+                Ok(more) => len += more,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::io("read from the stream", e)),
+            }
+        }
+        head.truncate(len);
+        if args.format.is_none() {
+            let seen = probe::ProbeInput {
+                head: &head,
+                tail: &[],
+                len: u64::MAX,
+                extension: None,
+            };
+            refuse_found(probe::best(formats::DRIVERS, REFUSED, &seen))?;
+        }
+        Ok(Self { head, rest })
+    }
+
+    /// Moves all of it to `storage`; a format that only the end tells is refused then.
+    fn receive(
+        &mut self,
+        args: &Args,
+        storage: &dyn Storage,
+        globals: &Globals,
+    ) -> crate::Result<()> {
+        let bar = progress::start("read", 0, &args.progress, globals);
+        let mut input = self.head.as_slice().chain(&mut self.rest);
+        stream::receive(&mut input, storage, &bar)?;
+        bar.finish();
+        match args.format {
+            Some(_) => Ok(()),
+            None => {
+                let found = probe::probe(formats::DRIVERS, REFUSED, storage);
+                let path = storage.path().unwrap_or(Path::new("-"));
+                refuse_found(found.map_err(|e| e.renamed(path, Path::new("-"))))
+            }
+        }
+    }
+}
+
+fn refuse_found(found: crate::Result<&'static Driver>) -> crate::Result<()> {
+    let allowed = "raw; -f raw takes its bytes as they are";
+    let stdin = Path::new("-");
+    match found {
+        Ok(driver) => refuse_stream(driver, "read from", allowed).map_err(|e| e.at(stdin)),
+        Err(e) => Err(e.at(stdin)),
+    }
 }
 
 fn write_options() -> StorageOptions {
@@ -190,16 +252,15 @@ fn refuse_stream(driver: &Driver, done: &str, allowed: &str) -> crate::Result<()
 
 /// Reads from a descriptor that may have nothing for a long time, and gives up when the user wants
 /// to stop.
-struct Patient<'a, R> {
+struct Patient<R> {
     input: R,
-    progress: &'a dyn Progress,
 }
 
-impl<R: Read + AsFd> Read for Patient<'_, R> {
+impl<R: Read + AsFd> Read for Patient<R> {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
         loop {
             // The caller asks why, and hears that it was cancelled.
-            if self.progress.cancelled() {
+            if signal::caught() {
                 return Err(std::io::ErrorKind::Interrupted.into());
             }
             let mut fds = [PollFd::new(&self.input, PollFlags::IN)];

@@ -108,6 +108,7 @@ EXIT STATUS:
   1    a command failed, a pattern differed, or the image cannot be opened or closed
   2    wrong usage
   63   the format has no such operation
+  129  stopped by SIGHUP
   130  stopped by SIGINT
   143  stopped by SIGTERM";
 
@@ -274,6 +275,6 @@ impl Runner {
 
     fn report(&mut self, place: &str, error: &anyhow::Error) {
         self.failed = true;
-        eprintln!("vdtool: {place}{error:#}");
+        exit::complain(&format!("{place}{error:#}"));
     }
 }

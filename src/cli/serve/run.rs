@@ -10,7 +10,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
 
 use super::disk::{self, Disk};
@@ -207,7 +206,7 @@ fn close(exports: &[Export]) -> anyhow::Result<()> {
     Ok(result?)
 }
 
-/// SIGINT and SIGTERM as bytes in a socket, so that a thread can wait for them.
+/// The signals that stop a job, as bytes in a socket, so that a thread can wait for them.
 #[derive(Debug)]
 struct Signals {
     bytes: UnixStream,
@@ -216,7 +215,7 @@ struct Signals {
 impl Signals {
     fn new() -> std::io::Result<Self> {
         let (bytes, written) = UnixStream::pair()?;
-        for signal in [SIGINT, SIGTERM] {
+        for signal in signal::stopping() {
             pipe::register(signal, written.try_clone()?)?;
         }
         Ok(Self { bytes })

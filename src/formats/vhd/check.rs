@@ -90,15 +90,20 @@ impl Check for Fixed {
         may_write(repair, self.write)?;
         let mut report = Report::default();
         let state = *self.state.lock();
-        if let End::Damaged(why) = &self.end {
+        let mut end = self.end.lock();
+        if let End::Damaged(why) = &*end {
             // There is no second footer to tell which of its bytes is wrong.
             corruption(&mut report, why.as_str(), None);
             return Ok(report);
         }
-        if matches!(self.end, End::Short) {
+        if *end == End::Short {
             let bytes = state.footer.sealed().to_bytes();
             let write = || self.storage.write_at(&bytes, state.data_end);
-            short(&mut report, (repair == Repair::All).then(write))?;
+            let all = repair == Repair::All;
+            short(&mut report, all.then(write))?;
+            if all {
+                *end = End::Whole;
+            }
         }
         footer_fields(&mut report, &state.footer);
         let wanted = self.rule.size(&state.footer, state.data_end);
@@ -254,16 +259,17 @@ impl Sparse {
         let used = ends.used;
         let size = self.storage.size();
         let found = self.space.lock().footer();
+        let mut end = self.end.lock();
         let write = |host| {
             let bytes = shape.footer.sealed().to_bytes();
             self.storage.write_at(&bytes, host)?;
             self.storage.sync()
         };
-        match &self.end {
-            End::Whole => {}
+        match &*end {
+            End::Whole => return Ok(()),
             End::Short => short(report, all.then(|| write(found.unwrap_or(size))))?,
             End::Killed | End::Damaged(_) => {
-                let text = match &self.end {
+                let text = match &*end {
                     End::Damaged(why) => format!("the footer at the end is damaged: {why}"),
                     _ => "the footer at the end is all 0xc7: tapdisk has the image open, or did not close it".to_owned(),
                 };
@@ -281,6 +287,9 @@ impl Sparse {
                 let did = all.then_some("it was written anew");
                 corruption(report, text, did);
             }
+        }
+        if all {
+            *end = End::Whole;
         }
         Ok(())
     }

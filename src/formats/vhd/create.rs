@@ -39,7 +39,7 @@ pub(super) const CREATOR: Creator = Creator {
             Kind::Dynamic | Kind::Differencing => plan.blocks.data,
         })
     },
-    options: &[SUBFORMAT, BLOCK, SIZE, PROFILE, PREALLOCATION],
+    options: &[SUBFORMAT, BLOCK, SIZE, FORCE_SIZE, PROFILE, PREALLOCATION],
     compress: None,
     sequence: None,
 };
@@ -63,6 +63,13 @@ const SIZE: OptionSpec = OptionSpec {
     kind: OptionKind::Choice(&["exact", "chs"]),
     default: "exact",
     help: "the size as given, or rounded up to what a geometry describes, for readers that go by it",
+};
+
+const FORCE_SIZE: OptionSpec = OptionSpec {
+    name: "force_size",
+    kind: OptionKind::Bool,
+    default: "",
+    help: "as qemu-img has it: on stands for size_rule=exact, off for size_rule=chs",
 };
 
 const PROFILE: OptionSpec = OptionSpec {
@@ -90,7 +97,7 @@ impl<'a> Plan<'a> {
         let azure = text("profile") == Some("azure");
         let backing = options.backing.as_ref();
         let kind = kind(text("subformat"), azure, backing.is_some())?;
-        let chs = text("size_rule") == Some("chs");
+        let chs = by_geometry(text("size_rule"), options.values.bool("force_size"))?;
         if azure && chs {
             return Err(Error::invalid(
                 "profile=azure goes with size_rule=exact (found: chs)",
@@ -193,6 +200,18 @@ pub(super) fn parent_paths(backing: &CreateBacking) -> Vec<(Code, Vec<u8>)> {
 /// Whole sectors that a locator's data takes.
 pub(super) fn room(data: &[u8]) -> u64 {
     len64(data.len()).next_multiple_of(SECTOR)
+}
+
+/// Whether the size is to be what a geometry describes.
+fn by_geometry(rule: Option<&str>, force: Option<bool>) -> Result<bool> {
+    let chs = rule.map(|rule| rule == "chs");
+    match (chs, force) {
+        (Some(chs), Some(force)) if chs == force => Err(Error::invalid(
+            "size_rule and force_size contradict each other (allowed: one of them)",
+        )),
+        (Some(chs), _) => Ok(chs),
+        (None, force) => Ok(force == Some(false)),
+    }
 }
 
 fn kind(subformat: Option<&str>, azure: bool, backing: bool) -> Result<Kind> {

@@ -195,6 +195,8 @@ impl Sparse {
         self.punch_ready(space);
         self.write_footer(shape, tail)?;
         self.storage.set_len(tail + footer::LEN64)?;
+        // One that could not be erased was cut off, or the new one is in its place.
+        space.stale = space.stale.filter(|old| *old + footer::LEN64 <= tail);
         space.footer = Some(tail);
         space.tail = Some(tail);
         space.grown = false;

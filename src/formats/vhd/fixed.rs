@@ -14,7 +14,7 @@ use crate::formats::vhd::geometry::SizeRule;
 use crate::formats::vhd::open::{End, Found};
 use crate::image::info::Detail;
 use crate::image::open::{OpenOptions, Purpose};
-use crate::image::{Caps, Check, Driver, Fill, Image, Layout, Resize, Run, Source, Wait};
+use crate::image::{Caps, Check, Driver, Fill, Image, Layout, Resize, Run, Wait};
 use crate::storage::open::Access;
 use crate::storage::{Limits, Storage, Zeroing};
 
@@ -24,7 +24,8 @@ pub(super) struct Fixed {
     pub(super) storage: Arc<dyn Storage>,
     pub(super) write: bool,
     pub(super) rule: SizeRule,
-    pub(super) end: End,
+    /// What the footer at the end is.  Locked before `state`.
+    pub(super) end: Mutex<End>,
     pub(super) size: AtomicU64,
     pub(super) state: Mutex<State>,
 }
@@ -63,7 +64,7 @@ impl Fixed {
             storage,
             write: options.access == Access::Write,
             rule,
-            end: found.end,
+            end: Mutex::new(found.end),
             size: AtomicU64::new(size),
             state: Mutex::new(State {
                 footer: found.footer,
@@ -103,13 +104,8 @@ impl Image for Fixed {
     }
 
     fn map(&self, at: u64, len: u64, _wait: Wait) -> Result<Run<'_>> {
-        let source = Source::Stored {
-            storage: &*self.storage,
-            host: at,
-            writable: self.write,
-        };
-        let len = len.min(self.virtual_size().saturating_sub(at));
-        Ok(Run { len, source })
+        let inside = len.min(self.virtual_size().saturating_sub(at));
+        Ok(Run::in_place(&*self.storage, at, inside, self.write))
     }
 
     fn read_encoded(&self, _buf: &mut [u8], _at: u64) -> Result<()> {
@@ -145,7 +141,8 @@ impl Image for Fixed {
     }
 
     fn details(&self) -> Vec<Detail> {
-        details::of_footer(&self.state.lock().footer, &self.end, self.rule)
+        let end = self.end.lock();
+        details::of_footer(&self.state.lock().footer, &end, self.rule)
     }
 
     fn as_check(&self) -> Option<&dyn Check> {

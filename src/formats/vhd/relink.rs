@@ -21,7 +21,7 @@ impl Relink for Sparse {
         if !self.write {
             return Err(Error::read_only());
         }
-        if matches!(self.end, End::Killed | End::Damaged(_)) {
+        if matches!(*self.end.lock(), End::Killed | End::Damaged(_)) {
             return Err(Error::corrupt(
                 "the footer at the end is damaged (allowed: another parent after `check -r all`)",
             ));

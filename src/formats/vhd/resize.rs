@@ -121,7 +121,7 @@ impl Resize for Sparse {
             return Err(Error::read_only());
         }
         check_size(virtual_size, self.rule)?;
-        if matches!(self.end, End::Killed | End::Damaged(_)) {
+        if matches!(*self.end.lock(), End::Killed | End::Damaged(_)) {
             return Err(Error::corrupt(
                 "the footer at the end is damaged (allowed: resizing after `check -r all`)",
             ));
@@ -236,19 +236,13 @@ impl Sparse {
             self.replace_footers(&space, &shape, shape.footer.created_by(Creator::Win))?;
             shape = self.shape.load_full();
         }
-        let stamp = self.syncs.stamp();
         let old = shape.table.host();
-        let host = match self.extend_in_place(&mut space, &shape, old + entries * 4)? {
-            true => old,
-            false => {
-                let host = self.take_bytes(&mut space, &shape, entries * 4)?;
-                self.copy_table(&shape, host)?;
-                host
-            }
-        };
-        let fresh = host + shape.table.len() * 4..(host + entries * 4).next_multiple_of(SECTOR);
-        self.write_unused(fresh)?;
-        self.ordered(stamp)?;
+        let before = self.tail(&mut space, &shape)?;
+        let laid = self.lay_table(&mut space, &shape, entries);
+        let host = laid.inspect_err(|_| {
+            // Nothing refers to the room that was made; where it stays it is a leak.
+            let _ = self.cut(&mut space, &shape, before);
+        })?;
         let stamp = self.syncs.stamp();
         let header = shape.header.with_table(host, count);
         let fields = &header.to_bytes()[TABLE_FIELDS];
@@ -267,6 +261,24 @@ impl Sparse {
         let shape = Arc::new(shape);
         self.shape.store(Arc::clone(&shape));
         Ok(shape)
+    }
+
+    /// Writes a table of `entries` words, the old ones and then unused ones, to where it has room.
+    fn lay_table(&self, space: &mut Space, shape: &Shape, entries: u64) -> Result<u64> {
+        let stamp = self.syncs.stamp();
+        let old = shape.table.host();
+        let host = match self.extend_in_place(space, shape, old + entries * 4)? {
+            true => old,
+            false => {
+                let host = self.take_bytes(space, shape, entries * 4)?;
+                self.copy_table(shape, host)?;
+                host
+            }
+        };
+        let fresh = host + shape.table.len() * 4..(host + entries * 4).next_multiple_of(SECTOR);
+        self.write_unused(fresh)?;
+        self.ordered(stamp)?;
+        Ok(host)
     }
 
     /// Has the table end at `end`, if only unused space is between.

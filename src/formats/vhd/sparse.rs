@@ -57,7 +57,8 @@ pub(super) struct Sparse {
     pub(super) write: bool,
     pub(super) kind: Kind,
     pub(super) rule: SizeRule,
-    pub(super) end: End,
+    /// What the footer at the end is.  Locked before `space`.
+    pub(super) end: Mutex<End>,
     pub(super) blocks: Blocks,
     pub(super) shape: ArcSwap<Shape>,
     pub(super) bitmaps: Bitmaps,
@@ -67,8 +68,8 @@ pub(super) struct Sparse {
     pub(super) locators: Vec<(Code, String)>,
     pub(super) order: WriteOrder,
     pub(super) grace: Arc<Grace>,
-    /// Held while space is taken, never while data is written.  Outermost: tables and bitmaps
-    /// lock theirs under it.
+    /// Held while space is taken, never while data is written.  Tables and bitmaps lock theirs
+    /// under it.
     pub(super) space: Mutex<Space>,
     /// Told when a guest range is no longer busy.
     pub(super) changed: Condvar,
@@ -137,7 +138,7 @@ impl Sparse {
             write: options.access == Access::Write,
             kind: found.footer.kind(),
             rule,
-            end: found.end,
+            end: Mutex::new(found.end),
             blocks: Blocks::new(header.block_size()),
             shape: ArcSwap::from_pointee(shape),
             bitmaps: Bitmaps::default(),
@@ -367,7 +368,7 @@ impl Image for Sparse {
 
     fn details(&self) -> Vec<Detail> {
         let shape = self.shape.load();
-        let mut details = details::of_footer(&shape.footer, &self.end, self.rule);
+        let mut details = details::of_footer(&shape.footer, &self.end.lock(), self.rule);
         let header = details::of_header(&shape.header, &shape.batmap, &self.locators);
         details.extend(header);
         details

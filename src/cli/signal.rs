@@ -9,13 +9,19 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::cli::exit::Exit;
 
 static CAUGHT: OnceLock<Arc<AtomicUsize>> = OnceLock::new();
+static DONE: parking_lot::Mutex<bool> = parking_lot::Mutex::new(false);
 
 /// From now on SIGINT and SIGTERM set a flag instead of ending the process; a second one of the
-/// same kind ends it.
+/// same kind ends it.  A command that runs another one may call it again.
 ///
 /// # Errors
 /// The host's.
 pub fn catch() -> std::io::Result<()> {
+    // Armed twice, the first signal would count as the second.
+    let mut done = DONE.lock();
+    if *done {
+        return Ok(());
+    }
     let caught = CAUGHT.get_or_init(Arc::default);
     for signal in [SIGINT, SIGTERM] {
         let number = usize::try_from(signal).unwrap_or_default();
@@ -24,6 +30,7 @@ pub fn catch() -> std::io::Result<()> {
         signal_hook::flag::register(signal, armed(signal))?;
         signal_hook::flag::register_usize(signal, Arc::clone(caught), number)?;
     }
+    *done = true;
     Ok(())
 }
 

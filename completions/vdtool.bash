@@ -1089,7 +1089,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__ctl__subcmd__stop)
-            opts="-q -h --force --quiet --help"
+            opts="-q -h --force --hand-over --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

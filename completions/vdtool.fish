@@ -438,6 +438,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subco
 complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from limit" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from limit" -s h -l help -d 'Print help'
 complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from stop" -l force -d 'End at once: the images are left as a kill leaves them'
+complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from stop" -l hand-over -d 'Leave block devices waiting for the next server, serve --recover, which must come'
 complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from stop" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from stop" -s h -l help -d 'Print help'
 complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from help" -f -a "status" -d 'What is served, and how it does'

@@ -32,6 +32,7 @@ EXAMPLES:
   vdtool ctl /run/disk.sock change other.qcow2
   vdtool ctl /run/disk.sock limit bps=50M,iops=2000
   vdtool ctl /run/disk.sock stop
+  vdtool ctl /run/disk.sock stop --hand-over
   echo status | socat - UNIX-CONNECT:/run/disk.sock
 
 NOTES:
@@ -144,6 +145,9 @@ pub enum Order {
         /// End at once: the images are left as a kill leaves them.
         #[arg(long)]
         force: bool,
+        /// Leave block devices waiting for the next server, serve --recover, which must come.
+        #[arg(long, conflicts_with = "force")]
+        hand_over: bool,
     },
 }
 
@@ -190,9 +194,14 @@ impl Order {
             }
             Self::Reopen { which } => ("reopen", Some(which), vec![]),
             Self::Limit { which, limits } => ("limit", Some(which), vec![limits.clone()]),
-            Self::Stop { force } => {
-                let force = force.then(|| "--force".to_owned());
-                ("stop", None, force.into_iter().collect())
+            Self::Stop { force, hand_over } => {
+                let how = [(*force, "--force"), (*hand_over, "--hand-over")];
+                let said = how.into_iter().filter(|(is, _)| *is);
+                (
+                    "stop",
+                    None,
+                    said.map(|(_, word)| word.to_owned()).collect(),
+                )
             }
         };
         words.push(name.to_owned());
@@ -318,6 +327,7 @@ mod tests {
             "reopen",
             "limit iops=5",
             "stop --force",
+            "stop --hand-over",
         ] {
             let words: Vec<&str> = order.split(' ').collect();
             let line = Line::try_parse_from(&words).expect(order);

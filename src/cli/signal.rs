@@ -17,14 +17,21 @@ const SIGNALS: [(i32, Exit); 3] = [
 
 /// The number of the last one that came; 0: none.
 static CAUGHT: OnceLock<Arc<AtomicUsize>> = OnceLock::new();
+static DONE: parking_lot::Mutex<bool> = parking_lot::Mutex::new(false);
 
 /// From now on these signals set a flag instead of ending the process; a second one of the
-/// same kind ends it.  A SIGHUP that is ignored stays so: that is what `nohup` is for.
+/// same kind ends it.  A SIGHUP that is ignored stays so: that is what `nohup` is for.  A command
+/// that runs another one may call it again.
 ///
 /// # Errors
 /// The host's.
 pub fn catch() -> std::io::Result<()> {
     static ARMED: OnceLock<[Arc<AtomicBool>; SIGNALS.len()]> = OnceLock::new();
+    // Armed twice, the first signal would count as the second.
+    let mut done = DONE.lock();
+    if *done {
+        return Ok(());
+    }
     let caught = CAUGHT.get_or_init(Arc::default);
     for (signal, armed) in stopping().zip(ARMED.get_or_init(Default::default)) {
         let number = usize::try_from(signal).unwrap_or_default();
@@ -33,6 +40,7 @@ pub fn catch() -> std::io::Result<()> {
         signal_hook::flag::register(signal, Arc::clone(armed))?;
         signal_hook::flag::register_usize(signal, Arc::clone(caught), number)?;
     }
+    *done = true;
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::backend::{QueueId, Request};
+use crate::backend::{Kind, QueueId, Request};
 use crate::error::{Error, Result};
 use crate::server::{Export, Server};
 
@@ -10,6 +10,9 @@ use crate::server::{Export, Server};
 struct State {
     stopped: Option<Result<(), String>>,
     resized: Vec<(String, u64)>,
+    /// Clients cannot be told of another size.
+    fixed: bool,
+    handed_over: bool,
 }
 
 /// Hands requests of tests to the exports.
@@ -40,6 +43,16 @@ impl FakeServer {
         self.changed.notify_all();
     }
 
+    /// From now on clients cannot be told of another size.
+    pub(crate) fn fix_size(&self) {
+        self.state.lock().fixed = true;
+    }
+
+    /// Whether clients were left to the next server.
+    pub(crate) fn was_handed_over(&self) -> bool {
+        self.state.lock().handed_over
+    }
+
     /// What clients were told of sizes.
     pub(crate) fn resized_to(&self) -> Vec<(String, u64)> {
         self.state.lock().resized.clone()
@@ -68,6 +81,24 @@ impl Server for FakeServer {
     fn stop(&self) {
         self.state.lock().stopped.get_or_insert(Ok(()));
         self.changed.notify_all();
+    }
+
+    fn hand_over(&self) -> Result<()> {
+        self.exports.iter().for_each(|e| e.backend.pause());
+        self.state.lock().handed_over = true;
+        self.stop();
+        Ok(())
+    }
+
+    fn may_resize(&self, _: &Export) -> Result<()> {
+        match self.state.lock().fixed {
+            true => Err(Error::unsupported("clients keep the size")),
+            false => Ok(()),
+        }
+    }
+
+    fn merged(&self, export: usize, kind: Kind) -> Option<u64> {
+        (kind == Kind::Read).then_some(export as u64 + 3)
     }
 
     fn resized(&self, export: &Export) -> Result<()> {

@@ -13,7 +13,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Kind};
 use crate::error::Result;
 
 pub mod ublk;
@@ -49,6 +49,16 @@ pub trait Server: fmt::Debug + Send + Sync {
     /// does a second call.  Requests that the server keeps because they are held or have to wait
     /// are answered with an error.
     fn stop(&self);
+    /// Ends, and leaves what clients have open, and what they ask for meanwhile, to the next server:
+    /// requests under way are answered.  Returns at once.  The backends are paused then and stay so.
+    ///
+    /// # Errors
+    /// `Unsupported` where clients cannot wait for another server; `Invalid` where it ends already.
+    fn hand_over(&self) -> Result<()> {
+        Err(crate::error::Error::unsupported(
+            "clients of this kind of server cannot wait for another one",
+        ))
+    }
     /// Tells clients that the size of an export has changed; `export.backend` has the new one.
     ///
     /// # Errors
@@ -67,6 +77,12 @@ pub trait Server: fmt::Debug + Send + Sync {
     /// until `wait` has returned.
     fn drains(&self) -> bool {
         false
+    }
+    /// How many requests of this kind the client joined with others before they came; `None` where
+    /// nobody counts that.
+    fn merged(&self, export: usize, kind: Kind) -> Option<u64> {
+        let _ = (export, kind);
+        None
     }
     /// What it uses of the host, for reports: names and values for the export of this number.
     fn in_use(&self, export: usize) -> Vec<(&'static str, String)> {

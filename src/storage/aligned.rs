@@ -167,6 +167,15 @@ impl<S: Storage> Storage for AlignedStorage<S> {
         None
     }
 
+    /// Nobody is kept from the range meanwhile, so it must hold whole blocks that no write of a
+    /// part of them can be for, and lie apart from the end, where writes go by the page cache.
+    fn fd_for(&self, host: &Range<u64>, unit: u64) -> Option<BorrowedFd<'_>> {
+        let aligned = is_aligned(host.start, self.unit()) && is_aligned(host.end, self.unit());
+        let apart = up(host.end, LOCK_UNIT).is_some_and(|end| end <= self.size());
+        let takes = aligned && apart && self.unit() <= unit && u64::from(self.buf_align) <= 4096;
+        self.inner.fd().filter(|_| takes)
+    }
+
     fn read_at(&self, buf: &mut [u8], host: u64) -> Result<()> {
         let size = self.size();
         let inside = clamp_len(size.saturating_sub(host), buf.len());
@@ -291,6 +300,25 @@ mod tests {
                 None
             }
         }
+    }
+
+    #[test]
+    fn others_may_move_whole_blocks_that_no_write_is_for_a_part_of_and_the_end_is_left_alone() {
+        let Some((_named, storage)) = direct() else {
+            return;
+        };
+        let unit = u64::from(storage.limits().align);
+        storage
+            .set_len(4 * LOCK_UNIT + unit)
+            .expect("sets the length");
+        let may = |host: Range<u64>, block: u64| storage.fd_for(&host, block).is_some();
+        assert!(storage.fd().is_none());
+        assert!(may(0..unit, unit) && may(unit..3 * LOCK_UNIT, 2 * unit));
+        assert!(may(4 * LOCK_UNIT - unit..4 * LOCK_UNIT, unit));
+        assert!(!may(4 * LOCK_UNIT..4 * LOCK_UNIT + unit, unit));
+        assert!(!may(0..unit, unit / 2));
+        assert!(!may(unit / 2..2 * unit, unit) && !may(0..unit / 2, unit));
+        assert!(!may(0..u64::MAX, unit));
     }
 
     #[test]

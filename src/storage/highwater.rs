@@ -95,6 +95,10 @@ impl Storage for Watched {
         self.inner.fd()
     }
 
+    fn fd_for(&self, host: &Range<u64>, unit: u64) -> Option<BorrowedFd<'_>> {
+        self.inner.fd_for(host, unit)
+    }
+
     fn read_at(&self, buf: &mut [u8], host: u64) -> Result<()> {
         self.inner.read_at(buf, host)
     }

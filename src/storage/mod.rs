@@ -75,6 +75,13 @@ pub trait Storage: fmt::Debug + Send + Sync {
     fn path(&self) -> Option<&Path>;
     /// The host's descriptor, where there is one that takes reads and writes at byte offsets.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
+    /// As [`Storage::fd`], for a transfer of this range alone, inside the object, from or to memory
+    /// at a multiple of 4096: also where not every transfer may go to the descriptor.  All writes
+    /// by the disk's clients start and end at multiples of `unit` of the disk.
+    fn fd_for(&self, host: &Range<u64>, unit: u64) -> Option<BorrowedFd<'_>> {
+        let _ = (host, unit);
+        self.fd()
+    }
     /// Fills all of `buf` from `host`; bytes past the end read as zeroes.
     ///
     /// # Errors

@@ -206,6 +206,16 @@ fn signals_end_it_with_the_image_closed_whoever_is_connected() {
 }
 
 #[test]
+fn one_signal_is_no_second_one_where_the_overlay_was_just_made() {
+    let Some(dir) = ready("d.vhd") else { return };
+    let serve = Serve::start(dir.path(), &["--overlay", "new.qcow2", "d.vhd"]);
+    serve.io("", &["write -P 6 0 64k"]);
+    serve.signal(rustix::process::Signal::TERM);
+    assert_eq!(serve.wait().code(), Some(0));
+    check(dir.path(), "new.qcow2");
+}
+
+#[test]
 fn what_was_flushed_survives_a_kill_and_the_next_server_takes_the_place_of_the_dead_one() {
     use rustix::process::Signal;
     let Some(dir) = ready("d.qcow2") else { return };

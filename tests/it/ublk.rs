@@ -100,7 +100,10 @@ fn strip(from: &Path, to: &Path) {
 
 #[test]
 fn a_disk_of_any_format_is_a_block_device_of_an_older_kernel() {
-    run("old", &["verify", "recovery", "control", "options", "ends"]);
+    let scenarios = [
+        "verify", "recovery", "handover", "control", "options", "ends",
+    ];
+    run("old", &scenarios);
 }
 
 #[test]
@@ -110,6 +113,11 @@ fn a_disk_of_any_format_is_a_block_device_of_a_newer_kernel() {
         "rounds",
     ];
     run("new", &scenarios);
+}
+
+#[test]
+fn servers_make_way_layers_and_space_are_kept_apart_and_the_kernel_is_an_nbd_client() {
+    run("new", &["handover", "overlay", "space", "throttle", "nbd"]);
 }
 
 #[test]

@@ -149,8 +149,8 @@ fn converse(stream: &UnixStream, front: &Front) -> std::io::Result<()> {
         };
         let written = writeln!(writer, "{}", answer(&order, front));
         match order {
-            Order::Stop { force: true } => front.abandon(),
-            Order::Stop { force: false } => front.ending.heard(),
+            Order::Stop { force: true, .. } => front.abandon(),
+            Order::Stop { force: false, .. } => front.ending.heard(),
             _ => {}
         }
         written?;

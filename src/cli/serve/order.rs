@@ -22,7 +22,8 @@ pub(super) fn carry_out(order: &Order, front: &Front) -> anyhow::Result<Value> {
         Order::Status { which } => status(front, which),
         Order::Stats { which } => {
             let all = some(front, which)?;
-            let all: Vec<Value> = all.iter().map(|(_, d)| report::stats(&d.export)).collect();
+            let stats = |(index, disk): &(usize, &Disk)| report::stats(front, *index, &disk.export);
+            let all: Vec<Value> = all.iter().map(stats).collect();
             Ok(json!({ "exports": all }))
         }
         Order::Pause { which } => each(front, which, |disk| {
@@ -56,11 +57,17 @@ pub(super) fn carry_out(order: &Order, front: &Front) -> anyhow::Result<Value> {
             Ok(limits)
         }
         // `control` ends the process once it has answered.
-        Order::Stop { force: true } => Ok(json!({})),
-        Order::Stop { force: false } => {
+        Order::Stop { force: true, .. } => Ok(json!({})),
+        Order::Stop {
+            force: false,
+            hand_over,
+        } => {
             // Counted first: the process does not wait for whom it does not know of.
             front.ending.join();
-            front.stop();
+            match hand_over {
+                true => hand_over_all(front)?,
+                false => front.stop(),
+            }
             front.ending.wait()?;
             Ok(json!({}))
         }
@@ -137,6 +144,14 @@ fn resize(front: &Front, disk: &Disk, size: u64, shrink: bool) -> anyhow::Result
     Ok(json!({ "virtual-size": backend.geometry().virtual_size }))
 }
 
+/// Ends serving, and leaves what clients have open to the next server.
+fn hand_over_all(front: &Front) -> crate::Result<()> {
+    if front.disks.iter().any(|disk| disk.opener.is_snapshot()) {
+        return Err(Error::unsupported("a snapshot would lose its writes"));
+    }
+    front.server.hand_over()
+}
+
 /// Tells clients of a size that is not what it was.
 fn tell(front: &Front, disk: &Disk, before: u64) -> crate::Result<()> {
     if disk.export.backend.geometry().virtual_size == before {
@@ -164,6 +179,9 @@ fn change(
     }
     let before = disk.export.backend.geometry().virtual_size;
     let medium = disk.opener.open(file, format)?;
+    if medium.chain.virtual_size() != before {
+        front.server.may_resize(&disk.export)?;
+    }
     let found = disk.opener.format_of(&medium);
     disk.export.backend.change(medium)?;
     *disk.image.lock() = (file.to_owned(), found);

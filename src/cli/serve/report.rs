@@ -61,7 +61,7 @@ pub(super) fn limits(limits: &Limits) -> Value {
 }
 
 /// What one export has done, in all and by queue; queues that did nothing are left out.
-pub(super) fn stats(export: &Export) -> Value {
+pub(super) fn stats(front: &Front, index: usize, export: &Export) -> Value {
     let queues = export.backend.stats();
     let all = queues.iter().copied().reduce(QueueStats::plus);
     let used = queues.iter().enumerate().filter(|(_, q)| q.deepest > 0);
@@ -72,9 +72,14 @@ pub(super) fn stats(export: &Export) -> Value {
             value
         })
         .collect();
+    let mut total = queue_stats(&all.unwrap_or_default());
+    for kind in Kind::ALL {
+        // The client does that before its requests are spread over queues.
+        total[kind.name()]["merged"] = front.server.merged(index, kind).into();
+    }
     json!({
         "name": export.name,
-        "total": queue_stats(&all.unwrap_or_default()),
+        "total": total,
         "queues": used,
     })
 }
@@ -119,7 +124,7 @@ fn totals(totals: &Totals) -> Value {
 
 /// Prints statistics of all exports as an event.
 pub(super) fn print_stats(front: &Front) {
-    for disk in &front.disks {
+    for (index, disk) in front.disks.iter().enumerate() {
         let export = &disk.export;
         let mut text = match &*export.name {
             "" => "statistics:".to_owned(),
@@ -136,7 +141,7 @@ pub(super) fn print_stats(front: &Front) {
                 totals.mean()
             );
         }
-        let mut machine = stats(export);
+        let mut machine = stats(front, index, export);
         machine["event"] = "stats".into();
         front.events.print(&text, &machine);
     }

@@ -165,6 +165,8 @@ fn a_front_serves_tells_and_ends_with_the_image_closed() {
     assert_eq!(stats["read"]["operations"], 1);
     assert_eq!(stats["write"]["bytes"], 1);
     assert_eq!(stats["max-depth"], 1);
+    assert_eq!(stats["read"]["merged"], 3);
+    assert_eq!(stats["flush"]["merged"], json!(null));
     let mode = std::fs::metadata(served.socket())
         .expect("is there")
         .permissions();
@@ -225,6 +227,44 @@ fn another_image_takes_the_place_of_the_first_which_is_let_go() {
     let (class, _) = other.refused(&format!("change {home}/b.raw"));
     assert_eq!(class, "locked");
     assert_eq!(other.read(0).expect("reads"), 1);
+}
+
+#[test]
+fn an_image_of_a_size_that_clients_cannot_be_told_of_is_refused_before_anything_changes() {
+    let served = Served::new(&["@/a.raw"]);
+    served.server.fix_size();
+    let (class, message) = served.refused("change @/b.raw");
+    assert_eq!(class, "unsupported", "{message}");
+    assert_eq!(served.read(0).expect("reads"), 1);
+    let name = served.status()["image"].as_str().map(ToOwned::to_owned);
+    assert!(name.is_some_and(|name| name.ends_with("/a.raw")));
+    // One of the same size is taken.
+    image(served.dir.path(), "c.raw", 3, 64 << 10);
+    served.tell("change @/c.raw");
+    assert_eq!(served.read(0).expect("reads"), 3);
+}
+
+#[test]
+fn a_server_that_is_handed_over_ends_with_the_image_closed() {
+    let mut served = Served::new(&["@/a.raw"]);
+    served.write(9, 7).expect("writes");
+    assert_eq!(served.tell("stop --hand-over"), json!({}));
+    assert_eq!(served.end(), Ok(Exit::Done));
+    assert!(served.server.was_handed_over());
+    let bytes = std::fs::read(served.dir.path().join("a.raw")).expect("reads");
+    assert_eq!(bytes[8..11], [1, 7, 1]);
+}
+
+#[test]
+fn a_snapshot_is_not_handed_over() {
+    let served = Served::new(&["-s", "@/a.raw"]);
+    served.write(9, 7).expect("writes");
+    let (class, message) = served.refused("stop --hand-over");
+    assert_eq!(class, "unsupported");
+    assert!(message.contains("lose its writes"), "{message}");
+    assert_eq!(served.read(9).expect("reads"), 7);
+    let (class, _) = served.refused("stop --force --hand-over");
+    assert_eq!(class, "usage");
 }
 
 #[test]

@@ -158,7 +158,18 @@ pub(super) fn recover(id: u32) -> Result<UblkCtrl> {
     }
     let doing = "take over the ublk device";
     let old = UblkCtrl::new_simple(number).map_err(error(doing))?;
-    old.start_user_recover().map_err(error(doing))?;
+    loop {
+        match old.start_user_recover() {
+            Ok(_) => break,
+            // The process that had it is not quite gone.
+            Err(UblkError::UringIOError(code))
+                if code == -libc::EBUSY && begun.elapsed() < NOTICE =>
+            {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(e) => return Err(error(doing)(e)),
+        }
+    }
     let info = old.dev_info();
     let queues = info.nr_hw_queues;
     UblkCtrlBuilder::default()

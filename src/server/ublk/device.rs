@@ -13,7 +13,7 @@ use libublk::sys;
 use parking_lot::{Condvar, Mutex};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-use super::features::{Features, Transfer};
+use super::features::{self, Features, Transfer};
 use super::pool::{Inbox, Pool};
 use super::queue::{Queue, Shared};
 use super::transfer::Channel;
@@ -24,6 +24,8 @@ use crate::server::Export;
 
 /// How long the driver may take to start a device, and to show it.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the driver may take to hold requests back for the next server.
+const QUIESCE: Duration = Duration::from_secs(2);
 /// Workers of a device with one queue; each further queue brings two.
 const WORKERS: usize = 4;
 /// Most workers of a device.
@@ -70,6 +72,8 @@ impl Ends {
 struct Progress {
     /// It is to end.
     stopping: bool,
+    /// It ends for the next server to take it over.
+    leaving: bool,
     /// Queues that have ended, and how the first of them failed.
     ended: u16,
     failed: Option<Error>,
@@ -197,8 +201,38 @@ impl Device {
 
     /// Has it end; returns at once.
     pub(super) fn stop(&self) {
-        self.life.change(|progress| progress.stopping = true);
-        self.inboxes.iter().for_each(|inbox| inbox.stop());
+        let mut leaving = false;
+        self.life.change(|progress| {
+            progress.stopping = true;
+            leaving = progress.leaving;
+        });
+        // What is held is the next server's.
+        if !leaving {
+            self.inboxes.iter().for_each(|inbox| inbox.stop());
+        }
+    }
+
+    /// Refuses where the device does not wait for another server.
+    pub(super) fn may_hand_over(&self) -> Result<()> {
+        match self.in_use.features.has(features::RECOVERY) {
+            true => Ok(()),
+            false => Err(Error::unsupported(format!(
+                "{} does not outlive its server (it was made with --no-recovery or --unprivileged)",
+                self.path()
+            ))),
+        }
+    }
+
+    /// Has it end with the device left for the next server; returns at once.  False where it ends
+    /// already in another way.
+    pub(super) fn hand_over(&self) -> bool {
+        let mut done = false;
+        self.life.change(|progress| {
+            progress.leaving |= !progress.stopping;
+            progress.stopping = true;
+            done = progress.leaving;
+        });
+        done
     }
 
     /// Refuses where the driver cannot be told of another size.
@@ -287,7 +321,33 @@ impl Owner {
             self.life.change(|progress| progress.stopping = true);
         }
         self.wait_for_the_end(running.in_use.queues);
+        if self.is_leaving() {
+            self.leave(&control, running);
+            return Ok(());
+        }
         self.end(&control, running)
+    }
+
+    fn is_leaving(&self) -> bool {
+        let progress = self.life.progress.lock();
+        progress.leaving && progress.failed.is_none()
+    }
+
+    /// Answers what is under way, and leaves the device to the next server, with the requests that
+    /// come meanwhile or are held.
+    fn leave(&self, control: &UblkCtrl, running: Running) {
+        self.backend.pause();
+        if running.in_use.features.has(sys::UBLK_F_QUIESCE) {
+            // From here on the driver keeps what comes.  One that does not, since a queue is full of
+            // held requests, keeps it when this process has ended, as it does for one that is killed.
+            let _ = control.quiesce_dev(QUIESCE.as_millis().try_into().unwrap_or(u64::MAX));
+        }
+        running.inboxes.iter().for_each(|inbox| inbox.leave());
+        for thread in running.threads {
+            // A panic there was counted as its end.
+            let _ = thread.join();
+        }
+        control.disown();
     }
 
     /// Refuses to take over a device of another disk.

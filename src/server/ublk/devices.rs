@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::device::{Device, Ends, InUse};
-use super::{Options, process};
+use super::{Options, merged, process};
+use crate::backend::Kind;
 use crate::error::{Error, Result};
 use crate::server::{Export, Server};
 
@@ -19,7 +20,11 @@ impl Devices {
         if options.dev_id.is_some() && exports.len() > 1 {
             return Err(Error::invalid("a device number is for one image"));
         }
-        process::leave_mount_namespace()?;
+        if process::leave_mount_namespace()?
+            && let (true, Some(id)) = (options.recover, options.dev_id)
+        {
+            process::let_go_of(&format!("ublkb{id}"));
+        }
         let ends = Arc::default();
         let mut devices = Vec::with_capacity(exports.len());
         for export in exports {
@@ -65,6 +70,15 @@ impl Server for Devices {
         self.devices.iter().for_each(|(_, device)| device.stop());
     }
 
+    fn hand_over(&self) -> Result<()> {
+        let devices = || self.devices.iter().map(|(_, device)| device);
+        devices().try_for_each(Device::may_hand_over)?;
+        match devices().all(Device::hand_over) {
+            true => Ok(()),
+            false => Err(Error::invalid("the server ends already")),
+        }
+    }
+
     fn resized(&self, export: &Export) -> Result<()> {
         self.of(export)?.resized(export)
     }
@@ -75,6 +89,11 @@ impl Server for Devices {
 
     fn drains(&self) -> bool {
         true
+    }
+
+    fn merged(&self, export: usize, kind: Kind) -> Option<u64> {
+        let (_, device) = self.devices.get(export)?;
+        merged::requests(device.in_use().id, kind)
     }
 
     fn in_use(&self, export: usize) -> Vec<(&'static str, String)> {

@@ -10,11 +10,13 @@
 use crate::error::{Error, Result};
 use crate::server::Export;
 
+mod buffers;
 mod control;
 mod device;
 mod devices;
 mod features;
 mod kept;
+mod merged;
 mod params;
 mod plan;
 mod pool;

@@ -35,8 +35,9 @@ pub(super) enum Place {
 
 /// The pieces of a read or an overwrite; `None` where more has to be done than to move bytes.
 ///
-/// The caller holds a ticket of [`Chain::enter`] from before the call until the last piece is done.
-pub(super) fn pieces(chain: &Chain, shape: &Shape) -> Option<Vec<Piece>> {
+/// Requests start and end at multiples of `block`.  The caller holds a ticket of [`Chain::enter`]
+/// from before the call until the last piece is done.
+pub(super) fn pieces(chain: &Chain, shape: &Shape, block: u64) -> Option<Vec<Piece>> {
     let mut pieces = Vec::new();
     let mut at = shape.range.start;
     while at < shape.range.end {
@@ -44,8 +45,8 @@ pub(super) fn pieces(chain: &Chain, shape: &Shape) -> Option<Vec<Piece>> {
         let found = chain.resolve(at, left, Wait::No).ok()?;
         let len = found.len.min(left);
         let place = match shape.kind {
-            Kind::Read => readable(&found, len)?,
-            Kind::Write => writable(&found, len)?,
+            Kind::Read => readable(&found, len, block)?,
+            Kind::Write => writable(&found, len, block)?,
             _ => return None,
         };
         let offset = clamp_len(at - shape.range.start, usize::MAX);
@@ -87,30 +88,30 @@ fn add(pieces: &mut Vec<Piece>, at: usize, len: usize, place: Place) -> Option<(
     Some(())
 }
 
-fn readable(found: &Resolved<'_>, len: u64) -> Option<Place> {
+fn readable(found: &Resolved<'_>, len: u64, block: u64) -> Option<Place> {
     match found.source {
-        Source::Stored { storage, host, .. } => stored(storage, host, len),
+        Source::Stored { storage, host, .. } => stored(storage, host, len, block),
         Source::Zero | Source::Below => Some(Place::Zero),
         _ => None,
     }
 }
 
-fn writable(found: &Resolved<'_>, len: u64) -> Option<Place> {
+fn writable(found: &Resolved<'_>, len: u64, block: u64) -> Option<Place> {
     match found.source {
         Source::Stored {
             storage,
             host,
             writable: true,
-        } if found.depth == 0 => stored(storage, host, len),
+        } if found.depth == 0 => stored(storage, host, len, block),
         _ => None,
     }
 }
 
 /// A place inside an object that has a descriptor.  What reaches past its end, which is to be read
 /// as zeroes or to make it grow, is a worker's.
-fn stored(storage: &dyn Storage, host: u64, len: u64) -> Option<Place> {
-    let fd = storage.fd()?.as_raw_fd();
+fn stored(storage: &dyn Storage, host: u64, len: u64, block: u64) -> Option<Place> {
     let end = host.checked_add(len)?;
+    let fd = storage.fd_for(&(host..end), block)?.as_raw_fd();
     (end <= storage.size()).then_some(Place::File(fd, host))
 }
 
@@ -159,7 +160,7 @@ mod tests {
         let (storage, fd) = file();
         let chain = Chain::new(vec![open(storage)], Base::Zeroes, Arc::default()).expect("a layer");
         for kind in [Kind::Read, Kind::Write] {
-            let pieces = pieces(&chain, &shape(kind, 4096..12288)).expect("is stored");
+            let pieces = pieces(&chain, &shape(kind, 4096..12288), 512).expect("is stored");
             let place = Place::File(fd, 4096);
             assert_eq!(
                 pieces,
@@ -170,8 +171,11 @@ mod tests {
                 }]
             );
         }
-        assert_eq!(pieces(&chain, &shape(Kind::Flush, 0..0)), Some(Vec::new()));
-        assert_eq!(pieces(&chain, &shape(Kind::Discard, 0..512)), None);
+        assert_eq!(
+            pieces(&chain, &shape(Kind::Flush, 0..0), 512),
+            Some(Vec::new())
+        );
+        assert_eq!(pieces(&chain, &shape(Kind::Discard, 0..512), 512), None);
     }
 
     #[test]
@@ -180,7 +184,7 @@ mod tests {
         let chain = Chain::new(vec![open(storage)], Base::Zeroes, Arc::default()).expect("a layer");
         let chain = chain.with_overlay().expect("a temporary file");
         let place = Place::File(fd, 0);
-        let found = pieces(&chain, &shape(Kind::Read, 0..4096)).expect("is stored");
+        let found = pieces(&chain, &shape(Kind::Read, 0..4096), 512).expect("is stored");
         assert_eq!(
             found,
             [Piece {
@@ -189,11 +193,11 @@ mod tests {
                 place
             }]
         );
-        assert_eq!(pieces(&chain, &shape(Kind::Write, 0..4096)), None);
+        assert_eq!(pieces(&chain, &shape(Kind::Write, 0..4096), 512), None);
         chain
             .zero(0..64 << 10, crate::storage::Zeroing::MayUnmap)
             .expect("zeroes");
-        let found = pieces(&chain, &shape(Kind::Read, 0..4096)).expect("are zeroes");
+        let found = pieces(&chain, &shape(Kind::Read, 0..4096), 512).expect("are zeroes");
         let place = Place::Zero;
         assert_eq!(
             found,
@@ -209,7 +213,7 @@ mod tests {
     fn storage_without_a_descriptor_is_left_to_workers() {
         let storage = Arc::new(MemoryStorage::from_bytes(&[1; 4096]));
         let chain = Chain::new(vec![open(storage)], Base::Zeroes, Arc::default()).expect("a layer");
-        assert_eq!(pieces(&chain, &shape(Kind::Read, 0..512)), None);
+        assert_eq!(pieces(&chain, &shape(Kind::Read, 0..512), 512), None);
     }
 
     #[test]

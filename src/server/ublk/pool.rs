@@ -62,6 +62,8 @@ pub(super) struct Inbox {
     woken: AtomicBool,
     /// The server ends.
     stopping: AtomicBool,
+    /// The server ends, and what it has not answered is the next one's.
+    leaving: AtomicBool,
     event: OwnedFd,
 }
 
@@ -77,6 +79,7 @@ impl Inbox {
             done: Mutex::default(),
             woken: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
             event: event.map_err(|e| Error::io("make an eventfd", e.into()))?,
         })
     }
@@ -117,6 +120,17 @@ impl Inbox {
     /// Whether [`Inbox::stop`] was called.
     pub(super) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// Has the queue end, with what it keeps unanswered.
+    pub(super) fn leave(&self) {
+        self.leaving.store(true, Ordering::SeqCst);
+        self.ring();
+    }
+
+    /// Whether [`Inbox::leave`] was called.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::SeqCst)
     }
 
     /// Empties it: the requests that are done, and whether to try again what is kept.

@@ -12,6 +12,7 @@ use libublk::helpers::IoBuf;
 use libublk::io::{BufDesc, BufDescList, UblkDev, UblkQueue};
 use libublk::{UblkError, UblkIORes, sys};
 
+use super::buffers::{Buffer, Buffers};
 use super::features::Transfer;
 use super::kept::Waiting;
 use super::plan::{self, Piece, Place};
@@ -22,9 +23,6 @@ use super::transfer::Channel;
 use crate::backend::{Admission, Backend, Kind, Moving, QueueId, Ticket, Verdict};
 use crate::error::{Error, Result};
 use crate::util::grace;
-
-/// Largest buffer that is kept for the next request.
-const KEPT: usize = 256 << 10;
 
 /// What the queues of a device share.
 #[derive(Debug)]
@@ -61,7 +59,7 @@ struct Transit {
     /// Where a write ends in the image's file.
     end: u64,
     /// The request's bytes, where the ring does not move them to the driver.
-    buffer: Vec<u8>,
+    buffer: Option<Buffer>,
 }
 
 /// One queue, on the thread that made it.
@@ -73,7 +71,9 @@ pub(super) struct Queue<'a> {
     slots: Vec<Slot>,
     waiting: Waiting,
     alarm: ring::Alarm,
-    spare: Vec<Vec<u8>>,
+    spare: Buffers,
+    /// Requests start and end at multiples of this.
+    block: u64,
     /// The memory that the driver was told, where it copies; by tag.
     copied: Vec<IoBuf<u8>>,
 }
@@ -103,6 +103,8 @@ impl<'a> Queue<'a> {
             }
         };
         let driver = driver.map_err(&failed)?;
+        let block = shared.backend.settings().logical_block_size;
+        let block = u64::from(block).max(super::request::SECTOR);
         ring::watch(&driver, inbox.fd())?;
         Ok(Self {
             driver,
@@ -112,7 +114,8 @@ impl<'a> Queue<'a> {
             slots: (0..depth).map(|_| Slot::default()).collect(),
             waiting: Waiting::default(),
             alarm: ring::Alarm::default(),
-            spare: Vec::new(),
+            spare: Buffers::default(),
+            block,
             copied,
         })
     }
@@ -149,6 +152,9 @@ impl<'a> Queue<'a> {
             }
             for (data, result) in events.drain(..) {
                 self.event(data, result)?;
+            }
+            if self.inbox.is_leaving() {
+                return ring::submit_all();
             }
         }
     }
@@ -249,7 +255,7 @@ impl<'a> Queue<'a> {
         let plain = matches!(command.shape.kind, Kind::Read | Kind::Write);
         if plain && ticket.moving() == Moving::Anyone {
             let grace = ticket.chain().enter();
-            if let Some(pieces) = plan::pieces(ticket.chain(), &command.shape) {
+            if let Some(pieces) = plan::pieces(ticket.chain(), &command.shape, self.block) {
                 return self.move_bytes(tag, command, ticket, grace, &pieces);
             }
         }
@@ -292,16 +298,17 @@ impl<'a> Queue<'a> {
         pieces: &[Piece],
     ) {
         let kind = command.shape.kind;
-        let file = ticket.chain().top().storage().fd();
+        // An empty range: which descriptor it is, not what may be moved.
+        let file = ticket.chain().top().storage().fd_for(&(0..0), self.block);
         let end = match file {
             Some(fd) if kind == Kind::Write => plan::end_in(pieces, fd.as_raw_fd()),
             _ => 0,
         };
         let registered = self.shared.transfer == Transfer::ZeroCopy && !command.unregistered;
         let mut transit = Transit {
-            buffer: match registered {
-                true => Vec::new(),
-                false => self.buffer(tag, command.buffer_len()),
+            buffer: match registered || !self.copied.is_empty() {
+                true => None,
+                false => Some(self.spare.take(command.buffer_len())),
             },
             command,
             ticket,
@@ -345,10 +352,9 @@ impl<'a> Queue<'a> {
         let channel = self.shared.channel.clone();
         let driver = channel.place(self.inbox.queue, tag);
         if transit.command.shape.kind == Kind::Write {
-            return match self.shared.transfer {
-                Transfer::Copied => Ok(()),
-                _ if registered => Ok(()),
-                _ => driver.fetch(0, &mut transit.buffer),
+            return match &mut transit.buffer {
+                Some(buffer) => driver.fetch(0, buffer),
+                None => Ok(()),
             };
         }
         for piece in pieces.iter().filter(|p| p.place == Place::Zero) {
@@ -361,15 +367,6 @@ impl<'a> Queue<'a> {
             }
         }
         Ok(())
-    }
-
-    fn buffer(&mut self, tag: u16, len: usize) -> Vec<u8> {
-        if self.copied.get(usize::from(tag)).is_some() {
-            return Vec::new();
-        }
-        let mut buffer = self.spare.pop().unwrap_or_default();
-        buffer.resize(len, 0);
-        buffer
     }
 
     /// A piece of a request has ended.
@@ -396,7 +393,7 @@ impl<'a> Queue<'a> {
             moved,
             expected,
             end,
-            mut buffer,
+            buffer,
             ..
         } = transit;
         // What failed or came short is done again by a worker, whose error says what is wrong.
@@ -405,16 +402,15 @@ impl<'a> Queue<'a> {
             return self.hand_over(tag, command, ticket);
         }
         ticket.wrote(end);
-        let result = match command.shape.kind {
-            Kind::Read if !buffer.is_empty() => {
+        let result = match &buffer {
+            Some(buffer) if command.shape.kind == Kind::Read => {
                 let driver = self.shared.channel.place(self.inbox.queue, tag);
-                driver.store(0, &buffer)
+                driver.store(0, buffer)
             }
             _ => Ok(()),
         };
-        if (1..=KEPT).contains(&buffer.capacity()) {
-            buffer.clear();
-            self.spare.push(buffer);
+        if let Some(buffer) = buffer {
+            self.spare.give(buffer);
         }
         drop(grace);
         self.finish(tag, command, ticket, result);
@@ -445,10 +441,15 @@ impl<'a> Queue<'a> {
 }
 
 /// The memory of a request's bytes, where the ring does not move them to the driver.
-fn memory<'a>(copied: &'a mut [IoBuf<u8>], tag: u16, buffer: &'a mut [u8]) -> &'a mut [u8] {
-    match copied.get_mut(usize::from(tag)) {
-        Some(memory) => memory.as_mut_slice(),
-        None => buffer,
+fn memory<'a>(
+    copied: &'a mut [IoBuf<u8>],
+    tag: u16,
+    buffer: &'a mut Option<Buffer>,
+) -> &'a mut [u8] {
+    match (buffer, copied.get_mut(usize::from(tag))) {
+        (Some(buffer), _) => buffer,
+        (None, Some(memory)) => memory.as_mut_slice(),
+        (None, None) => &mut [],
     }
 }
 

@@ -158,6 +158,16 @@ fn submit(queue: &UblkQueue<'_>, entry: squeue::Entry) -> Result<()> {
         .map_err(super::control::error("submit to the ring"))
 }
 
+/// Hands what was put into the ring to the kernel, without waiting for anything.
+///
+/// # Errors
+/// The host's.
+pub(super) fn submit_all() -> Result<()> {
+    with_task_io_ring_mut(|ring| ring.submit())
+        .map(drop)
+        .map_err(|e| Error::io("submit to the ring", e))
+}
+
 /// Waits until `count` transfers have ended, whatever else completes meanwhile.
 ///
 /// # Errors

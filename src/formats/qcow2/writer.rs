@@ -5,7 +5,7 @@
 //! (held while a table is made or copied); `freed`; `refcounts`.  Nothing is held while guest
 //! data is written but the reservation.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,8 +43,9 @@ pub(super) struct Writer {
     pub(super) reservations: Reservations,
     stripes: [Mutex<()>; STRIPES],
     freed: Mutex<Vec<Freed>>,
-    /// Clusters taken ahead for guest clusters that have none yet, by guest cluster.
-    pub(super) assigned: Mutex<HashMap<u64, Taken>>,
+    /// Clusters taken ahead for runs of guest clusters that have none yet, by the first of each.
+    /// Innermost.
+    pub(super) assigned: Mutex<BTreeMap<u64, Taken>>,
     syncs: Syncs,
     data_syncs: Syncs,
     order: WriteOrder,

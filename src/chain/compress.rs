@@ -1,5 +1,7 @@
 //! Writing compressed: whole clusters, into the top layer.
 
+use std::ops::Range;
+
 use crate::chain::Chain;
 use crate::error::{Error, Result};
 use crate::image::compress::{Compress, Encoder, Existing, Form, Unit};
@@ -23,17 +25,27 @@ impl Chain {
         done.map_err(|e| e.at_opt(self.top().storage().path()))
     }
 
+    /// Refuses a range that [`Chain::write_compressed`] refuses for where it starts and ends.
+    ///
+    /// # Errors
+    /// `Invalid`.
+    pub fn check_compressed(&self, range: &Range<u64>) -> Result<()> {
+        let cluster = self.top().cluster_size().unwrap_or(1).max(1);
+        let whole = |at: u64| at.is_multiple_of(cluster);
+        if whole(range.start) && (whole(range.end) || range.end == self.virtual_size()) {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "a compressed write of {:#x}..{:#x} (allowed: multiples of {cluster:#x}, and the end of the disk)",
+            range.start, range.end
+        )))
+    }
+
     fn compress(&self, buf: &[u8], at: u64) -> Result<()> {
         let top = self.top();
         let compress = top.as_compress()?;
         let cluster = top.cluster_size().unwrap_or(1).max(1);
-        let end = at + len64(buf.len());
-        let whole = |at: u64| at.is_multiple_of(cluster);
-        if !whole(at) || !whole(end) && end != self.virtual_size() {
-            return Err(Error::invalid(format!(
-                "a compressed write of {at:#x}..{end:#x} (allowed: multiples of {cluster:#x}, and the end of the disk)"
-            )));
-        }
+        self.check_compressed(&(at..at + len64(buf.len())))?;
         let mut encoder = compress.encoder()?;
         let step = BATCH.max(cluster) / cluster * cluster;
         let mut at = at;

@@ -95,13 +95,22 @@ impl Chain {
     }
 
     /// Gives all of a range that has none space of its own in the top layer, zeroes there; what is
-    /// stored stays.  Calls `stored` with where each part is then, in order.
+    /// stored stays.  Calls `stored` with where each part is then, in order.  All of the range reads
+    /// as zeroes, so that bitmaps take no note.  Called when no request is under way.
     ///
     /// # Errors
     /// As [`Chain::write_at`]; those of `stored`.
     pub fn give_space(&self, range: Range<u64>, stored: &mut Stored<'_>) -> Result<()> {
         self.check_write(range.start, range::len(&range))?;
         let _ticket = self.enter();
+        let mut give = || self.give_all(&range, stored);
+        match self.top().as_resize() {
+            Some(resize) => resize.unrecorded(&mut give),
+            None => give(),
+        }
+    }
+
+    fn give_all(&self, range: &Range<u64>, stored: &mut Stored<'_>) -> Result<()> {
         let mut at = range.start;
         while at < range.end {
             match self.writable_at(at, range.end - at)? {

@@ -26,18 +26,18 @@ static DONE: parking_lot::Mutex<bool> = parking_lot::Mutex::new(false);
 /// # Errors
 /// The host's.
 pub fn catch() -> std::io::Result<()> {
-    static ARMED: OnceLock<[Arc<AtomicBool>; SIGNALS.len()]> = OnceLock::new();
     // Armed twice, the first signal would count as the second.
     let mut done = DONE.lock();
     if *done {
         return Ok(());
     }
     let caught = CAUGHT.get_or_init(Arc::default);
-    for (signal, armed) in stopping().zip(ARMED.get_or_init(Default::default)) {
+    for signal in stopping() {
+        let armed = Arc::<AtomicBool>::default();
         let number = usize::try_from(signal).unwrap_or_default();
         // Order matters: the default action is armed by the first signal, for the second.
-        signal_hook::flag::register_conditional_default(signal, Arc::clone(armed))?;
-        signal_hook::flag::register(signal, Arc::clone(armed))?;
+        signal_hook::flag::register_conditional_default(signal, Arc::clone(&armed))?;
+        signal_hook::flag::register(signal, armed)?;
         signal_hook::flag::register_usize(signal, Arc::clone(caught), number)?;
     }
     *done = true;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::copy::scan::Runs;
 use crate::error::{ErrorKind, Result};
-use crate::storage::copy::{CHUNK, Reader, copy, offloads};
+use crate::storage::copy::{CHUNK, Reader, copy, offloads, peek};
 use crate::storage::{Storage, Zeroing, zero_or_write};
 use crate::util::align::len64;
 use crate::util::range::{self, push_merged};
@@ -45,7 +45,8 @@ impl Transfer<'_> {
         let mut gap = self.to.start;
         let mut at = self.to.start;
         while at < self.to.end {
-            let len = (self.to.end - at).min(len64(CHUNK));
+            // Whole chunks of the target: the host keeps them in larger pieces.
+            let len = (self.to.end - at).min(len64(CHUNK) - at % len64(CHUNK));
             before(len)?;
             let host = self.from + (at - self.to.start);
             let chunk = reader.chunk(self.src, host..host + len)?;
@@ -98,6 +99,9 @@ impl Transfer<'_> {
 
 /// Whether any byte of `host` is not zero; looks no further than the first that is not.
 pub(super) fn any_data(reader: &mut Reader, src: &dyn Storage, host: Range<u64>) -> Result<bool> {
+    if peek(src, &host) {
+        return Ok(true);
+    }
     let mut at = host.start;
     let mut step = 4096;
     while at < host.end {

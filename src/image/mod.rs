@@ -296,6 +296,14 @@ pub trait Resize {
     /// # Errors
     /// `OutOfRange` past what the format can hold; the host's; then the size is as it was.
     fn resize(&self, virtual_size: u64, below: LayerBelow) -> Result<()>;
+    /// Runs `give`, which gives space to zeroes that read as zeroes before: bitmaps take no note of
+    /// it.  Called when no request is under way.
+    ///
+    /// # Errors
+    /// Those of `give`; the host's.
+    fn unrecorded(&self, give: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        give()
+    }
 }
 
 /// What is known of the image below one that is resized.

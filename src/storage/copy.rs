@@ -206,6 +206,26 @@ fn widen(parts: &[Range<u64>], host: &Range<u64>, unit: u64) -> Vec<Range<u64>> 
     wide
 }
 
+/// Bytes that [`peek`] looks at.
+const PEEK: usize = 512;
+
+/// Whether a non-zero byte is found at the start of `host` by a look at few bytes there; where
+/// none is, there may be one all the same.
+///
+/// It leaves no trace in memory, as a read from a mapping would with the page tables that it fills,
+/// and what the host has against it a proper read will say.
+pub fn peek(src: &dyn Storage, host: &Range<u64>) -> bool {
+    let Some(fd) = src.fd().filter(|_| src.limits().align == 1) else {
+        return false;
+    };
+    let mut bytes = [0; PEEK];
+    let len = clamp_len(range::len(host), PEEK);
+    match rustix::io::pread(fd, &mut bytes[..len], host.start) {
+        Ok(found) => bytes.iter().take(found).any(|b| *b != 0),
+        Err(_) => false,
+    }
+}
+
 /// One worker's means of reading; holds at most one chunk of memory.
 #[derive(Debug, Default)]
 pub struct Reader {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use vdtool::image::bitmap::Recording;
 use vdtool::image::open::WriteOrder;
+use vdtool::image::snapshot::Pick;
 use vdtool::storage::memory::MemoryStorage;
 use vdtool::storage::open::Access;
 
@@ -111,6 +112,9 @@ fn writes_are_recorded_as_qemu_records_them() {
             "write -P 1 100k 1k",
             "write -P 1 1023k 2k",
             "write -P 2 5M 300k",
+            "write -c -P 4 2M 128k",
+            "write -c -P 4 3M 64k",
+            "write -P 5 3090k 2k",
             "write -z 64k 64k",
             "discard 6M 64k",
             "write -P 3 8191k 1k",
@@ -126,6 +130,37 @@ fn writes_are_recorded_as_qemu_records_them() {
             assert_eq!(found.is_empty(), name == "off");
         }
         agreed(dir, "a.qcow2");
+    }
+}
+
+#[test]
+fn compressed_writes_into_an_image_that_exists_are_recorded() {
+    let dir = scratch();
+    let dir = dir.path();
+    for options in ["cluster_size=64k", "cluster_size=512", "extended_l2=on"] {
+        let create = ["create", "-q", "-f", "qcow2", "-o", options];
+        ours(dir, &[&create[..], &["a.qcow2", "8M"]].concat()).success();
+        ours(dir, &["io", "-q", "-c", "write -P 9 1M 3M", "a.qcow2"]).success();
+        ours(dir, &["bitmap", "--add", "-g", "4k", "a.qcow2", "b"]).success();
+        // Text, noise, zeroes over data and zeroes over nothing.
+        let mut bytes = vec![0; 6 << 20];
+        bytes[..1 << 20].fill(b'a');
+        fastrand::Rng::with_seed(3).fill(&mut bytes[1 << 20..2 << 20]);
+        std::fs::write(dir.join("a.raw"), &bytes).expect("writes");
+        let convert = ["convert", "-q", "-n", "-c", "-O", "qcow2"];
+        ours(dir, &[&convert[..], &["a.raw", "a.qcow2"]].concat()).success();
+        let found = dirty(&dir.join("a.qcow2"), "b");
+        // All that reads otherwise than before is noted, and nothing past the source.
+        assert_eq!(found.first().map(|r| r.start), Some(0), "{options}");
+        assert!(found.iter().any(|r| r.contains(&((4 << 20) - 1))));
+        assert!(found.windows(2).all(|r| r[0].end >= 4 << 20), "{found:?}");
+        assert!(
+            found.iter().all(|r| r.end <= 6 << 20),
+            "{options} {found:?}"
+        );
+        if requires("qemu-img") {
+            agreed(dir, "a.qcow2");
+        }
     }
 }
 
@@ -268,6 +303,8 @@ fn a_crash_leaves_a_bitmap_in_use_or_complete() {
     let chain = disk.open(Access::Write, WriteOrder::Ordered);
     for at in [21_000u64, 100_000, 250_000] {
         chain.write_at(&[2; 3000], at).expect("writes");
+        let next = (at + 40_000) / 512 * 512;
+        chain.write_compressed(&[3; 2048], next).expect("writes");
     }
     chain.close().expect("closes");
     drop(chain);
@@ -317,8 +354,8 @@ fn a_crash_leaves_a_bitmap_in_use_or_complete() {
 }
 
 #[test]
-fn a_jump_to_a_snapshot_counts_as_a_write_to_all_and_another_size_is_refused() {
-    if !requires("qemu-img") {
+fn a_jump_to_a_snapshot_counts_as_a_write_to_all_of_whatever_size_it_is() {
+    if !requires("qemu-img") || !requires("qemu-nbd") {
         return;
     }
     let dir = scratch();
@@ -330,8 +367,40 @@ fn a_jump_to_a_snapshot_counts_as_a_write_to_all_and_another_size_is_refused() {
     ours(dir, &["snapshot", "-a", "x", "a.qcow2"]).success();
     agreed(dir, "a.qcow2");
     assert_eq!(dirty(&dir.join("a.qcow2"), "b"), only(0, 8 << 20));
-    ours(dir, &["resize", "-q", "a.qcow2", "9M"]).success();
-    ours(dir, &["snapshot", "-a", "x", "a.qcow2"]).code(63);
+    ours(dir, &["bitmap", "--add", "a.qcow2", "off"]).success();
+    ours(dir, &["bitmap", "--clear", "a.qcow2", "b"]).success();
+    let write = ["io", "-q", "-c", "write 7M 64k", "a.qcow2"];
+    ours(dir, &write).success();
+    ours(dir, &["bitmap", "--disable", "a.qcow2", "off"]).success();
+    for (size, other) in [("9M", "12G"), ("12G", "1M"), ("1M", "9M")] {
+        // A snapshot of one size, and the disk of another.
+        ours(dir, &["resize", "-q", "--shrink", "a.qcow2", size]).success();
+        let bytes = size_of(dir);
+        ours(dir, &["snapshot", "-c", size, "a.qcow2"]).success();
+        ours(dir, &["resize", "-q", "--shrink", "a.qcow2", other]).success();
+        ours(dir, &["bitmap", "--clear", "a.qcow2", "b"]).success();
+        let kept = dirty(&dir.join("a.qcow2"), "off");
+        ours(dir, &["snapshot", "-a", size, "a.qcow2"]).success();
+        agreed(dir, "a.qcow2");
+        ours(dir, &["check", "-q", "a.qcow2"]).success();
+        assert_eq!(size_of(dir), bytes);
+        assert_eq!(dirty(&dir.join("a.qcow2"), "b"), only(0, bytes), "{size}");
+        assert_eq!(their_dirty(dir, "a.qcow2", "b"), only(0, bytes), "{size}");
+        let found = dirty(&dir.join("a.qcow2"), "off");
+        let cut = kept.into_iter().filter(|r| r.start < bytes);
+        assert_eq!(found, cut.collect::<Vec<_>>(), "{size}");
+        // It goes on recording.
+        ours(dir, &["bitmap", "--clear", "a.qcow2", "b"]).success();
+        ours(dir, &["io", "-q", "-c", "write 0 64k", "a.qcow2"]).success();
+        assert_eq!(dirty(&dir.join("a.qcow2"), "b"), only(0, 64 << 10));
+    }
+}
+
+/// The size of the disk of `a.qcow2`.
+fn size_of(dir: &Path) -> u64 {
+    let text = peer("qemu-img", dir, ["info", "--output=json", "a.qcow2"]);
+    let value: serde_json::Value = serde_json::from_str(&text).expect("is JSON");
+    value["virtual-size"].as_u64().expect("a number")
 }
 
 #[test]
@@ -363,9 +432,11 @@ fn bitmaps_follow_a_resize_as_in_qemu() {
             peer("qemu-img", dir, ["bitmap", "--disable", file, "off"]);
             peer("qemu-io", dir, ["-c", "write 4M 1k", file]);
         }
-        for size in sizes {
-            ours(dir, &["resize", "-q", "--shrink", both[0], size]).success();
-            peer("qemu-img", dir, ["resize", "-q", "--shrink", both[1], size]);
+        let space = ["--preallocation=metadata", "--preallocation=falloc"];
+        let steps = sizes.map(|size| ("--shrink", size)).into_iter();
+        for (how, size) in steps.chain(space.into_iter().zip(["+3M", "+700k"])) {
+            ours(dir, &["resize", "-q", how, both[0], size]).success();
+            peer("qemu-img", dir, ["resize", "-q", how, both[1], size]);
             assert_eq!(agreed(dir, both[0]), agreed(dir, both[1]));
             ours(dir, &["check", both[0]]).success();
             for name in ["on", "off"] {
@@ -439,6 +510,7 @@ fn a_bitmap_that_is_in_use_keeps_its_image_from_being_resized() {
 struct State {
     size: u64,
     dirty: Vec<Range<u64>>,
+    recording: Vec<Range<u64>>,
     in_use: bool,
 }
 
@@ -450,13 +522,14 @@ fn state(bytes: &[u8]) -> State {
     State {
         size: chain.virtual_size(),
         dirty: bitmaps.dirty("b", 0, 1000).expect("is sound"),
+        recording: bitmaps.dirty("c", 0, 1000).expect("is sound"),
         in_use,
     }
 }
 
 /// After a kill at any change, a bitmap is the one before or the one after, and never in use.
 #[test]
-fn a_crash_in_a_resize_or_a_merge_leaves_the_bitmap_before_or_after_it() {
+fn a_crash_in_a_resize_a_merge_or_a_jump_leaves_the_bitmaps_before_or_after_it() {
     if !requires("qemu-img") {
         return;
     }
@@ -480,16 +553,23 @@ fn a_crash_in_a_resize_or_a_merge_leaves_the_bitmap_before_or_after_it() {
             .expect("is there");
         bitmaps.add("c", Some(512), Recording::On).expect("adds");
         chain.write_at(&[1; 90_000], 1 << 20).expect("writes");
+        let snapshots = chain.top_mut().as_snapshots().expect("has some");
+        let now = std::time::SystemTime::UNIX_EPOCH;
+        snapshots.create("x", now).expect("has room");
         chain.close().expect("closes");
         drop(chain);
         let memory = disk.memory()[0].clone();
-        for step in ["grow", "merge", "shrink", "grow"] {
+        for step in ["grow", "merge", "shrink", "grow", "jump"] {
             let base = memory.to_bytes();
             memory.record();
             let mut chain = disk.open(Access::Write, WriteOrder::Ordered);
             match step {
                 "grow" => chain.resize(chain.virtual_size() * 2 + 512).expect("grows"),
                 "shrink" => chain.resize((2 << 20) - 512).expect("shrinks"),
+                "jump" => {
+                    let snapshots = chain.top_mut().as_snapshots().expect("has some");
+                    snapshots.apply(&Pick::Any("x".into())).expect("is there");
+                }
                 _ => {
                     let bitmaps = chain.top_mut().as_bitmaps().expect("has some");
                     bitmaps.merge("b", "c", None).expect("merges");

@@ -479,6 +479,20 @@ fn io_writes_compressed_clusters_as_qemu_io_does() {
     bytes[1 << 20..].fill(3);
     sound(dir, "c.qcow2", &bytes, "io");
     assert_eq!(compressed_clusters(dir, "c.qcow2"), 6);
+    // More than goes through memory at a time: all of it, or, refused, nothing.
+    works(dir, &["create", "-q", "-f", "qcow2", "d.qcow2", "20M"]);
+    let long = |command: &str| {
+        let all = ["io", "-c", command, "d.qcow2"];
+        vdtool().current_dir(dir).args(all).assert()
+    };
+    let before = fs::read(dir.join("d.qcow2")).expect("reads");
+    long("write -c -P 6 64k 9217k").failure();
+    assert!(fs::read(dir.join("d.qcow2")).expect("reads") == before);
+    long("write -c -P 6 64k 9M").success();
+    let mut disk = vec![0; 20 << 20];
+    disk[64 << 10..(64 << 10) + (9 << 20)].fill(6);
+    sound(dir, "d.qcow2", &disk, "a long write");
+    assert_eq!(compressed_clusters(dir, "d.qcow2"), 144);
     if requires("qemu-io") {
         // QEMU goes on where we ended.
         let command = ["-c", "write -c -P 6 704k 64k", "c.qcow2"];

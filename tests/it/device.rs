@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::util::{Seeded, scratch, skipped, vdtool};
+use crate::util::{Seeded, peer, requires, scratch, skipped, vdtool};
 
 const MIB: u64 = 1 << 20;
 
@@ -101,6 +101,60 @@ fn an_image_format_can_live_on_a_device() {
         .args(["check", "-f", "qcow2", &device.0])
         .assert()
         .success();
+}
+
+#[test]
+fn a_compressed_image_can_live_on_a_device() {
+    let dir = scratch();
+    let (source, backing) = (dir.path().join("source.raw"), dir.path().join("backing"));
+    let bytes = disk(&source, 9 * MIB + 512);
+    for (options, threads) in [
+        ("compression_type=zlib", "1"),
+        ("compression_type=zstd,cluster_size=4k", "4"),
+        ("extended_l2=on,cluster_size=2M", "2"),
+    ] {
+        // What was there before must not show through, in data or in tables.
+        std::fs::write(&backing, vec![0xaa; 24 << 20]).expect("room");
+        let Some(device) = Loop::new(&backing) else {
+            return;
+        };
+        vdtool()
+            .args([
+                "convert", "-q", "-c", "--verify", "-j", threads, "-f", "raw",
+            ])
+            .args(["-O", "qcow2", "-o", options])
+            .args([&source, Path::new(&device.0)])
+            .assert()
+            .success();
+        vdtool()
+            .args(["check", "-q", "-f", "qcow2", &device.0])
+            .assert()
+            .success();
+        vdtool()
+            .args(["convert", "-q", "-f", "qcow2", "-O", "raw", &device.0])
+            .arg(dir.path().join("back.raw"))
+            .assert()
+            .success();
+        let back = std::fs::read(dir.path().join("back.raw")).expect("is there");
+        assert!(back == bytes, "{options}: the disk came back changed");
+        if requires("qemu-img") {
+            peer(
+                "qemu-img",
+                dir.path(),
+                ["check", "-q", "-f", "qcow2", &device.0],
+            );
+            let line = [
+                "compare",
+                "-f",
+                "qcow2",
+                "-F",
+                "raw",
+                &device.0,
+                "source.raw",
+            ];
+            peer("qemu-img", dir.path(), line);
+        }
+    }
 }
 
 #[test]

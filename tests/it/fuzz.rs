@@ -1,8 +1,9 @@
 //! The body of the fuzz target on some thousand images with changes at random, in a process with a
-//! limit of memory.  `VDTOOL_SEED=random` takes others each time; `VDTOOL_CORPUS=DIR` writes the
-//! samples there, for the fuzzer to begin with.
+//! limit of memory.  `VDTOOL_SEED=random` takes others each time, `VDTOOL_FUZZ_SECONDS=N` goes on
+//! for so long; `VDTOOL_CORPUS=DIR` writes the samples there, for the fuzzer to begin with.
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use vdtool::image::bitmap::Recording;
 use vdtool::image::open::WriteOrder;
@@ -144,7 +145,12 @@ fn inputs() {
     let samples = samples();
     samples.iter().for_each(|s| exercise(s));
     let mut rng = Seeded::new("fuzz");
-    for round in 0..ROUNDS {
+    let seconds = std::env::var("VDTOOL_FUZZ_SECONDS").map_or(0, |s| s.parse().expect("a number"));
+    let end = Instant::now() + Duration::from_secs(seconds);
+    for round in 0.. {
+        if round >= ROUNDS && Instant::now() >= end {
+            break;
+        }
         let mut bytes = samples[rng.usize(0..samples.len())].clone();
         mutate(&mut rng, &mut bytes, &samples);
         let result = std::panic::catch_unwind(|| exercise(&bytes));

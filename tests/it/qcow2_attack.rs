@@ -1,10 +1,11 @@
 //! Known attacks on readers of qcow2, and the answer to each.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::util::{peer, requires, scratch, vdtool};
+use crate::util::{assert_same, peer, requires, scratch, vdtool};
 
 fn works(dir: &Path, line: &[&str]) -> String {
     let done = vdtool().current_dir(dir).args(line).assert().success();
@@ -133,6 +134,85 @@ fn tables_that_are_huge_or_overlap_take_little_memory_and_time() {
     }
 }
 
+/// Whether qemu-img opens an image.
+fn opens(dir: &Path, name: &str) -> bool {
+    let line = ["info", "-f", "qcow2", name];
+    let done = Command::new("qemu-img")
+        .args(line)
+        .current_dir(dir)
+        .output();
+    done.expect("runs").status.success()
+}
+
+/// What must be said where a header's field is this.
+struct Wrong {
+    field: usize,
+    value: Vec<u8>,
+    says: &'static str,
+}
+
+#[test]
+fn a_table_that_is_nowhere_or_on_another_is_named_and_nothing_is_written() {
+    if !requires("qemu-img") {
+        return;
+    }
+    let dir = scratch();
+    let dir = dir.path();
+    let sound = sample(dir);
+    let (l1, reftable, snapshots) = (word(&sound, 40), word(&sound, 48), word(&sound, 64));
+    let offset = |field, value: u64, says| Wrong {
+        field,
+        value: value.to_be_bytes().to_vec(),
+        says,
+    };
+    let count = |field, value: u32, says| Wrong {
+        field,
+        value: value.to_be_bytes().to_vec(),
+        says,
+    };
+    let cases = [
+        offset(40, 0, "the L1 table is at 0x0"),
+        offset(40, 0x100, "the L1 table is at 0x100"),
+        offset(40, reftable, "overlaps other metadata"),
+        offset(40, snapshots, "overlaps other metadata"),
+        offset(40, 1 << 62, "the L1 table ends at"),
+        offset(40, !0xffff, "the L1 table is at"),
+        count(36, 0, "the L1 table has 0 entries"),
+        count(36, 1 << 16, "overlaps other metadata"),
+        count(36, (1 << 22) + 1, "the L1 table has 4194305 entries"),
+        count(36, u32::MAX, "the L1 table has 4294967295 entries"),
+        offset(48, 0, "the refcount table is at 0x0"),
+        offset(48, 0x100, "the refcount table is at 0x100"),
+        offset(48, l1, "overlaps other metadata"),
+        offset(48, snapshots, "overlaps other metadata"),
+        offset(48, 1 << 30, "where metadata is in use"),
+        offset(48, 1 << 62, "where metadata is in use"),
+        offset(48, !0xffff, "the refcount table is at"),
+        count(56, 0, "where metadata is in use"),
+        count(56, 128, "overlaps other metadata"),
+        count(56, 1 << 16, "the refcount table has 4294967296 bytes"),
+        count(56, u32::MAX, "the refcount table has"),
+        offset(64, 0, "the snapshot table is at 0x0"),
+        offset(64, 0x100, "the snapshot table is at 0x100"),
+        offset(64, l1, "overlaps other metadata"),
+        offset(64, reftable, "overlaps other metadata"),
+        offset(64, 1 << 62, "the snapshot table reaches past"),
+        offset(64, !0xffff, "the snapshot table is at"),
+        count(60, 65_537, "the header counts 65537 snapshots"),
+        count(60, u32::MAX, "the header counts 4294967295 snapshots"),
+    ];
+    for Wrong { field, value, says } in cases {
+        let mut bytes = sound.clone();
+        bytes[field..field + value.len()].copy_from_slice(&value);
+        put(dir, &bytes);
+        fails(dir, &["io", "-c", "write 0 64k", "bad.qcow2"], 1, says);
+        let file = fs::File::open(dir.join("bad.qcow2")).expect("opens");
+        let mut after = vec![0; bytes.len()];
+        file.read_exact_at(&mut after, 0).expect("reads");
+        assert_same(&after, &bytes, 0, &format!("{field} {value:x?}"));
+    }
+}
+
 #[test]
 fn headers_and_extensions_of_all_lengths_end_in_an_error_or_an_image() {
     if !requires("qemu-img") || !requires("timeout") {
@@ -165,14 +245,29 @@ fn headers_and_extensions_of_all_lengths_end_in_an_error_or_an_image() {
         u32::MAX,
     ];
     let mut opened = 0;
-    for at in [100, 116, 16, 8 + 4] {
+    for (at, name_at) in [
+        (100, 0),
+        (116, 0),
+        (16, 0),
+        (16, 512),
+        (16, 65_000),
+        (12, 0),
+    ] {
         for value in edges {
             let mut bytes = sound.clone();
+            bytes[8..16].copy_from_slice(&u64::to_be_bytes(name_at));
+            bytes[512..2048].fill(b'n');
             bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
             fs::write(dir.join("bad.qcow2"), &bytes).expect("writes");
-            let what = format!("{at} is {value}");
+            let what = format!("{at} is {value}, the name at {name_at}");
             let code = bounded(dir, "info --no-mmap bad.qcow2", &what);
             opened += usize::from(code == Some(0));
+            // They bound a header by its cluster, we by 4 KiB; where a name of no bytes is said to
+            // be somewhere, we do not look.
+            let bound = at == 100 && (4097..=65_536).contains(&value);
+            if at != 12 {
+                assert_eq!(code == Some(0), !bound && opens(dir, "bad.qcow2"), "{what}");
+            }
             bounded(dir, "io --no-mmap -c 'write 0 4k' bad.qcow2", &what);
             bounded(dir, "check --no-mmap bad.qcow2", &what);
         }
@@ -428,26 +523,28 @@ fn a_raw_disk_stays_raw_whatever_the_guest_writes_into_it() {
     assert!(fs::read(dir.join("out.raw")).expect("reads") == disk);
     // Where nobody says so, it is what it looks like, but leads nowhere from below another.
     let line = [
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "-u",
-        "-b",
-        "disk.raw",
-        "guess.qcow2",
-        "1M",
+        "create", "-q", "-f", "qcow2", "-u", "-b", "disk.raw", "-F", "raw",
     ];
-    let made = Command::new("qemu-img")
-        .args(line)
-        .current_dir(dir)
-        .output()
-        .expect("runs");
-    if made.status.success() {
-        let done = vdtool()
-            .current_dir(dir)
-            .args(["convert", "guess.qcow2", "out.raw"])
-            .assert();
-        done.code(1);
-    }
+    works(dir, &[&line[..], &["guess.qcow2", "1M"]].concat());
+    let mut guess = fs::read(dir.join("guess.qcow2")).expect("reads");
+    let format = guess.windows(4).position(|w| w == [0xe2, 0x79, 0x2a, 0xca]);
+    let format = format.expect("the format is recorded");
+    guess[format..format + 4].fill(0x55);
+    fs::write(dir.join("guess.qcow2"), guess).expect("writes");
+    fails(dir, &["convert", "guess.qcow2", "out.raw"], 1, "secret.raw");
+    // On its own it stays what it was found to be for as long as it is open.
+    fs::write(dir.join("disk.raw"), vec![0; 1 << 20]).expect("writes");
+    fs::write(dir.join("head"), &header[..65_536]).expect("writes");
+    let commands = [
+        "write -s head 0 64k",
+        "reopen",
+        "read -P 0 64k 64k",
+        "length",
+    ];
+    let commands = commands.iter().flat_map(|c| ["-c", c]);
+    let line: Vec<&str> = ["io"].into_iter().chain(commands).collect();
+    let text = works(dir, &[&line[..], &["disk.raw"]].concat());
+    assert!(text.contains("1 MiB"), "{text}");
+    let after = fs::read(dir.join("disk.raw")).expect("reads");
+    assert!(after[..65_536] == header[..65_536] && after.len() == 1 << 20);
 }

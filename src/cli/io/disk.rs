@@ -133,6 +133,17 @@ impl Disk {
         })
     }
 
+    /// Refuses a compressed write of a range that is not made of whole clusters, before a part of
+    /// it is written.
+    ///
+    /// # Errors
+    /// `Invalid`, as `submit`.
+    pub(super) fn check_whole(&self, verb: &'static str, range: &Range<u64>) -> anyhow::Result<()> {
+        let chain = self.backend.chain();
+        let done = chain.check_compressed(range);
+        done.map_err(|e| failed(verb, e.at_opt(chain.top().storage().path())))
+    }
+
     /// Whether a write must be durable when it completes, given that the command asked for it or
     /// not.
     pub(super) fn fua(&self, parsed: &Parsed) -> bool {

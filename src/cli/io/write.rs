@@ -180,6 +180,9 @@ fn write_bytes(
     len: u64,
 ) -> anyhow::Result<Duration> {
     let range = disk.range("write", at, len)?;
+    if parsed.has('c') {
+        disk.check_whole("write", &range)?;
+    }
     let mut buf = AlignedBuf::new(clamp_len(len.min(STEP), usize::MAX), BUFFER_ALIGN);
     let mut time = Duration::ZERO;
     for step in steps("write", range) {

@@ -251,7 +251,7 @@ impl Qcow2 {
             return why("the image has bitmaps (bitmap --remove takes them away)".to_owned());
         }
         let table = SnapshotTable::read(&*self.file, header)?;
-        for (entry, snapshot) in table.entries.iter().zip(table.describe(self.size())) {
+        for snapshot in table.describe(self.size()) {
             let name = printable(&snapshot.name);
             if snapshot.disk_size != self.size() || u32::try_from(snapshot.vm_state_size).is_err() {
                 return why(format!(
@@ -261,13 +261,7 @@ impl Qcow2 {
                     self.size()
                 ));
             }
-            let l1 = self.read_l1(entry.l1_offset(), entry.l1_len())?;
-            if self.header.backing_name.is_some() && self.has_zero_clusters(&l1)? {
-                return why(format!(
-                    "snapshot '{name}' has zero clusters and the image a backing file (snapshot -d takes it away)"
-                ));
-            }
         }
-        Ok(())
+        self.plan_expansion().map(drop)
     }
 }

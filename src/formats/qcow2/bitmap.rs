@@ -136,6 +136,10 @@ impl Qcow2 {
         let writer = self.writer()?;
         let mut tracker = writer.tracker.lock();
         if let Some(tracker) = &mut *tracker {
+            if !writer.has_started() {
+                // A change of the whole image since the last write moved metadata.
+                self.prepare()?;
+            }
             tracker.finish(&*self.file, &mut || self.take_for_bitmap())?;
         }
         *tracker = None;
@@ -240,23 +244,6 @@ impl Qcow2 {
             )));
         }
         Ok(bits)
-    }
-
-    /// Before the disk becomes another one of `size` bytes: all of it counts as written.
-    pub(super) fn bitmaps_before_jump(&self, size: u64) -> Result<()> {
-        let directory = self.directory()?;
-        if directory.entries.is_empty() || size == self.size() {
-            self.start_writing()?;
-            return self.record(&(0..size));
-        }
-        Err(self.no_bitmaps_of_another_size(size))
-    }
-
-    fn no_bitmaps_of_another_size(&self, size: u64) -> Error {
-        Error::unsupported(format!(
-            "the image has bitmaps of a disk of {} bytes, and the new size is {size} (bitmap --remove takes them away)",
-            self.size()
-        ))
     }
 }
 

@@ -9,7 +9,7 @@ use std::cell::Cell;
 use super::Qcow2;
 use super::bitmap_dir::{Directory, Entry, table_len};
 use super::header::Header;
-use super::recorder::Recorder;
+use super::recorder::{ONES, Recorder};
 use super::refcount::Step;
 use super::switch::switch;
 use crate::error::{Error, Result};
@@ -21,6 +21,8 @@ use crate::util::align::{clamp_len, len64};
 const STEP: u64 = 1 << 20;
 /// Ranges of a source merged at a time.
 const BATCH: usize = 1 << 16;
+/// Guest bytes recorded in one go: no more than fit the pages in memory, whatever the granularity.
+const RECORD_STEP: u64 = 16 << 30;
 /// Bits of a table's entry that hold an offset.
 const OFFSET: u64 = super::entry::OFFSET;
 
@@ -33,6 +35,15 @@ pub(super) struct Resized {
     host: u64,
     /// The header may point at it.
     switched: Cell<bool>,
+}
+
+/// What bitmaps that record have for a disk of another size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Recorded {
+    /// What they recorded.
+    Kept,
+    /// All bits.
+    All,
 }
 
 /// Which of the bitmaps before and after a resize.
@@ -74,6 +85,20 @@ impl Qcow2 {
             at += len64(part);
         }
         Ok(copy)
+    }
+
+    /// A bitmap like `original` whose table has `len` entries, all bits set.
+    fn full_bitmap(&self, original: &Entry, len: u64) -> Result<Entry> {
+        let mut full = original.clone();
+        full.set_table(self.new_table(len)?, len)?;
+        let (mut at, end) = (full.table(), full.table() + len * 8);
+        while at < end {
+            let words = clamp_len((end - at).min(STEP) / 8, usize::MAX);
+            let bytes = ONES.to_be_bytes().repeat(words);
+            self.file.write_at(&bytes, at)?;
+            at += len64(bytes.len());
+        }
+        Ok(full)
     }
 
     /// Gives back the table of a bitmap and the clusters that the table of `kept`, of which it is
@@ -166,7 +191,7 @@ impl Qcow2 {
 
     /// Copies of all bitmaps for a disk of `size` bytes, which has zero bits where it is longer;
     /// `None`: there are no bitmaps.  Nothing records meanwhile.
-    pub(super) fn bitmaps_of_size(&self, size: u64) -> Result<Option<Resized>> {
+    pub(super) fn bitmaps_of_size(&self, size: u64, recorded: Recorded) -> Result<Option<Resized>> {
         let old = self.directory()?;
         if old.entries.is_empty() {
             return Ok(None);
@@ -179,23 +204,67 @@ impl Qcow2 {
             host: 0,
             switched: Cell::new(false),
         };
-        if let Err(e) = self.copy_bitmaps_of_size(&mut resized, size) {
+        if let Err(e) = self.copy_bitmaps_of_size(&mut resized, size, recorded) {
             self.give_back(&resized);
             return Err(e);
         }
         Ok(Some(resized))
     }
 
-    fn copy_bitmaps_of_size(&self, resized: &mut Resized, size: u64) -> Result<()> {
+    fn copy_bitmaps_of_size(
+        &self,
+        resized: &mut Resized,
+        size: u64,
+        recorded: Recorded,
+    ) -> Result<()> {
         let end = size.min(self.size());
         for entry in &resized.old.entries {
-            let copy = self.copy_bitmap(entry, self.table_len_for(entry, size))?;
+            let len = self.table_len_for(entry, size);
+            if recorded == Recorded::All && entry.is_recording() {
+                let full = self.full_bitmap(entry, len)?;
+                resized.new.entries.push(full);
+                continue;
+            }
+            let copy = self.copy_bitmap(entry, len)?;
             resized.new.entries.push(copy.clone());
             let recorder = Recorder::new(&copy, self.layout.cluster_bits);
             recorder.cut(&*self.file, end, &mut || self.take_for_bitmap())?;
         }
         resized.host = self.write_directory(&resized.new.encode()?)?;
         Ok(())
+    }
+
+    /// Before the disk becomes another one, of `size` bytes: all of it counts as written.  Where
+    /// that is another size, bitmaps for it, for [`Resized::point`] and
+    /// [`Qcow2::bitmaps_after_jump`].
+    pub(super) fn bitmaps_before_jump(&self, size: u64) -> Result<Option<Resized>> {
+        if size == self.size() || self.directory()?.entries.is_empty() {
+            self.start_writing()?;
+            let starts = (0..size).step_by(clamp_len(RECORD_STEP, usize::MAX));
+            let mut parts = starts.map(|at| at..size.min(at + RECORD_STEP));
+            return parts.try_for_each(|part| self.record(&part)).map(|()| None);
+        }
+        self.finish_bitmaps()?;
+        self.check_bitmaps_before_resize(size)?;
+        self.prepare()?;
+        self.writer()?.start_unrecorded();
+        let made = self.bitmaps_of_size(size, Recorded::All);
+        if made.is_err() {
+            self.writer()?.start_again();
+        }
+        made
+    }
+
+    /// After the disk became another one, or did not.
+    pub(super) fn bitmaps_after_jump(&self, resized: &Resized, done: Result<()>) -> Result<()> {
+        self.writer()?.start_again();
+        match done {
+            Ok(()) => self.drop_old_bitmaps(resized),
+            Err(e) => {
+                self.give_back(resized);
+                Err(e)
+            }
+        }
     }
 
     /// Gives back the copies where the header cannot point at them; what fails stays a leak.
@@ -221,10 +290,7 @@ impl Qcow2 {
         let mut header = Header::read(&*self.file)?;
         change(&mut header);
         match (side, resized.old.place) {
-            (Side::New, _) => {
-                let len = len64(resized.new.encode()?.len());
-                resized.new.point(&mut header, resized.host, len);
-            }
+            (Side::New, _) => resized.point(&mut header)?,
             (Side::Old, Some(place)) => resized.old.point(&mut header, place.offset, place.len),
             (Side::Old, None) => {}
         }
@@ -249,6 +315,16 @@ impl Qcow2 {
         let clusters = host >> bits..(host + len).div_ceil(1 << bits);
         let mut refcounts = self.writer()?.refcounts.lock();
         refcounts.step(&*self.file, clusters, Step::Down)
+    }
+}
+
+impl Resized {
+    /// Has `header`, which is about to be switched to, point at the bitmaps of the new size.
+    pub(super) fn point(&self, header: &mut Header) -> Result<()> {
+        let len = len64(self.new.encode()?.len());
+        self.new.point(header, self.host, len);
+        self.switched.set(true);
+        Ok(())
     }
 }
 

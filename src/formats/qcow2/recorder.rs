@@ -17,7 +17,7 @@ const MAX_PAGES: usize = 8192;
 /// Bits of a table's entry that hold an offset.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 /// A table's entry for a cluster of ones that has no space.
-const ONES: u64 = 1;
+pub(super) const ONES: u64 = 1;
 /// Set bits looked through in one go.
 const STEP: u64 = 64 << 10;
 

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use super::Qcow2;
-use super::bitmap_copy::{Resized, Side};
+use super::bitmap_copy::{Recorded, Resized, Side};
 use super::entry::Cluster;
 use super::feature;
 use super::header::MAX_L1_BYTES;
@@ -40,6 +40,15 @@ impl Resize for Qcow2 {
         // Bitmaps take no note of what the resize itself writes, and begin anew with the next write.
         self.writer()?.start_unrecorded();
         let done = self.resize_with_bitmaps(virtual_size, below);
+        self.writer()?.start_again();
+        done
+    }
+
+    fn unrecorded(&self, give: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        self.finish_bitmaps()?;
+        self.prepare()?;
+        self.writer()?.start_unrecorded();
+        let done = give();
         self.writer()?.start_again();
         done
     }
@@ -95,7 +104,7 @@ impl Qcow2 {
 
     fn resize_with_bitmaps(&self, size: u64, below: LayerBelow) -> Result<()> {
         let old = self.size();
-        let bitmaps = self.bitmaps_of_size(size)?;
+        let bitmaps = self.bitmaps_of_size(size, Recorded::Kept)?;
         let bitmaps = bitmaps.as_ref();
         let done = match size > old {
             true => self.grow(old..size, below, bitmaps),

@@ -262,11 +262,16 @@ impl<'a> Rewrite<'a> {
 
     /// Writes a changed second-level table to a cluster of its own.
     pub(super) fn write_table(&mut self, bytes: &[u8]) -> Result<u64> {
-        let host = self.spare.pop().ok_or_else(|| {
-            Error::corrupt("more L2 tables change than there are (check -r all mends the image)")
-        })?;
+        let host = self.spare_cluster()?;
         self.image.file.write_at(bytes, host)?;
         Ok(host)
+    }
+
+    /// One of the clusters that were taken for tables, counted once.
+    pub(super) fn spare_cluster(&mut self) -> Result<u64> {
+        self.spare.pop().ok_or_else(|| {
+            Error::corrupt("more L2 tables change than there are (check -r all mends the image)")
+        })
     }
 
     /// Counts everything that the tables of `l1` refer to down, and the tables.

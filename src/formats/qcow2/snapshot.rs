@@ -3,6 +3,7 @@
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::bitmap_copy::Resized;
 use super::header::{Header, MAX_L1_BYTES};
 use super::lookup::Tables;
 use super::refcount::{Place, Refcounts};
@@ -139,7 +140,22 @@ impl Qcow2 {
                 MAX_L1_BYTES / 8
             )));
         }
-        self.bitmaps_before_jump(size)?;
+        let bitmaps = self.bitmaps_before_jump(size)?;
+        let done = self.jump(entry, size, l1_len, bitmaps.as_ref());
+        match bitmaps {
+            Some(bitmaps) => self.bitmaps_after_jump(&bitmaps, done),
+            None => done,
+        }
+    }
+
+    /// Makes the disk that of a snapshot, of `size` bytes, with a table of `l1_len` entries.
+    fn jump(
+        &mut self,
+        entry: &Entry,
+        size: u64,
+        l1_len: u64,
+        bitmaps: Option<&Resized>,
+    ) -> Result<()> {
         let old = self.active_l1()?;
         let mut l1 = self.read_l1(entry.l1_offset(), entry.l1_len())?;
         l1.resize(clamp_len(l1_len, usize::MAX), 0);
@@ -153,7 +169,7 @@ impl Qcow2 {
             rewrite.share_tables(&mut l1, Replaced::Here)?;
             replace_l1(rewrite, &l1)?;
             rewrite.header.size = size;
-            Ok(())
+            bitmaps.map_or(Ok(()), |b| b.point(&mut rewrite.header))
         })
     }
 

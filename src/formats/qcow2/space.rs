@@ -179,24 +179,37 @@ impl Qcow2 {
     pub(super) fn assigned_space(&self, start: u64, count: u64) -> Result<Option<Space>> {
         let writer = self.writer()?;
         let mut assigned = writer.assigned.lock();
-        let first = start >> self.layout.cluster_bits;
-        let Some(space) = assigned.remove(&first) else {
+        let at = start >> self.layout.cluster_bits;
+        let Some((&first, _)) = assigned.range(..=at).next_back() else {
             return Ok(None);
         };
-        let size = self.layout.cluster_size();
-        let mut run = space;
-        let mut taken = 1;
-        while taken < count {
-            match assigned.get(&(first + taken)) {
-                Some(next) if next.host == run.host + taken * size && next.fresh == run.fresh => {
-                    assigned.remove(&(first + taken));
-                    taken += 1;
-                }
-                _ => break,
-            }
+        let before = at - first;
+        let Some(run) = assigned
+            .get(&first)
+            .filter(|run| before < range::len(&run.clusters))
+            .cloned()
+        else {
+            return Ok(None);
+        };
+        assigned.remove(&first);
+        let len = range::len(&run.clusters);
+        let end = len.min(before + count);
+        if before > 0 {
+            assigned.insert(first, self.part(&run, 0..before));
         }
-        run.clusters.end = run.clusters.start + taken;
-        Ok(Some(Space::new(run)))
+        if end < len {
+            assigned.insert(first + end, self.part(&run, end..len));
+        }
+        Ok(Some(Space::new(self.part(&run, before..end))))
+    }
+
+    /// A part of a run, counted in clusters from its first.
+    fn part(&self, run: &Taken, part: Range<u64>) -> Taken {
+        Taken {
+            host: run.host + (part.start << self.layout.cluster_bits),
+            clusters: run.clusters.start + part.start..run.clusters.start + part.end,
+            fresh: run.fresh,
+        }
     }
 }
 
@@ -231,17 +244,7 @@ impl Qcow2 {
             let count = taken.clusters.end - taken.clusters.start;
             self.tables.forget(taken.host..taken.host + (count << bits));
             self.reserve_host(taken.host..taken.host + (count << bits))?;
-            let mut assigned = self.writer()?.assigned.lock();
-            for index in 0..count {
-                let host = taken.host + (index << bits);
-                let cluster = taken.clusters.start + index;
-                let one = Taken {
-                    host,
-                    clusters: cluster..cluster + 1,
-                    ..taken
-                };
-                assigned.insert(free.start + index, one);
-            }
+            self.writer()?.assigned.lock().insert(free.start, taken);
             at = free.start + count;
         }
         Ok(())
@@ -257,27 +260,51 @@ impl Qcow2 {
         clusters.try_for_each(|run| refcounts.step(&*self.file, run, Step::Down))
     }
 
-    /// The first run of guest clusters in a range that have no space and none assigned.
+    /// The first run of guest clusters in a range of one second-level table that have no space and
+    /// none assigned.
     fn unassigned(&self, clusters: Range<u64>) -> Result<Option<Range<u64>>> {
-        let writer = self.writer()?;
-        let mut run: Option<Range<u64>> = None;
-        for index in clusters {
-            let start = index << self.layout.cluster_bits;
-            let entry = self.tables.entry_offset(&*self.file, start, Wait::Yes)?;
-            let cluster = match entry {
-                Some(entry) => self.tables.cluster(&*self.file, entry, Wait::Yes)?,
-                None => Cluster::Unallocated,
-            };
-            let free = !matches!(cluster, Cluster::Standard { copied: true, .. })
-                && !writer.assigned.lock().contains_key(&index);
-            match (&mut run, free) {
-                (None, true) => run = Some(index..index + 1),
-                (Some(run), true) => run.end = index + 1,
-                (Some(_), false) => break,
-                (None, false) => {}
+        let start = clusters.start << self.layout.cluster_bits;
+        let table = self.tables.entry_offset(&*self.file, start, Wait::Yes)?;
+        let is_free = |index: u64| -> Result<bool> {
+            let Some(first) = table else { return Ok(true) };
+            let entry = first + (index - clusters.start) * self.layout.entry_len();
+            let cluster = self.tables.cluster(&*self.file, entry, Wait::Yes)?;
+            Ok(!matches!(cluster, Cluster::Standard { copied: true, .. }))
+        };
+        let mut at = clusters.start;
+        while at < clusters.end {
+            let gap = self.not_assigned(at..clusters.end)?;
+            at = gap.start;
+            while at < gap.end && !is_free(at)? {
+                at += 1;
+            }
+            let free = at;
+            while at < gap.end && is_free(at)? {
+                at += 1;
+            }
+            if free < at {
+                return Ok(Some(free..at));
             }
         }
-        Ok(run)
+        Ok(None)
+    }
+
+    /// The first run of guest clusters in a range that have none assigned; empty, at its end, where
+    /// there are none.
+    fn not_assigned(&self, clusters: Range<u64>) -> Result<Range<u64>> {
+        let assigned = self.writer()?.assigned.lock();
+        let mut at = clusters.start;
+        if let Some((first, run)) = assigned.range(..=at).next_back() {
+            at = at.max(first + range::len(&run.clusters));
+        }
+        for (first, run) in assigned.range(at..clusters.end.max(at)) {
+            if *first > at {
+                return Ok(at..*first);
+            }
+            at = first + range::len(&run.clusters);
+        }
+        let at = at.min(clusters.end);
+        Ok(at..clusters.end)
     }
 
     fn reserve_host(&self, host: Range<u64>) -> Result<()> {

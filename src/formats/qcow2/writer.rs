@@ -2,10 +2,10 @@
 //! space, and the order of writes.
 //!
 //! Locks, outermost first: a reservation of the guest range; the stripe of its second-level table
-//! (held while a table is made or copied); `ahead`; `freed`; `refcounts`.  Nothing is held while guest
-//! data is written but the reservation.
+//! (held while a table is made or copied); `ahead`; `freed`; `refcounts`.  Nothing is held while
+//! guest data is written but the reservation.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -44,8 +44,9 @@ pub(super) struct Writer {
     pub(super) reservations: Reservations,
     stripes: [Mutex<()>; STRIPES],
     freed: Mutex<Vec<Freed>>,
-    /// Clusters taken ahead for guest clusters that have none yet, by guest cluster.
-    pub(super) assigned: Mutex<HashMap<u64, Taken>>,
+    /// Clusters taken ahead for runs of guest clusters that have none yet, by the first of each.
+    /// Innermost.
+    pub(super) assigned: Mutex<BTreeMap<u64, Taken>>,
     /// Clusters that may be pointed at before their data is on stable media.
     pub(super) ahead: Mutex<Ahead>,
     syncs: Syncs,

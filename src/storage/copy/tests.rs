@@ -154,3 +154,26 @@ fn blocks_are_shared_where_the_file_system_can() {
     let error = share(&src, 1, &dst, 0, 4096).expect_err("not aligned");
     assert_eq!(error.kind(), ErrorKind::Unsupported);
 }
+
+#[test]
+fn a_look_at_few_bytes_says_yes_only_where_data_is() {
+    for src in [file(Caching::Mapped), file(Caching::Buffered)] {
+        src.set_len(1 << 20).expect("sparse");
+        src.write_at(&[1], 70_000).expect("writes");
+        src.write_at(&[1], 200_511).expect("writes");
+        for (host, found) in [
+            (0..65_536, false),
+            (65_536..131_072, false),
+            (70_000..70_001, true),
+            (69_500..69_900, false),
+            (200_000..300_000, true),
+            (199_999..300_000, false),
+            ((1 << 20) - 1..2 << 20, false),
+            (5 << 20..6 << 20, false),
+        ] {
+            assert_eq!(peek(&*src, &host), found, "{host:?}");
+        }
+    }
+    // Without a descriptor it knows nothing.
+    assert!(!peek(&MemoryStorage::from_bytes(&[1; 600]), &(0..600)));
+}

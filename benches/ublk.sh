@@ -19,7 +19,7 @@ cd "$(dirname "$0")/.."
 
 kernel=${1:-new} rounds=${2:-3} seconds=${3:-1}
 begin target "$rounds"
-cache=target/tmp/vm
+cache=$(dirname "$(dirname "$vdtool")")/tmp/vm
 tests/vm/setup "$cache" "$kernel"
 guest=$work/guest
 mkdir -p "$guest/bin"

@@ -124,6 +124,7 @@ pub enum Verdict {
 #[derive(Debug)]
 struct Lane {
     queue: Arc<Queue>,
+    gate: Arc<Gate>,
     chain: Arc<Chain>,
     high: Option<Arc<HighWater>>,
 }
@@ -140,7 +141,6 @@ struct Queue {
 #[derive(Debug)]
 pub struct Ticket {
     lane: Arc<Lane>,
-    gate: Arc<Gate>,
     shape: Shape,
     begun: Instant,
     /// Whether a server may move its bytes itself.
@@ -174,6 +174,11 @@ impl Ticket {
         self.plain
     }
 
+    /// Whether anybody wants to know where in the image's file is written.
+    pub fn is_watched(&self) -> bool {
+        self.lane.high.is_some()
+    }
+
     /// Notes that a server wrote to the image's file itself, up to host offset `end`.
     pub fn wrote(&self, end: u64) {
         if let Some(high) = &self.lane.high {
@@ -184,7 +189,7 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.gate.leave(&self.lane.queue.count);
+        self.lane.gate.leave(&self.lane.queue.count);
     }
 }
 
@@ -195,6 +200,8 @@ pub struct Backend {
     gate: Arc<Gate>,
     /// One for each queue: no two queues write to one line of the cache.
     lanes: Vec<ArcSwap<Lane>>,
+    /// Those of the lanes, whatever the chain.
+    queues: Vec<Arc<Queue>>,
     status: Mutex<IoStatus>,
     limits: ArcSwapOption<Membership>,
     /// Where blocking requests that have to wait for a limit stand in line.
@@ -223,17 +230,21 @@ impl Backend {
 
     fn build(medium: Medium, settings: Settings) -> Self {
         let (chain, high) = medium.parts();
-        let lane = |_| {
+        let queues: Vec<Arc<Queue>> = (0..settings.queues).map(|_| Arc::default()).collect();
+        let gate = Arc::<Gate>::default();
+        let lane = |queue| {
             ArcSwap::from_pointee(Lane {
-                queue: Arc::default(),
+                queue: Arc::clone(queue),
+                gate: Arc::clone(&gate),
                 chain: Arc::clone(&chain),
                 high: high.clone(),
             })
         };
         Self {
-            lanes: (0..settings.queues).map(lane).collect(),
+            lanes: queues.iter().map(lane).collect(),
+            queues,
             settings,
-            gate: Arc::default(),
+            gate,
             status: Mutex::default(),
             limits: ArcSwapOption::empty(),
             line: Default::default(),
@@ -354,18 +365,17 @@ impl Backend {
         self.admit_at(queue, shape, Instant::now())
     }
 
-    /// As `admit`, at a moment that tests choose.
-    fn admit_at(&self, queue: QueueId, shape: &Shape, now: Instant) -> Admission {
-        let lane = self.lane(queue);
-        let depth = match self.gate.enter(&lane.load().queue.count) {
+    /// As [`Backend::admit`], for who has looked at the clock just now.
+    pub fn admit_at(&self, queue: QueueId, shape: &Shape, now: Instant) -> Admission {
+        let index = usize::try_from(queue.0).unwrap_or_default() % self.lanes.len();
+        let depth = match self.gate.enter(&self.queues[index].count) {
             Ok(depth) => depth,
             Err(flags) if flags & CLOSED == 0 => return Admission::Held,
             Err(_) => return Admission::Refused(closed()),
         };
         // Loaded once it is in: the chain stays until it is out.
         let ticket = Ticket {
-            lane: lane.load_full(),
-            gate: Arc::clone(&self.gate),
+            lane: self.lanes[index].load_full(),
             shape: shape.clone(),
             begun: now,
             plain: self.moving(shape),
@@ -401,8 +411,12 @@ impl Backend {
     /// Ends a request: counts it, and applies the error policy to how it went.  A flush that
     /// failed is never held, whatever the policy: its client is told.
     pub fn complete(&self, ticket: Ticket, result: Result<()>) -> Verdict {
+        self.complete_at(ticket, result, Instant::now())
+    }
+
+    /// As [`Backend::complete`], for who has looked at the clock just now.
+    pub fn complete_at(&self, ticket: Ticket, result: Result<()>, now: Instant) -> Verdict {
         let kind = ticket.shape.kind;
-        let now = Instant::now();
         let time = now.saturating_duration_since(ticket.begun);
         let age = now.saturating_duration_since(self.made);
         let account = &ticket.lane.queue.account;
@@ -497,11 +511,6 @@ impl Backend {
         }
     }
 
-    fn lane(&self, queue: QueueId) -> &ArcSwap<Lane> {
-        let index = usize::try_from(queue.0).unwrap_or_default() % self.lanes.len();
-        &self.lanes[index]
-    }
-
     fn moving(&self, shape: &Shape) -> Moving {
         let durable = shape.fua || self.settings.durability == Durability::EveryWrite;
         match shape.kind {
@@ -514,7 +523,7 @@ impl Backend {
     }
 
     fn check(&self, shape: &Shape, chain: &Chain) -> Result<()> {
-        let path = chain.top().storage().path();
+        let path = || chain.top().storage().path();
         let size = chain.virtual_size();
         let range = &shape.range;
         if range.start > range.end || range.end > size {
@@ -522,7 +531,7 @@ impl Backend {
                 "the request for {:#x}..{:#x} reaches past the end of the disk at {size:#x}",
                 range.start, range.end
             );
-            return Err(Error::new(ErrorKind::OutOfRange, text).at_opt(path));
+            return Err(Error::new(ErrorKind::OutOfRange, text).at_opt(path()));
         }
         let block = u64::from(self.settings.logical_block_size);
         let aligned = |at: u64| at.is_multiple_of(block);
@@ -531,10 +540,10 @@ impl Backend {
                 "the request for {:#x}..{:#x} is not made of whole blocks of {block} bytes",
                 range.start, range.end
             );
-            return Err(Error::new(ErrorKind::Invalid, text).at_opt(path));
+            return Err(Error::new(ErrorKind::Invalid, text).at_opt(path()));
         }
         match shape.kind.changes() && !chain.top().caps().write {
-            true => Err(Error::read_only().at_opt(path)),
+            true => Err(Error::read_only().at_opt(path())),
             false => Ok(()),
         }
     }

@@ -156,6 +156,7 @@ impl Backend {
             let queue = Arc::clone(&lane.load().queue);
             lane.store(Arc::new(Lane {
                 queue,
+                gate: Arc::clone(&self.gate),
                 chain: Arc::clone(&chain),
                 high: high.clone(),
             }));

@@ -33,12 +33,17 @@ pub(super) enum Place {
     Zero,
 }
 
-/// The pieces of a read or an overwrite; `None` where more has to be done than to move bytes.
+/// Adds the pieces of a read or an overwrite to `pieces`; `None` where more has to be done than to
+/// move bytes.
 ///
 /// Requests start and end at multiples of `block`.  The caller holds a ticket of [`Chain::enter`]
 /// from before the call until the last piece is done.
-pub(super) fn pieces(chain: &Chain, shape: &Shape, block: u64) -> Option<Vec<Piece>> {
-    let mut pieces = Vec::new();
+pub(super) fn plan(
+    chain: &Chain,
+    shape: &Shape,
+    block: u64,
+    pieces: &mut Vec<Piece>,
+) -> Option<()> {
     let mut at = shape.range.start;
     while at < shape.range.end {
         let left = shape.range.end - at;
@@ -50,10 +55,10 @@ pub(super) fn pieces(chain: &Chain, shape: &Shape, block: u64) -> Option<Vec<Pie
             _ => return None,
         };
         let offset = clamp_len(at - shape.range.start, usize::MAX);
-        add(&mut pieces, offset, clamp_len(len, usize::MAX), place)?;
+        add(pieces, offset, clamp_len(len, usize::MAX), place)?;
         at += len;
     }
-    Some(pieces)
+    Some(())
 }
 
 /// Where in the file `fd` the last byte of the pieces is followed; 0 where none is there.
@@ -129,6 +134,11 @@ mod tests {
     use crate::storage::file::FileStorage;
     use crate::storage::memory::MemoryStorage;
     use crate::storage::open::Access;
+
+    fn pieces(chain: &Chain, shape: &Shape, block: u64) -> Option<Vec<Piece>> {
+        let mut pieces = Vec::new();
+        plan(chain, shape, block, &mut pieces).map(|()| pieces)
+    }
 
     fn shape(kind: Kind, range: Range<u64>) -> Shape {
         Shape {

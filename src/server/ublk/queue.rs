@@ -76,6 +76,10 @@ pub(super) struct Queue<'a> {
     block: u64,
     /// The memory that the driver was told, where it copies; by tag.
     copied: Vec<IoBuf<u8>>,
+    /// When the ring was last looked at: one look at the clock for all that had come.
+    now: Instant,
+    /// Used again for each request.
+    pieces: Vec<Piece>,
 }
 
 impl<'a> Queue<'a> {
@@ -117,6 +121,8 @@ impl<'a> Queue<'a> {
             spare: Buffers::default(),
             block,
             copied,
+            now: Instant::now(),
+            pieces: Vec::new(),
         })
     }
 
@@ -150,6 +156,7 @@ impl<'a> Queue<'a> {
                 Err(UblkError::IOError(e)) if is_passing(&e) => {}
                 Err(e) => return Err(super::control::error("wait for requests")(e)),
             }
+            self.now = Instant::now();
             for (data, result) in events.drain(..) {
                 self.event(data, result)?;
             }
@@ -217,7 +224,11 @@ impl<'a> Queue<'a> {
 
     /// Asks for a request to be let in, and begins it or keeps it.
     fn offer(&mut self, tag: u16, command: Command) {
-        match self.shared.backend.admit(self.id, &command.shape) {
+        match self
+            .shared
+            .backend
+            .admit_at(self.id, &command.shape, self.now)
+        {
             Admission::Admitted(ticket) => self.begin(tag, command, ticket),
             Admission::Refused(error) => self.commit(tag, -error.errno()),
             Admission::Held => self.hold(tag, command),
@@ -255,9 +266,18 @@ impl<'a> Queue<'a> {
         let plain = matches!(command.shape.kind, Kind::Read | Kind::Write);
         if plain && ticket.moving() == Moving::Anyone {
             let grace = ticket.chain().enter();
-            if let Some(pieces) = plan::pieces(ticket.chain(), &command.shape, self.block) {
-                return self.move_bytes(tag, command, ticket, grace, &pieces);
+            let mut pieces = std::mem::take(&mut self.pieces);
+            pieces.clear();
+            let planned = plan::plan(ticket.chain(), &command.shape, self.block, &mut pieces);
+            match planned {
+                Some(()) => self.move_bytes(tag, command, ticket, grace, &pieces),
+                None => {
+                    drop(grace);
+                    self.hand_over(tag, command, ticket);
+                }
             }
+            self.pieces = pieces;
+            return;
         }
         self.hand_over(tag, command, ticket);
     }
@@ -298,11 +318,9 @@ impl<'a> Queue<'a> {
         pieces: &[Piece],
     ) {
         let kind = command.shape.kind;
-        // An empty range: which descriptor it is, not what may be moved.
-        let file = ticket.chain().top().storage().fd_for(&(0..0), self.block);
-        let end = match file {
-            Some(fd) if kind == Kind::Write => plan::end_in(pieces, fd.as_raw_fd()),
-            _ => 0,
+        let end = match kind == Kind::Write && ticket.is_watched() {
+            true => self.end_of(&ticket, pieces),
+            false => 0,
         };
         let registered = self.shared.transfer == Transfer::ZeroCopy && !command.unregistered;
         let mut transit = Transit {
@@ -341,6 +359,13 @@ impl<'a> Queue<'a> {
         }
     }
 
+    /// Where in the image's file a write ends; 0 where it does not go there.
+    fn end_of(&self, ticket: &Ticket, pieces: &[Piece]) -> u64 {
+        // An empty range: which descriptor it is, not what may be moved.
+        let file = ticket.chain().top().storage().fd_for(&(0..0), self.block);
+        file.map_or(0, |fd| plan::end_in(pieces, fd.as_raw_fd()))
+    }
+
     /// Before the ring moves anything: the bytes of a write, and the zeroes of a read.
     fn prepare(
         &mut self,
@@ -349,8 +374,7 @@ impl<'a> Queue<'a> {
         registered: bool,
         pieces: &[Piece],
     ) -> Result<()> {
-        let channel = self.shared.channel.clone();
-        let driver = channel.place(self.inbox.queue, tag);
+        let driver = self.shared.channel.place(self.inbox.queue, tag);
         if transit.command.shape.kind == Kind::Write {
             return match &mut transit.buffer {
                 Some(buffer) => driver.fetch(0, buffer),
@@ -417,7 +441,7 @@ impl<'a> Queue<'a> {
     }
 
     fn finish(&mut self, tag: u16, command: Command, ticket: Ticket, result: Result<()>) {
-        match self.shared.backend.complete(ticket, result) {
+        match self.shared.backend.complete_at(ticket, result, self.now) {
             Verdict::Answer(Ok(())) => self.commit(tag, command.done()),
             Verdict::Answer(Err(error)) => self.commit(tag, -error.errno()),
             Verdict::Hold => self.hold(tag, command),

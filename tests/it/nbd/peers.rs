@@ -1,7 +1,9 @@
 //! Our server with other clients.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use vdtool::backend::Backend;
 use vdtool::chain::open::ChainOptions;
 
 use super::{Serving, export, lasting};
@@ -240,8 +242,9 @@ fn a_qcow2_chain_tells_its_depths_and_its_bitmap() {
     assert_eq!(map("base:allocation"), [(0, end, 0), (end, rest, 3)]);
 }
 
-/// Serves a new image of a format, of 64 MiB.
-fn serving_new(format: &str) -> Serving {
+/// Serves a new image of a format, of 64 MiB; its backend is to be finished when the server has
+/// ended.
+fn serving_new(format: &str) -> (Serving, Arc<Backend>) {
     let dir = scratch();
     let image = dir.path().join("disk");
     crate::util::vdtool()
@@ -254,8 +257,9 @@ fn serving_new(format: &str) -> Serving {
         format: vdtool::formats::by_name(format),
         ..ChainOptions::write()
     };
-    let exports = vec![export("", &image, &options)];
-    Serving::new(dir, exports, lasting())
+    let export = export("", &image, &options);
+    let backend = Arc::clone(&export.backend);
+    (Serving::new(dir, vec![export], lasting()), backend)
 }
 
 #[test]
@@ -273,7 +277,7 @@ fn fio_finds_what_it_wrote_trimmed_and_overwrote_at_random() {
         return crate::util::skipped("fio has no nbd engine");
     }
     for format in ["raw", "vhd", "qcow2"] {
-        let serving = serving_new(format);
+        let (serving, backend) = serving_new(format);
         let uri = format!("--uri={}", serving.uri(""));
         let fio = |arguments: &[&str]| {
             let common = ["--name=verify", "--ioengine=nbd", &uri, "--size=64M"];
@@ -315,6 +319,7 @@ fn fio_finds_what_it_wrote_trimmed_and_overwrote_at_random() {
         server.stop();
         server.wait().expect("ends well");
         drop(server);
+        backend.finish().expect("closes");
         if format != "raw" {
             crate::util::vdtool()
                 .args(["check", "-f", format])

@@ -359,7 +359,7 @@ fn nbdcopy_copies_both_ways_however_it_asks() {
         let found = std::fs::read(target.image()).expect("reads");
         assert_same(&found, &bytes, 0, "copied in");
         for format in ["qcow2", "vhd"] {
-            let target = serving_new(format);
+            let (target, _backend) = serving_new(format);
             run(plain, &target.uri(""));
             let found = target.uri("");
             peer("nbdcopy", dir, [&*found, "back.raw"]);

@@ -14,7 +14,7 @@ use parking_lot::{Condvar, Mutex};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::features::{self, Features, Transfer};
-use super::pool::{Inbox, Pool};
+use super::pool::{Inbox, Leaving, Pool};
 use super::queue::{Queue, Shared};
 use super::transfer::Channel;
 use super::{Options, control, params, process, ring};
@@ -337,15 +337,22 @@ impl Owner {
     /// come meanwhile or are held.
     fn leave(&self, control: &UblkCtrl, running: Running) {
         self.backend.pause();
-        if running.in_use.features.has(sys::UBLK_F_QUIESCE) {
-            // From here on the driver keeps what comes.  One that does not, since a queue is full of
-            // held requests, keeps it when this process has ended, as it does for one that is killed.
-            let _ = control.quiesce_dev(QUIESCE.as_millis().try_into().unwrap_or(u64::MAX));
-        }
-        running.inboxes.iter().for_each(|inbox| inbox.leave());
-        for thread in running.threads {
-            // A panic there was counted as its end.
-            let _ = thread.join();
+        let quiesces = running.in_use.features.has(sys::UBLK_F_QUIESCE);
+        let patience = QUIESCE.as_millis().try_into().unwrap_or(u64::MAX);
+        // From here on the driver keeps what comes.  One that does not, since it is older, or a queue
+        // is full of held requests, keeps it when this process has ended, as it does for one that is
+        // killed: until then its queues must be there, and answer nothing.
+        let quiesced = quiesces && control.quiesce_dev(patience).is_ok();
+        let how = match quiesced {
+            true => Leaving::End,
+            false => Leaving::Keep,
+        };
+        running.inboxes.iter().for_each(|inbox| inbox.leave(how));
+        if quiesced {
+            for thread in running.threads {
+                // A panic there was counted as its end.
+                let _ = thread.join();
+            }
         }
         control.disown();
     }

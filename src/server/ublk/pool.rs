@@ -6,8 +6,8 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex};
@@ -52,6 +52,15 @@ pub(super) struct Done {
     pub(super) buffer: Option<Vec<u8>>,
 }
 
+/// How a queue leaves its requests to the next server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Leaving {
+    /// It ends: the driver holds requests back.
+    End,
+    /// It stays until the process ends: the driver still hands requests out.
+    Keep,
+}
+
 /// Where a queue is told things by other threads.
 #[derive(Debug)]
 pub(super) struct Inbox {
@@ -63,7 +72,7 @@ pub(super) struct Inbox {
     /// The server ends.
     stopping: AtomicBool,
     /// The server ends, and what it has not answered is the next one's.
-    leaving: AtomicBool,
+    leaving: OnceLock<Leaving>,
     event: OwnedFd,
 }
 
@@ -79,7 +88,7 @@ impl Inbox {
             done: Mutex::default(),
             woken: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
-            leaving: AtomicBool::new(false),
+            leaving: OnceLock::new(),
             event: event.map_err(|e| Error::io("make an eventfd", e.into()))?,
         })
     }
@@ -122,15 +131,16 @@ impl Inbox {
         self.stopping.load(Ordering::SeqCst)
     }
 
-    /// Has the queue end, with what it keeps unanswered.
-    pub(super) fn leave(&self) {
-        self.leaving.store(true, Ordering::SeqCst);
+    /// Has the queue answer nothing from now on: what it keeps and what comes is the next server's.
+    /// No request may be under way.
+    pub(super) fn leave(&self, how: Leaving) {
+        let _ = self.leaving.set(how);
         self.ring();
     }
 
-    /// Whether [`Inbox::leave`] was called.
-    pub(super) fn is_leaving(&self) -> bool {
-        self.leaving.load(Ordering::SeqCst)
+    /// How [`Inbox::leave`] was called, if it was.
+    pub(super) fn leaving(&self) -> Option<Leaving> {
+        self.leaving.get().copied()
     }
 
     /// Empties it: the requests that are done, and whether to try again what is kept.

@@ -16,7 +16,7 @@ use super::buffers::{Buffer, Buffers};
 use super::features::Transfer;
 use super::kept::Waiting;
 use super::plan::{self, Piece, Place};
-use super::pool::{Done, Inbox, Job, Pool};
+use super::pool::{Done, Inbox, Job, Leaving, Pool};
 use super::request::Command;
 use super::ring::{self, Event, Memory};
 use super::transfer::Channel;
@@ -160,7 +160,7 @@ impl<'a> Queue<'a> {
             for (data, result) in events.drain(..) {
                 self.event(data, result)?;
             }
-            if self.inbox.is_leaving() {
+            if self.inbox.leaving() == Some(Leaving::End) {
                 return ring::submit_all();
             }
         }
@@ -215,6 +215,7 @@ impl<'a> Queue<'a> {
     /// A request has come.
     fn request(&mut self, tag: u16) {
         match Command::parse(self.driver.get_iod(tag)) {
+            _ if self.inbox.leaving().is_some() => {}
             Err(errno) => self.commit(tag, -errno),
             // Those that wait already are older.
             Ok(command) if self.waiting.has(command.shape.kind) => self.waiting.delay(tag, command),
@@ -254,6 +255,9 @@ impl<'a> Queue<'a> {
 
     /// Offers again what is kept.
     fn retry(&mut self) {
+        if self.inbox.leaving().is_some() {
+            return;
+        }
         for (tag, command) in self.waiting.take() {
             self.guarded(tag, |queue| match queue.waiting.has(command.shape.kind) {
                 true => queue.waiting.delay(tag, command),

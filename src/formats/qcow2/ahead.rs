@@ -31,6 +31,8 @@ pub(super) struct Ahead {
     runs: Vec<Taken>,
     /// Clusters to make ready next time: few for who writes little.
     next: u64,
+    /// The host cannot make clusters zero without writing zeroes.
+    useless: bool,
 }
 
 impl Ahead {
@@ -63,10 +65,14 @@ impl Qcow2 {
             return Ok(None);
         }
         let mut ahead = writer.ahead.lock();
+        if ahead.useless {
+            return Ok(None);
+        }
         if ahead.runs.is_empty() {
             let want = ahead.next.max(count);
             ahead.next = (want * 2).min(self.most_ahead());
             ahead.runs = self.make_ready(want)?;
+            ahead.useless = ahead.runs.is_empty();
         }
         let taken = ahead.pop(count, self.layout.cluster_bits);
         Ok(taken.map(Space::ready))
@@ -139,7 +145,8 @@ impl Qcow2 {
             drop(refcounts);
             let host = self.bytes_of(run);
             if host.end == self.file.size() {
-                self.file.set_len(host.start)?;
+                // Where the file cannot be cut, a device, the end of it is free all the same.
+                drop(self.file.set_len(host.start));
             }
         }
         Ok(())

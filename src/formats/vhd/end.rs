@@ -199,6 +199,7 @@ impl Sparse {
         space.stale = space.stale.filter(|old| *old + footer::LEN64 <= tail);
         space.footer = Some(tail);
         space.tail = Some(tail);
+        space.zeroes = 0..0;
         space.grown = false;
         self.data_end.store(tail, Ordering::Release);
         Ok(())

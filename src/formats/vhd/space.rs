@@ -120,6 +120,7 @@ impl Space {
     pub(super) fn footer_is_at(&mut self, host: u64) {
         self.footer = Some(host);
         self.tail = None;
+        self.zeroes = 0..0;
     }
 
     /// Whether part of a range of the file is freed or assigned.

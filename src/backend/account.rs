@@ -132,14 +132,10 @@ impl QueueStats {
     }
 }
 
-/// The class of a latency.
-fn class(time: Duration) -> usize {
-    let bits = u128::BITS - time.as_micros().leading_zeros();
+/// The class of a latency in nanoseconds.
+fn class(spent: u64) -> usize {
+    let bits = u64::BITS - (spent / 1000).leading_zeros();
     usize::try_from(bits).unwrap_or(CLASSES).min(CLASSES - 1)
-}
-
-fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Account {
@@ -156,10 +152,10 @@ impl Account {
         }
     }
 
-    /// Counts a request that ended `age` after the backend was made.
-    pub(super) fn done(&self, kind: Kind, bytes: u64, time: Duration, ok: bool, age: Duration) {
+    /// Counts a request that took `spent` and ended `age` after the backend was made, both in
+    /// nanoseconds.
+    pub(super) fn done(&self, kind: Kind, bytes: u64, spent: u64, ok: bool, age: u64) {
         let counters = &self.kinds[kind as usize];
-        let spent = nanoseconds(time);
         counters.nanoseconds.fetch_add(spent, Ordering::Relaxed);
         if ok {
             counters.operations.fetch_add(1, Ordering::Relaxed);
@@ -173,8 +169,8 @@ impl Account {
         if counters.most.load(Ordering::Relaxed) < spent {
             counters.most.fetch_max(spent, Ordering::Relaxed);
         }
-        counters.classes[class(time)].fetch_add(1, Ordering::Relaxed);
-        self.last.store(nanoseconds(age), Ordering::Relaxed);
+        counters.classes[class(spent)].fetch_add(1, Ordering::Relaxed);
+        self.last.store(age, Ordering::Relaxed);
     }
 
     fn totals(&self, kind: Kind) -> Totals {
@@ -222,11 +218,11 @@ mod tests {
         let mut times: Vec<(Kind, Duration, bool, u64)> = Vec::new();
         for step in 0..2000u64 {
             let kind = Kind::ALL[random.usize(..KINDS)];
-            let time = Duration::from_nanos(random.u64(..) >> random.u32(20..64));
+            let spent = random.u64(..) >> random.u32(20..64);
             let (ok, bytes) = (random.u8(..) > 20, random.u64(..1 << 20));
             let queue = &queues[random.usize(..2)];
-            queue.done(kind, bytes, time, ok, Duration::from_nanos(step));
-            times.push((kind, time, ok, bytes));
+            queue.done(kind, bytes, spent, ok, step);
+            times.push((kind, Duration::from_nanos(spent), ok, bytes));
         }
         let age = Duration::from_nanos(5000);
         let [a, b] = queues.map(|q| q.stats(0, age));
@@ -258,7 +254,7 @@ mod tests {
     fn a_queue_that_did_nothing_does_not_make_the_least_time_zero() {
         let (busy, lazy) = (Account::default(), Account::default());
         let time = Duration::from_micros(7);
-        busy.done(Kind::Read, 1, time, true, time);
+        busy.done(Kind::Read, 1, 7000, true, 7000);
         let all = lazy.stats(0, time).plus(busy.stats(0, time));
         assert_eq!(all.kind(Kind::Read).least, time);
         assert_eq!(all.kind(Kind::Read).mean(), time);

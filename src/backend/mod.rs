@@ -10,8 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use arc_swap::{ArcSwap, ArcSwapOption};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
@@ -120,13 +119,41 @@ pub enum Verdict {
     Hold,
 }
 
+/// A moment, in nanoseconds since the backend was made; see [`Backend::moment`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(u64);
+
 /// One queue, over the chain as it is now.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Lane {
     queue: Arc<Queue>,
     gate: Arc<Gate>,
     chain: Arc<Chain>,
     high: Option<Arc<HighWater>>,
+    limits: Option<Arc<Membership>>,
+}
+
+/// Where the lane of a queue is found.  It is locked for as long as it takes to clone a pointer, on
+/// a line of the cache of its own.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Place(RwLock<Arc<Lane>>);
+
+impl Place {
+    fn lane(&self) -> Arc<Lane> {
+        Arc::clone(&self.0.read())
+    }
+
+    /// Puts another lane in the place of the one that is there.
+    fn change(&self, next: impl FnOnce(Lane) -> Lane) {
+        let old = {
+            let mut lane = self.0.write();
+            let next = Arc::new(next(Lane::clone(&lane)));
+            std::mem::replace(&mut *lane, next)
+        };
+        // It may be the last to hold an image, which takes its time to go.
+        drop(old);
+    }
 }
 
 /// What a queue keeps whatever the chain.
@@ -141,8 +168,9 @@ struct Queue {
 #[derive(Debug)]
 pub struct Ticket {
     lane: Arc<Lane>,
-    shape: Shape,
-    begun: Instant,
+    begun: Moment,
+    bytes: u64,
+    kind: Kind,
     /// Whether a server may move its bytes itself.
     plain: Moving,
 }
@@ -160,11 +188,6 @@ impl Ticket {
     /// The disk as it is until the request ends.
     pub fn chain(&self) -> &Chain {
         &self.lane.chain
-    }
-
-    /// The request.
-    pub fn shape(&self) -> &Shape {
-        &self.shape
     }
 
     /// Who may move its bytes.  Where it is `Anyone` a server may read what [`Chain::resolve`] says
@@ -199,11 +222,10 @@ pub struct Backend {
     settings: Settings,
     gate: Arc<Gate>,
     /// One for each queue: no two queues write to one line of the cache.
-    lanes: Vec<ArcSwap<Lane>>,
+    lanes: Vec<Place>,
     /// Those of the lanes, whatever the chain.
     queues: Vec<Arc<Queue>>,
     status: Mutex<IoStatus>,
-    limits: ArcSwapOption<Membership>,
     /// Where blocking requests that have to wait for a limit stand in line.
     line: [Mutex<()>; 2],
     made: Instant,
@@ -233,12 +255,13 @@ impl Backend {
         let queues: Vec<Arc<Queue>> = (0..settings.queues).map(|_| Arc::default()).collect();
         let gate = Arc::<Gate>::default();
         let lane = |queue| {
-            ArcSwap::from_pointee(Lane {
+            Place(RwLock::new(Arc::new(Lane {
                 queue: Arc::clone(queue),
                 gate: Arc::clone(&gate),
                 chain: Arc::clone(&chain),
                 high: high.clone(),
-            })
+                limits: None,
+            })))
         };
         Self {
             lanes: queues.iter().map(lane).collect(),
@@ -246,7 +269,6 @@ impl Backend {
             settings,
             gate,
             status: Mutex::default(),
-            limits: ArcSwapOption::empty(),
             line: Default::default(),
             made: Instant::now(),
             lost: AtomicBool::new(false),
@@ -256,15 +278,15 @@ impl Backend {
 
     /// The disk itself, as it is now.
     pub fn chain(&self) -> Arc<Chain> {
-        Arc::clone(&self.lanes[0].load().chain)
+        Arc::clone(&self.lanes[0].0.read().chain)
     }
 
     /// What each queue has counted so far.
     pub fn stats(&self) -> Vec<QueueStats> {
         let age = self.made.elapsed();
-        let lanes = self.lanes.iter().map(|lane| lane.load());
-        lanes
-            .map(|lane| lane.queue.account.stats(lane.queue.count.now(), age))
+        self.queues
+            .iter()
+            .map(|queue| queue.account.stats(queue.count.now(), age))
             .collect()
     }
 
@@ -279,7 +301,7 @@ impl Backend {
 
     /// End of the highest write to the image's file since it was opened, where that is watched.
     pub fn highest_offset(&self) -> Option<u64> {
-        self.lanes[0].load().high.as_ref().map(|high| high.end())
+        self.lanes[0].0.read().high.as_ref().map(|high| high.end())
     }
 
     /// How it was set up.
@@ -289,12 +311,16 @@ impl Backend {
 
     /// The limits that hold, and who shares them.
     pub fn limits(&self) -> Option<Arc<Membership>> {
-        self.limits.load_full()
+        self.lanes[0].0.read().limits.clone()
     }
 
     /// Puts the disk under the limits of a group, or none, instead of those it had.
     pub fn set_group(&self, group: Option<&Arc<Group>>) {
-        self.limits.store(group.map(|group| Arc::new(group.join())));
+        let limits = group.map(|group| Arc::new(group.join()));
+        for place in &self.lanes {
+            let limits = limits.clone();
+            place.change(|lane| Lane { limits, ..lane });
+        }
         self.gate.wake();
     }
 
@@ -362,11 +388,21 @@ impl Backend {
 
     /// Asks for a request to be let in.  Never blocks.
     pub fn admit(&self, queue: QueueId, shape: &Shape) -> Admission {
-        self.admit_at(queue, shape, Instant::now())
+        self.admit_at(queue, shape, self.moment())
+    }
+
+    /// The present moment.
+    pub fn moment(&self) -> Moment {
+        self.moment_of(Instant::now())
+    }
+
+    fn moment_of(&self, at: Instant) -> Moment {
+        let age = at.saturating_duration_since(self.made).as_nanos();
+        Moment(u64::try_from(age).unwrap_or(u64::MAX))
     }
 
     /// As [`Backend::admit`], for who has looked at the clock just now.
-    pub fn admit_at(&self, queue: QueueId, shape: &Shape, now: Instant) -> Admission {
+    pub fn admit_at(&self, queue: QueueId, shape: &Shape, now: Moment) -> Admission {
         let index = usize::try_from(queue.0).unwrap_or_default() % self.lanes.len();
         let depth = match self.gate.enter(&self.queues[index].count) {
             Ok(depth) => depth,
@@ -375,9 +411,10 @@ impl Backend {
         };
         // Loaded once it is in: the chain stays until it is out.
         let ticket = Ticket {
-            lane: self.lanes[index].load_full(),
-            shape: shape.clone(),
+            lane: self.lanes[index].lane(),
             begun: now,
+            bytes: shape.len(),
+            kind: shape.kind,
             plain: self.moving(shape),
         };
         let account = &ticket.lane.queue.account;
@@ -385,8 +422,12 @@ impl Backend {
             account.invalid(shape.kind);
             return Admission::Refused(e);
         }
-        if let Some(limits) = &*self.limits.load()
-            && let Err(at) = limits.ask(shape.kind, shape.len(), now)
+        if let Some(limits) = &ticket.lane.limits
+            && let Err(at) = limits.ask(
+                shape.kind,
+                shape.len(),
+                self.made + Duration::from_nanos(now.0),
+            )
         {
             return Admission::NotBefore(at);
         }
@@ -400,7 +441,8 @@ impl Backend {
     /// # Errors
     /// Those of the chain; hand them to [`Backend::complete`].
     pub fn execute(&self, ticket: &Ticket, request: &mut Request<'_>) -> Result<()> {
-        debug_assert_eq!(request.shape(), ticket.shape);
+        debug_assert_eq!(request.shape().kind, ticket.kind);
+        debug_assert_eq!(request.shape().len(), ticket.bytes);
         let run = || execute::run(ticket.chain(), request, &self.settings, &self.lost);
         catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
             let text = "the request met a bug and was given up";
@@ -411,16 +453,15 @@ impl Backend {
     /// Ends a request: counts it, and applies the error policy to how it went.  A flush that
     /// failed is never held, whatever the policy: its client is told.
     pub fn complete(&self, ticket: Ticket, result: Result<()>) -> Verdict {
-        self.complete_at(ticket, result, Instant::now())
+        self.complete_at(ticket, result, self.moment())
     }
 
     /// As [`Backend::complete`], for who has looked at the clock just now.
-    pub fn complete_at(&self, ticket: Ticket, result: Result<()>, now: Instant) -> Verdict {
-        let kind = ticket.shape.kind;
-        let time = now.saturating_duration_since(ticket.begun);
-        let age = now.saturating_duration_since(self.made);
+    pub fn complete_at(&self, ticket: Ticket, result: Result<()>, now: Moment) -> Verdict {
+        let kind = ticket.kind;
+        let spent = now.0.saturating_sub(ticket.begun.0);
         let account = &ticket.lane.queue.account;
-        account.done(kind, ticket.shape.len(), time, result.is_ok(), age);
+        account.done(kind, ticket.bytes, spent, result.is_ok(), now.0);
         self.look_at_mark(&ticket);
         drop(ticket);
         let Err(error) = result else {
@@ -489,8 +530,7 @@ impl Backend {
     }
 
     fn drain(&self) {
-        let lanes: Vec<_> = self.lanes.iter().map(ArcSwap::load_full).collect();
-        let counts: Vec<_> = lanes.iter().map(|lane| &lane.queue.count).collect();
+        let counts: Vec<_> = self.queues.iter().map(|queue| &queue.count).collect();
         self.gate.drain(&counts);
     }
 

@@ -152,14 +152,13 @@ impl Backend {
 
     fn install(&self, next: Medium) {
         let (chain, high) = next.parts();
-        for lane in &self.lanes {
-            let queue = Arc::clone(&lane.load().queue);
-            lane.store(Arc::new(Lane {
-                queue,
-                gate: Arc::clone(&self.gate),
-                chain: Arc::clone(&chain),
-                high: high.clone(),
-            }));
+        for place in &self.lanes {
+            let (chain, high) = (Arc::clone(&chain), high.clone());
+            place.change(|lane| Lane {
+                chain,
+                high,
+                ..lane
+            });
         }
     }
 

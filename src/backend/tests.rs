@@ -331,7 +331,7 @@ fn limits_are_kept_to_in_virtual_time_and_a_wait_is_no_request_under_way() {
     let end = now + Duration::from_secs(100);
     let mut admitted = 0;
     while now < end {
-        match backend.admit_at(QUEUE, &shape, now) {
+        match backend.admit_at(QUEUE, &shape, backend.moment_of(now)) {
             Admission::Admitted(_) => admitted += 1,
             Admission::NotBefore(at) => now = at,
             other => panic!("{other:?}"),
@@ -344,11 +344,11 @@ fn limits_are_kept_to_in_virtual_time_and_a_wait_is_no_request_under_way() {
         range: 0..1 << 40,
         ..shape.clone()
     };
-    let answer = backend.admit_at(QUEUE, &wrong, now);
+    let answer = backend.admit_at(QUEUE, &wrong, backend.moment_of(now));
     assert!(matches!(answer, Admission::Refused(_)), "is wrong at once");
     backend.set_group(None);
     for _ in 0..100 {
-        let answer = backend.admit_at(QUEUE, &shape, now);
+        let answer = backend.admit_at(QUEUE, &shape, backend.moment_of(now));
         assert!(matches!(answer, Admission::Admitted(_)));
     }
 }

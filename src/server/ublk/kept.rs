@@ -31,9 +31,11 @@ impl Waiting {
 
     /// Whether requests of this kind wait for their turn.
     pub(super) fn has(&self, kind: Kind) -> bool {
-        self.late
-            .iter()
-            .any(|(_, command)| command.shape.kind == kind)
+        !self.late.is_empty()
+            && self
+                .late
+                .iter()
+                .any(|(_, command)| command.shape.kind == kind)
     }
 
     /// All that are kept, oldest first, those that were held in front.

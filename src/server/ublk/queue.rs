@@ -20,7 +20,7 @@ use super::pool::{Done, Inbox, Job, Leaving, Pool};
 use super::request::Command;
 use super::ring::{self, Event, Memory};
 use super::transfer::Channel;
-use crate::backend::{Admission, Backend, Kind, Moving, QueueId, Ticket, Verdict};
+use crate::backend::{Admission, Backend, Kind, Moment, Moving, QueueId, Ticket, Verdict};
 use crate::error::{Error, Result};
 use crate::util::grace;
 
@@ -31,16 +31,6 @@ pub(super) struct Shared {
     pub(super) pool: Pool,
     pub(super) channel: Channel,
     pub(super) transfer: Transfer,
-}
-
-/// What a tag is doing.
-#[derive(Debug, Default)]
-enum Slot {
-    /// Its next request has not come, or a worker or a list has it.
-    #[default]
-    Away,
-    /// The ring moves its bytes.
-    Moving(Transit),
 }
 
 /// A request whose bytes are being moved by the ring.
@@ -68,7 +58,9 @@ pub(super) struct Queue<'a> {
     id: QueueId,
     shared: Arc<Shared>,
     inbox: Arc<Inbox>,
-    slots: Vec<Slot>,
+    /// By tag, what the ring moves; `None`: its next request has not come, or a worker or a list has
+    /// it.
+    slots: Vec<Option<Transit>>,
     waiting: Waiting,
     alarm: ring::Alarm,
     spare: Buffers,
@@ -77,7 +69,7 @@ pub(super) struct Queue<'a> {
     /// The memory that the driver was told, where it copies; by tag.
     copied: Vec<IoBuf<u8>>,
     /// When the ring was last looked at: one look at the clock for all that had come.
-    now: Instant,
+    now: Moment,
     /// Used again for each request.
     pieces: Vec<Piece>,
 }
@@ -110,18 +102,19 @@ impl<'a> Queue<'a> {
         let block = shared.backend.settings().logical_block_size;
         let block = u64::from(block).max(super::request::SECTOR);
         ring::watch(&driver, inbox.fd())?;
+        let now = shared.backend.moment();
         Ok(Self {
             driver,
             id: QueueId(u32::from(inbox.queue)),
             shared,
             inbox,
-            slots: (0..depth).map(|_| Slot::default()).collect(),
+            slots: (0..depth).map(|_| None).collect(),
             waiting: Waiting::default(),
             alarm: ring::Alarm::default(),
             spare: Buffers::default(),
             block,
             copied,
-            now: Instant::now(),
+            now,
             pieces: Vec::new(),
         })
     }
@@ -133,11 +126,12 @@ impl<'a> Queue<'a> {
     pub(super) fn run(mut self) -> Result<()> {
         let ended = self.serve();
         // The kernel must be done with the buffers before they go.
-        let moving = |slot: &Slot| match slot {
-            Slot::Moving(transit) => transit.left,
-            Slot::Away => 0,
-        };
-        let left = self.slots.iter().map(moving).sum();
+        let left = self
+            .slots
+            .iter()
+            .flatten()
+            .map(|transit| transit.left)
+            .sum();
         if let Err(e) = ring::wait_for(left) {
             std::mem::forget(std::mem::take(&mut self.slots));
             return ended.and(Err(e));
@@ -156,24 +150,44 @@ impl<'a> Queue<'a> {
                 Err(UblkError::IOError(e)) if is_passing(&e) => {}
                 Err(e) => return Err(super::control::error("wait for requests")(e)),
             }
-            self.now = Instant::now();
-            for (data, result) in events.drain(..) {
-                self.event(data, result)?;
-            }
+            self.now = self.shared.backend.moment();
+            self.events(&events)?;
+            events.clear();
             if self.inbox.leaving() == Some(Leaving::End) {
                 return ring::submit_all();
             }
         }
     }
 
-    /// Handles one completion.  A panic is the end of one request, not of the queue.
+    /// Handles completions.  A panic is the end of one request, not of the queue.
+    fn events(&mut self, events: &[(u64, i32)]) -> Result<()> {
+        let mut begun = 0;
+        while begun < events.len() {
+            let handle = || {
+                for (data, result) in &events[begun..] {
+                    begun += 1;
+                    self.event(*data, *result)?;
+                }
+                Ok(())
+            };
+            match catch_unwind(AssertUnwindSafe(handle)) {
+                Ok(done) => done?,
+                Err(_) => match Event::of(events[begun - 1].0) {
+                    None | Some(Event::Moved(_)) => self.give_up(tag_of(events[begun - 1].0)),
+                    // Not about one request: those it led to have been answered, or are kept.
+                    Some(Event::Inbox | Event::Timer) => {}
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Handles one completion.
     fn event(&mut self, data: u64, result: i32) -> Result<()> {
         let Some(event) = Event::of(data) else {
-            let tag =
-                u16::try_from(libublk::io::UblkIOCtx::user_data_to_tag(data)).unwrap_or(u16::MAX);
             return match result {
                 0 => {
-                    self.guarded(tag, |queue| queue.request(tag));
+                    self.request(tag_of(data));
                     Ok(())
                 }
                 sys::UBLK_IO_RES_ABORT => Ok(()),
@@ -184,7 +198,7 @@ impl<'a> Queue<'a> {
             };
         };
         match event {
-            Event::Moved(tag) => self.guarded(tag, |queue| queue.moved(tag, result)),
+            Event::Moved(tag) => self.moved(tag, result),
             Event::Timer => {
                 self.waiting.disarm();
                 self.retry();
@@ -204,10 +218,14 @@ impl<'a> Queue<'a> {
     }
 
     fn guarded(&mut self, tag: u16, run: impl FnOnce(&mut Self)) {
-        if catch_unwind(AssertUnwindSafe(|| run(self))).is_ok() {
-            return;
+        if catch_unwind(AssertUnwindSafe(|| run(self))).is_err() {
+            self.give_up(tag);
         }
-        if let Some(Slot::Away) = self.slots.get(usize::from(tag)) {
+    }
+
+    /// Answers a request that met a bug, unless the ring has it.
+    fn give_up(&mut self, tag: u16) {
+        if let Some(None) = self.slots.get(usize::from(tag)) {
             self.commit(tag, -libc::EIO);
         }
     }
@@ -359,7 +377,7 @@ impl<'a> Queue<'a> {
         }
         match transit.left {
             0 => self.ended(tag, transit),
-            _ => self.slots[usize::from(tag)] = Slot::Moving(transit),
+            _ => self.slots[usize::from(tag)] = Some(transit),
         }
     }
 
@@ -402,11 +420,11 @@ impl<'a> Queue<'a> {
         let Some(slot) = self.slots.get_mut(usize::from(tag)) else {
             return;
         };
-        let Slot::Moving(transit) = slot else { return };
+        let Some(transit) = slot else { return };
         transit.left -= 1;
         transit.moved += usize::try_from(result).unwrap_or(0);
         if transit.left == 0
-            && let Slot::Moving(transit) = std::mem::take(slot)
+            && let Some(transit) = slot.take()
         {
             self.ended(tag, transit);
         }
@@ -466,6 +484,11 @@ impl<'a> Queue<'a> {
         let taken = self.driver.complete_io_cmd_unified(tag, memory, answer);
         debug_assert!(taken.is_ok(), "the device takes this kind of memory");
     }
+}
+
+/// The tag that a completion is about; 0 where it is about none.
+fn tag_of(data: u64) -> u16 {
+    u16::try_from(libublk::io::UblkIOCtx::user_data_to_tag(data)).unwrap_or(u16::MAX)
 }
 
 /// The memory of a request's bytes, where the ring does not move them to the driver.

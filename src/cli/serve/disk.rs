@@ -16,7 +16,7 @@ use crate::image::Driver;
 use crate::nbd::uri::is_uri;
 use crate::server::Export;
 use crate::storage::highwater::HighWater;
-use crate::storage::open::{Access, Caching};
+use crate::storage::open::{Access, Caching, Sharing};
 use crate::util::text::printable;
 
 /// Queues that are counted apart, where the server does not say how many it has.
@@ -119,6 +119,24 @@ impl Opener {
             chain,
             high_water: Some(high_water),
         })
+    }
+
+    /// Virtual size of an image as it is now, in bytes, whoever has it open.
+    ///
+    /// # Errors
+    /// Those of opening it for reading.
+    pub(super) fn size_of(
+        &self,
+        path: &Path,
+        format: Option<&'static Driver>,
+    ) -> crate::Result<u64> {
+        let mut options = ChainOptions {
+            format: format.or(self.options.format),
+            ..self.options.clone()
+        };
+        options.storage.access = Access::Read;
+        options.storage.sharing = Sharing::Force;
+        chain::open::open(path, &options).map(|chain| chain.virtual_size())
     }
 
     /// Whether writes are lost when the image is closed.

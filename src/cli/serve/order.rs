@@ -200,9 +200,18 @@ fn reopen(
         return Err(Error::unsupported(text).at(path).into());
     }
     let before = disk.export.backend.geometry().virtual_size;
+    // Looked at before anything is closed, and again once nobody else can change it.
+    let check = |size: u64| match size == before {
+        true => Ok(()),
+        false => front.server.may_resize(&disk.export),
+    };
+    if front.server.may_resize(&disk.export).is_err() {
+        check(disk.opener.size_of(path, format)?)?;
+    }
     let mut found = None;
     disk.export.backend.reopen(|| {
         let medium = disk.opener.open(path, format)?;
+        check(medium.chain.virtual_size())?;
         found = Some(disk.opener.format_of(&medium));
         Ok(medium)
     })?;

@@ -290,6 +290,30 @@ fn an_image_that_something_else_changed_is_opened_again() {
     });
 }
 
+#[test]
+fn where_clients_keep_the_size_an_image_of_another_is_not_opened_again() {
+    let served = Served::new(&["@/a.raw"]);
+    served.server.fix_size();
+    served.write(0, 9).expect("writes");
+    served.tell("reopen");
+    assert_eq!(served.read(0).expect("reads"), 9);
+    let next = image(served.dir.path(), "next.raw", 5, 8192);
+    std::fs::rename(next, served.dir.path().join("a.raw")).expect("renames");
+    let (class, _) = served.refused("reopen");
+    assert_eq!(class, "unsupported");
+    assert_eq!(served.status()["state"], "running");
+    assert_eq!(
+        served.read(0).expect("reads"),
+        9,
+        "the old file is still open"
+    );
+    std::fs::remove_file(served.dir.path().join("a.raw")).expect("removes");
+    let (class, _) = served.refused("reopen");
+    assert_eq!(class, "not-found");
+    assert_eq!(served.status()["state"], "running");
+    assert!(served.server.resized_to().is_empty());
+}
+
 /// Has the threads of a test end, also where it fails.
 struct AtEnd<'a>(&'a AtomicBool);
 

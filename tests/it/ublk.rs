@@ -101,7 +101,13 @@ fn strip(from: &Path, to: &Path) {
 #[test]
 fn a_disk_of_any_format_is_a_block_device_of_an_older_kernel() {
     let scenarios = [
-        "verify", "recovery", "handover", "control", "options", "ends",
+        "verify",
+        "recovery",
+        "handover",
+        "control",
+        "options",
+        "unprivileged",
+        "ends",
     ];
     run("old", &scenarios);
 }
@@ -109,7 +115,15 @@ fn a_disk_of_any_format_is_a_block_device_of_an_older_kernel() {
 #[test]
 fn a_disk_of_any_format_is_a_block_device_of_a_newer_kernel() {
     let scenarios = [
-        "formats", "chains", "verify", "recovery", "control", "options", "geometry", "ends",
+        "formats",
+        "chains",
+        "verify",
+        "recovery",
+        "control",
+        "options",
+        "unprivileged",
+        "geometry",
+        "ends",
         "rounds",
     ];
     run("new", &scenarios);

@@ -171,7 +171,7 @@ pub struct Args {
 /// # Errors
 /// Whatever keeps the disks from being served or from being closed cleanly.
 pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
-    if let Some(exit) = ublk::manage(args)? {
+    if let Some(exit) = ublk::manage(args, globals)? {
         return Ok(exit);
     }
     run::run(args, globals, |exports| transport::start(args, exports))

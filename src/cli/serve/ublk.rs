@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{Args, Export, Server, usage};
+use crate::cli::Globals;
 use crate::cli::common::{OutputFormat, print};
 use crate::cli::exit::Exit;
 use crate::output;
@@ -69,7 +70,7 @@ impl UblkArgs {
 ///
 /// # Errors
 /// Those of the driver.
-pub(super) fn manage(args: &Args) -> anyhow::Result<Option<Exit>> {
+pub(super) fn manage(args: &Args, globals: &Globals) -> anyhow::Result<Option<Exit>> {
     let asked = &args.transport.ublk;
     if let Some(id) = asked.delete {
         ublk::delete(id)?;
@@ -78,7 +79,12 @@ pub(super) fn manage(args: &Args) -> anyhow::Result<Option<Exit>> {
     if !asked.list {
         return Ok(None);
     }
-    let found = ublk::list()?;
+    let ublk::Listed { found, foreign } = ublk::list()?;
+    for id in foreign {
+        globals.note(&format!(
+            "/dev/ublkb{id} belongs to another user and is not listed"
+        ));
+    }
     print(|out| {
         match args.output.output {
             OutputFormat::Human => output::ublk::human(out, &found)?,

@@ -14,7 +14,8 @@ use crate::error::{Error, ErrorKind, Result};
 const CONTROL: &str = "/dev/ublk-control";
 /// What devices are called in the driver's records.
 const TARGET: &str = "vdtool";
-/// How long the driver may take to notice that a server is gone.
+/// How long the driver may take to notice that a server is gone, and the host to let a new device
+/// be opened.
 const NOTICE: Duration = Duration::from_secs(10);
 /// Bits that may be asked for; the driver sets more by itself.
 const ASKED: u32 = sys::UBLK_F_SUPPORT_ZERO_COPY
@@ -106,13 +107,10 @@ pub(super) fn add(options: &Options) -> Result<UblkCtrl> {
         .dev_flags(UblkFlags::UBLK_DEV_F_ADD_DEV)
         .build();
     added.map_err(|e| match &e {
-        UblkError::UringIOError(code) if [-libc::EPERM, -libc::EACCES].contains(code) => {
-            Error::new(
-                ErrorKind::Permission,
-                "no right to add a ublk device: be root, or use --unprivileged; --nbd works \
-                 without",
-            )
-        }
+        denied if is_denied(denied) => Error::new(
+            ErrorKind::Permission,
+            "no right to add a ublk device: be root, or use --unprivileged; --nbd works without",
+        ),
         _ => error("add a ublk device")(e),
     })
 }
@@ -121,6 +119,71 @@ fn taken(id: u32) -> Error {
     Error::invalid(format!(
         "there is a ublk device {id} already: name another with --dev-id, take it over with \
          --recover, or remove it with 'serve --delete {id}'"
+    ))
+}
+
+/// Where clients find a device.
+pub(super) fn block_device(id: u32) -> String {
+    format!("/dev/ublkb{id}")
+}
+
+/// Waits until the block device is there and can be opened.
+///
+/// # Errors
+/// The host's; `Permission` where it was not given to a user without privileges.
+pub(super) fn wait_until_open(id: u32) -> Result<()> {
+    let path = block_device(id);
+    let begun = Instant::now();
+    loop {
+        match std::fs::File::open(&path) {
+            Ok(_) => return Ok(()),
+            Err(e) if begun.elapsed() > NOTICE => {
+                let failed = || Error::io("open the ublk device", e).at(&path);
+                return Err(not_given(id).unwrap_or_else(failed));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
+fn character_device(id: u32) -> String {
+    format!("/dev/ublkc{id}")
+}
+
+fn is_denied(e: &UblkError) -> bool {
+    matches!(e, UblkError::UringIOError(code) if [-libc::EPERM, -libc::EACCES].contains(code))
+}
+
+fn foreign(id: u32) -> Error {
+    Error::new(
+        ErrorKind::Permission,
+        format!("ublk device {id} belongs to another user: be that user, or root"),
+    )
+}
+
+/// Whether the permissions of a node let this user read and write it; one that is not there does.
+/// To open it would tell more, but counts as a server that came and went.
+fn may_use(path: &str) -> bool {
+    use rustix::fs::{Access, AtFlags, CWD, accessat};
+    let wanted = Access::READ_OK | Access::WRITE_OK;
+    let found = accessat(CWD, path, wanted, AtFlags::EACCESS);
+    !matches!(found, Err(rustix::io::Errno::ACCESS))
+}
+
+/// Why a device of a user without privileges could not be started; `None` where its nodes were
+/// given to that user.
+pub(super) fn not_given(id: u32) -> Option<Error> {
+    let nodes = [character_device(id), block_device(id)];
+    let withheld = nodes.iter().position(|path| !may_use(path))?;
+    let path = &nodes[withheld];
+    // Without the first node the driver takes no command for the device.
+    let rest = match withheld {
+        0 => format!("; the device stays until root removes it with 'serve --delete {id}'"),
+        _ => String::new(),
+    };
+    Some(Error::new(
+        ErrorKind::Permission,
+        format!("{path} was not given to this user: --unprivileged needs udev rules for it{rest}"),
     ))
 }
 
@@ -259,13 +322,19 @@ impl Found {
 /// What the driver says of a device.
 ///
 /// # Errors
-/// `NotFound`; the driver's.
+/// `NotFound`; `Permission` for one of another user; the driver's.
 pub(super) fn find(id: u32) -> Result<Found> {
     if !is_there(id) {
         let text = format!("there is no ublk device {id}");
         return Err(Error::new(ErrorKind::NotFound, text));
     }
-    let control = UblkCtrl::new_simple(number(id)?).map_err(error("ask for the ublk device"))?;
+    if !may_use(&character_device(id)) {
+        return Err(foreign(id));
+    }
+    let control = UblkCtrl::new_simple(number(id)?).map_err(|e| match is_denied(&e) {
+        true => foreign(id),
+        false => error("ask for the ublk device")(e),
+    })?;
     let info = control.dev_info();
     let mut params = sys::ublk_params::default();
     // One that was never started has none.
@@ -293,14 +362,23 @@ fn image(control: &UblkCtrl) -> Option<PathBuf> {
 }
 
 /// The ublk devices of this machine, by number.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Listed {
+    /// Those that this user may ask about.
+    pub found: Vec<Found>,
+    /// The numbers of the others, which other users have.
+    pub foreign: Vec<u32>,
+}
+
+/// The ublk devices of this machine.
 ///
 /// # Errors
 /// As [`check`].
-pub(super) fn list() -> Result<Vec<Found>> {
+pub(super) fn list() -> Result<Listed> {
     check()?;
     let entries = match std::fs::read_dir("/sys/class/ublk-char") {
         Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Listed::default()),
         Err(e) => return Err(Error::io("list ublk devices", e)),
     };
     let names = entries.flatten().map(|e| e.file_name());
@@ -308,10 +386,11 @@ pub(super) fn list() -> Result<Vec<Found>> {
         .filter_map(|n| n.to_str()?.strip_prefix("ublkc")?.parse().ok())
         .collect();
     ids.sort_unstable();
-    let mut all = Vec::new();
+    let mut all = Listed::default();
     for id in ids {
         match find(id) {
-            Ok(found) => all.push(found),
+            Ok(found) => all.found.push(found),
+            Err(e) if e.kind() == ErrorKind::Permission => all.foreign.push(id),
             // It went meanwhile.
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             Err(e) => return Err(e),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use libublk::ctrl::UblkCtrl;
 use libublk::io::UblkDev;
@@ -181,7 +181,7 @@ impl Device {
 
     /// Where clients find it.
     pub(super) fn path(&self) -> String {
-        block_device(self.in_use.id)
+        control::block_device(self.in_use.id)
     }
 
     /// Whether it has ended.
@@ -270,10 +270,6 @@ impl Drop for Device {
     }
 }
 
-fn block_device(id: u32) -> String {
-    format!("/dev/ublkb{id}")
-}
-
 /// What the thread of a device has.
 struct Owner {
     backend: Arc<Backend>,
@@ -315,7 +311,7 @@ impl Owner {
             in_use: running.in_use.clone(),
             inboxes: running.inboxes.clone(),
         };
-        let heard = wait_until_open(id).map(|()| started);
+        let heard = control::wait_until_open(id).map(|()| started);
         let failed = heard.is_err();
         if tell.send(heard).is_err() || failed {
             self.life.change(|progress| progress.stopping = true);
@@ -407,7 +403,8 @@ impl Owner {
             },
             control,
         );
-        let device = Arc::new(device.map_err(&failed)?);
+        let withheld = |e| control::not_given(info.dev_id).unwrap_or_else(|| failed(e));
+        let device = Arc::new(device.map_err(withheld)?);
         let channel = Channel::new(ring::channel(&device)?);
         let queues = info.nr_hw_queues;
         let workers = (WORKERS + 2 * usize::from(queues - 1)).min(MAX_WORKERS);
@@ -519,7 +516,7 @@ impl Owner {
         running.inboxes.iter().for_each(|inbox| inbox.stop());
         // Drivers differ in whether they do that while requests are still served.  What cannot be
         // written is known to who wrote it; the device goes in any case.
-        if let Ok(device) = std::fs::File::open(block_device(running.in_use.id)) {
+        if let Ok(device) = std::fs::File::open(control::block_device(running.in_use.id)) {
             let _ = process::write_back(&device);
         }
         let stopped = control.kill_dev().map_err(control::error(doing));
@@ -581,20 +578,5 @@ fn stay_on(processors: &[usize], place: usize) {
         set.set(*cpu);
         // A processor that is not ours to use makes it slower, not wrong.
         let _ = sched_setaffinity(None, &set);
-    }
-}
-
-/// Waits until the block device is there and can be opened.
-fn wait_until_open(id: u32) -> Result<()> {
-    let path = block_device(id);
-    let begun = Instant::now();
-    loop {
-        match std::fs::File::open(&path) {
-            Ok(_) => return Ok(()),
-            Err(e) if begun.elapsed() > PATIENCE / 3 => {
-                return Err(Error::io("open the ublk device", e).at(&path));
-            }
-            Err(_) => std::thread::sleep(Duration::from_millis(5)),
-        }
     }
 }

@@ -125,17 +125,21 @@ pub(super) fn choose(options: &Options, available: Features) -> Result<Features>
             "the ublk driver of this kernel has no {what} (Linux {since} is the first that has)"
         )))
     };
-    let none = Features::default();
+    let sizes = match available.has(sys::UBLK_F_UPDATE_SIZE) {
+        true => Features::default().with(sys::UBLK_F_UPDATE_SIZE),
+        false => Features::default(),
+    };
     if options.unprivileged {
+        // The driver refuses user copy and zero copy for these, and does not let them be recovered.
         return match available.has(sys::UBLK_F_UNPRIVILEGED_DEV) {
-            true => Ok(none.with(sys::UBLK_F_UNPRIVILEGED_DEV)),
+            true => Ok(sizes.with(sys::UBLK_F_UNPRIVILEGED_DEV)),
             false => lacks("unprivileged devices", "6.5"),
         };
     }
     if !available.has(sys::UBLK_F_USER_COPY) {
         return lacks("user copy", "6.6");
     }
-    let mut chosen = none.with(sys::UBLK_F_USER_COPY);
+    let mut chosen = sizes.with(sys::UBLK_F_USER_COPY);
     if options.recoverable {
         if !available.has(RECOVERY) {
             return lacks("user recovery", "6.1");
@@ -148,9 +152,6 @@ pub(super) fn choose(options: &Options, available: Features) -> Result<Features>
     let registered = sys::UBLK_F_SUPPORT_ZERO_COPY | sys::UBLK_F_AUTO_BUF_REG;
     if options.zero_copy && available.has(registered) {
         chosen = chosen.with(registered);
-    }
-    if available.has(sys::UBLK_F_UPDATE_SIZE) {
-        chosen = chosen.with(sys::UBLK_F_UPDATE_SIZE);
     }
     Ok(chosen)
 }
@@ -193,9 +194,14 @@ mod tests {
             unprivileged: true,
             ..Options::default()
         };
-        let chosen = choose(&options, NEW).expect("works");
-        assert_eq!(chosen.to_string(), "unprivileged devices");
-        assert_eq!(Transfer::of(chosen), Transfer::Copied);
+        for (driver, names) in [
+            (OLD, "unprivileged devices"),
+            (NEW, "unprivileged devices, size update"),
+        ] {
+            let chosen = choose(&options, driver).expect("works");
+            assert_eq!(chosen.to_string(), names);
+            assert_eq!(Transfer::of(chosen), Transfer::Copied);
+        }
         let error = choose(&options, Features(0)).expect_err("too old");
         assert!(error.to_string().contains("6.5"), "{error}");
     }

@@ -26,7 +26,7 @@ mod request;
 mod ring;
 mod transfer;
 
-pub use control::{Found, State};
+pub use control::{Found, Listed, State};
 pub use device::InUse;
 pub use devices::Devices;
 pub use features::{Features, Transfer};
@@ -119,11 +119,11 @@ pub fn start(exports: &[Export], options: &Options) -> Result<Devices> {
     Devices::start(exports, options)
 }
 
-/// The ublk devices of this machine, whoever serves them, by number.
+/// The ublk devices of this machine, whoever serves them.
 ///
 /// # Errors
 /// `Unsupported` and `Permission` where this kernel or user has no ublk; the driver's.
-pub fn list() -> Result<Vec<Found>> {
+pub fn list() -> Result<Listed> {
     control::list()
 }
 

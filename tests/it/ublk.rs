@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
-use crate::util::{scratch, skipped};
+use crate::util::{requires, scratch, skipped};
 
 /// Longest that a machine may run, in seconds.
 const SECONDS_ALLOWED: &str = "420";
@@ -47,6 +47,11 @@ fn set_up(kernel: &str) -> Option<PathBuf> {
 /// Boots a kernel, runs scenarios of `tests/vm/guest`, and panics with the guest's console where
 /// one of them fails.
 fn run(kernel: &str, scenarios: &[&str]) {
+    run_with(kernel, scenarios, |_| None);
+}
+
+/// The same; `prepare` adds to the guest's directory, and names an archive that the guest gets too.
+fn run_with(kernel: &str, scenarios: &[&str], prepare: impl FnOnce(&Path) -> Option<PathBuf>) {
     let _alone = MACHINE.lock();
     let Some(cache) = set_up(kernel) else { return };
     let dir = scratch();
@@ -67,6 +72,7 @@ fn run(kernel: &str, scenarios: &[&str]) {
         Path::new(env!("CARGO_BIN_EXE_vdtool")),
         &guest.join("bin/vdtool"),
     );
+    let extra = prepare(guest).unwrap_or_default();
     let output = Command::new("bash")
         .arg(scripts().join("boot"))
         .arg(&cache)
@@ -74,6 +80,7 @@ fn run(kernel: &str, scenarios: &[&str]) {
         .arg(guest)
         .args(scenarios)
         .env("SECONDS_ALLOWED", SECONDS_ALLOWED)
+        .env("EXTRA", extra)
         .stdin(Stdio::null())
         .output()
         .expect("bash starts");
@@ -132,6 +139,87 @@ fn a_disk_of_any_format_is_a_block_device_of_a_newer_kernel() {
 #[test]
 fn servers_make_way_layers_and_space_are_kept_apart_and_the_kernel_is_an_nbd_client() {
     run("new", &["handover", "overlay", "space", "throttle", "nbd"]);
+}
+
+/// Where Debian has it: it is in no search path.
+const SYSTEMD: &str = "/lib/systemd/systemd";
+
+#[test]
+fn the_units_of_the_readme_do_under_systemd_what_is_said_of_them() {
+    if !Path::new(SYSTEMD).exists() || !requires("systemctl") {
+        return skipped("systemd is not installed");
+    }
+    let archive = scratch();
+    let packed = archive.path().join("systemd.cpio");
+    run_with("new", &["systemd"], |guest| {
+        let units = guest.join("units");
+        std::fs::create_dir(&units).expect("makes a directory");
+        for (name, text) in units_of_the_readme() {
+            std::fs::write(units.join(name), text).expect("writes");
+        }
+        let pack = Command::new("bash")
+            .arg(scripts().join("pack"))
+            .arg("programs")
+            .arg(&packed)
+            .args([SYSTEMD, "systemctl"])
+            .output()
+            .expect("bash starts");
+        assert!(pack.status.success(), "{pack:?}");
+        Some(packed.clone())
+    });
+}
+
+#[test]
+fn the_units_of_the_readme_have_no_mistakes_that_systemd_finds() {
+    if !requires("systemd-analyze") {
+        return;
+    }
+    let dir = scratch();
+    let units = units_of_the_readme();
+    for (name, text) in &units {
+        let text = text.replace("/usr/bin/vdtool", env!("CARGO_BIN_EXE_vdtool"));
+        std::fs::write(dir.path().join(name), text).expect("writes");
+    }
+    let verify = |names: &[&str]| {
+        let output = Command::new("systemd-analyze")
+            .args(["verify", "--man=no", "--recursive-errors=no"])
+            .args(names.iter().map(|name| dir.path().join(name)))
+            .output()
+            .expect("starts");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.success(), told)
+    };
+    let names: Vec<&str> = units.iter().map(|(name, _)| &**name).collect();
+    assert_eq!(verify(&names), (true, String::new()));
+    let wrong = "[Service]\nExecStart=/nonexistent\nRestrat=always\n";
+    std::fs::write(dir.path().join("wrong.service"), wrong).expect("writes");
+    let (passed, told) = verify(&["wrong.service"]);
+    assert!(!passed && told.contains("Restrat"), "{told}");
+}
+
+/// Name and text of each unit in the README: a comment with the name, and what follows it.
+fn units_of_the_readme() -> Vec<(String, String)> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let readme = std::fs::read_to_string(path).expect("reads");
+    let start = readme.find("# disk.socket\n").expect("has units");
+    let block = readme[start..].split("```").next().unwrap_or_default();
+    let mut units: Vec<(String, String)> = Vec::new();
+    for line in block.lines() {
+        match line.strip_prefix("# ") {
+            Some(words) => {
+                let name = words.split(':').next().unwrap_or_default();
+                units.push((name.to_owned(), String::new()));
+            }
+            None => {
+                let (_, text) = units.last_mut().expect("begins with a name");
+                *text += line;
+                text.push('\n');
+            }
+        }
+    }
+    let names: Vec<&str> = units.iter().map(|(name, _)| &**name).collect();
+    assert_eq!(names, ["disk.socket", "disk.service", "blockdisk.service"]);
+    units
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
@@ -191,6 +191,65 @@ fn a_socket_that_a_service_manager_opened_is_used() {
     let done = vdtool().current_dir(dir.path()).args(none).assert().code(1);
     let told = String::from_utf8_lossy(&done.get_output().stderr).into_owned();
     assert!(told.contains("LISTEN_PID"), "{told}");
+}
+
+#[test]
+fn a_server_that_was_killed_starts_again_by_the_same_command_line_and_its_manager_is_told() {
+    let dir = scratch();
+    image(dir.path(), &[7; 8192]);
+    let manager = UnixDatagram::bind(dir.path().join("notify")).expect("binds");
+    let patience = std::time::Duration::from_secs(20);
+    manager.set_read_timeout(Some(patience)).expect("is set");
+    let told = || {
+        let mut buf = [0; 64];
+        let len = manager.recv(&mut buf).expect("is told in time");
+        String::from_utf8_lossy(&buf[..len]).into_owned()
+    };
+    let start = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vdtool"));
+        command
+            .args(["serve", "--nbd", "unix:s.sock", "--persistent", "disk.raw"])
+            .args(["--control", "c.sock", "--pid-file", "pid"])
+            .env("NOTIFY_SOCKET", dir.path().join("notify"))
+            .current_dir(dir.path())
+            .stdin(Stdio::null());
+        Process::of(&mut command)
+    };
+    let socket = dir.path().join("s.sock");
+    for round in 0..3_u8 {
+        let process = start();
+        assert_eq!(told(), "READY=1");
+        let pid = std::fs::read_to_string(dir.path().join("pid")).expect("reads");
+        assert_eq!(pid.trim(), process.child.id().to_string());
+        let mut raw = Raw::ready(&socket, Headers::Simple);
+        assert_eq!(raw.call(command::READ, 0, 0, 1).data, [7 + round]);
+        raw.request(command::WRITE, 0, 0, 1);
+        raw.send(&[8 + round]);
+        assert_eq!(raw.reply(0, 0).errno, 0);
+        let status = ["ctl", "c.sock", "status"];
+        vdtool()
+            .current_dir(dir.path())
+            .args(status)
+            .assert()
+            .success();
+        match round {
+            2 => {
+                process.signal(rustix::process::Signal::TERM);
+                assert_eq!(process.ended().code(), Some(0));
+                assert_eq!(told(), "STOPPING=1");
+            }
+            _ => {
+                process.signal(rustix::process::Signal::KILL);
+                assert_eq!(process.ended().code(), None);
+                for left in ["s.sock", "c.sock", "pid"] {
+                    assert!(dir.path().join(left).exists(), "{left} is left behind");
+                }
+            }
+        }
+    }
+    for gone in ["s.sock", "c.sock", "pid"] {
+        assert!(!dir.path().join(gone).exists(), "{gone} is removed");
+    }
 }
 
 #[test]

@@ -4,27 +4,29 @@
 
 set -euo pipefail
 export LC_ALL=C PATH="$PATH:/usr/sbin:/sbin"
-work= mounted= mistakes=0 runs=5 warmed=()
-declare -A limits=()
+work= mounted= mistakes=0 runs=5 warmed=() limits=()
 
 cleanup() {
-  hold_writeback restore
+  release_writeback
   [ -z "$mounted" ] || umount "$mounted" || true
   [ -z "$work" ] || rm -rf "$work"
 }
 
 # Lets the page cache hold what a benchmark writes, for all tools alike, where we may: at the
 # kernel's own limits a writer is slowed down to the pace of the disk, more or less so from run to
-# run.  `restore` puts the limits back.
+# run.  Limits in bytes stand: those in percent would replace them.
 hold_writeback() {
-  local name value=60
-  for name in dirty_ratio dirty_background_ratio; do
-    [ -w "/proc/sys/vm/$name" ] || return 0
-    [ -n "${limits[$name]:-}" ] || limits[$name]=$(<"/proc/sys/vm/$name")
-    [ "${1:-}" != restore ] || value=${limits[$name]}
-    echo "$value" >"/proc/sys/vm/$name"
-    value=50
-  done
+  local vm=/proc/sys/vm
+  [ -w $vm/dirty_ratio ] && [ "$(cat $vm/dirty_bytes $vm/dirty_background_bytes | tr -d '\n')" = 00 ] || return 0
+  limits=("$(<$vm/dirty_background_ratio)" "$(<$vm/dirty_ratio)")
+  echo 60 >$vm/dirty_ratio
+  echo 50 >$vm/dirty_background_ratio
+}
+
+release_writeback() {
+  [ "${#limits[@]}" -eq 2 ] || return 0
+  echo "${limits[0]}" >/proc/sys/vm/dirty_background_ratio
+  echo "${limits[1]}" >/proc/sys/vm/dirty_ratio
 }
 
 # Makes the scratch directory and builds the binary.

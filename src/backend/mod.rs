@@ -10,15 +10,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::highwater::HighWater;
 
 pub mod account;
 mod execute;
 mod gate;
+mod lane;
 pub mod policy;
 pub mod request;
 pub mod settings;
@@ -36,8 +36,8 @@ pub use settings::{DetectZeroes, Discard, Durability, Event, Listener, Settings}
 pub use swap::Medium;
 pub use throttle::{Group, Limits, Membership};
 
-use account::Account;
-use gate::{ABSENT, CLOSED, Count, Gate, PAUSED, STOPPED};
+use gate::{ABSENT, CLOSED, Gate, PAUSED, STOPPED};
+use lane::{Lane, Place, Queue};
 
 /// Longest that a blocking request waits before it looks again on its own.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
@@ -123,54 +123,13 @@ pub enum Verdict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(u64);
 
-/// One queue, over the chain as it is now.
-#[derive(Debug, Clone)]
-struct Lane {
-    queue: Arc<Queue>,
-    gate: Arc<Gate>,
-    chain: Arc<Chain>,
-    high: Option<Arc<HighWater>>,
-    limits: Option<Arc<Membership>>,
-}
-
-/// Where the lane of a queue is found.  It is locked for as long as it takes to clone a pointer, on
-/// a line of the cache of its own.
-#[derive(Debug)]
-#[repr(align(128))]
-struct Place(RwLock<Arc<Lane>>);
-
-impl Place {
-    fn lane(&self) -> Arc<Lane> {
-        Arc::clone(&self.0.read())
-    }
-
-    /// Puts another lane in the place of the one that is there.
-    fn change(&self, next: impl FnOnce(Lane) -> Lane) {
-        let old = {
-            let mut lane = self.0.write();
-            let next = Arc::new(next(Lane::clone(&lane)));
-            std::mem::replace(&mut *lane, next)
-        };
-        // It may be the last to hold an image, which takes its time to go.
-        drop(old);
-    }
-}
-
-/// What a queue keeps whatever the chain.
-#[derive(Debug, Default)]
-struct Queue {
-    count: Count,
-    account: Account,
-}
-
 /// A request that was let in.  Owned: it may end on another thread than it began.  One that is
 /// dropped without [`Backend::complete`] was given up, and is not counted.
 #[derive(Debug)]
 pub struct Ticket {
     lane: Arc<Lane>,
+    shape: Shape,
     begun: Moment,
-    bytes: u64,
-    kind: Kind,
     /// Whether a server may move its bytes itself.
     plain: Moving,
 }
@@ -226,6 +185,8 @@ pub struct Backend {
     /// Those of the lanes, whatever the chain.
     queues: Vec<Arc<Queue>>,
     status: Mutex<IoStatus>,
+    /// Those of every lane; held while lanes are given others.
+    limits: Mutex<Option<Arc<Membership>>>,
     /// Where blocking requests that have to wait for a limit stand in line.
     line: [Mutex<()>; 2],
     made: Instant,
@@ -255,13 +216,13 @@ impl Backend {
         let queues: Vec<Arc<Queue>> = (0..settings.queues).map(|_| Arc::default()).collect();
         let gate = Arc::<Gate>::default();
         let lane = |queue| {
-            Place(RwLock::new(Arc::new(Lane {
+            Place::new(Lane {
                 queue: Arc::clone(queue),
                 gate: Arc::clone(&gate),
                 chain: Arc::clone(&chain),
                 high: high.clone(),
                 limits: None,
-            })))
+            })
         };
         Self {
             lanes: queues.iter().map(lane).collect(),
@@ -269,6 +230,7 @@ impl Backend {
             settings,
             gate,
             status: Mutex::default(),
+            limits: Mutex::default(),
             line: Default::default(),
             made: Instant::now(),
             lost: AtomicBool::new(false),
@@ -278,7 +240,7 @@ impl Backend {
 
     /// The disk itself, as it is now.
     pub fn chain(&self) -> Arc<Chain> {
-        Arc::clone(&self.lanes[0].0.read().chain)
+        Arc::clone(&self.lanes[0].lane().chain)
     }
 
     /// What each queue has counted so far.
@@ -301,7 +263,7 @@ impl Backend {
 
     /// End of the highest write to the image's file since it was opened, where that is watched.
     pub fn highest_offset(&self) -> Option<u64> {
-        self.lanes[0].0.read().high.as_ref().map(|high| high.end())
+        self.lanes[0].lane().high.as_ref().map(|high| high.end())
     }
 
     /// How it was set up.
@@ -311,15 +273,18 @@ impl Backend {
 
     /// The limits that hold, and who shares them.
     pub fn limits(&self) -> Option<Arc<Membership>> {
-        self.lanes[0].0.read().limits.clone()
+        self.limits.lock().clone()
     }
 
     /// Puts the disk under the limits of a group, or none, instead of those it had.
     pub fn set_group(&self, group: Option<&Arc<Group>>) {
-        let limits = group.map(|group| Arc::new(group.join()));
-        for place in &self.lanes {
-            let limits = limits.clone();
-            place.change(|lane| Lane { limits, ..lane });
+        {
+            let mut limits = self.limits.lock();
+            *limits = group.map(|group| Arc::new(group.join()));
+            for place in &self.lanes {
+                let limits = limits.clone();
+                place.change(|lane| Lane { limits, ..lane });
+            }
         }
         self.gate.wake();
     }
@@ -412,9 +377,8 @@ impl Backend {
         // Loaded once it is in: the chain stays until it is out.
         let ticket = Ticket {
             lane: self.lanes[index].lane(),
+            shape: shape.clone(),
             begun: now,
-            bytes: shape.len(),
-            kind: shape.kind,
             plain: self.moving(shape),
         };
         let account = &ticket.lane.queue.account;
@@ -441,8 +405,7 @@ impl Backend {
     /// # Errors
     /// Those of the chain; hand them to [`Backend::complete`].
     pub fn execute(&self, ticket: &Ticket, request: &mut Request<'_>) -> Result<()> {
-        debug_assert_eq!(request.shape().kind, ticket.kind);
-        debug_assert_eq!(request.shape().len(), ticket.bytes);
+        debug_assert_eq!(request.shape(), ticket.shape);
         let run = || execute::run(ticket.chain(), request, &self.settings, &self.lost);
         catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
             let text = "the request met a bug and was given up";
@@ -458,10 +421,10 @@ impl Backend {
 
     /// As [`Backend::complete`], for who has looked at the clock just now.
     pub fn complete_at(&self, ticket: Ticket, result: Result<()>, now: Moment) -> Verdict {
-        let kind = ticket.kind;
+        let kind = ticket.shape.kind;
         let spent = now.0.saturating_sub(ticket.begun.0);
         let account = &ticket.lane.queue.account;
-        account.done(kind, ticket.bytes, spent, result.is_ok(), now.0);
+        account.done(kind, ticket.shape.len(), spent, result.is_ok(), now.0);
         self.look_at_mark(&ticket);
         drop(ticket);
         let Err(error) = result else {

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::backend::gate::{ABSENT, BUSY, CLOSED};
-use crate::backend::{Backend, Durability, Lane, closed};
+use crate::backend::lane::Lane;
+use crate::backend::{Backend, Durability, closed};
 use crate::chain::{Base, Chain};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::overlay::Overlay;

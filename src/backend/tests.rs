@@ -5,6 +5,7 @@ use super::*;
 use crate::chain::Base;
 use crate::formats::raw;
 use crate::image::open::OpenOptions;
+use crate::storage::highwater::HighWater;
 use crate::storage::memory::{Change, Fault, MemoryStorage, Op};
 use crate::storage::open::Access;
 
@@ -587,4 +588,27 @@ fn a_flush_that_failed_is_told_of_and_never_made_again_in_silence() {
     assert!(error.message().contains("lost"), "{error}");
     backend.resume();
     backend.submit(QUEUE, Request::Flush).expect("but once");
+}
+
+#[test]
+fn groups_that_are_set_at_once_leave_all_queues_with_one_of_them() {
+    let settings = Settings {
+        queues: 8,
+        ..Settings::default()
+    };
+    let backend = Backend::with_settings(chain(Arc::default(), Access::Write), settings)
+        .expect("makes sense");
+    let groups: [_; 2] = std::array::from_fn(|_| Arc::new(Group::new(Limits::default())));
+    for _ in 0..200 {
+        std::thread::scope(|scope| {
+            for group in &groups {
+                scope.spawn(|| backend.set_group(Some(group)));
+            }
+        });
+        let limits = backend.limits().expect("are set");
+        for place in &backend.lanes {
+            let of_queue = place.lane().limits.clone().expect("are set");
+            assert!(Arc::ptr_eq(&of_queue, &limits));
+        }
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Args, DetectZeroes};
 use crate::backend::{self, Backend, Discard, Durability, Listener, Medium, Policy, Settings};
 use crate::chain;
-use crate::chain::open::ChainOptions;
+use crate::chain::open::{ChainOptions, Follow};
 use crate::cli::backing::{clean, directory};
 use crate::cli::cache::DiscardMode;
 use crate::cli::exit::usage;
@@ -95,6 +95,13 @@ impl Opener {
         })
     }
 
+    fn options(&self, format: Option<&'static Driver>) -> ChainOptions {
+        ChainOptions {
+            format: format.or(self.options.format),
+            ..self.options.clone()
+        }
+    }
+
     /// Opens an image; `format` stands above what was typed.
     ///
     /// # Errors
@@ -106,9 +113,8 @@ impl Opener {
     ) -> crate::Result<Medium> {
         let high_water = Arc::new(HighWater::new(self.watermark));
         let options = ChainOptions {
-            format: format.or(self.options.format),
             high_water: Some(Arc::clone(&high_water)),
-            ..self.options.clone()
+            ..self.options(format)
         };
         let chain = chain::open::open(path, &options)?;
         let chain = match self.snapshot {
@@ -121,7 +127,8 @@ impl Opener {
         })
     }
 
-    /// Virtual size of an image as it is now, in bytes, whoever has it open.
+    /// Virtual size of an image as it is now, in bytes, whoever has it open; what lies below it is
+    /// not opened.
     ///
     /// # Errors
     /// Those of opening it for reading.
@@ -131,8 +138,8 @@ impl Opener {
         format: Option<&'static Driver>,
     ) -> crate::Result<u64> {
         let mut options = ChainOptions {
-            format: format.or(self.options.format),
-            ..self.options.clone()
+            follow: Follow::No,
+            ..self.options(format)
         };
         options.storage.access = Access::Read;
         options.storage.sharing = Sharing::Force;

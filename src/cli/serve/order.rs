@@ -11,6 +11,7 @@ use crate::cli::ctl::{Order, Which};
 use crate::cli::exit::usage;
 use crate::error::{Error, ErrorKind};
 use crate::image::Driver;
+use crate::nbd::uri::is_uri;
 use crate::util::text::printable;
 
 /// Carries out one command; what it returns is the answer.
@@ -152,6 +153,14 @@ fn hand_over_all(front: &Front) -> crate::Result<()> {
     front.server.hand_over()
 }
 
+/// Refuses another size where clients cannot be told of it.
+fn may_become(front: &Front, disk: &Disk, size: u64) -> crate::Result<()> {
+    match disk.export.backend.geometry().virtual_size == size {
+        true => Ok(()),
+        false => front.server.may_resize(&disk.export),
+    }
+}
+
 /// Tells clients of a size that is not what it was.
 fn tell(front: &Front, disk: &Disk, before: u64) -> crate::Result<()> {
     if disk.export.backend.geometry().virtual_size == before {
@@ -179,9 +188,7 @@ fn change(
     }
     let before = disk.export.backend.geometry().virtual_size;
     let medium = disk.opener.open(file, format)?;
-    if medium.chain.virtual_size() != before {
-        front.server.may_resize(&disk.export)?;
-    }
+    may_become(front, disk, medium.chain.virtual_size())?;
     let found = disk.opener.format_of(&medium);
     disk.export.backend.change(medium)?;
     *disk.image.lock() = (file.to_owned(), found);
@@ -200,18 +207,15 @@ fn reopen(
         return Err(Error::unsupported(text).at(path).into());
     }
     let before = disk.export.backend.geometry().virtual_size;
-    // Looked at before anything is closed, and again once nobody else can change it.
-    let check = |size: u64| match size == before {
-        true => Ok(()),
-        false => front.server.may_resize(&disk.export),
-    };
-    if front.server.may_resize(&disk.export).is_err() {
-        check(disk.opener.size_of(path, format)?)?;
+    // Before anything is closed, and again once nobody else can change it.  Not a server's: it may
+    // take one client only, which is us.
+    if !is_uri(path) && front.server.may_resize(&disk.export).is_err() {
+        may_become(front, disk, disk.opener.size_of(path, format)?)?;
     }
     let mut found = None;
     disk.export.backend.reopen(|| {
         let medium = disk.opener.open(path, format)?;
-        check(medium.chain.virtual_size())?;
+        may_become(front, disk, medium.chain.virtual_size())?;
         found = Some(disk.opener.format_of(&medium));
         Ok(medium)
     })?;

@@ -31,6 +31,7 @@ impl Waiting {
 
     /// Whether requests of this kind wait for their turn.
     pub(super) fn has(&self, kind: Kind) -> bool {
+        // Asked for every request, and nearly always none does.
         !self.late.is_empty()
             && self
                 .late

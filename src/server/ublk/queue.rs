@@ -4,7 +4,7 @@
 //! queue's own ring, zeroes are answered at once, and everything else is a worker's.
 
 use std::os::fd::AsRawFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -159,45 +159,37 @@ impl<'a> Queue<'a> {
         }
     }
 
-    /// Handles completions.  A panic is the end of one request, not of the queue.
+    /// Handles completions.  A panic over a request is the end of that one, not of the queue.
     fn events(&mut self, events: &[(u64, i32)]) -> Result<()> {
-        let mut begun = 0;
-        while begun < events.len() {
+        let mut rest = events.iter();
+        let mut event = Event::Timer;
+        loop {
             let handle = || {
-                for (data, result) in &events[begun..] {
-                    begun += 1;
-                    self.event(*data, *result)?;
+                for (data, result) in rest.by_ref() {
+                    event = Event::of(*data);
+                    self.event(event, *result)?;
                 }
                 Ok(())
             };
-            match catch_unwind(AssertUnwindSafe(handle)) {
-                Ok(done) => done?,
-                Err(_) => match Event::of(events[begun - 1].0) {
-                    None | Some(Event::Moved(_)) => self.give_up(tag_of(events[begun - 1].0)),
-                    // Not about one request: those it led to have been answered, or are kept.
-                    Some(Event::Inbox | Event::Timer) => {}
-                },
+            match (catch_unwind(AssertUnwindSafe(handle)), event.tag()) {
+                (Ok(done), _) => return done,
+                (Err(_), Some(tag)) => self.give_up(tag),
+                (Err(panic), None) => resume_unwind(panic),
             }
         }
-        Ok(())
     }
 
     /// Handles one completion.
-    fn event(&mut self, data: u64, result: i32) -> Result<()> {
-        let Some(event) = Event::of(data) else {
-            return match result {
-                0 => {
-                    self.request(tag_of(data));
-                    Ok(())
-                }
-                sys::UBLK_IO_RES_ABORT => Ok(()),
+    fn event(&mut self, event: Event, result: i32) -> Result<()> {
+        match event {
+            Event::Request(tag) => match result {
+                0 => self.request(tag),
+                sys::UBLK_IO_RES_ABORT => {}
                 errno => {
                     let refused = std::io::Error::from_raw_os_error(-errno);
-                    Err(Error::io("take a request from the driver", refused))
+                    return Err(Error::io("take a request from the driver", refused));
                 }
-            };
-        };
-        match event {
+            },
             Event::Moved(tag) => self.moved(tag, result),
             Event::Timer => {
                 self.waiting.disarm();
@@ -484,11 +476,6 @@ impl<'a> Queue<'a> {
         let taken = self.driver.complete_io_cmd_unified(tag, memory, answer);
         debug_assert!(taken.is_ok(), "the device takes this kind of memory");
     }
-}
-
-/// The tag that a completion is about; 0 where it is about none.
-fn tag_of(data: u64) -> u16 {
-    u16::try_from(libublk::io::UblkIOCtx::user_data_to_tag(data)).unwrap_or(u16::MAX)
 }
 
 /// The memory of a request's bytes, where the ring does not move them to the driver.

@@ -18,9 +18,11 @@ use super::plan::Piece;
 use crate::backend::Kind;
 use crate::error::{Error, Result};
 
-/// What a completion on the ring, other than a request, is about.
+/// What a completion on the ring is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Event {
+    /// A command of a tag: its next request has come.
+    Request(u16),
     /// A piece of a tag's request.
     Moved(u16),
     /// The inbox has something.
@@ -33,26 +35,30 @@ const MOVED: u32 = 1;
 const INBOX: u32 = 2;
 const TIMER: u32 = 3;
 
+/// What [`Event::of`] knows a completion of ours by.
+fn data(tag: u16, op: u32) -> u64 {
+    UblkIOCtx::build_user_data(tag, op, 0, true)
+}
+
 impl Event {
-    fn data(self) -> u64 {
-        let (tag, op) = match self {
-            Self::Moved(tag) => (tag, MOVED),
-            Self::Inbox => (0, INBOX),
-            Self::Timer => (0, TIMER),
-        };
-        UblkIOCtx::build_user_data(tag, op, 0, true)
+    /// What a completion is about.
+    pub(super) fn of(data: u64) -> Self {
+        let tag = u16::try_from(UblkIOCtx::user_data_to_tag(data)).unwrap_or(u16::MAX);
+        if data & libublk::UblkUringData::Target as u64 == 0 {
+            return Self::Request(tag);
+        }
+        match UblkIOCtx::user_data_to_op(data) {
+            MOVED => Self::Moved(tag),
+            INBOX => Self::Inbox,
+            _ => Self::Timer,
+        }
     }
 
-    /// What a completion is about; `None`: a command of a tag.
-    pub(super) fn of(data: u64) -> Option<Self> {
-        if data & libublk::UblkUringData::Target as u64 == 0 {
-            return None;
-        }
-        let tag = u16::try_from(UblkIOCtx::user_data_to_tag(data)).unwrap_or(u16::MAX);
-        match UblkIOCtx::user_data_to_op(data) {
-            MOVED => Some(Self::Moved(tag)),
-            INBOX => Some(Self::Inbox),
-            _ => Some(Self::Timer),
+    /// The request that it is about; `None` where it is about all, or none.
+    pub(super) fn tag(self) -> Option<u16> {
+        match self {
+            Self::Request(tag) | Self::Moved(tag) => Some(tag),
+            Self::Inbox | Self::Timer => None,
         }
     }
 }
@@ -129,14 +135,14 @@ pub(super) fn start(
                 .build()
         }
     };
-    submit(queue, entry.user_data(Event::Moved(tag).data()))
+    submit(queue, entry.user_data(data(tag, MOVED)))
 }
 
 /// Has the inbox's descriptor watched, once.
 pub(super) fn watch(queue: &UblkQueue<'_>, fd: RawFd) -> Result<()> {
     let flags = u32::try_from(libc::POLLIN).unwrap_or_default();
     let entry = opcode::PollAdd::new(types::Fd(fd), flags).build();
-    submit(queue, entry.user_data(Event::Inbox.data()))
+    submit(queue, entry.user_data(data(0, INBOX)))
 }
 
 /// A moment to be announced; kept for as long as the ring may look at it.
@@ -148,7 +154,7 @@ impl Alarm {
     pub(super) fn set(&mut self, queue: &UblkQueue<'_>, after: std::time::Duration) -> Result<()> {
         *self.0 = types::Timespec::from(after);
         let entry = opcode::Timeout::new(&raw const *self.0).build();
-        submit(queue, entry.user_data(Event::Timer.data()))
+        submit(queue, entry.user_data(data(0, TIMER)))
     }
 }
 
@@ -182,7 +188,7 @@ pub(super) fn wait_for(count: usize) -> Result<()> {
                 }
                 _ => {}
             }
-            let moved = |data| matches!(Event::of(data), Some(Event::Moved(_)));
+            let moved = |data| matches!(Event::of(data), Event::Moved(_));
             let ended = ring.completion().filter(|e| moved(e.user_data())).count();
             Ok(ended.min(left))
         })?;

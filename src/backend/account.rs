@@ -236,7 +236,7 @@ mod tests {
             assert_eq!(totals.operations, done().count() as u64);
             assert_eq!(totals.failed, of_kind().filter(|t| !t.2).count() as u64);
             assert_eq!(totals.bytes, done().map(|t| t.3).sum::<u64>());
-            assert_eq!(totals.time, spent().sum());
+            assert_eq!(totals.time, spent().sum::<Duration>());
             assert_eq!(Some(totals.least), spent().min());
             assert_eq!(Some(totals.most), spent().max());
             assert_eq!(totals.classes.iter().sum::<u64>(), spent().count() as u64);

@@ -196,6 +196,32 @@ pub struct ublk_batch_io {
     pub reserved2: u64,
 }
 
+impl ublksrv_io_cmd {
+    /// It as it rides in a submission.
+    pub fn to_bytes(&self) -> [u8; IO] {
+        let mut bytes = [0; IO];
+        bytes[0..2].copy_from_slice(&self.q_id.to_ne_bytes());
+        bytes[2..4].copy_from_slice(&self.tag.to_ne_bytes());
+        bytes[4..8].copy_from_slice(&self.result.to_ne_bytes());
+        bytes[8..].copy_from_slice(&self.addr.to_ne_bytes());
+        bytes
+    }
+}
+
+impl ublk_batch_io {
+    /// It as it rides in a submission.
+    pub fn to_bytes(&self) -> [u8; BATCH] {
+        let mut bytes = [0; BATCH];
+        bytes[0..2].copy_from_slice(&self.q_id.to_ne_bytes());
+        bytes[2..4].copy_from_slice(&self.flags.to_ne_bytes());
+        bytes[4..6].copy_from_slice(&self.nr_elem.to_ne_bytes());
+        bytes[6] = self.elem_bytes;
+        bytes[7] = self.reserved;
+        bytes[8..].copy_from_slice(&self.reserved2.to_ne_bytes());
+        bytes
+    }
+}
+
 /// The packed form of `buf`: from the low bits up, index, flags, the two reserved fields.
 pub fn ublk_auto_buf_reg_to_sqe_addr(buf: &ublk_auto_buf_reg) -> u64 {
     u64::from(buf.index)
@@ -226,6 +252,7 @@ const _: () = {
     assert!(size_of::<ublk_auto_buf_reg>() == 8);
     assert!(core::mem::offset_of!(ublk_auto_buf_reg, reserved1) == 4);
     assert!(size_of::<ublk_elem_header>() == 8);
+    assert!(core::mem::offset_of!(ublk_elem_header, buf_index) == 2);
     assert!(core::mem::offset_of!(ublk_elem_header, result) == 4);
     assert!(size_of::<ublk_batch_io>() == 16);
     assert!(core::mem::offset_of!(ublk_batch_io, elem_bytes) == 6);
@@ -237,6 +264,29 @@ const _: () = {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn commands_travel_with_every_field_in_its_place() {
+        let single = ublksrv_io_cmd {
+            q_id: 0x0201,
+            tag: 0x0403,
+            result: 0x0807_0605,
+            addr: 0x100f_0e0d_0c0b_0a09,
+        };
+        let batch = ublk_batch_io {
+            q_id: 0x0201,
+            flags: 0x0403,
+            nr_elem: 0x0605,
+            elem_bytes: 7,
+            reserved: 8,
+            reserved2: 0x100f_0e0d_0c0b_0a09,
+        };
+        let bytes: [u8; 16] = core::array::from_fn(|i| i as u8 + 1);
+        if cfg!(target_endian = "little") {
+            assert_eq!(single.to_bytes(), bytes);
+            assert_eq!(batch.to_bytes(), bytes);
+        }
+    }
 
     #[test]
     fn a_buffer_registration_survives_packing() {

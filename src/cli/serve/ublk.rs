@@ -34,6 +34,9 @@ pub struct UblkArgs {
     /// Copy all bytes, even where the kernel need not.
     #[arg(long, requires = "ublk")]
     pub no_zero_copy: bool,
+    /// Take and answer requests one by one, even where the kernel has batches.
+    #[arg(long, requires = "ublk")]
+    pub no_batches: bool,
     /// A device of a user without privileges.
     #[arg(long, requires = "ublk", conflicts_with = "recover")]
     pub unprivileged: bool,
@@ -61,6 +64,7 @@ impl UblkArgs {
             recover: self.recover,
             recoverable: !self.no_recovery,
             zero_copy: !self.no_zero_copy,
+            batches: !self.no_batches,
             unprivileged: self.unprivileged,
         })
     }

@@ -414,6 +414,7 @@ impl Owner {
             pool,
             channel,
             transfer,
+            batches: features.has(sys::UBLK_F_BATCH_IO),
         });
         let mut running = Running {
             in_use: InUse {

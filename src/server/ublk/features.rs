@@ -113,9 +113,9 @@ impl Transfer {
 
 /// The features that a new device is to have, of those that the driver has.
 ///
-/// Batches are left out.  The driver has them together with user copy and with registered buffers,
-/// but the library's batch queue (0.4) refuses a device that has either, and knows only the mode in
-/// which all bytes are copied: to save commands would cost a copy of every byte.
+/// A device with batches is never quiesced: to do that, Linux 7.2 marks its queues as those of a
+/// disk that is to be removed, and fails every request until then instead of keeping it for the next
+/// server.
 ///
 /// # Errors
 /// `Unsupported` for what was asked for and is not there.
@@ -140,12 +140,16 @@ pub(super) fn choose(options: &Options, available: Features) -> Result<Features>
         return lacks("user copy", "6.6");
     }
     let mut chosen = sizes.with(sys::UBLK_F_USER_COPY);
+    let batches = options.batches && available.has(sys::UBLK_F_BATCH_IO);
+    if batches {
+        chosen = chosen.with(sys::UBLK_F_BATCH_IO);
+    }
     if options.recoverable {
         if !available.has(RECOVERY) {
             return lacks("user recovery", "6.1");
         }
         chosen = chosen.with(RECOVERY);
-        if available.has(sys::UBLK_F_QUIESCE) {
+        if available.has(sys::UBLK_F_QUIESCE) && !batches {
             chosen = chosen.with(sys::UBLK_F_QUIESCE);
         }
     }
@@ -175,10 +179,18 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_kernel_gives_zero_copy_unless_it_is_turned_off() {
+    fn a_newer_kernel_gives_zero_copy_and_batches_unless_they_are_turned_off() {
         let chosen = choose(&Options::default(), NEW).expect("works");
         assert_eq!(Transfer::of(chosen), Transfer::ZeroCopy);
-        assert!(chosen.has(sys::UBLK_F_UPDATE_SIZE | sys::UBLK_F_QUIESCE));
+        assert!(chosen.has(sys::UBLK_F_UPDATE_SIZE | sys::UBLK_F_BATCH_IO));
+        assert!(!chosen.has(sys::UBLK_F_QUIESCE), "requests would fail");
+        let options = Options {
+            batches: false,
+            ..Options::default()
+        };
+        let chosen = choose(&options, NEW).expect("works");
+        assert_eq!(Transfer::of(chosen), Transfer::ZeroCopy);
+        assert!(!chosen.has(sys::UBLK_F_BATCH_IO) && chosen.has(sys::UBLK_F_QUIESCE));
         let options = Options {
             zero_copy: false,
             ..Options::default()

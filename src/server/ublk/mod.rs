@@ -14,6 +14,7 @@ mod buffers;
 mod control;
 mod device;
 mod devices;
+mod driver;
 mod features;
 mod kept;
 mod merged;
@@ -24,6 +25,7 @@ mod process;
 mod queue;
 mod request;
 mod ring;
+mod shared;
 mod transfer;
 
 pub use control::{Found, Listed, State};
@@ -58,6 +60,8 @@ pub struct Options {
     pub recoverable: bool,
     /// Whether bytes that are stored as they are move without a copy, where the driver can.
     pub zero_copy: bool,
+    /// Whether requests are taken and answered by many at once, where the driver can.
+    pub batches: bool,
     /// A device of a user without privileges; it is copied to and cannot be recovered.
     pub unprivileged: bool,
 }
@@ -72,6 +76,7 @@ impl Default for Options {
             recover: false,
             recoverable: true,
             zero_copy: true,
+            batches: true,
             unprivileged: false,
         }
     }

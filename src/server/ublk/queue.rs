@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use libublk::helpers::IoBuf;
-use libublk::io::{BufDesc, BufDescList, UblkDev, UblkQueue};
-use libublk::{UblkError, UblkIORes, sys};
+use libublk::io::UblkDev;
 
 use super::buffers::{Buffer, Buffers};
+use super::driver::{self, Driver};
 use super::features::Transfer;
 use super::kept::Waiting;
 use super::plan::{self, Piece, Place};
@@ -21,7 +21,7 @@ use super::request::Command;
 use super::ring::{self, Event, Memory};
 use super::transfer::Channel;
 use crate::backend::{Admission, Backend, Kind, Moment, Moving, QueueId, Ticket, Verdict};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::util::grace;
 
 /// What the queues of a device share.
@@ -31,6 +31,8 @@ pub(super) struct Shared {
     pub(super) pool: Pool,
     pub(super) channel: Channel,
     pub(super) transfer: Transfer,
+    /// Whether requests are taken and answered by many at once.
+    pub(super) batches: bool,
 }
 
 /// A request whose bytes are being moved by the ring.
@@ -53,8 +55,8 @@ struct Transit {
 }
 
 /// One queue, on the thread that made it.
-pub(super) struct Queue<'a> {
-    driver: UblkQueue<'a>,
+pub(super) struct Queue {
+    driver: Driver,
     id: QueueId,
     shared: Arc<Shared>,
     inbox: Arc<Inbox>,
@@ -74,41 +76,36 @@ pub(super) struct Queue<'a> {
     pieces: Vec<Piece>,
 }
 
-impl<'a> Queue<'a> {
+impl Queue {
     /// Makes the queue and asks for its first requests; [`Queue::run`] is to follow.
     ///
     /// # Errors
     /// The host's.
-    pub(super) fn new(device: &'a UblkDev, inbox: Arc<Inbox>, shared: Arc<Shared>) -> Result<Self> {
-        let failed = super::control::error("set up a queue");
-        let depth = device.dev_info.queue_depth;
-        ring::prepare(depth)?;
+    pub(super) fn new(device: &UblkDev, inbox: Arc<Inbox>, shared: Arc<Shared>) -> Result<Self> {
+        let place = driver::Place {
+            queue: inbox.queue,
+            depth: device.dev_info.queue_depth,
+            transfer: shared.transfer,
+        };
         let copied = match shared.transfer {
             Transfer::Copied => device.alloc_queue_io_bufs(),
             _ => Vec::new(),
         };
-        let driver = UblkQueue::new(inbox.queue, device).map_err(&failed)?;
-        let driver = match shared.transfer {
-            Transfer::Copied => {
-                driver.submit_fetch_commands_unified(BufDescList::Slices(Some(&copied)))
-            }
-            Transfer::UserCopy => driver.submit_fetch_commands_unified(BufDescList::Slices(None)),
-            Transfer::ZeroCopy => {
-                let places: Vec<_> = (0..depth).map(registration).collect();
-                driver.submit_fetch_commands_unified(BufDescList::AutoRegs(&places))
-            }
-        };
-        let driver = driver.map_err(&failed)?;
+        let mut driver = Driver::new(shared.channel.file(), place, shared.batches, &copied)?;
+        if shared.transfer == Transfer::Copied {
+            // The library starts no device before it has heard of its memory.
+            device.notify_buffer_registration_complete(false);
+        }
         let block = shared.backend.settings().logical_block_size;
         let block = u64::from(block).max(super::request::SECTOR);
-        ring::watch(&driver, inbox.fd())?;
+        driver.ring.watch(inbox.fd())?;
         let now = shared.backend.moment();
         Ok(Self {
             driver,
             id: QueueId(u32::from(inbox.queue)),
             shared,
             inbox,
-            slots: (0..depth).map(|_| None).collect(),
+            slots: (0..place.depth).map(|_| None).collect(),
             waiting: Waiting::default(),
             alarm: ring::Alarm::default(),
             spare: Buffers::default(),
@@ -132,7 +129,7 @@ impl<'a> Queue<'a> {
             .flatten()
             .map(|transit| transit.left)
             .sum();
-        if let Err(e) = ring::wait_for(left) {
+        if let Err(e) = self.driver.ring.wait_for(left) {
             std::mem::forget(std::mem::take(&mut self.slots));
             return ended.and(Err(e));
         }
@@ -141,32 +138,25 @@ impl<'a> Queue<'a> {
 
     fn serve(&mut self) -> Result<()> {
         let mut events = Vec::new();
-        loop {
-            let note =
-                |data, entry: &io_uring::cqueue::Entry, _| events.push((data, entry.result()));
-            match self.driver.flush_and_wake_io_tasks(note, 1) {
-                Ok(_) => {}
-                Err(UblkError::QueueIsDown) => return Ok(()),
-                Err(UblkError::IOError(e)) if is_passing(&e) => {}
-                Err(e) => return Err(super::control::error("wait for requests")(e)),
-            }
+        while self.driver.wait(&mut events)? {
             self.now = self.shared.backend.moment();
             self.events(&events)?;
             events.clear();
             if self.inbox.leaving() == Some(Leaving::End) {
-                return ring::submit_all();
+                return self.driver.finish();
             }
         }
+        Ok(())
     }
 
     /// Handles completions.  A panic over a request is the end of that one, not of the queue.
-    fn events(&mut self, events: &[(u64, i32)]) -> Result<()> {
+    fn events(&mut self, events: &[(Event, i32)]) -> Result<()> {
         let mut rest = events.iter();
         let mut event = Event::Timer;
         loop {
             let handle = || {
-                for (data, result) in rest.by_ref() {
-                    event = Event::of(*data);
+                for (next, result) in rest.by_ref() {
+                    event = *next;
                     self.event(event, *result)?;
                 }
                 Ok(())
@@ -182,22 +172,17 @@ impl<'a> Queue<'a> {
     /// Handles one completion.
     fn event(&mut self, event: Event, result: i32) -> Result<()> {
         match event {
-            Event::Request(tag) => match result {
-                0 => self.request(tag),
-                sys::UBLK_IO_RES_ABORT => {}
-                errno => {
-                    let refused = std::io::Error::from_raw_os_error(-errno);
-                    return Err(Error::io("take a request from the driver", refused));
-                }
-            },
+            Event::Request(tag) => self.request(tag),
             Event::Moved(tag) => self.moved(tag, result),
             Event::Timer => {
                 self.waiting.disarm();
                 self.retry();
             }
+            // The driver keeps these to itself.
+            Event::Fetched | Event::Taken(_) => {}
             Event::Inbox => {
                 let (done, woken) = self.inbox.take();
-                ring::watch(&self.driver, self.inbox.fd())?;
+                self.driver.ring.watch(self.inbox.fd())?;
                 for done in done {
                     self.guarded(done.tag, |queue| queue.worked(done));
                 }
@@ -218,15 +203,15 @@ impl<'a> Queue<'a> {
     /// Answers a request that met a bug, unless the ring has it.
     fn give_up(&mut self, tag: u16) {
         if let Some(None) = self.slots.get(usize::from(tag)) {
-            self.commit(tag, -libc::EIO);
+            self.driver.answer(tag, -libc::EIO);
         }
     }
 
     /// A request has come.
     fn request(&mut self, tag: u16) {
-        match Command::parse(self.driver.get_iod(tag)) {
+        match Command::parse(&self.driver.descriptor(tag)) {
             _ if self.inbox.leaving().is_some() => {}
-            Err(errno) => self.commit(tag, -errno),
+            Err(errno) => self.driver.answer(tag, -errno),
             // Those that wait already are older.
             Ok(command) if self.waiting.has(command.shape.kind) => self.waiting.delay(tag, command),
             Ok(command) => self.offer(tag, command),
@@ -241,13 +226,13 @@ impl<'a> Queue<'a> {
             .admit_at(self.id, &command.shape, self.now)
         {
             Admission::Admitted(ticket) => self.begin(tag, command, ticket),
-            Admission::Refused(error) => self.commit(tag, -error.errno()),
+            Admission::Refused(error) => self.driver.answer(tag, -error.errno()),
             Admission::Held => self.hold(tag, command),
             Admission::NotBefore(at) => {
                 self.waiting.delay(tag, command);
                 if self.waiting.must_arm(at) {
                     let after = at.saturating_duration_since(Instant::now());
-                    if self.alarm.set(&self.driver, after).is_err() {
+                    if self.alarm.set(&mut self.driver.ring, after).is_err() {
                         // Without an alarm the next request or wake looks again.
                         self.waiting.disarm();
                     }
@@ -258,7 +243,7 @@ impl<'a> Queue<'a> {
 
     fn hold(&mut self, tag: u16, command: Command) {
         match self.inbox.is_stopping() {
-            true => self.commit(tag, -libc::EIO),
+            true => self.driver.answer(tag, -libc::EIO),
             false => self.waiting.hold(tag, command),
         }
     }
@@ -363,7 +348,8 @@ impl<'a> Queue<'a> {
                 false => Memory::Ours(memory(&mut self.copied, tag, &mut transit.buffer)),
             };
             let place = (fd, host);
-            if ring::start(&self.driver, tag, kind, piece, place, memory).is_ok() {
+            let ring = &mut self.driver.ring;
+            if ring.start(tag, kind, piece, place, memory).is_ok() {
                 transit.left += 1;
             }
         }
@@ -456,25 +442,10 @@ impl<'a> Queue<'a> {
 
     fn finish(&mut self, tag: u16, command: Command, ticket: Ticket, result: Result<()>) {
         match self.shared.backend.complete_at(ticket, result, self.now) {
-            Verdict::Answer(Ok(())) => self.commit(tag, command.done()),
-            Verdict::Answer(Err(error)) => self.commit(tag, -error.errno()),
+            Verdict::Answer(Ok(())) => self.driver.answer(tag, command.done()),
+            Verdict::Answer(Err(error)) => self.driver.answer(tag, -error.errno()),
             Verdict::Hold => self.hold(tag, command),
         }
-    }
-
-    /// Answers a request and asks for the tag's next one.
-    fn commit(&mut self, tag: u16, result: i32) {
-        let memory = match self.shared.transfer {
-            Transfer::Copied => match self.copied.get(usize::from(tag)) {
-                Some(memory) => BufDesc::Slice(memory.as_slice()),
-                None => BufDesc::Slice(&[]),
-            },
-            Transfer::UserCopy => BufDesc::Slice(&[]),
-            Transfer::ZeroCopy => BufDesc::AutoReg(registration(tag)),
-        };
-        let answer = Ok(UblkIORes::Result(result));
-        let taken = self.driver.complete_io_cmd_unified(tag, memory, answer);
-        debug_assert!(taken.is_ok(), "the device takes this kind of memory");
     }
 }
 
@@ -489,21 +460,4 @@ fn memory<'a>(
         (None, Some(memory)) => memory.as_mut_slice(),
         (None, None) => &mut [],
     }
-}
-
-/// Where the requests of a tag are registered: at its own number.
-fn registration(tag: u16) -> sys::ublk_auto_buf_reg {
-    sys::ublk_auto_buf_reg {
-        index: tag,
-        flags: u8::try_from(sys::UBLK_AUTO_BUF_REG_FALLBACK).unwrap_or_default(),
-        ..Default::default()
-    }
-}
-
-/// Whether to try again at once.
-fn is_passing(error: &std::io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)
-    )
 }

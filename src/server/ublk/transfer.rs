@@ -26,6 +26,11 @@ impl Channel {
         Self(Arc::new(device))
     }
 
+    /// The character device itself.
+    pub(super) fn file(&self) -> &File {
+        &self.0
+    }
+
     /// The bytes of a tag's request.
     pub(super) fn place(&self, queue: u16, tag: u16) -> Place<'_> {
         Place {

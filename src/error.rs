@@ -47,7 +47,11 @@ pub enum ErrorKind {
 ///
 /// `Display` prints `path: message`; the cause is printed by whoever walks `source()`.
 #[derive(Debug)]
-pub struct Error {
+pub struct Error(Box<Inner>);
+
+/// Behind a pointer: results are passed on for every request, and few are errors.
+#[derive(Debug)]
+struct Inner {
     kind: ErrorKind,
     path: Option<PathBuf>,
     message: String,
@@ -57,12 +61,12 @@ pub struct Error {
 impl Error {
     /// An error of `kind` with a text that says what was found and what is allowed.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self {
+        Self(Box::new(Inner {
             kind,
             path: None,
             message: message.into(),
             source: None,
-        }
+        }))
     }
 
     /// Metadata that is wrong.
@@ -97,19 +101,19 @@ impl Error {
             io::ErrorKind::ReadOnlyFilesystem => ErrorKind::ReadOnly,
             _ => ErrorKind::Io,
         };
-        Self {
+        Self(Box::new(Inner {
             kind,
             path: None,
             message: format!("cannot {doing}"),
             source: Some(source),
-        }
+        }))
     }
 
     /// The same error, about `path`; an error that already names its object keeps it.
     #[must_use]
     pub fn at(mut self, path: impl AsRef<Path>) -> Self {
-        if self.path.is_none() {
-            self.path = Some(path.as_ref().to_owned());
+        if self.0.path.is_none() {
+            self.0.path = Some(path.as_ref().to_owned());
         }
         self
     }
@@ -126,33 +130,33 @@ impl Error {
     /// The same error; where it is about `from`, it becomes one about `to`.
     #[must_use]
     pub fn renamed(mut self, from: &Path, to: &Path) -> Self {
-        if self.path.as_deref() == Some(from) {
-            self.path = Some(to.to_owned());
+        if self.0.path.as_deref() == Some(from) {
+            self.0.path = Some(to.to_owned());
         }
         self
     }
 
     /// What sort of failure it is.
     pub fn kind(&self) -> ErrorKind {
-        self.kind
+        self.0.kind
     }
 
     /// The object it is about, where known.
     pub fn path(&self) -> Option<&Path> {
-        self.path.as_deref()
+        self.0.path.as_deref()
     }
 
     /// What is wrong, without the path.
     pub fn message(&self) -> &str {
-        &self.message
+        &self.0.message
     }
 
     /// The errno a client of a served disk gets.
     pub fn errno(&self) -> i32 {
-        if let Some(code) = self.source.as_ref().and_then(io::Error::raw_os_error) {
+        if let Some(code) = self.0.source.as_ref().and_then(io::Error::raw_os_error) {
             return code;
         }
-        match self.kind {
+        match self.0.kind {
             ErrorKind::NotFound => libc::ENOENT,
             ErrorKind::Permission | ErrorKind::Denied => libc::EACCES,
             ErrorKind::Locked => libc::EBUSY,
@@ -169,16 +173,16 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(path) = &self.path {
+        if let Some(path) = &self.0.path {
             write!(f, "{}: ", path.display())?;
         }
-        f.write_str(&self.message)
+        f.write_str(&self.0.message)
     }
 }
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source.as_ref().map(|e| e as _)
+        self.0.source.as_ref().map(|e| e as _)
     }
 }
 

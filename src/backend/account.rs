@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::backend::Kind;
+use crate::util::align::clamp_len;
 
 const KINDS: usize = Kind::ALL.len();
 
@@ -37,6 +38,75 @@ impl Default for Counters {
             most: AtomicU64::default(),
             classes: Default::default(),
         }
+    }
+}
+
+impl Counters {
+    /// Notes the shortest and the longest of some times.
+    fn bounds(&self, least: u64, most: u64) {
+        if self.least.load(Ordering::Relaxed) > least {
+            self.least.fetch_min(least, Ordering::Relaxed);
+        }
+        if self.most.load(Ordering::Relaxed) < most {
+            self.most.fetch_max(most, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What one thread has counted since it last told an [`Account`].
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    kinds: [Sums; KINDS],
+    /// As [`Account`]'s; 0: nothing was counted.
+    last: u64,
+}
+
+#[derive(Debug)]
+struct Sums {
+    operations: u64,
+    bytes: u64,
+    failed: u64,
+    nanoseconds: u64,
+    least: u64,
+    most: u64,
+    classes: [u32; CLASSES],
+    /// A bit for each class that is not 0.
+    seen: u32,
+}
+
+impl Default for Sums {
+    fn default() -> Self {
+        Self {
+            operations: 0,
+            bytes: 0,
+            failed: 0,
+            nanoseconds: 0,
+            least: u64::MAX,
+            most: 0,
+            classes: [0; CLASSES],
+            seen: 0,
+        }
+    }
+}
+
+impl Tally {
+    /// As [`Account::done`].
+    pub(super) fn done(&mut self, kind: Kind, bytes: u64, spent: u64, ok: bool, age: u64) {
+        let sums = &mut self.kinds[kind as usize];
+        sums.nanoseconds += spent;
+        if ok {
+            sums.operations += 1;
+            sums.bytes += bytes;
+        } else {
+            sums.failed += 1;
+        }
+        sums.least = sums.least.min(spent);
+        sums.most = sums.most.max(spent);
+        let class = class(spent);
+        sums.classes[class] += 1;
+        sums.seen |= 1 << class;
+        // Not 0, whatever the clock says.
+        self.last = age.max(1);
     }
 }
 
@@ -163,14 +233,42 @@ impl Account {
         } else {
             counters.failed.fetch_add(1, Ordering::Relaxed);
         }
-        if counters.least.load(Ordering::Relaxed) > spent {
-            counters.least.fetch_min(spent, Ordering::Relaxed);
-        }
-        if counters.most.load(Ordering::Relaxed) < spent {
-            counters.most.fetch_max(spent, Ordering::Relaxed);
-        }
+        counters.bounds(spent, spent);
         counters.classes[class(spent)].fetch_add(1, Ordering::Relaxed);
         self.last.store(age, Ordering::Relaxed);
+    }
+
+    /// Counts what a tally holds, and empties it.
+    pub(super) fn add(&self, tally: &mut Tally) {
+        if tally.last == 0 {
+            return;
+        }
+        let add = |counter: &AtomicU64, count| {
+            if count > 0 {
+                counter.fetch_add(count, Ordering::Relaxed);
+            }
+        };
+        for (counters, sums) in self.kinds.iter().zip(&mut tally.kinds) {
+            if sums.seen == 0 {
+                continue;
+            }
+            add(&counters.nanoseconds, sums.nanoseconds);
+            add(&counters.operations, sums.operations);
+            add(&counters.bytes, sums.bytes);
+            add(&counters.failed, sums.failed);
+            counters.bounds(sums.least, sums.most);
+            while sums.seen != 0 {
+                let class = clamp_len(sums.seen.trailing_zeros().into(), CLASSES - 1);
+                add(&counters.classes[class], sums.classes[class].into());
+                sums.classes[class] = 0;
+                sums.seen &= sums.seen - 1;
+            }
+            (sums.nanoseconds, sums.operations) = (0, 0);
+            (sums.bytes, sums.failed) = (0, 0);
+            (sums.least, sums.most) = (u64::MAX, 0);
+        }
+        self.last.fetch_max(tally.last, Ordering::Relaxed);
+        tally.last = 0;
     }
 
     fn totals(&self, kind: Kind) -> Totals {
@@ -215,13 +313,20 @@ mod tests {
     fn counters_agree_with_a_model() {
         let mut random = fastrand::Rng::with_seed(3);
         let queues = [Account::default(), Account::default()];
+        let mut tally = Tally::default();
         let mut times: Vec<(Kind, Duration, bool, u64)> = Vec::new();
         for step in 0..2000u64 {
             let kind = Kind::ALL[random.usize(..KINDS)];
             let spent = random.u64(..) >> random.u32(20..64);
             let (ok, bytes) = (random.u8(..) > 20, random.u64(..1 << 20));
             let queue = &queues[random.usize(..2)];
-            queue.done(kind, bytes, spent, ok, step);
+            match random.bool() {
+                true => queue.done(kind, bytes, spent, ok, step),
+                false => tally.done(kind, bytes, spent, ok, step),
+            }
+            if random.u8(..) < 20 || step == 1999 {
+                queue.add(&mut tally);
+            }
             times.push((kind, Duration::from_nanos(spent), ok, bytes));
         }
         let age = Duration::from_nanos(5000);

@@ -44,6 +44,11 @@ impl Count {
     pub(super) fn now(&self) -> u32 {
         self.0.load(Ordering::SeqCst)
     }
+
+    /// Counts another one, for somebody who is in already.
+    pub(super) fn add(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 /// What keeps requests out.

@@ -16,9 +16,11 @@ use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
 
 pub mod account;
+mod check;
 mod execute;
 mod gate;
 mod lane;
+mod owner;
 pub mod policy;
 pub mod request;
 pub mod settings;
@@ -30,6 +32,7 @@ mod tests;
 
 pub use account::{QueueStats, Totals};
 pub use gate::WakeHandle;
+pub use owner::Owner;
 pub use policy::{Action, IoStatus, OnError, Policy};
 pub use request::{Fallback, Kind, Request, Shape};
 pub use settings::{DetectZeroes, Discard, Durability, Event, Listener, Settings};
@@ -98,9 +101,9 @@ impl RunState {
 
 /// What became of a request that asked to be let in.
 #[derive(Debug)]
-pub enum Admission {
+pub enum Admission<T = Ticket> {
     /// It may be carried out.
-    Admitted(Ticket),
+    Admitted(T),
     /// It is limited: ask again at this moment, or when woken.  Of several requests of one kind,
     /// ask for the oldest first.
     NotBefore(Instant),
@@ -248,7 +251,7 @@ impl Backend {
         let age = self.made.elapsed();
         self.queues
             .iter()
-            .map(|queue| queue.account.stats(queue.count.now(), age))
+            .map(|queue| queue.account.stats(queue.depth(), age))
             .collect()
     }
 
@@ -368,35 +371,56 @@ impl Backend {
 
     /// As [`Backend::admit`], for who has looked at the clock just now.
     pub fn admit_at(&self, queue: QueueId, shape: &Shape, now: Moment) -> Admission {
-        let index = usize::try_from(queue.0).unwrap_or_default() % self.lanes.len();
-        let depth = match self.gate.enter(&self.queues[index].count) {
-            Ok(depth) => depth,
-            Err(flags) if flags & CLOSED == 0 => return Admission::Held,
-            Err(_) => return Admission::Refused(closed()),
+        let Ok(depth) = self.gate.enter(&self.queue(queue).count) else {
+            return self.kept_out();
         };
         // Loaded once it is in: the chain stays until it is out.
         let ticket = Ticket {
-            lane: self.lanes[index].lane(),
+            lane: self.place(queue).lane(),
             shape: shape.clone(),
             begun: now,
             plain: self.moving(shape),
         };
-        let account = &ticket.lane.queue.account;
-        if let Err(e) = self.check(shape, ticket.chain()) {
-            account.invalid(shape.kind);
-            return Admission::Refused(e);
+        if let Err(kept) = self.consider(&ticket.lane, shape, now) {
+            return kept;
         }
-        if let Some(limits) = &ticket.lane.limits
-            && let Err(at) = limits.ask(
-                shape.kind,
-                shape.len(),
-                self.made + Duration::from_nanos(now.0),
-            )
-        {
-            return Admission::NotBefore(at);
-        }
-        account.depth(depth);
+        ticket.lane.queue.account.depth(depth);
         Admission::Admitted(ticket)
+    }
+
+    fn index(&self, queue: QueueId) -> usize {
+        usize::try_from(queue.0).unwrap_or_default() % self.lanes.len()
+    }
+
+    fn place(&self, queue: QueueId) -> &Place {
+        &self.lanes[self.index(queue)]
+    }
+
+    fn queue(&self, queue: QueueId) -> &Arc<Queue> {
+        &self.queues[self.index(queue)]
+    }
+
+    /// What somebody is told whom the gate did not let in.
+    fn kept_out<T>(&self) -> Admission<T> {
+        match self.gate.flags() & CLOSED {
+            0 => Admission::Held,
+            _ => Admission::Refused(closed()),
+        }
+    }
+
+    /// Looks at a request of somebody who is in: whether it is right, and within the limits.
+    fn consider<T>(&self, lane: &Lane, shape: &Shape, now: Moment) -> Result<(), Admission<T>> {
+        if let Err(e) = self.check(shape, &lane.chain) {
+            lane.queue.account.invalid(shape.kind);
+            return Err(Admission::Refused(e));
+        }
+        let Some(limits) = &lane.limits else {
+            return Ok(());
+        };
+        let now = self.made + Duration::from_nanos(now.0);
+        limits
+            .ask(shape.kind, shape.len(), now)
+            .map_err(Admission::NotBefore)
     }
 
     /// Carries out a request that was let in, on a thread that may block.  A panic is an error of
@@ -425,11 +449,22 @@ impl Backend {
         let spent = now.0.saturating_sub(ticket.begun.0);
         let account = &ticket.lane.queue.account;
         account.done(kind, ticket.shape.len(), spent, result.is_ok(), now.0);
-        self.look_at_mark(&ticket);
+        self.look_at_mark(&ticket.lane);
         drop(ticket);
-        let Err(error) = result else {
-            return Verdict::Answer(Ok(()));
-        };
+        self.verdict(kind, result)
+    }
+
+    /// Applies the error policy to how a request has ended.
+    #[inline]
+    fn verdict(&self, kind: Kind, result: Result<()>) -> Verdict {
+        match result {
+            Ok(()) => Verdict::Answer(Ok(())),
+            Err(error) => self.failed(kind, error),
+        }
+    }
+
+    #[cold]
+    fn failed(&self, kind: Kind, error: Error) -> Verdict {
         let Some(action) = self.settings.policy.action(kind, &error) else {
             return Verdict::Answer(Err(error));
         };
@@ -493,12 +528,16 @@ impl Backend {
     }
 
     fn drain(&self) {
-        let counts: Vec<_> = self.queues.iter().map(|queue| &queue.count).collect();
+        let counts: Vec<_> = self
+            .queues
+            .iter()
+            .flat_map(|queue| [&queue.count, &queue.held])
+            .collect();
         self.gate.drain(&counts);
     }
 
-    fn look_at_mark(&self, ticket: &Ticket) {
-        if let Some(high) = &ticket.lane.high
+    fn look_at_mark(&self, lane: &Lane) {
+        if let Some(high) = &lane.high
             && let Some(mark) = high.passed()
         {
             let end = high.end();
@@ -511,43 +550,6 @@ impl Backend {
         let mut status = self.status.lock();
         if *status == IoStatus::Ok {
             *status = IoStatus::of(error);
-        }
-    }
-
-    fn moving(&self, shape: &Shape) -> Moving {
-        let durable = shape.fua || self.settings.durability == Durability::EveryWrite;
-        match shape.kind {
-            Kind::Read => Moving::Anyone,
-            Kind::Write if !durable && self.settings.detect_zeroes == DetectZeroes::Off => {
-                Moving::Anyone
-            }
-            _ => Moving::Backend,
-        }
-    }
-
-    fn check(&self, shape: &Shape, chain: &Chain) -> Result<()> {
-        let path = || chain.top().storage().path();
-        let size = chain.virtual_size();
-        let range = &shape.range;
-        if range.start > range.end || range.end > size {
-            let text = format!(
-                "the request for {:#x}..{:#x} reaches past the end of the disk at {size:#x}",
-                range.start, range.end
-            );
-            return Err(Error::new(ErrorKind::OutOfRange, text).at_opt(path()));
-        }
-        let block = u64::from(self.settings.logical_block_size);
-        let aligned = |at: u64| at.is_multiple_of(block);
-        if !aligned(range.start) || !(aligned(range.end) || range.end == size) {
-            let text = format!(
-                "the request for {:#x}..{:#x} is not made of whole blocks of {block} bytes",
-                range.start, range.end
-            );
-            return Err(Error::new(ErrorKind::Invalid, text).at_opt(path()));
-        }
-        match shape.kind.changes() && !chain.top().caps().write {
-            true => Err(Error::read_only().at_opt(path())),
-            false => Ok(()),
         }
     }
 }

@@ -126,6 +126,7 @@ impl Driver {
 
     /// Answers a request and asks for the tag's next one, when the ring is entered next.  Where that
     /// fails, [`Driver::wait`] says so.
+    #[inline]
     pub(super) fn answer(&mut self, tag: u16, result: i32) {
         let (ring, place) = (&mut self.ring, self.place);
         match &mut self.way {

@@ -5,6 +5,7 @@
 
 use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -20,7 +21,8 @@ use super::pool::{Done, Inbox, Job, Leaving, Pool};
 use super::request::Command;
 use super::ring::{self, Event, Memory};
 use super::transfer::Channel;
-use crate::backend::{Admission, Backend, Kind, Moment, Moving, QueueId, Ticket, Verdict};
+use crate::backend::{Admission, Backend, Kind, Moment, Moving, Owner, QueueId, Verdict};
+use crate::chain::Chain;
 use crate::error::Result;
 use crate::util::grace;
 
@@ -39,30 +41,34 @@ pub(super) struct Shared {
 #[derive(Debug)]
 struct Transit {
     command: Command,
-    ticket: Ticket,
+    begun: Moment,
     /// Keeps what the pieces point at from being used for anything else.
-    grace: grace::Ticket,
+    grace: Rc<grace::Ticket>,
     /// Pieces that have not ended.
-    left: usize,
+    left: u32,
     /// Bytes that were moved.
     moved: usize,
     /// Bytes that are to be moved.
     expected: usize,
     /// Where a write ends in the image's file.
     end: u64,
-    /// The request's bytes, where the ring does not move them to the driver.
-    buffer: Option<Buffer>,
 }
 
 /// One queue, on the thread that made it.
 pub(super) struct Queue {
     driver: Driver,
-    id: QueueId,
     shared: Arc<Shared>,
     inbox: Arc<Inbox>,
+    owner: Owner,
     /// By tag, what the ring moves; `None`: its next request has not come, or a worker or a list has
     /// it.
     slots: Vec<Option<Transit>>,
+    /// By tag, the bytes of what the ring moves, where it does not move them to the driver.
+    buffers: Vec<Option<Buffer>>,
+    /// By tag, when a request was let in that is neither the ring's nor a worker's.
+    begun: Vec<Option<Moment>>,
+    /// Held by what came together.
+    grace: Option<Rc<grace::Ticket>>,
     waiting: Waiting,
     alarm: ring::Alarm,
     spare: Buffers,
@@ -99,19 +105,22 @@ impl Queue {
         let block = shared.backend.settings().logical_block_size;
         let block = u64::from(block).max(super::request::SECTOR);
         driver.ring.watch(inbox.fd())?;
-        let now = shared.backend.moment();
+        let depth = usize::from(place.depth);
         Ok(Self {
             driver,
-            id: QueueId(u32::from(inbox.queue)),
+            now: shared.backend.moment(),
+            owner: Owner::new(Arc::clone(&shared.backend), QueueId(inbox.queue.into())),
             shared,
             inbox,
-            slots: (0..place.depth).map(|_| None).collect(),
+            slots: (0..depth).map(|_| None).collect(),
+            buffers: (0..depth).map(|_| None).collect(),
+            begun: vec![None; depth],
+            grace: None,
             waiting: Waiting::default(),
             alarm: ring::Alarm::default(),
             spare: Buffers::default(),
             block,
             copied,
-            now,
             pieces: Vec::new(),
         })
     }
@@ -122,15 +131,11 @@ impl Queue {
     /// Why it cannot go on.
     pub(super) fn run(mut self) -> Result<()> {
         let ended = self.serve();
-        // The kernel must be done with the buffers before they go.
-        let left = self
-            .slots
-            .iter()
-            .flatten()
-            .map(|transit| transit.left)
-            .sum();
-        if let Err(e) = self.driver.ring.wait_for(left) {
-            std::mem::forget(std::mem::take(&mut self.slots));
+        // The kernel must be done with the buffers and the image before they go.
+        let left = self.slots.iter().flatten();
+        let left = left.map(|transit| usize::try_from(transit.left).unwrap_or_default());
+        if let Err(e) = self.driver.ring.wait_for(left.sum()) {
+            std::mem::forget(self);
             return ended.and(Err(e));
         }
         ended
@@ -142,6 +147,8 @@ impl Queue {
             self.now = self.shared.backend.moment();
             self.events(&events)?;
             events.clear();
+            self.grace = None;
+            self.owner.settle();
             if self.inbox.leaving() == Some(Leaving::End) {
                 return self.driver.finish();
             }
@@ -203,6 +210,9 @@ impl Queue {
     /// Answers a request that met a bug, unless the ring has it.
     fn give_up(&mut self, tag: u16) {
         if let Some(None) = self.slots.get(usize::from(tag)) {
+            if self.begun[usize::from(tag)].take().is_some() {
+                self.owner.give_up();
+            }
             self.driver.answer(tag, -libc::EIO);
         }
     }
@@ -220,12 +230,11 @@ impl Queue {
 
     /// Asks for a request to be let in, and begins it or keeps it.
     fn offer(&mut self, tag: u16, command: Command) {
-        match self
-            .shared
-            .backend
-            .admit_at(self.id, &command.shape, self.now)
-        {
-            Admission::Admitted(ticket) => self.begin(tag, command, ticket),
+        match self.owner.admit(&command.shape, self.now) {
+            Admission::Admitted(()) => {
+                self.begun[usize::from(tag)] = Some(self.now);
+                self.begin(tag, command);
+            }
             Admission::Refused(error) => self.driver.answer(tag, -error.errno()),
             Admission::Held => self.hold(tag, command),
             Admission::NotBefore(at) => {
@@ -261,32 +270,37 @@ impl Queue {
         }
     }
 
-    fn begin(&mut self, tag: u16, command: Command, ticket: Ticket) {
+    /// Has the ring carry out a request that was let in, or a worker.
+    fn begin(&mut self, tag: u16, command: Command) {
         let plain = matches!(command.shape.kind, Kind::Read | Kind::Write);
-        if plain && ticket.moving() == Moving::Anyone {
-            let grace = ticket.chain().enter();
-            let mut pieces = std::mem::take(&mut self.pieces);
-            pieces.clear();
-            let planned = plan::plan(ticket.chain(), &command.shape, self.block, &mut pieces);
-            match planned {
-                Some(()) => self.move_bytes(tag, command, ticket, grace, &pieces),
-                None => {
-                    drop(grace);
-                    self.hand_over(tag, command, ticket);
-                }
+        if plain && self.owner.moving(&command.shape) == Moving::Anyone {
+            self.pieces.clear();
+            if let Some(grace) = self.plan(&command) {
+                return self.move_bytes(tag, command, grace);
             }
-            self.pieces = pieces;
-            return;
         }
-        self.hand_over(tag, command, ticket);
+        self.hand_over(tag, command);
     }
 
-    /// Has a worker carry a request out.
-    fn hand_over(&mut self, tag: u16, command: Command, ticket: Ticket) {
+    /// Finds the pieces of a request; `None` where more has to be done than to move bytes.
+    fn plan(&mut self, command: &Command) -> Option<Rc<grace::Ticket>> {
+        let chain = self.owner.chain()?;
+        let grace = self.grace.get_or_insert_with(|| Rc::new(chain.enter()));
+        let grace = Rc::clone(grace);
+        plan::plan(chain, &command.shape, self.block, &mut self.pieces)?;
+        Some(grace)
+    }
+
+    /// Has a worker carry a request out that was let in.
+    fn hand_over(&mut self, tag: u16, command: Command) {
         let buffer = self.copied.get(usize::from(tag)).map(|memory| {
             let len = command.buffer_len().min(memory.len());
             memory.as_slice()[..len].to_vec()
         });
+        let begun = self.begun[usize::from(tag)].take().unwrap_or(self.now);
+        let Some(ticket) = self.owner.hand_over(&command.shape, begun) else {
+            return self.driver.answer(tag, -libc::EIO);
+        };
         self.shared.pool.give(Job {
             tag,
             command,
@@ -304,88 +318,82 @@ impl Queue {
         {
             memory.as_mut_slice()[..buffer.len()].copy_from_slice(buffer);
         }
-        self.finish(done.tag, done.command, done.ticket, done.result);
+        let verdict = self
+            .shared
+            .backend
+            .complete_at(done.ticket, done.result, self.now);
+        self.answer(done.tag, done.command, verdict);
     }
 
-    /// Has the ring move the bytes of a request.
-    fn move_bytes(
-        &mut self,
-        tag: u16,
-        command: Command,
-        ticket: Ticket,
-        grace: grace::Ticket,
-        pieces: &[Piece],
-    ) {
+    /// Has the ring move the bytes of a request, as planned.
+    fn move_bytes(&mut self, tag: u16, command: Command, grace: Rc<grace::Ticket>) {
         let kind = command.shape.kind;
-        let end = match kind == Kind::Write && ticket.is_watched() {
-            true => self.end_of(&ticket, pieces),
+        let end = match kind == Kind::Write && self.owner.is_watched() {
+            true => self.end(),
             false => 0,
         };
         let registered = self.shared.transfer == Transfer::ZeroCopy && !command.unregistered;
-        let mut transit = Transit {
-            buffer: match registered || !self.copied.is_empty() {
-                true => None,
-                false => Some(self.spare.take(command.buffer_len())),
-            },
-            command,
-            ticket,
-            grace,
-            left: 0,
-            moved: 0,
-            expected: 0,
-            end,
-        };
-        if let Err(error) = self.prepare(tag, &mut transit, registered, pieces) {
-            return self.finish(tag, transit.command, transit.ticket, Err(error));
+        if !registered && self.copied.is_empty() {
+            self.buffers[usize::from(tag)] = Some(self.spare.take(command.buffer_len()));
         }
-        for piece in pieces {
+        if let Err(error) = self.prepare(tag, kind, registered) {
+            self.buffers[usize::from(tag)] = None;
+            return self.finish(tag, command, Err(error));
+        }
+        let (mut left, mut expected) = (0, 0);
+        for piece in &self.pieces {
             let Place::File(fd, host) = piece.place else {
                 continue;
             };
-            transit.expected += piece.len;
+            expected += piece.len;
             let memory = match registered {
                 true => Memory::Registered(tag),
-                false => Memory::Ours(memory(&mut self.copied, tag, &mut transit.buffer)),
+                false => Memory::Ours(memory(&mut self.copied, &mut self.buffers, tag)),
             };
-            let place = (fd, host);
             let ring = &mut self.driver.ring;
-            if ring.start(tag, kind, piece, place, memory).is_ok() {
-                transit.left += 1;
+            if ring.start(tag, kind, piece, (fd, host), memory).is_ok() {
+                left += 1;
             }
         }
-        match transit.left {
+        let transit = Transit {
+            command,
+            begun: self.begun[usize::from(tag)].take().unwrap_or(self.now),
+            grace,
+            left,
+            moved: 0,
+            expected,
+            end,
+        };
+        match left {
             0 => self.ended(tag, transit),
             _ => self.slots[usize::from(tag)] = Some(transit),
         }
     }
 
-    /// Where in the image's file a write ends; 0 where it does not go there.
-    fn end_of(&self, ticket: &Ticket, pieces: &[Piece]) -> u64 {
+    /// Where in the image's file the pieces of a write end; 0 where they do not go there.
+    fn end(&self) -> u64 {
         // An empty range: which descriptor it is, not what may be moved.
-        let file = ticket.chain().top().storage().fd_for(&(0..0), self.block);
-        file.map_or(0, |fd| plan::end_in(pieces, fd.as_raw_fd()))
+        let file = |chain: &Chain| {
+            let file = chain.top().storage().fd_for(&(0..0), self.block)?;
+            Some(plan::end_in(&self.pieces, file.as_raw_fd()))
+        };
+        self.owner.chain().and_then(file).unwrap_or(0)
     }
 
     /// Before the ring moves anything: the bytes of a write, and the zeroes of a read.
-    fn prepare(
-        &mut self,
-        tag: u16,
-        transit: &mut Transit,
-        registered: bool,
-        pieces: &[Piece],
-    ) -> Result<()> {
+    fn prepare(&mut self, tag: u16, kind: Kind, registered: bool) -> Result<()> {
         let driver = self.shared.channel.place(self.inbox.queue, tag);
-        if transit.command.shape.kind == Kind::Write {
-            return match &mut transit.buffer {
+        if kind == Kind::Write {
+            return match &mut self.buffers[usize::from(tag)] {
                 Some(buffer) => driver.fetch(0, buffer),
                 None => Ok(()),
             };
         }
-        for piece in pieces.iter().filter(|p| p.place == Place::Zero) {
+        for piece in self.pieces.iter().filter(|p| p.place == Place::Zero) {
             match registered {
                 true => driver.clear(piece.at, piece.len)?,
                 false => {
-                    let memory = memory(&mut self.copied, tag, &mut transit.buffer);
+                    let memory = memory(&mut self.copied, &mut self.buffers, tag);
                     memory[piece.at..piece.at + piece.len].fill(0);
                 }
             }
@@ -410,22 +418,15 @@ impl Queue {
 
     /// The ring has done what it could for a request.
     fn ended(&mut self, tag: u16, transit: Transit) {
-        let Transit {
-            command,
-            ticket,
-            grace,
-            moved,
-            expected,
-            end,
-            buffer,
-            ..
-        } = transit;
+        let Transit { command, grace, .. } = transit;
+        self.begun[usize::from(tag)] = Some(transit.begun);
+        drop(grace);
+        let buffer = self.buffers[usize::from(tag)].take();
         // What failed or came short is done again by a worker, whose error says what is wrong.
-        if moved != expected {
-            drop(grace);
-            return self.hand_over(tag, command, ticket);
+        if transit.moved != transit.expected {
+            return self.hand_over(tag, command);
         }
-        ticket.wrote(end);
+        self.owner.wrote(transit.end);
         let result = match &buffer {
             Some(buffer) if command.shape.kind == Kind::Read => {
                 let driver = self.shared.channel.place(self.inbox.queue, tag);
@@ -436,12 +437,19 @@ impl Queue {
         if let Some(buffer) = buffer {
             self.spare.give(buffer);
         }
-        drop(grace);
-        self.finish(tag, command, ticket, result);
+        self.finish(tag, command, result);
     }
 
-    fn finish(&mut self, tag: u16, command: Command, ticket: Ticket, result: Result<()>) {
-        match self.shared.backend.complete_at(ticket, result, self.now) {
+    /// A request that the ring was to carry out has ended.
+    fn finish(&mut self, tag: u16, command: Command, result: Result<()>) {
+        let begun = self.begun[usize::from(tag)].take().unwrap_or(self.now);
+        let verdict = self.owner.complete(&command.shape, begun, result, self.now);
+        self.answer(tag, command, verdict);
+    }
+
+    #[inline]
+    fn answer(&mut self, tag: u16, command: Command, verdict: Verdict) {
+        match verdict {
             Verdict::Answer(Ok(())) => self.driver.answer(tag, command.done()),
             Verdict::Answer(Err(error)) => self.driver.answer(tag, -error.errno()),
             Verdict::Hold => self.hold(tag, command),
@@ -452,10 +460,11 @@ impl Queue {
 /// The memory of a request's bytes, where the ring does not move them to the driver.
 fn memory<'a>(
     copied: &'a mut [IoBuf<u8>],
+    buffers: &'a mut [Option<Buffer>],
     tag: u16,
-    buffer: &'a mut Option<Buffer>,
 ) -> &'a mut [u8] {
-    match (buffer, copied.get_mut(usize::from(tag))) {
+    let tag = usize::from(tag);
+    match (&mut buffers[tag], copied.get_mut(tag)) {
         (Some(buffer), _) => buffer,
         (None, Some(memory)) => memory.as_mut_slice(),
         (None, None) => &mut [],

@@ -244,6 +244,7 @@ impl Ring {
             if unsafe { self.0.submission().push(&entry) }.is_ok() {
                 return Ok(());
             }
+            // It is full.
             self.submit()?;
         }
     }

@@ -99,6 +99,15 @@ impl Socket {
         matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1))
     }
 
+    /// How many of these have peers that closed the connection or ended their side of it, so that
+    /// nothing more will come than is here; also after a [`Socket::shutdown`].
+    pub fn hung_up<'a>(sockets: impl Iterator<Item = &'a Self>) -> usize {
+        let wanted = |socket: &'a Self| PollFd::new(&socket.fd, PollFlags::RDHUP);
+        let mut fds: Vec<_> = sockets.map(wanted).collect();
+        // Where the host cannot tell, none is known to have.
+        poll(&mut fds, Some(&Timespec::default())).unwrap_or(0)
+    }
+
     /// Writes all of `parts`.  One thread at a time.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
 use serde_json::Value;
 use tempfile::TempDir;
+use vdtool::storage::open::{StorageOptions, open};
 
 use crate::util::{peer, requires, scratch, skipped, vdtool};
 
@@ -147,6 +148,26 @@ fn check(dir: &Path, name: &str) {
         .args(["check", name])
         .assert()
         .success();
+}
+
+#[test]
+fn a_disk_of_a_server_that_takes_one_client_is_opened_again() {
+    let dir = scratch();
+    let [near, far] = ["near", "far"].map(|name| dir.path().join(name));
+    for home in [&near, &far] {
+        std::fs::create_dir(home).expect("makes a directory");
+    }
+    std::fs::write(far.join("d.raw"), [7; 1 << 16]).expect("writes");
+    let far = Serve::start(&far, &["--connections", "1", "d.raw"]);
+    let near = Serve::start(&near, &[&*far.uri("")]);
+    let storage = open(near.uri("").as_ref(), &StorageOptions::default()).expect("connects");
+    for round in 0..30 {
+        let mut buf = [0; 512];
+        storage.read_at(&mut buf, round * 512).expect("reads");
+        assert_eq!(buf, [7; 512]);
+        near.tell(&["reopen"]);
+        assert_eq!(near.status()["state"], "running", "round {round}");
+    }
 }
 
 #[test]

@@ -13,14 +13,13 @@ use rustix::io::Errno;
 use crate::error::Error;
 use crate::nbd::Link;
 use crate::nbd::socket::Socket;
-use crate::server::nbd::handshake::{Handshake, Welcome};
+use crate::server::nbd::guests::Presence;
+use crate::server::nbd::handshake::Handshake;
 use crate::server::nbd::listen::Listener;
 use crate::server::nbd::server::Shared;
 use crate::server::nbd::session::Session;
 
-/// Clients beyond the limit that are told so at the same time; the others are just closed.
-pub(super) const TURNED_AWAY: usize = 16;
-/// How long such a client may take to hear it.
+/// How long a client beyond the limit may take to hear that it is.
 const TURN_AWAY: Duration = Duration::from_secs(2);
 /// How long requests under way have to end, and clients to take their replies, at the end.
 const GRACE: Duration = Duration::from_secs(5);
@@ -73,12 +72,12 @@ fn accept(listener: &Listener, shared: &Arc<Shared>) -> io::Result<()> {
             Err(Errno::INTR) => continue,
             Err(e) => return Err(e.into()),
         }
-        if shared.gate.is_stopping() || shared.guests.is_over() {
-            return Ok(());
-        }
         if fds.last().is_some_and(|f| !f.revents().is_empty()) {
-            // The last client left, and another came at once.
+            // Before looking why, so that no later reason is taken for this one.
             let _ = rustix::io::read(&shared.guests.wake, &mut [0; 8]);
+        }
+        if shared.gate.is_stopping() {
+            return Ok(());
         }
         let ready: Vec<usize> = (0..fds.len() - 1)
             .filter(|&i| !fds[i].revents().is_empty())
@@ -90,6 +89,10 @@ fn accept(listener: &Listener, shared: &Arc<Shared>) -> io::Result<()> {
                 Err(e) if is_passing(&e) => std::thread::sleep(PATIENCE),
                 Err(e) => return Err(e),
             }
+        }
+        // Not sooner: where another came just as the last one left, it is not the last.
+        if shared.guests.is_over() {
+            return Ok(());
         }
     }
 }
@@ -108,18 +111,12 @@ fn is_passing(error: &io::Error) -> bool {
 
 fn welcome(socket: OwnedFd, shared: &Arc<Shared>) {
     let socket = Arc::new(Socket::new(socket));
-    let Some((presence, is_welcome)) = shared.guests.enter(&socket) else {
+    let Some(mut presence) = shared.guests.enter(&socket) else {
         return;
     };
     let shared = Arc::clone(shared);
-    let welcome = match is_welcome {
-        true => Welcome::Yes,
-        false => Welcome::No,
-    };
-    // Without a thread the client is closed, which is all that can be done.
-    let number = presence.number;
     let started = thread("nbd-client", move || {
-        meet(socket, shared, number, welcome);
+        meet(socket, shared, &mut presence);
         // Last: whoever waits for it may rely on the rest being gone.
         drop(presence);
     });
@@ -128,17 +125,17 @@ fn welcome(socket: OwnedFd, shared: &Arc<Shared>) {
 }
 
 /// One client, from its first word to its last.
-fn meet(socket: Arc<Socket>, shared: Arc<Shared>, number: u64, welcome: Welcome) {
-    let limit = match welcome {
-        Welcome::Yes => shared.options.handshake,
-        Welcome::No => TURN_AWAY,
+fn meet(socket: Arc<Socket>, shared: Arc<Shared>, presence: &mut Presence) {
+    let limit = match presence.has_place() {
+        true => shared.options.handshake,
+        false => TURN_AWAY,
     };
     let until = Instant::now().checked_add(limit);
     let mut link = Link::plain(socket);
-    let agreed = Handshake::new(&shared, &mut link, until, welcome).run();
+    let agreed = Handshake::new(&shared, &mut link, until, presence).run();
     // Whatever went wrong, the client is the only one to tell, and it is gone or out of step.
     if let Ok(Some(agreed)) = agreed {
         shared.guests.used();
-        Session::new(shared, link, agreed, number).run();
+        Session::new(shared, link, agreed, presence.number).run();
     }
 }

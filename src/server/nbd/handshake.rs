@@ -2,12 +2,14 @@
 
 use std::io::{self, IoSlice};
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::nbd::Link;
 use crate::nbd::socket::Until;
 use crate::nbd::wire::{
     Fields, GREETING, Headers, OPTION, OPTION_REPLY, answer, handshake, option,
 };
+use crate::server::nbd::guests::Presence;
 use crate::server::nbd::option as offer;
 use crate::server::nbd::server::{Served, Shared};
 use crate::server::nbd::status::Context;
@@ -30,20 +32,13 @@ pub(super) struct Agreed {
     pub(super) contexts: Vec<Context>,
 }
 
-/// Whether the server takes the client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Welcome {
-    Yes,
-    /// There are too many; all options are refused.
-    No,
-}
-
 /// One client's handshake.
 pub(super) struct Handshake<'a> {
     shared: &'a Shared,
     link: &'a mut Link,
     until: Until,
-    welcome: Welcome,
+    /// Without a place all options are refused.
+    presence: &'a mut Presence,
     padding: bool,
     headers: Headers,
     /// The export whose contexts were chosen, and they.
@@ -62,13 +57,13 @@ impl<'a> Handshake<'a> {
         shared: &'a Shared,
         link: &'a mut Link,
         until: Until,
-        welcome: Welcome,
+        presence: &'a mut Presence,
     ) -> Self {
         Self {
             shared,
             link,
             until,
-            welcome,
+            presence,
             padding: true,
             headers: Headers::Simple,
             contexts: None,
@@ -118,7 +113,7 @@ impl<'a> Handshake<'a> {
         }
         let mut data = vec![0; clamp_len(len.into(), usize::MAX)];
         self.link.read_exact(&mut data, self.until)?;
-        if self.welcome == Welcome::No {
+        if !self.presence.has_place() && !self.find_place(number) {
             return self.turn_away(number);
         }
         if self.shared.tls.is_some() && !self.link.is_secure() {
@@ -159,6 +154,16 @@ impl<'a> Handshake<'a> {
             _ => self.refuse(number, answer::TLS_REQUIRED, "TLS comes first")?,
         }
         Ok(Next::Option)
+    }
+
+    /// Gets a place for the client after all, where others make room; it has as much time to agree
+    /// as they had.
+    fn find_place(&mut self, number: u32) -> bool {
+        let found = number != option::ABORT && self.presence.await_place();
+        if found {
+            self.until = Instant::now().checked_add(self.shared.options.handshake);
+        }
+        found
     }
 
     fn turn_away(&mut self, number: u32) -> io::Result<Next> {

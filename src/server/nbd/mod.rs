@@ -18,6 +18,7 @@ mod bitmap;
 mod budget;
 mod change;
 mod gate;
+mod guests;
 mod handshake;
 mod input;
 mod listen;
@@ -44,7 +45,8 @@ pub enum Persistence {
 /// How a server is set up.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Most clients at once, at least 1; further ones are told so and turned away.
+    /// Most clients at once, at least 1; further ones are told so and turned away, where none of
+    /// the others is about to leave.
     pub connections: usize,
     /// When it ends by itself.
     pub persistence: Persistence,

@@ -1,24 +1,20 @@
 //! What all connections of a server share, and the server as its owner sees it.
 
-use std::collections::HashMap;
-use std::net::Shutdown;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use parking_lot::{Condvar, Mutex};
-use rustix::event::{EventfdFlags, eventfd};
+use parking_lot::Mutex;
 
 use crate::backend::WakeHandle;
 use crate::error::{Error, Result};
-use crate::nbd::socket::Socket;
 use crate::nbd::tls;
 use crate::nbd::uri::{Security, Uri};
 use crate::nbd::wire::{Headers, MAX_PAYLOAD, MAX_STRING, can};
 use crate::server::nbd::budget::Budget;
 use crate::server::nbd::gate::Gate;
+use crate::server::nbd::guests::Guests;
 use crate::server::nbd::listen::{Listen, Listener};
-use crate::server::nbd::{Options, Persistence, accept, bitmap};
+use crate::server::nbd::{Options, accept, bitmap};
 use crate::server::{Export, Server};
 
 /// Smallest block size that is called the best.
@@ -84,40 +80,6 @@ pub(super) struct Shared {
     pub(super) guests: Arc<Guests>,
 }
 
-/// Who is there, and whether the server goes on.  Knows no exports: once the last client is gone
-/// from here, nothing of the server holds a disk any more but its owner.
-#[derive(Debug)]
-pub(super) struct Guests {
-    /// Most of them that may use an export.
-    most: usize,
-    persistence: Persistence,
-    clients: Mutex<Clients>,
-    changed: Condvar,
-    /// Readable once the server is to end, or may.
-    pub(super) wake: OwnedFd,
-}
-
-/// The clients that are there.
-#[derive(Debug, Default)]
-struct Clients {
-    sockets: HashMap<u64, Arc<Socket>>,
-    next: u64,
-    /// How many of them may go on to use an export.
-    welcome: usize,
-    /// Whether one got as far as that.
-    used: bool,
-    ended: bool,
-    failure: Option<Error>,
-}
-
-/// A client that is there, until this is dropped.
-#[derive(Debug)]
-pub(super) struct Presence {
-    guests: Arc<Guests>,
-    pub(super) number: u64,
-    is_welcome: bool,
-}
-
 impl Shared {
     /// The export of a name.
     pub(super) fn find(&self, name: &str) -> Option<Arc<Served>> {
@@ -129,84 +91,6 @@ impl Shared {
     pub(super) fn stop(&self) {
         self.gate.stop();
         self.guests.rouse();
-    }
-}
-
-impl Guests {
-    /// Takes note of a client; `None`: there are so many that it cannot even be told.
-    pub(super) fn enter(self: &Arc<Self>, socket: &Arc<Socket>) -> Option<(Presence, bool)> {
-        let mut clients = self.clients.lock();
-        let most = self.most;
-        let is_welcome = clients.welcome < most;
-        if !is_welcome && clients.sockets.len() >= most.saturating_add(accept::TURNED_AWAY) {
-            return None;
-        }
-        clients.welcome += usize::from(is_welcome);
-        let number = clients.next;
-        clients.next += 1;
-        clients.sockets.insert(number, Arc::clone(socket));
-        let presence = Presence {
-            guests: Arc::clone(self),
-            number,
-            is_welcome,
-        };
-        Some((presence, is_welcome))
-    }
-
-    /// A client uses an export.
-    pub(super) fn used(&self) {
-        self.clients.lock().used = true;
-    }
-
-    /// Whether the last client has left a server that was to serve no longer.
-    pub(super) fn is_over(&self) -> bool {
-        let clients = self.clients.lock();
-        self.persistence == Persistence::LastClient && clients.used && clients.welcome == 0
-    }
-
-    /// Ends the connections, or one direction of them.
-    pub(super) fn shutdown(&self, how: Shutdown) {
-        for socket in self.clients.lock().sockets.values() {
-            socket.shutdown(how);
-        }
-    }
-
-    /// Waits until no client is there, no longer than `limit`.
-    pub(super) fn wait_empty(&self, limit: std::time::Duration) {
-        let until = std::time::Instant::now() + limit;
-        let mut clients = self.clients.lock();
-        while !clients.sockets.is_empty() {
-            if self.changed.wait_until(&mut clients, until).timed_out() {
-                return;
-            }
-        }
-    }
-
-    /// The server has ended.
-    pub(super) fn ended(&self, failure: Option<Error>) {
-        let mut clients = self.clients.lock();
-        clients.ended = true;
-        clients.failure = failure;
-        self.changed.notify_all();
-    }
-
-    /// Has the accepting thread look whether it is to end.
-    fn rouse(&self) {
-        // Fails only where it is readable already.
-        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
-    }
-}
-
-impl Drop for Presence {
-    fn drop(&mut self) {
-        let mut clients = self.guests.clients.lock();
-        clients.sockets.remove(&self.number);
-        clients.welcome -= usize::from(self.is_welcome);
-        self.guests.changed.notify_all();
-        drop(clients);
-        if self.guests.is_over() {
-            self.guests.rouse();
-        }
     }
 }
 
@@ -243,19 +127,12 @@ impl NbdServer {
             e.export.backend.on_wake(move || gate.wake())
         });
         let wakers = wakers.collect();
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let shared = Arc::new(Shared {
             exports: served,
             tls: options.tls.clone(),
             budget: Arc::new(Budget::new(options.memory)),
             gate,
-            guests: Arc::new(Guests {
-                most: options.connections.max(1),
-                persistence: options.persistence,
-                clients: Mutex::default(),
-                changed: Condvar::new(),
-                wake: eventfd(0, flags).map_err(|e| Error::io("make an eventfd", e.into()))?,
-            }),
+            guests: Arc::new(Guests::new(options.connections, options.persistence)?),
             options,
         });
         let accepting = accept::start(listener, Arc::clone(&shared))
@@ -299,12 +176,7 @@ impl Server for NbdServer {
     }
 
     fn wait(&self) -> Result<()> {
-        let guests = &self.shared.guests;
-        let mut clients = guests.clients.lock();
-        while !clients.ended {
-            guests.changed.wait(&mut clients);
-        }
-        clients.failure.take().map_or(Ok(()), Err)
+        self.shared.guests.wait_ended()
     }
 
     fn stop(&self) {

@@ -2,6 +2,7 @@
 //! mean no good.
 
 mod client;
+mod crowd;
 mod dirty;
 mod fake;
 mod filters;

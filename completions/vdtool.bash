@@ -1873,7 +1873,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__serve)
-            opts="-f -r -s -U -q -h --nbd --name --connections --persistent --bitmap --tls --tls-verify-peer --ublk --queues --depth --dev-id --recover --no-recovery --no-zero-copy --unprivileged --list --delete --format --read-only --snapshot --overlay --cache --discard --detect-zeroes --on-read-error --on-write-error --limit --logical-block-size --physical-block-size --max-io --watermark --stats-interval --control --ready-fd --pid-file --description --output --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -r -s -U -q -h --nbd --name --connections --persistent --bitmap --tls --tls-verify-peer --ublk --queues --depth --dev-id --recover --no-recovery --no-zero-copy --no-batches --unprivileged --list --delete --format --read-only --snapshot --overlay --cache --discard --detect-zeroes --on-read-error --on-write-error --limit --logical-block-size --physical-block-size --max-io --watermark --stats-interval --control --ready-fd --pid-file --description --output --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

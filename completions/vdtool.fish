@@ -384,6 +384,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l ublk -d 'Serve e
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l recover -d 'Take over the device --dev-id, whose server was killed'
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l no-recovery -d 'Let the device go when its server is killed, instead of waiting for another'
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l no-zero-copy -d 'Copy all bytes, even where the kernel need not'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l no-batches -d 'Take and answer requests one by one, even where the kernel has batches'
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l unprivileged -d 'A device of a user without privileges'
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l list -d 'List the ublk devices of this machine'
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -s r -l read-only -d 'Take no writes'

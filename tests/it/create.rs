@@ -1,6 +1,8 @@
 //! `vdtool create`.
 
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
@@ -221,12 +223,17 @@ fn an_image_that_a_machine_has_open_is_not_replaced() {
     std::fs::write(&path, [1; 512]).expect("has room");
     let socket = dir.path().join("socket");
     let mut server = std::process::Command::new("qemu-nbd")
-        .args(["-f", "raw", "-k"])
+        .args(["-f", "raw", "-t", "-k"])
         .arg(&socket)
         .arg(&path)
         .spawn()
         .expect("starts");
-    while !socket.exists() && server.try_wait().expect("waits").is_none() {
+    // Its socket is there before it opens the image; it greets clients after that.
+    let greeted = || {
+        let mut client = UnixStream::connect(&socket)?;
+        client.read_exact(&mut [0; 8])
+    };
+    while greeted().is_err() && server.try_wait().expect("waits").is_none() {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     let made = vdtool().arg("create").arg(&path).arg("1M").assert();

@@ -159,11 +159,6 @@ impl Ticket {
         self.plain
     }
 
-    /// Whether anybody wants to know where in the image's file is written.
-    pub fn is_watched(&self) -> bool {
-        self.lane.high.is_some()
-    }
-
     /// Notes that a server wrote to the image's file itself, up to host offset `end`.
     pub fn wrote(&self, end: u64) {
         if let Some(high) = &self.lane.high {

@@ -42,11 +42,6 @@ impl Owner {
         }
     }
 
-    /// The backend.
-    pub fn backend(&self) -> &Backend {
-        &self.backend
-    }
-
     /// As [`Backend::admit_at`]; one that was let in is to be ended by [`Owner::complete`],
     /// [`Owner::hand_over`] or [`Owner::give_up`].
     #[inline]
@@ -213,7 +208,7 @@ mod tests {
 
     /// Lets a request in, at the moment that is given back.
     fn begin(owner: &mut Owner, kind: Kind) -> Moment {
-        let now = owner.backend().moment();
+        let now = owner.backend.moment();
         let admission = owner.admit(&shape(kind), now);
         assert!(
             matches!(admission, Admission::Admitted(())),
@@ -223,7 +218,7 @@ mod tests {
     }
 
     fn end(owner: &mut Owner, kind: Kind, begun: Moment, result: Result<()>) -> Verdict {
-        let now = owner.backend().moment();
+        let now = owner.backend.moment();
         owner.complete(&shape(kind), begun, result, now)
     }
 

@@ -4,6 +4,7 @@
 //! The commands are those of the kernel's `Documentation/block/ublk.rst`.
 
 use std::fs::File;
+use std::os::fd::RawFd;
 
 use io_uring::cqueue;
 use libublk::helpers::IoBuf;
@@ -38,7 +39,7 @@ pub(super) struct Driver {
     way: Way,
     /// The driver takes no more from this server.
     aborted: bool,
-    /// Why an answer could not be given; the end of the queue.
+    /// Why the queue cannot go on; told once what had completed before has been handled.
     failed: Option<Error>,
 }
 
@@ -133,9 +134,8 @@ impl Driver {
             _ if self.aborted => {}
             Way::Singly(way) => {
                 let op = sys::UBLK_U_IO_COMMIT_AND_FETCH_REQ;
-                if let Err(e) = way.command(ring, place, op, tag, result) {
-                    self.failed.get_or_insert(e);
-                }
+                let given = way.command(ring, place, op, tag, result);
+                keep(given, &mut self.failed);
             }
             Way::Batches(way) => way.answers.push(ublk_elem_header {
                 tag,
@@ -143,6 +143,12 @@ impl Driver {
                 result,
             }),
         }
+    }
+
+    /// Has a descriptor watched, as [`Ring::watch`].  Where that fails, [`Driver::wait`] says so.
+    pub(super) fn watch(&mut self, fd: RawFd) {
+        let watched = self.ring.watch(fd);
+        keep(watched, &mut self.failed);
     }
 
     /// Gives answers and whatever was put into the ring to the kernel, waits until something
@@ -154,13 +160,31 @@ impl Driver {
         if let Some(failed) = self.failed.take() {
             return Err(failed);
         }
-        let Self {
-            ring, place, way, ..
-        } = self;
-        match way {
-            Way::Singly(way) => way.wait(ring, &mut self.aborted, events),
-            Way::Batches(way) => way.wait(ring, *place, &mut self.aborted, events),
+        let (ring, place, aborted) = (&mut self.ring, self.place, self.aborted);
+        let over = match &mut self.way {
+            Way::Singly(way) => aborted && way.waiting == 0,
+            Way::Batches(way) => {
+                way.give(ring, place)?;
+                aborted && !way.fetching
+            }
+        };
+        if over {
+            ring.submit()?;
+            return Ok(false);
         }
+        ring.wait()?;
+        // An error is kept until then: what completed beside it must not be lost, for the queue ends
+        // only when all that the ring moves has been seen.
+        let taken = match &mut self.way {
+            Way::Singly(way) => way.completed(ring, &mut self.failed, events),
+            Way::Batches(way) => way.completed(ring, &mut self.failed, events),
+        };
+        self.aborted |= taken;
+        if let Way::Batches(way) = &mut self.way {
+            let turned = way.turn(ring, place, self.aborted);
+            keep(turned, &mut self.failed);
+        }
+        Ok(true)
     }
 
     /// Gives the kernel the last answers.
@@ -184,28 +208,26 @@ impl Drop for Driver {
 }
 
 impl Singly {
-    fn wait(
+    /// Adds what has completed to `events`; whether the driver takes no more.
+    fn completed(
         &mut self,
         ring: &mut Ring,
-        aborted: &mut bool,
+        failed: &mut Option<Error>,
         events: &mut Vec<(Event, i32)>,
-    ) -> Result<bool> {
-        if *aborted && self.waiting == 0 {
-            return Ok(false);
-        }
-        ring.wait()?;
+    ) -> bool {
+        let mut aborted = false;
         for entry in ring.completed() {
             let event = Event::of(entry.user_data());
             if let Event::Request(_) = event {
                 self.waiting -= 1;
                 if entry.result() != 0 {
-                    *aborted |= is_abort(entry.result())?;
+                    aborted |= keep(is_abort(entry.result()), failed);
                     continue;
                 }
             }
             events.push((event, entry.result()));
         }
-        Ok(true)
+        aborted
     }
 
     fn command(
@@ -238,32 +260,26 @@ impl Singly {
 }
 
 impl Batches {
-    fn wait(
+    /// As [`Singly::completed`].
+    fn completed(
         &mut self,
         ring: &mut Ring,
-        place: Place,
-        aborted: &mut bool,
+        failed: &mut Option<Error>,
         events: &mut Vec<(Event, i32)>,
-    ) -> Result<bool> {
-        self.give(ring, place)?;
-        if *aborted && !self.fetching {
-            ring.submit()?;
-            return Ok(false);
-        }
-        ring.wait()?;
+    ) -> bool {
+        let mut aborted = false;
         if ring.is_taken() {
             // The driver copied them when it was given the command.
             self.given.clear();
         }
         for entry in ring.completed() {
             match Event::of(entry.user_data()) {
-                Event::Fetched => *aborted |= self.fetched(&entry, events)?,
-                Event::Taken(count) => self.taken(count, entry.result())?,
+                Event::Fetched => aborted |= keep(self.fetched(&entry, events), failed),
+                Event::Taken(count) => keep(self.taken(count, entry.result()), failed),
                 event => events.push((event, entry.result())),
             }
         }
-        self.turn(ring, place, *aborted)?;
-        Ok(true)
+        aborted
     }
 
     /// Tells the driver of every tag, and asks for requests.
@@ -394,6 +410,14 @@ fn is_abort(result: i32) -> Result<bool> {
         sys::UBLK_IO_RES_ABORT => Ok(true),
         result => Err(refused("take a request from the driver", result)),
     }
+}
+
+/// What a step gave, or nothing where it failed, with the first error kept for later.
+fn keep<T: Default>(done: Result<T>, failed: &mut Option<Error>) -> T {
+    done.unwrap_or_else(|e| {
+        failed.get_or_insert(e);
+        T::default()
+    })
 }
 
 fn refused(doing: &'static str, result: i32) -> Error {

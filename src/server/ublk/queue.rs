@@ -145,7 +145,7 @@ impl Queue {
         let mut events = Vec::new();
         while self.driver.wait(&mut events)? {
             self.now = self.shared.backend.moment();
-            self.events(&events)?;
+            self.events(&events);
             events.clear();
             self.grace = None;
             self.owner.settle();
@@ -157,19 +157,18 @@ impl Queue {
     }
 
     /// Handles completions.  A panic over a request is the end of that one, not of the queue.
-    fn events(&mut self, events: &[(Event, i32)]) -> Result<()> {
+    fn events(&mut self, events: &[(Event, i32)]) {
         let mut rest = events.iter();
         let mut event = Event::Timer;
         loop {
             let handle = || {
                 for (next, result) in rest.by_ref() {
                     event = *next;
-                    self.event(event, *result)?;
+                    self.event(event, *result);
                 }
-                Ok(())
             };
             match (catch_unwind(AssertUnwindSafe(handle)), event.tag()) {
-                (Ok(done), _) => return done,
+                (Ok(()), _) => return,
                 (Err(_), Some(tag)) => self.give_up(tag),
                 (Err(panic), None) => resume_unwind(panic),
             }
@@ -177,7 +176,7 @@ impl Queue {
     }
 
     /// Handles one completion.
-    fn event(&mut self, event: Event, result: i32) -> Result<()> {
+    fn event(&mut self, event: Event, result: i32) {
         match event {
             Event::Request(tag) => self.request(tag),
             Event::Moved(tag) => self.moved(tag, result),
@@ -189,7 +188,7 @@ impl Queue {
             Event::Fetched | Event::Taken(_) => {}
             Event::Inbox => {
                 let (done, woken) = self.inbox.take();
-                self.driver.ring.watch(self.inbox.fd())?;
+                self.driver.watch(self.inbox.fd());
                 for done in done {
                     self.guarded(done.tag, |queue| queue.worked(done));
                 }
@@ -198,7 +197,6 @@ impl Queue {
                 }
             }
         }
-        Ok(())
     }
 
     fn guarded(&mut self, tag: u16, run: impl FnOnce(&mut Self)) {

@@ -296,7 +296,7 @@ mod tests {
         match adopt(named.reopen().ok()?, named.path(), &options) {
             Ok(storage) => Some((named, storage)),
             Err(e) => {
-                eprintln!("skipped: {e}");
+                crate::util::skipped::skipped(&e.to_string());
                 None
             }
         }

@@ -254,7 +254,7 @@ mod tests {
                     _backing: backing,
                 }),
                 why => {
-                    eprintln!("skipped: no loop device here: {why:?}");
+                    crate::util::skipped::skipped(&format!("no loop device here: {why:?}"));
                     None
                 }
             }

@@ -6,4 +6,6 @@ pub mod grace;
 pub mod progress;
 pub mod range;
 pub mod size;
+#[cfg(test)]
+pub(crate) mod skipped;
 pub mod text;

@@ -11,7 +11,7 @@ use vdtool::storage::open::Access;
 
 use crate::exercise::exercise;
 use crate::layers::{Disk, LayerSpec, Place};
-use crate::util::Seeded;
+use crate::util::{Seeded, rounds};
 
 /// Inputs tried in one run.
 const ROUNDS: usize = 2000;
@@ -148,7 +148,7 @@ fn inputs() {
     let seconds = std::env::var("VDTOOL_FUZZ_SECONDS").map_or(0, |s| s.parse().expect("a number"));
     let end = Instant::now() + Duration::from_secs(seconds);
     for round in 0.. {
-        if round >= ROUNDS && Instant::now() >= end {
+        if round >= rounds(ROUNDS) && Instant::now() >= end {
             break;
         }
         let mut bytes = samples[rng.usize(0..samples.len())].clone();

@@ -11,7 +11,7 @@ use vdtool::storage::Zeroing;
 use vdtool::storage::open::Access;
 
 use crate::layers::{Disk, LayerSpec, Place, filled, read_all};
-use crate::util::{Seeded, assert_same, len};
+use crate::util::{Seeded, assert_same, len, rounds};
 
 /// Operations per format and shape; the issue asks for 10,000.
 const OPERATIONS: usize = 10_000;
@@ -67,7 +67,7 @@ impl Session {
     }
 
     fn run(&mut self) {
-        while self.done < OPERATIONS {
+        while self.done < rounds(OPERATIONS) {
             self.step();
             if self.done.is_multiple_of(COMPARE_EVERY) {
                 self.compare_all();

@@ -10,7 +10,7 @@ use vdtool::storage::Zeroing;
 use vdtool::storage::open::Access;
 
 use crate::layers::{Disk, LayerSpec, Place, filled, read_all};
-use crate::util::{Seeded, assert_same, len};
+use crate::util::{Seeded, assert_same, len, rounds};
 
 const THREADS: usize = 4;
 const ROUNDS: usize = 1500;
@@ -114,7 +114,7 @@ fn own_stripes(chain: &Chain, thread: usize, name: &str, mut model: Vec<u8>) -> 
     let mut rng = Seeded::new(&format!("{name} {thread}"));
     let size = chain.virtual_size();
     let stripes = size.div_ceil(STRIPE * THREADS as u64);
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds(ROUNDS) {
         let whole = stripe(thread, rng.u64(0..stripes), size);
         if whole.is_empty() {
             continue;
@@ -212,7 +212,7 @@ const BELOW: u8 = 0x11;
 fn overlap(chain: &Chain, thread: usize, name: &str) {
     let mut rng = Seeded::new(&format!("overlap {name} {thread}"));
     let size = chain.virtual_size();
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds(ROUNDS) {
         let start = rng.u64(0..size);
         let end = (start + rng.u64(1..40_000)).min(size);
         match rng.u32(0..10) {

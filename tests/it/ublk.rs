@@ -6,9 +6,6 @@ use std::sync::Mutex;
 
 use crate::util::{requires, scratch, skipped};
 
-/// Longest that a machine may run, in seconds.
-const SECONDS_ALLOWED: &str = "420";
-
 /// One machine at a time: each uses all processors.
 static MACHINE: Mutex<()> = Mutex::new(());
 
@@ -79,7 +76,6 @@ fn run_with(kernel: &str, scenarios: &[&str], prepare: impl FnOnce(&Path) -> Opt
         .arg(kernel)
         .arg(guest)
         .args(scenarios)
-        .env("SECONDS_ALLOWED", SECONDS_ALLOWED)
         .env("EXTRA", extra)
         .stdin(Stdio::null())
         .output()

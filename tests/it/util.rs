@@ -34,10 +34,32 @@ pub(crate) fn requires(tool: &str) -> bool {
     there
 }
 
-/// Says that a test is skipped, past the capture of the test harness, so that it is seen.
+/// Says that a test is skipped, past the capture of the test harness, and to the file that
+/// `VDTOOL_SKIPPED` names, so that it is seen at the end of all tests.
 pub(crate) fn skipped(why: &str) {
     let name = std::thread::current().name().unwrap_or("?").to_owned();
-    let _ = writeln!(std::io::stderr(), "skipped: {name}: {why}");
+    let line = format!("skipped: {name}: {why}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
+    let Some(list) = std::env::var_os("VDTOOL_SKIPPED") else {
+        return;
+    };
+    let list = std::fs::File::options().append(true).open(list);
+    let _ = list.and_then(|mut list| list.write_all(line.as_bytes()));
+}
+
+/// How many rounds a test of random things makes: `count`, times the number in `VDTOOL_ROUNDS`,
+/// which may be a fraction; at least one.
+pub(crate) fn rounds(count: usize) -> usize {
+    let times = std::env::var("VDTOOL_ROUNDS");
+    let times = times.map_or(1.0, |t| t.parse().expect("VDTOOL_ROUNDS is a number"));
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a count of rounds, rounded as it comes"
+    )]
+    let count = (count as f64 * f64::max(times, 0.0)) as usize;
+    count.max(1)
 }
 
 /// Runs a peer; its output and a panic where it fails.

@@ -135,7 +135,7 @@ fn a_chunk_longer_than_allowed_is_refused() {
 #[test]
 fn blocks_are_shared_where_the_file_system_can() {
     let Some(dir) = std::env::var_os("VDTOOL_REFLINK_DIR") else {
-        eprintln!("skipped: VDTOOL_REFLINK_DIR names no directory");
+        crate::util::skipped::skipped("VDTOOL_REFLINK_DIR names no directory");
         return;
     };
     let storage = || {

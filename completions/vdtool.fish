@@ -219,7 +219,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l image-opts -d
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s f -l format -d 'Format of the image; without it the content decides' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s b -l base -d 'The image below FILE to commit into; without it, the one right below. Implies -d' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s b -l base -d 'The image below FILE to commit into, by the name that the chain has for it, else by its path; without it, the one right below. Implies -d' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s t -l cache -d 'How the page cache is used' -r -f -a "writeback\t'The host\'s page cache; a flush makes writes durable'
 writethrough\t'The host\'s page cache; every write is durable when it completes'
 none\t'No page cache (`O_DIRECT`)'
@@ -242,7 +242,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s q -l quiet -d '
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s f -l format -d 'Format of the image; without it the content decides' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s b -l backing -d 'The new backing image; an empty name: none' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s F -l new-backing-format -d 'Format of the new backing image; without it the content decides' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s F -l new-backing-format -d 'Format of the new backing image; without it the content decides, with -u what FILE records' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s t -l cache -d 'How the page cache is used for FILE' -r -f -a "writeback\t'The host\'s page cache; a flush makes writes durable'
 writethrough\t'The host\'s page cache; every write is durable when it completes'
 none\t'No page cache (`O_DIRECT`)'

@@ -6,6 +6,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::util::text::printable;
+
 /// Result of the library's fallible operations.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -136,6 +138,13 @@ impl Error {
         self
     }
 
+    /// The same error, saying more about its object.
+    #[must_use]
+    pub fn noted(mut self, note: impl fmt::Display) -> Self {
+        self.0.message = format!("{} ({note})", self.0.message);
+        self
+    }
+
     /// What sort of failure it is.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
@@ -174,7 +183,7 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(path) = &self.0.path {
-            write!(f, "{}: ", path.display())?;
+            write!(f, "{}: ", printable(path))?;
         }
         f.write_str(&self.0.message)
     }

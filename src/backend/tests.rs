@@ -402,6 +402,10 @@ fn a_request_that_meets_a_bug_fails_alone() {
         fn path(&self) -> Option<&std::path::Path> {
             None
         }
+
+        fn host_id(&self) -> Option<crate::storage::HostId> {
+            None
+        }
         fn fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
             None
         }

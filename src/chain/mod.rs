@@ -11,6 +11,7 @@ use crate::util::grace::{Grace, Ticket};
 
 mod compress;
 pub mod extent;
+pub mod files;
 pub mod open;
 mod overlay;
 mod read;
@@ -21,6 +22,7 @@ mod write;
 mod tests;
 
 pub use extent::{Extent, Extents, State};
+pub use files::HostFile;
 pub use write::Stored;
 
 /// Most layers a chain may have: 500 links below the top.

@@ -1,9 +1,11 @@
 //! From a path to a chain: formats, the layers below, and the policy for files an image names.
 
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::chain::reference::{Confined, FileId, Found, Namer, Trust};
+use crate::chain::files::HostFile;
+use crate::chain::reference::{Confined, Found, Namer, Trust};
 use crate::chain::{Base, Chain, MAX_LAYERS};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::formats::refused::REFUSED;
@@ -11,12 +13,15 @@ use crate::formats::{self, DRIVERS};
 use crate::image::open::{OpenOptions, Purpose, WriteOrder};
 use crate::image::options::OptionValues;
 use crate::image::snapshot::Pick;
-use crate::image::{Backing, Driver, Image, probe};
+use crate::image::{Backing, BackingName, Driver, Image, probe};
 use crate::nbd::uri::is_uri;
+use crate::storage::HostId;
 use crate::storage::highwater::{HighWater, Watched};
 use crate::storage::open::{Access, StorageOptions, adopt, open_file, open_uri};
 use crate::util::grace::Grace;
 use crate::util::text::printable;
+
+pub use crate::chain::reference::Home;
 
 /// Which files an image may make us open.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +80,7 @@ pub struct ChainOptions {
     /// What the top layer's data file is, whatever the image says; the image is not asked for it.
     pub data_file: Option<PathBuf>,
     /// Format options as typed (`K=V,..`), checked against the top layer's format.
-    pub values: Vec<String>,
+    pub values: Vec<OsString>,
     /// Who is told how far into the top layer's file is written.
     pub high_water: Option<Arc<HighWater>>,
 }
@@ -107,27 +112,65 @@ impl ChainOptions {
 /// layers; `Corrupt` for a cycle, and for a backing file that is not the one meant.  The path is
 /// that of the layer at fault.
 pub fn open(path: &Path, options: &ChainOptions) -> Result<Chain> {
-    let mut walk = Walk {
-        options,
-        grace: Arc::default(),
-        layers: Vec::new(),
+    Walk::begin(look(path, options.storage.access)?, options)?.all()
+}
+
+/// As [`open`], the image that `name` leads to from `home`, as the user gave it; messages call it
+/// `path`.
+///
+/// # Errors
+/// Those of [`open`].
+pub fn open_from(home: &Home, name: &OsStr, path: &Path, options: &ChainOptions) -> Result<Chain> {
+    let found = match is_uri(Path::new(name)) {
+        true => Found::Remote { uri: name.into() },
+        false => Found::File {
+            file: home.open(name, path, options.storage.access)?,
+            path: path.to_owned(),
+        },
     };
-    let top = walk.top(path)?;
-    walk.layers.push(top);
-    let base = loop {
-        let Some(backing) = walk.backing() else {
-            break Base::Zeroes;
-        };
-        match options.follow {
-            Follow::Yes => {}
-            Follow::Layers(most) if walk.layers.len() < most => {}
-            Follow::Layers(_) | Follow::No => break Base::NotOpened,
+    Walk::begin(found, options)?.all()
+}
+
+/// As [`open`], in two chains: the layers above `base`, and those from there on, the first of which
+/// is opened for writing.  It is found from the layers above it again, so that it is the one that
+/// they name, and must be what it was in a chain that was opened before.
+///
+/// # Errors
+/// Those of [`open`]; `Io` where the layer is another one now.
+pub fn open_in_two(path: &Path, options: &ChainOptions, base: &HostFile) -> Result<(Chain, Chain)> {
+    let changed = || Error::new(ErrorKind::Io, "what lies below it has changed").at(path);
+    let mut walk = Walk::begin(look(path, options.storage.access)?, options)?;
+    while walk.layers.len() < base.layer {
+        if !walk.descend(Access::Read)? {
+            return Err(changed());
         }
-        let below = walk.below(&backing)?;
-        walk.layers.push(below);
-    };
-    let layers = walk.layers.into_iter().map(|l| l.image).collect();
-    Chain::new(layers, base, walk.grace)
+    }
+    // Each chain waits for its own readers.
+    let grace = std::mem::take(&mut walk.grace);
+    if !walk.descend(Access::Write)? {
+        return Err(changed());
+    }
+    let found = walk.layers.last().map(|l| &l.namer);
+    if !found.is_some_and(|found| base.is_same(found.id, &found.path)) {
+        return Err(changed());
+    }
+    while walk.descend(Access::Read)? {}
+    let lower = images(walk.layers.split_off(base.layer));
+    let upper = Chain::new(images(walk.layers), Base::NotOpened, grace)?;
+    Ok((upper, Chain::new(lower, Base::Zeroes, walk.grace)?))
+}
+
+/// The directory of the top image of a chain, from which the names in it lead.
+///
+/// # Errors
+/// `Io` where the image was replaced since it was opened; the host's.
+pub fn home(chain: &Chain) -> Result<Home> {
+    let top = chain.top().storage();
+    let path = top.path().unwrap_or(Path::new(""));
+    match top.host_id() {
+        Some(id) => Home::of(id, path),
+        None => Home::of_new(path),
+    }
 }
 
 /// Opens the image at `path` and none of the files that it names.
@@ -165,25 +208,67 @@ struct How<'a> {
     purpose: Purpose,
     snapshot: Option<&'a Pick>,
     data_file: Option<&'a Path>,
-    values: &'a [String],
+    values: &'a [OsString],
     high_water: Option<&'a Arc<HighWater>>,
 }
 
-impl Walk<'_> {
-    fn top(&self, path: &Path) -> Result<Layer> {
+impl<'a> Walk<'a> {
+    /// With the top layer open.
+    fn begin(found: Found, options: &'a ChainOptions) -> Result<Self> {
+        let mut walk = Self {
+            options,
+            grace: Arc::default(),
+            layers: Vec::new(),
+        };
         let how = How {
-            storage: self.options.storage,
-            format: self.options.format,
+            storage: options.storage,
+            format: options.format,
             stated: Trust::Stated,
             probed: Trust::Probed,
-            order: self.options.order,
-            purpose: self.options.purpose,
-            snapshot: self.options.snapshot.as_ref(),
-            data_file: self.options.data_file.as_deref(),
-            values: &self.options.values,
-            high_water: self.options.high_water.as_ref(),
+            order: options.order,
+            purpose: options.purpose,
+            snapshot: options.snapshot.as_ref(),
+            data_file: options.data_file.as_deref(),
+            values: &options.values,
+            high_water: options.high_water.as_ref(),
         };
-        self.layer(look(path, how.storage.access)?, &how)
+        let top = walk.layer(found, &how)?;
+        walk.layers.push(top);
+        Ok(walk)
+    }
+
+    /// Opens what lies below, as far as it is wanted.
+    fn all(mut self) -> Result<Chain> {
+        let base = loop {
+            let wanted = match self.options.follow {
+                Follow::Yes => true,
+                Follow::Layers(most) => self.layers.len() < most,
+                Follow::No => false,
+            };
+            if !wanted {
+                break match self.backing() {
+                    Some(_) => Base::NotOpened,
+                    None => Base::Zeroes,
+                };
+            }
+            if !self.descend(Access::Read)? {
+                break Base::Zeroes;
+            }
+        };
+        Chain::new(images(self.layers), base, self.grace)
+    }
+
+    /// Opens the layer below the last; whether there is one.
+    fn descend(&mut self, access: Access) -> Result<bool> {
+        let Some(backing) = self.backing() else {
+            return Ok(false);
+        };
+        let below = self.below(&backing, access)?;
+        if let Some(above) = self.layers.last_mut() {
+            above.namer.leave();
+        }
+        self.layers.push(below);
+        Ok(true)
     }
 
     /// What the last layer says lies below it.
@@ -193,7 +278,7 @@ impl Walk<'_> {
 
     /// Opens the layer below the last: the first of its names that is there and is the image
     /// meant.
-    fn below(&self, backing: &Backing) -> Result<Layer> {
+    fn below(&self, backing: &Backing, access: Access) -> Result<Layer> {
         let Some(above) = self.layers.last().map(|l| &l.namer) else {
             return Err(Error::invalid("a chain has at least one layer"));
         };
@@ -201,24 +286,34 @@ impl Walk<'_> {
             let text = format!("is layer {MAX_LAYERS} and names another (allowed: {MAX_LAYERS})");
             return Err(Error::new(ErrorKind::OutOfRange, text).at(&above.path));
         }
+        let format = self.backing_format(backing, above)?;
+        let top = self.layers.first().map(|l| l.image.driver().name);
+        // What is written to is opened as the top is.
+        let is_alike = access == Access::Write && format.map(|f| f.name) == top;
         let how = How {
             storage: StorageOptions {
-                access: Access::Read,
+                access,
                 ..self.options.storage
             },
-            format: self.backing_format(backing, above)?,
+            format,
             stated: above.trust,
             probed: Trust::None,
             order: WriteOrder::default(),
             purpose: Purpose::default(),
             snapshot: None,
             data_file: None,
-            values: &[],
+            values: match is_alike {
+                true => &self.options.values,
+                false => &[],
+            },
             high_water: None,
         };
         let mut refusal: Option<Error> = None;
         for name in &backing.names {
-            match self.candidate(above, &name.path, backing, &how) {
+            let found = self
+                .candidate(above, name, backing, &how)
+                .map_err(|e| above.blamed(e, &name.path, "backing file", &printable(&name.origin)));
+            match found {
                 Ok(layer) => return Ok(layer),
                 Err(e) if is_missing(&e) => {}
                 // What is there but wrong says more than what may not be looked at.
@@ -249,16 +344,17 @@ impl Walk<'_> {
     fn candidate(
         &self,
         above: &Namer,
-        name: &str,
+        name: &BackingName,
         backing: &Backing,
         how: &How<'_>,
     ) -> Result<Layer> {
         let (references, remotes) = (&self.options.references, &self.options.remotes);
-        let found = above.open(name, "backing file", Access::Read, references, remotes)?;
+        let (name, access) = (&*name.path, how.storage.access);
+        let found = above.open(name, "backing file", access, references, remotes)?;
         let is_same: Box<dyn Fn(&Namer) -> bool> = match &found {
-            Found::File { file, path } => {
-                let id = FileId::of_file(file).at(path)?;
-                Box::new(move |namer| namer.id == Some(id))
+            Found::File { file, .. } => {
+                let id = HostId::of_fd(file);
+                Box::new(move |namer| namer.id.is_some() && namer.id == id)
             }
             Found::Remote { uri } => {
                 let uri = uri.clone();
@@ -269,7 +365,7 @@ impl Walk<'_> {
             let text = format!(
                 "names '{}' as its backing file: a cycle, since that is {}, above it in the chain",
                 printable(name),
-                printable(&same.namer.path.to_string_lossy())
+                printable(&same.namer.path)
             );
             return Err(Error::corrupt(text).at(&above.path));
         }
@@ -318,7 +414,6 @@ impl Walk<'_> {
             storage: how.storage,
             stand_in: how.data_file.map(Path::to_owned),
         };
-        let texts = how.values.iter().map(String::as_str);
         let image = OpenOptions {
             companions: match self.options.follow {
                 Follow::Yes | Follow::Layers(_) => Some(Arc::new(companions)),
@@ -329,7 +424,7 @@ impl Walk<'_> {
             purpose: how.purpose,
             grace: Arc::clone(&self.grace),
             snapshot: how.snapshot.cloned(),
-            values: OptionValues::parse(driver.open_options, driver.name, texts).at(path)?,
+            values: OptionValues::parse(driver.open_options, driver.name, how.values).at(path)?,
         };
         let mut image = (driver.open)(storage, &image).at(path)?;
         if how.snapshot.is_some() && image.as_snapshots().is_none() {
@@ -341,6 +436,10 @@ impl Walk<'_> {
         }
         Ok(Layer { image, namer })
     }
+}
+
+fn images(layers: Vec<Layer>) -> Vec<Box<dyn Image>> {
+    layers.into_iter().map(|l| l.image).collect()
 }
 
 /// Opens what the user named, without looking at its content.

@@ -6,48 +6,24 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::chain::open::References;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::image::open::Companions;
 use crate::nbd::uri::is_uri;
-use crate::storage::Storage;
 use crate::storage::open::{Access, StorageOptions, adopt, check_kind, open_file, open_uri};
+use crate::storage::{HostId, Storage};
 use crate::util::text::printable;
 
-/// What a file is, whatever it is called.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct FileId {
-    device: u64,
-    inode: u64,
-}
+mod home;
 
-impl FileId {
-    /// That of an open file.
-    ///
-    /// # Errors
-    /// The host's.
-    pub(super) fn of_file(file: &File) -> Result<Self> {
-        let metadata = file.metadata();
-        metadata
-            .map(|m| Self::of(&m))
-            .map_err(|e| Error::io("look at the file", e))
-    }
-
-    fn of(metadata: &std::fs::Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-        }
-    }
-}
+pub use home::Home;
 
 /// How far an image's names are to be believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,16 +45,10 @@ pub(super) struct Namer {
     /// How far its names are believed.
     pub(super) trust: Trust,
     /// Which file it is; `None`: a server has it.
-    pub(super) id: Option<FileId>,
+    pub(super) id: Option<HostId>,
     owner: u32,
-}
-
-/// The directory of an image, for the names in it.
-struct Place {
-    /// Where the file really is, symbolic links resolved.
-    directory: PathBuf,
-    /// The same for messages: as the user wrote it, where that is the same.
-    shown: PathBuf,
+    /// Its directory, from when it is first needed.
+    home: Arc<OnceLock<Home>>,
 }
 
 /// What an image names.
@@ -101,8 +71,9 @@ impl Namer {
         Ok(Self {
             path: path.to_owned(),
             trust,
-            id: Some(FileId::of(&metadata)),
+            id: Some(HostId::of(&metadata)),
             owner: metadata.uid(),
+            home: Arc::default(),
         })
     }
 
@@ -113,27 +84,34 @@ impl Namer {
             trust,
             id: None,
             owner: 0,
+            home: Arc::default(),
         }
     }
 
-    fn place(&self) -> Result<Place> {
-        let path = &self.path;
-        let look = |e| Error::io("find the directory of the image", e).at(path);
-        let real = std::fs::canonicalize(path).map_err(look)?;
-        if Some(FileId::of(&std::fs::metadata(&real).map_err(look)?)) != self.id {
-            return Err(Error::new(ErrorKind::Io, "was replaced while it was open").at(path));
+    /// The directory that holds the image `id`, for all names in it.
+    fn home(&self, id: HostId) -> Result<&Home> {
+        if let Some(home) = self.home.get() {
+            return Ok(home);
         }
-        let linked = std::fs::symlink_metadata(path).map_err(look)?.is_symlink();
-        let parent = |p: &Path| p.parent().unwrap_or(Path::new("/")).to_owned();
-        let directory = parent(&real);
-        Ok(Place {
-            shown: if linked {
-                directory.clone()
-            } else {
-                parent(path)
-            },
-            directory,
-        })
+        let home = Home::of(id, &self.path)?;
+        Ok(self.home.get_or_init(|| home))
+    }
+
+    /// Gives up the directory: the image names nothing more.
+    pub(super) fn leave(&mut self) {
+        self.home = Arc::default();
+    }
+
+    /// The error of opening what the image calls `name` in its `field`, saying that it does.
+    pub(super) fn blamed(&self, error: Error, name: &OsStr, what: &str, field: &str) -> Error {
+        match error.path() == Some(&self.path) {
+            true => error,
+            false => error.noted(format_args!(
+                "the {what} of {}, named '{}' in its {field}",
+                printable(&self.path),
+                printable(name)
+            )),
+        }
     }
 
     /// Opens the file that the image calls `name`, if the policy allows it; `what` says in
@@ -144,7 +122,7 @@ impl Namer {
     /// is neither a file nor a block device; the host's.
     pub(super) fn open(
         &self,
-        name: &str,
+        name: &OsStr,
         what: &str,
         access: Access,
         references: &References,
@@ -160,16 +138,16 @@ impl Namer {
         if is_uri(Path::new(name)) {
             return self.open_remote(name, what, remotes);
         }
-        if self.id.is_none() {
+        let Some(id) = self.id else {
             return self.open_from_remote(name, what, access, references);
-        }
-        let place = self.place()?;
-        let path = place.shown.join(name);
+        };
+        let home = self.home(id)?;
+        let path = home.shown(name);
         let file = match references {
-            References::Any => open_file(&path, access)?,
-            References::Confined { allowed } => match place.listed(name, allowed) {
-                Some(listed) => open_file(listed, access)?,
-                None => self.open_confined(&place, name, what, access)?,
+            References::Any => home.open(name, &path, access)?,
+            References::Confined { allowed } => match listed(home, name, allowed) {
+                Some((listed, id)) => open_listed(listed, id, access)?,
+                None => self.open_confined(home, name, what, access)?,
             },
         };
         Ok(Found::File { file, path })
@@ -177,8 +155,8 @@ impl Namer {
 
     /// A URI in an image is followed only where the user named that very URI: a server is asked
     /// things, and may be anywhere.
-    fn open_remote(&self, name: &str, what: &str, remotes: &[String]) -> Result<Found> {
-        match remotes.iter().any(|allowed| allowed == name) {
+    fn open_remote(&self, name: &OsStr, what: &str, remotes: &[String]) -> Result<Found> {
+        match remotes.iter().any(|allowed| **allowed == *name) {
             true => Ok(Found::Remote { uri: name.into() }),
             false => {
                 let why = format!(
@@ -194,7 +172,7 @@ impl Namer {
     /// An image that a server has lies in no directory of this host.
     fn open_from_remote(
         &self,
-        name: &str,
+        name: &OsStr,
         what: &str,
         access: Access,
         references: &References,
@@ -215,20 +193,21 @@ impl Namer {
         })
     }
 
-    fn open_confined(&self, place: &Place, name: &str, what: &str, access: Access) -> Result<File> {
-        let path = &place.shown.join(name);
-        let hint = |why: &str| format!("{why} (--allow-ref {} allows it)", printable_path(path));
-        let outside = || self.denied(name, what, &hint("which is not in its directory or below"));
-        let way = place.way(name).ok_or_else(outside)?;
+    fn open_confined(&self, home: &Home, name: &OsStr, what: &str, access: Access) -> Result<File> {
+        let path = &home.shown(name);
+        let hint = |why: &str| format!("{why} (--allow-ref '{}' allows it)", printable(path));
+        let outside = || match home.leads_to(name) {
+            // No advice to allow what is not there.
+            Err(e @ (Errno::NOENT | Errno::NOTDIR)) => Error::io("open", e.into()).at(path),
+            _ => self.denied(name, what, &hint("which is not in its directory or below")),
+        };
+        let way = home.way(name).ok_or_else(outside)?;
         let resolved = |e: Errno| match e {
             Errno::XDEV | Errno::LOOP => outside(),
             e => Error::io("open", e.into()).at(path),
         };
-        let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory =
-            openat(CWD, &place.directory, directory, Mode::empty()).map_err(resolved)?;
         // A look first, because opening some devices does things.
-        let seen = File::from(beneath(&directory, way, OFlags::PATH).map_err(resolved)?);
+        let seen = File::from(home.beneath(way, OFlags::PATH).map_err(resolved)?);
         let seen = seen.metadata();
         let seen = seen.map_err(|e| Error::io("look at the file", e).at(path))?;
         check_kind(seen.file_type()).at(path)?;
@@ -242,97 +221,40 @@ impl Namer {
             Access::Read => flags | OFlags::RDONLY,
             Access::Write => flags | OFlags::RDWR,
         };
-        let file = File::from(beneath(&directory, way, flags).map_err(resolved)?);
-        match file.metadata() {
-            Ok(now) if FileId::of(&now) == FileId::of(&seen) => Ok(file),
-            Ok(_) => Err(Error::new(ErrorKind::Io, "was replaced while it was opened").at(path)),
-            Err(e) => Err(Error::io("look at the file", e).at(path)),
+        let file = File::from(home.beneath(way, flags).map_err(resolved)?);
+        match HostId::of_fd(&file) == Some(HostId::of(&seen)) {
+            true => Ok(file),
+            false => Err(replaced(path)),
         }
     }
 
-    fn denied(&self, name: &str, what: &str, why: &str) -> Error {
+    fn denied(&self, name: &OsStr, what: &str, why: &str) -> Error {
         let text = format!("names '{}' as its {what}, {why}", printable(name));
         Error::new(ErrorKind::Denied, text).at(&self.path)
     }
 }
 
-impl Place {
-    /// The entry of the user's list that is the file called `name`.
-    fn listed<'a>(&self, name: &str, allowed: &'a [PathBuf]) -> Option<&'a Path> {
-        if allowed.is_empty() {
-            return None;
-        }
-        let id = |path: &Path| std::fs::metadata(path).map(|m| FileId::of(&m)).ok();
-        let wanted = id(&self.directory.join(name))?;
-        let listed = allowed.iter().find(|path| id(path) == Some(wanted));
-        listed.map(PathBuf::as_path)
-    }
-
-    /// The way from the image's directory to the file called `name`; `None` where it is an
-    /// absolute name that leads elsewhere.
-    fn way<'a>(&self, name: &'a str) -> Option<&'a Path> {
-        let name = Path::new(name);
-        if !name.is_absolute() {
-            return Some(name);
-        }
-        let way = name
-            .strip_prefix(&self.directory)
-            .or_else(|_| name.strip_prefix(&self.shown));
-        way.ok()
-            .filter(|_| self.shown.is_absolute() || name.starts_with(&self.directory))
-    }
+fn replaced(path: &Path) -> Error {
+    Error::new(ErrorKind::Io, "was replaced while it was opened").at(path)
 }
 
-fn printable_path(path: &Path) -> String {
-    printable(&path.to_string_lossy())
+/// The entry of the user's list that is the file called `name`, and which file that is.
+fn listed<'a>(home: &Home, name: &OsStr, allowed: &'a [PathBuf]) -> Option<(&'a Path, HostId)> {
+    if allowed.is_empty() {
+        return None;
+    }
+    let wanted = home.leads_to(name).ok()?;
+    let mut allowed = allowed.iter();
+    let listed = allowed.find(|path| HostId::named(path) == Some(wanted))?;
+    Some((listed, wanted))
 }
 
-/// Opens the file at `way` below `directory`, and nothing that is elsewhere.
-fn beneath(directory: &OwnedFd, way: &Path, flags: OFlags) -> std::result::Result<OwnedFd, Errno> {
-    const TRIES: usize = 16;
-    let flags = flags | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-    for _ in 0..TRIES {
-        match openat2(directory, way, flags, Mode::empty(), resolve) {
-            // Somebody renamed something on the way; the kernel asks to try again.
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(Errno::NOSYS) => return beneath_by_hand(directory, way, flags),
-            opened => return opened,
-        }
-    }
-    Err(Errno::AGAIN)
-}
-
-/// The same for kernels before 5.6: component by component, and no symbolic links at all.
-fn beneath_by_hand(
-    directory: &OwnedFd,
-    way: &Path,
-    flags: OFlags,
-) -> std::result::Result<OwnedFd, Errno> {
-    let mut names: Vec<&OsStr> = Vec::new();
-    for component in way.components() {
-        match component {
-            Component::Normal(name) => names.push(name),
-            Component::CurDir => {}
-            _ => return Err(Errno::XDEV),
-        }
-    }
-    let last = names.pop().ok_or(Errno::ISDIR)?;
-    let step = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut at = directory
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(|_| Errno::MFILE)?;
-    for name in names {
-        at = openat(&at, name, step, Mode::empty())?;
-    }
-    let file = openat(&at, last, flags | OFlags::NOFOLLOW, Mode::empty())?;
-    // With O_PATH a link is opened itself.
-    match rustix::fs::fstat(&file) {
-        Ok(stat) if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_symlink() => {
-            Err(Errno::LOOP)
-        }
-        _ => Ok(file),
+/// Opens what the user listed, and no other file that has its name by now.
+fn open_listed(path: &Path, id: HostId, access: Access) -> Result<File> {
+    let file = open_file(path, access)?;
+    match HostId::of_fd(&file) == Some(id) {
+        true => Ok(file),
+        false => Err(replaced(path)),
     }
 }
 
@@ -348,10 +270,25 @@ pub(super) struct Confined {
 }
 
 impl Companions for Confined {
-    fn open(&self, name: &str, what: &str) -> Result<Arc<dyn Storage>> {
+    fn open(&self, name: &OsStr, what: &str) -> Result<Arc<dyn Storage>> {
         if let Some(path) = &self.stand_in {
             return crate::storage::open::open(path, &self.storage);
         }
+        self.follow(name, what).map_err(|e| match e.kind() {
+            ErrorKind::NotFound if !is_uri(Path::new(name)) => {
+                let text = format!(
+                    "names '{}' as its {what}, which is not there",
+                    printable(name)
+                );
+                Error::new(ErrorKind::NotFound, text).at(&self.namer.path)
+            }
+            _ => self.namer.blamed(e, name, what, "header"),
+        })
+    }
+}
+
+impl Confined {
+    fn follow(&self, name: &OsStr, what: &str) -> Result<Arc<dyn Storage>> {
         let access = self.storage.access;
         let found = self
             .namer
@@ -364,7 +301,7 @@ impl Companions for Confined {
             Found::Remote { uri } if uri == self.namer.path => itself(),
             Found::Remote { uri } => open_uri(&uri, &self.storage),
             Found::File { file, path } => {
-                if Some(FileId::of_file(&file).at(&path)?) == self.namer.id {
+                if HostId::of_fd(&file) == self.namer.id {
                     return itself();
                 }
                 adopt(file, &path, &self.storage)

@@ -1,5 +1,6 @@
 //! `vdtool amend`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::chain::open::{ChainOptions, Follow};
@@ -12,6 +13,7 @@ use crate::error::{Context, Error, Result};
 use crate::image::options::OptionValues;
 use crate::image::{Amend, Driver};
 use crate::output;
+use crate::storage::HostId;
 use crate::storage::open::Access;
 
 const HELP: &str = "\
@@ -40,7 +42,7 @@ pub struct Args {
     pub format: Option<&'static Driver>,
     /// The options to change; "help" lists those that can be.
     #[arg(short = 'o', long, value_name = "K=V,..", required = true)]
-    pub options: Vec<String>,
+    pub options: Vec<OsString>,
     /// How the page cache is used.
     #[arg(short = 't', long, value_enum, value_name = "CACHE")]
     pub cache: Option<CacheMode>,
@@ -74,9 +76,9 @@ pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
         print(|out| Ok(output::options::specs(out, specs)?))?;
         return Ok(Exit::Done);
     }
-    let texts = args.options.iter().map(String::as_str);
-    let values =
-        OptionValues::parse(specs, format.name, texts).map_err(|e| usage(e.at(&args.file)))?;
+    let values = OptionValues::parse(specs, format.name, &args.options)
+        .map_err(|e| usage(e.at(&args.file)))?;
+    refuse_itself(&chain, &values).at(&args.file)?;
     signal::catch()?;
     amend_of(&mut chain)
         .and_then(|image| image.amend(&values))
@@ -84,6 +86,20 @@ pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
     chain.close()?;
     chain.top().storage().sync()?;
     Ok(Exit::Done)
+}
+
+/// Refuses to name the image as its own data file: nothing could open it then.
+fn refuse_itself(chain: &Chain, values: &OptionValues) -> Result<()> {
+    let Some(name) = values.name("data_file") else {
+        return Ok(());
+    };
+    let path = chain::open::home(chain)?.path().join(name);
+    match HostId::named(path) {
+        Some(id) if chain.top().storage().host_id() == Some(id) => {
+            Err(Error::invalid("the data file would be the image itself"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn amend_of(chain: &mut Chain) -> Result<&mut dyn Amend> {

@@ -1,25 +1,22 @@
 //! Paths of the image below a new one.
 
-use std::os::unix::fs::MetadataExt;
+use std::ffi::OsStr;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::chain::Chain;
+use crate::chain::open::Home;
+use crate::cli::target::look;
 use crate::error::{Error, Result};
 use crate::formats::qcow2;
 use crate::image::Driver;
 use crate::image::create::CreateBacking;
 use crate::nbd::uri::is_uri;
 
-/// The absolute path of the directory of `file`, without symbolic links.
-pub(super) fn directory(file: &Path) -> Result<PathBuf> {
-    let parent = match file.parent() {
-        // What a server has lies in no directory; names are then as they were typed.
-        _ if is_uri(file) => Path::new("."),
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    std::fs::canonicalize(parent).map_err(|e| Error::io("open the directory", e).at(parent))
+/// The directory from which a new image at `file` names others.
+pub(super) fn home_of_new(file: &Path) -> Result<Home> {
+    Home::of_new(&look(file)?.0)
 }
 
 /// `path` without symbolic links and `..` on the way to its last part, where it leads anywhere.
@@ -31,23 +28,31 @@ pub(super) fn clean(path: &Path) -> PathBuf {
 }
 
 /// Where the image below a new one is: an absolute path, or an NBD URI as it is.
-pub(super) fn locate(home: &Path, name: &str) -> PathBuf {
+pub(super) fn locate(home: &Home, name: &OsStr) -> PathBuf {
     match is_uri(Path::new(name)) {
         true => name.into(),
-        false => clean(&home.join(name)),
+        false => clean(&home.path().join(name)),
     }
 }
 
-/// When the image below was last changed; of one that a server has nobody knows.
-pub(super) fn modified(absolute: &Path) -> std::io::Result<SystemTime> {
-    match is_uri(absolute) {
+/// When the file at `path` was last changed; of what a server has nobody knows.
+pub(super) fn modified(path: &Path) -> std::io::Result<SystemTime> {
+    match is_uri(path) {
         true => Ok(SystemTime::UNIX_EPOCH),
-        false => std::fs::metadata(absolute).and_then(|m| m.modified()),
+        false => std::fs::metadata(path).and_then(|m| m.modified()),
+    }
+}
+
+/// When an open image was last changed.
+fn last_change(chain: &Chain, path: &Path) -> std::io::Result<SystemTime> {
+    match chain.top().storage().fd() {
+        Some(fd) => File::from(fd.try_clone_to_owned()?).metadata()?.modified(),
+        None => modified(path),
     }
 }
 
 /// Refuses a URI as the name of the image below, in formats that know only files.
-pub(super) fn refuse_uri(driver: &Driver, name: &str) -> Result<()> {
+pub(super) fn refuse_uri(driver: &Driver, name: &OsStr) -> Result<()> {
     match is_uri(Path::new(name)) && driver.name != qcow2::DRIVER.name {
         true => Err(Error::unsupported(format!(
             "images of format '{}' can name only files as their backing image (allowed for NBD \
@@ -56,16 +61,6 @@ pub(super) fn refuse_uri(driver: &Driver, name: &str) -> Result<()> {
         ))),
         false => Ok(()),
     }
-}
-
-/// Refuses to replace an image that the new one is to lie upon.
-pub(super) fn refuse_itself(file: &Path, below: &Path) -> Result<()> {
-    let identity = |path| std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
-    if identity(file).is_some_and(|found| Some(found) == identity(below)) {
-        let why = "the new image would replace the backing image or one below it";
-        return Err(Error::invalid(why).at(file));
-    }
-    Ok(())
 }
 
 /// The way from `directory` to `path`; both are absolute.  A URI is its own way.
@@ -85,18 +80,18 @@ pub(super) fn relative(directory: &Path, path: &Path) -> PathBuf {
     way
 }
 
-/// What a new image's header says about `chain`, found at `absolute` under the name `name`; `home`
-/// is the new image's directory.
+/// What the header of an image in `home` says about `chain`, found at `absolute` under the name
+/// `name`.
 pub(super) fn describe(
-    name: &str,
-    home: &Path,
+    name: &OsStr,
+    home: &Home,
     absolute: &Path,
     chain: &Chain,
 ) -> Result<CreateBacking> {
-    let modified = modified(absolute);
+    let modified = last_change(chain, absolute);
     Ok(CreateBacking {
         name: name.to_owned(),
-        relative: relative(home, absolute),
+        relative: relative(home.path(), absolute),
         format: chain.top().driver().name,
         identity: chain.top().identity(),
         modified: modified.map_err(|e| Error::io("read its time", e).at(absolute))?,

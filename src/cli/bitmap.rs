@@ -1,5 +1,6 @@
 //! `vdtool bitmap`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::chain::open::{ChainOptions, Follow};
@@ -60,7 +61,7 @@ pub struct Args {
     pub file: PathBuf,
     /// The bitmap.
     #[arg(value_name = "NAME")]
-    pub name: String,
+    pub name: OsString,
 }
 
 /// What to do with a bitmap.
@@ -84,7 +85,7 @@ pub struct Actions {
     pub disable: bool,
     /// Add what another bitmap has taken note of; repeatable.
     #[arg(long, value_name = "SOURCE")]
-    pub merge: Vec<String>,
+    pub merge: Vec<OsString>,
 }
 
 /// Runs the command.

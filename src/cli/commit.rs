@@ -1,17 +1,17 @@
 //! `vdtool commit`.
 
-use std::os::unix::fs::MetadataExt;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-use crate::chain::open::{ChainOptions, Follow};
-use crate::chain::{self, Chain};
+use crate::chain::{self, Chain, HostFile};
 use crate::cli::cache::CacheMode;
 use crate::cli::common::{OpenArgs, ProgressArgs, parse_driver};
 use crate::cli::exit::Exit;
 use crate::cli::{Globals, progress, signal};
 use crate::copy::{self, default_workers};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::Driver;
+use crate::image::{Driver, Image, Role};
+use crate::storage::HostId;
 use crate::storage::open::Access;
 use crate::util::text::printable;
 
@@ -42,9 +42,10 @@ pub struct Args {
     /// Format of the image; without it the content decides.
     #[arg(short, long, value_name = "FMT", value_parser = parse_driver)]
     pub format: Option<&'static Driver>,
-    /// The image below FILE to commit into; without it, the one right below. Implies -d.
+    /// The image below FILE to commit into, by the name that the chain has for it, else by its path;
+    /// without it, the one right below. Implies -d.
     #[arg(short, long, value_name = "BASE")]
-    pub base: Option<PathBuf>,
+    pub base: Option<OsString>,
     /// Leave the image as it is instead of emptying it.
     #[arg(short, long)]
     pub drop: bool,
@@ -70,19 +71,8 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     let target = find(args)?;
     let empties = !args.drop && args.base.is_none();
     let access = if empties { Access::Write } else { Access::Read };
-    let mut upper = chain::open::open(
-        &args.file,
-        &ChainOptions {
-            follow: Follow::Layers(target.depth),
-            ..args.open.plan_cached(args.format, access, args.cache)?
-        },
-    )?;
-    let base = chain::open::open(
-        &target.path,
-        &args
-            .open
-            .plan_cached(Some(target.driver), Access::Write, args.cache)?,
-    )?;
+    let options = args.open.plan_cached(args.format, access, args.cache)?;
+    let (mut upper, base) = chain::open::open_in_two(&args.file, &options, &target)?;
     signal::catch()?;
     let total = upper.virtual_size();
     let bar = progress::start("commit", total, &args.progress, globals);
@@ -98,15 +88,8 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// What is committed into.
-struct Target {
-    /// Layers above it.
-    depth: usize,
-    path: PathBuf,
-    driver: &'static Driver,
-}
-
-fn find(args: &Args) -> anyhow::Result<Target> {
+/// The image that is committed into.
+fn find(args: &Args) -> anyhow::Result<HostFile> {
     let chain = chain::open::open(
         &args.file,
         &args
@@ -117,35 +100,39 @@ fn find(args: &Args) -> anyhow::Result<Target> {
         None => 1,
         Some(base) => depth_of(&chain, base, &args.file)?,
     };
-    let Some(layer) = chain.layers().get(depth) else {
+    let mut files = chain.files().into_iter();
+    let found = files.find(|f| f.layer == depth && f.role == Role::Header);
+    Ok(found.ok_or_else(|| {
         let text = "has no backing file to commit into";
-        return Err(Error::new(ErrorKind::Invalid, text).at(&args.file).into());
-    };
-    let Some(path) = layer.storage().path() else {
-        return Err(Error::invalid("the backing image has no path")
-            .at(&args.file)
-            .into());
-    };
-    Ok(Target {
-        depth,
-        path: path.to_owned(),
-        driver: layer.driver(),
-    })
+        Error::new(ErrorKind::Invalid, text).at(&args.file)
+    })?)
 }
 
-/// The layer of a chain, below its top, that is the file `base`.
-fn depth_of(chain: &Chain, base: &Path, file: &Path) -> Result<usize> {
-    let found = std::fs::metadata(base).map_err(|e| Error::io("open", e).at(base))?;
-    let same = |path: &Path| {
-        std::fs::metadata(path).is_ok_and(|m| (m.dev(), m.ino()) == (found.dev(), found.ino()))
+/// The layer of a chain, below its top, that the image above it calls `base`; else the one that is
+/// the file of that path.
+fn depth_of(chain: &Chain, base: &OsStr, file: &Path) -> Result<usize> {
+    let is_called = |image: &dyn Image| {
+        let names = image.backing().map(|b| b.names).unwrap_or_default();
+        names.iter().any(|name| name.path == base)
     };
-    let place = chain
+    let below = chain.layers().len() - 1;
+    let named = chain
         .layers()
         .iter()
-        .skip(1)
-        .position(|l| l.storage().path().is_some_and(same));
-    place.map(|index| index + 1).ok_or_else(|| {
-        let text = format!("'{}' is not below it", printable(&base.to_string_lossy()));
+        .take(below)
+        .position(|l| is_called(&**l));
+    if let Some(above) = named {
+        return Ok(above + 1);
+    }
+    let path = Path::new(base);
+    let id = HostId::named(path);
+    let mut files = chain.files().into_iter();
+    let found = files.find(|f| f.layer > 0 && f.role == Role::Header && f.is_same(id, path));
+    found.map(|f| f.layer).ok_or_else(|| {
+        let text = format!(
+            "has no image below it that is called '{}', and none at that path",
+            printable(base)
+        );
         Error::new(ErrorKind::Invalid, text).at(file)
     })
 }
@@ -160,7 +147,7 @@ fn empty(upper: &mut Chain, file: &Path, globals: &Globals) -> anyhow::Result<()
     match done {
         Err(e) if e.kind() == ErrorKind::Unsupported => globals.note(&format!(
             "{}: is not emptied ({}, format '{format}'); what it has is in the backing image too",
-            file.display(),
+            printable(file),
             e.message()
         )),
         done => done.map_err(|e| e.at(file))?,

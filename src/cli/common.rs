@@ -1,6 +1,6 @@
 //! Arguments that commands share, and what they mean.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,7 @@ use crate::image::Driver;
 use crate::nbd::uri::is_uri;
 use crate::storage::open::{Access, Caching, Flushing, Sharing, StorageOptions};
 use crate::util::size;
+use crate::util::text::printable;
 
 /// Human text or JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -72,7 +73,7 @@ pub struct OpenArgs {
     pub backing_format: Option<&'static Driver>,
     /// Options of the image's format for opening it, such as size_rule=chs for vhd.
     #[arg(long, value_name = "K=V,..")]
-    pub open_options: Vec<String>,
+    pub open_options: Vec<OsString>,
     /// Read by system calls, not through mappings.
     #[arg(long)]
     pub no_mmap: bool,
@@ -194,7 +195,7 @@ pub fn target_driver(
     }
     globals.note(&format!(
         "{}: neither an option nor the extension names a format, so it is raw",
-        file.display()
+        printable(file)
     ));
     &formats::raw::DRIVER
 }

@@ -1,6 +1,6 @@
 //! `vdtool convert`.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use crate::cli::cache::CacheMode;
@@ -75,13 +75,13 @@ pub struct Args {
     pub target_format: Option<&'static Driver>,
     /// Options of the target's format; "help" lists them.
     #[arg(short = 'o', long, alias = "target-options", value_name = "K=V,..")]
-    pub options: Vec<String>,
+    pub options: Vec<OsString>,
     /// Compress the data, in formats that can.
     #[arg(short, long)]
     pub compress: bool,
     /// Make an image that holds what differs from this one.
     #[arg(short = 'B', long, value_name = "BACKING")]
-    pub backing: Option<String>,
+    pub backing: Option<OsString>,
     /// Format of the backing image of the target; without it its content decides.
     #[arg(short = 'F', long = "target-backing-format", value_name = "FMT", value_parser = parse_driver)]
     pub target_backing_format: Option<&'static Driver>,
@@ -96,7 +96,7 @@ pub struct Args {
     pub target_is_zero: bool,
     /// Convert an internal snapshot, in formats that have them.
     #[arg(short = 'l', long, alias = "source-snapshot", value_name = "SNAPSHOT")]
-    pub snapshot: Option<String>,
+    pub snapshot: Option<OsString>,
     /// Threads that work [default: one per core, at most 8]
     #[arg(short = 'j', long, alias = "parallel", short_alias = 'm', value_name = "N",
           value_parser = clap::value_parser!(u8).range(1..=MAX_WORKERS as i64))]

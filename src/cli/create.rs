@@ -1,28 +1,29 @@
 //! `vdtool create`.
 
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::chain::{self, Chain};
-use crate::cli::Globals;
-use crate::cli::backing::{
-    clean, directory, locate, modified, refuse_itself, refuse_uri, relative,
-};
+use crate::chain::open::{ChainOptions, Follow, Home};
+use crate::chain::{self, Chain, HostFile};
+use crate::cli::backing::{clean, describe, home_of_new, locate, modified, refuse_uri, relative};
 use crate::cli::common::{OpenArgs, parse_driver, parse_size, print, target_driver};
 use crate::cli::exit::{Exit, usage};
 use crate::cli::interrupt::{self, Interruptible};
-use crate::cli::signal;
 use crate::cli::target::{Durable, Target, settle};
+use crate::cli::{Globals, kept, signal};
 use crate::error::{Error, Result};
 use crate::image::Driver;
 use crate::image::create::{CreateBacking, CreateOptions};
 use crate::image::driver::Creator;
-use crate::image::options::{OptionKind, OptionValues, split_commas};
+use crate::image::options::{OptionKind, OptionValues, double_commas, split_commas};
+use crate::nbd::uri::is_uri;
 use crate::output;
-use crate::storage::open::{Access, Caching, StorageOptions, open};
-use crate::util::text::printable;
+use crate::storage::HostId;
+use crate::storage::open::{Access, Caching, Sharing, StorageOptions, open};
+use crate::util::text::{printable, split_equals};
 
 const HELP: &str = "\
 EXAMPLES:
@@ -53,10 +54,10 @@ pub struct Args {
     pub format: Option<&'static Driver>,
     /// Options of the format; "help" lists them.
     #[arg(short = 'o', long, value_name = "K=V,..")]
-    pub options: Vec<String>,
+    pub options: Vec<OsString>,
     /// Make an image that holds what differs from this one.
     #[arg(short, long, value_name = "BACKING")]
-    pub backing: Option<String>,
+    pub backing: Option<OsString>,
     /// Format of the backing image; without it the content decides.
     #[arg(short = 'F', long, value_name = "FMT", value_parser = parse_driver)]
     pub backing_format: Option<&'static Driver>,
@@ -82,15 +83,17 @@ struct Plan {
     driver: &'static Driver,
     creator: &'static Creator,
     options: CreateOptions,
+    /// What may not be replaced.
+    kept: Vec<HostFile>,
 }
 
 /// Options that every format takes, so that scripts for qemu-img go on working.
 #[derive(Default)]
 pub(super) struct Generic {
     pub(super) size: Option<u64>,
-    pub(super) backing: Option<String>,
+    pub(super) backing: Option<OsString>,
     pub(super) backing_format: Option<&'static Driver>,
-    pub(super) others: Vec<String>,
+    pub(super) others: Vec<OsString>,
 }
 
 /// Runs the command.
@@ -115,24 +118,29 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
 
 fn plan(args: &Args, file: &Path, globals: &Globals) -> anyhow::Result<Plan> {
     // Before the user is told anything about a file that cannot be.
-    directory(file)?;
+    let home = home_of_new(file)?;
     let driver = target_driver(args.format, file, globals);
     let creator = creator(driver)?;
     let wanted = wanted(args)?;
-    let texts = wanted.others.iter().map(String::as_str);
-    let values =
-        OptionValues::parse(creator.options, driver.name, texts).map_err(|e| usage(e.at(file)))?;
-    let backing = match &wanted.backing {
-        None => None,
+    let values = OptionValues::parse(creator.options, driver.name, &wanted.others)
+        .map_err(|e| usage(e.at(file)))?;
+    let (backing, kept) = match &wanted.backing {
+        None => (None, Vec::new()),
         Some(name) => {
             refuse_uri(driver, name).map_err(|e| e.at(file))?;
-            Some(backing(args, file, name, &wanted, globals)?)
+            let (backing, mut files) = backing(args, &home, name, &wanted, globals)?;
+            let replaces = HostId::named(file).is_some() || values.name("data_file").is_some();
+            if args.backing_unsafe && replaces {
+                files.extend(unopened(&home, name, &backing, wanted.backing_format));
+            }
+            (Some(backing), files)
         }
     };
+    kept::refuse(file, &kept)?;
     let Some(size) = wanted.size.or(backing.as_ref().map(|b| b.virtual_size)) else {
         return Err(usage(format!(
             "{}: a new image needs a SIZE",
-            file.display()
+            printable(file)
         )));
     };
     Ok(Plan {
@@ -144,6 +152,7 @@ fn plan(args: &Args, file: &Path, globals: &Globals) -> anyhow::Result<Plan> {
             values,
             data_file: None,
         },
+        kept,
     })
 }
 
@@ -163,23 +172,30 @@ impl Generic {
     }
 
     /// Takes them out of what was given with `-o`.
-    pub(super) fn take(options: &[String]) -> anyhow::Result<Self> {
+    pub(super) fn take(options: &[OsString]) -> anyhow::Result<Self> {
         let mut generic = Self::default();
         let wrong = |key: &str, why: String| usage(format!("option '{key}': {why}"));
+        let text = |value: &OsStr| {
+            let text = value.to_str().map(str::to_owned);
+            text.ok_or_else(|| format!("'{}' is not UTF-8", printable(value)))
+        };
         for pair in options.iter().flat_map(|text| split_commas(text)) {
-            match pair.split_once('=') {
-                Some(("size", text)) => {
-                    let size = parse_size(text).map_err(|e| wrong("size", e))?;
+            let (key, value) = split_equals(&pair).unwrap_or((&pair, OsStr::new("")));
+            match key.to_str().filter(|key| pair.len() > key.len()) {
+                Some("size") => {
+                    let size = text(value).and_then(|text| parse_size(&text));
+                    let size = size.map_err(|e| wrong("size", e))?;
                     generic.size.get_or_insert(size);
                 }
-                Some(("backing_file", text)) => {
-                    generic.backing.get_or_insert(text.to_owned());
+                Some("backing_file") => {
+                    generic.backing.get_or_insert(value.to_owned());
                 }
-                Some(("backing_fmt", text)) => {
-                    let driver = parse_driver(text).map_err(|e| wrong("backing_fmt", e))?;
+                Some("backing_fmt") => {
+                    let driver = text(value).and_then(|text| parse_driver(&text));
+                    let driver = driver.map_err(|e| wrong("backing_fmt", e))?;
                     generic.backing_format.get_or_insert(driver);
                 }
-                _ => generic.others.push(pair.replace(',', ",,")),
+                _ => generic.others.push(double_commas(&pair)),
             }
         }
         Ok(generic)
@@ -195,54 +211,68 @@ fn wanted(args: &Args) -> anyhow::Result<Generic> {
     Ok(wanted)
 }
 
-/// What there is to know about the image below.
+/// What there is to know about the image below, and all files that it is made of.
 fn backing(
     args: &Args,
-    file: &Path,
-    name: &str,
+    home: &Home,
+    name: &OsStr,
     wanted: &Generic,
     globals: &Globals,
-) -> anyhow::Result<CreateBacking> {
-    let home = directory(file)?;
-    let absolute = locate(&home, name);
-    refuse_itself(file, &absolute)?;
-    let modified = modified(&absolute);
-    let relative = relative(&home, &absolute);
-    let name = name.to_owned();
+) -> anyhow::Result<(CreateBacking, Vec<HostFile>)> {
+    let absolute = locate(home, name);
     if args.backing_unsafe {
         let (Some(format), Some(virtual_size)) = (wanted.backing_format, wanted.size) else {
             return Err(usage(
                 "-u does not open the backing image, so -F and SIZE must be given",
             ));
         };
-        return Ok(CreateBacking {
-            name,
-            relative,
+        let files = vec![HostFile::named(&absolute)];
+        let backing = CreateBacking {
+            name: name.to_owned(),
+            relative: relative(home.path(), &absolute),
             format: format.name,
             identity: None,
-            modified: modified.unwrap_or(SystemTime::UNIX_EPOCH),
+            modified: modified(&absolute).unwrap_or(SystemTime::UNIX_EPOCH),
             virtual_size,
             absolute,
-        });
+        };
+        return Ok((backing, files));
     }
-    let chain = open_backing(args, file, &absolute, wanted.backing_format, globals)?;
-    let top = chain.top();
-    Ok(CreateBacking {
-        name,
-        relative,
-        format: top.driver().name,
-        identity: top.identity(),
-        modified: modified.map_err(|e| Error::io("read its time", e).at(&absolute))?,
-        virtual_size: chain.virtual_size(),
-        absolute,
-    })
+    let chain = open_backing(args, home, name, &absolute, wanted.backing_format, globals)?;
+    Ok((describe(name, home, &absolute, &chain)?, chain.files()))
+}
+
+/// The files of an image below that need not be there: as many as can be learnt.
+fn unopened(
+    home: &Home,
+    name: &OsStr,
+    backing: &CreateBacking,
+    format: Option<&'static Driver>,
+) -> Vec<HostFile> {
+    let mut options = ChainOptions {
+        format,
+        ..ChainOptions::read()
+    };
+    options.storage.sharing = Sharing::Force;
+    if is_uri(Path::new(name)) {
+        return Vec::new();
+    }
+    // All of them, or those of the image itself.
+    for follow in [Follow::Yes, Follow::Layers(1)] {
+        options.follow = follow;
+        if let Ok(chain) = chain::open::open_from(home, name, &backing.absolute, &options) {
+            return chain.files();
+        }
+    }
+    Vec::new()
 }
 
 /// Opens the image below with all that lies below it in turn, so that a chain that cannot be read
 /// is not made longer.
 fn open_backing(
     args: &Args,
-    file: &Path,
+    home: &Home,
+    name: &OsStr,
     path: &Path,
     format: Option<&'static Driver>,
     globals: &Globals,
@@ -252,14 +282,11 @@ fn open_backing(
         allow_ref: args.allow_ref.clone(),
         ..OpenArgs::default()
     };
-    let chain = chain::open::open(path, &how.plan(format, Access::Read)?)?;
-    for layer in chain.layers().iter().filter_map(|l| l.storage().path()) {
-        refuse_itself(file, layer)?;
-    }
+    let chain = chain::open::open_from(home, name, path, &how.plan(format, Access::Read)?)?;
     if format.is_none() {
         globals.note(&format!(
             "{}: the content decided that its format is {} (-F names it)",
-            path.display(),
+            printable(path),
             chain.top().driver().name
         ));
     }
@@ -270,7 +297,7 @@ fn open_backing(
 fn announcement(file: &Path, plan: &Plan) -> String {
     let mut text = format!(
         "Formatting '{}', fmt={} size={}",
-        file.display(),
+        printable(file),
         plan.driver.name,
         plan.options.size
     );
@@ -278,7 +305,8 @@ fn announcement(file: &Path, plan: &Plan) -> String {
         let _ = write!(
             text,
             " backing_file={} backing_fmt={}",
-            backing.name, backing.format
+            printable(&backing.name),
+            backing.format
         );
     }
     for spec in plan.creator.options {
@@ -293,6 +321,7 @@ fn announcement(file: &Path, plan: &Plan) -> String {
             OptionKind::Choice(_) | OptionKind::Text => {
                 values.text(spec.name).map(ToOwned::to_owned)
             }
+            OptionKind::Name => values.name(spec.name).map(printable),
         };
         let default = || Some(spec.default.to_owned()).filter(|d| !d.is_empty());
         if let Some(value) = given.or_else(default) {
@@ -315,7 +344,7 @@ fn carry_out(file: &Path, plan: &Plan, globals: &Globals) -> anyhow::Result<()> 
     };
     let named = |e: Error| target.name(e.at(target.path()));
     let storage = Interruptible::new(open(target.path(), &options).map_err(named)?);
-    let data = data_target(file, &plan.options)?;
+    let data = data_target(file, &plan.options, &plan.kept)?;
     let mut create = plan.options.clone();
     if let Some(data) = &data {
         let object = open(data.path(), &options).map_err(|e| data.name(e.at(data.path())))?;
@@ -334,22 +363,22 @@ fn carry_out(file: &Path, plan: &Plan, globals: &Globals) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// The second file of an image that keeps its data elsewhere, on its way to its name.
-pub(super) fn data_target(file: &Path, options: &CreateOptions) -> anyhow::Result<Option<Target>> {
-    let Some(name) = options.values.text("data_file") else {
+/// The second file of an image that keeps its data elsewhere, on its way to its name; `files` may
+/// not be replaced.
+pub(super) fn data_target(
+    file: &Path,
+    options: &CreateOptions,
+    files: &[HostFile],
+) -> anyhow::Result<Option<Target>> {
+    let Some(name) = options.values.name("data_file") else {
         return Ok(None);
     };
-    let path = clean(&directory(file)?.join(name));
-    let image = directory(file)?.join(file.file_name().unwrap_or_default());
-    if path == image {
+    let path = clean(&home_of_new(file)?.path().join(name));
+    if kept::is_same_place(&path, file)? {
         let why = "the data file would be the image itself";
         return Err(Error::invalid(why).at(file).into());
     }
-    let backing = options.backing.as_ref();
-    if backing.is_some_and(|b| clean(&b.absolute) == path) {
-        let why = "the data file would replace the backing image";
-        return Err(Error::invalid(why).at(file).into());
-    }
+    kept::refuse(&path, files)?;
     Ok(Some(Target::begin(&path)?))
 }
 
@@ -374,7 +403,7 @@ mod tests {
         let options = "size=4k,preallocation=off,backing_file=b,,c,backing_fmt=raw";
         let found = typed(&["-o", options, "x"]).expect("are right");
         assert_eq!(found.size, Some(4096));
-        assert_eq!(found.backing.as_deref(), Some("b,c"));
+        assert_eq!(found.backing.as_deref(), Some(OsStr::new("b,c")));
         assert_eq!(found.backing_format.map(|d| d.name), Some("raw"));
         assert_eq!(found.others, ["preallocation=off"]);
         let found = typed(&["-o", "size=4k", "x", "8k"]).expect("are right");

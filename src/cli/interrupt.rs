@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::cli::signal;
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::{HostRun, Limits, Storage, Zeroing};
+use crate::storage::{HostId, HostRun, Limits, Storage, Zeroing};
 
 /// Whether to go on.
 ///
@@ -45,6 +45,10 @@ impl Storage for Interruptible {
 
     fn path(&self) -> Option<&Path> {
         self.storage.path()
+    }
+
+    fn host_id(&self) -> Option<HostId> {
+        self.storage.host_id()
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

@@ -1,5 +1,6 @@
 //! `vdtool measure`.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -54,10 +55,10 @@ pub struct Args {
     pub target_format: Option<&'static Driver>,
     /// Options of the new image's format; "help" lists them.
     #[arg(short = 'o', long, value_name = "K=V,..")]
-    pub options: Vec<String>,
+    pub options: Vec<OsString>,
     /// Measure an internal snapshot, in formats that have them.
     #[arg(short = 'l', long, value_name = "SNAPSHOT")]
-    pub snapshot: Option<String>,
+    pub snapshot: Option<OsString>,
     /// Size of a disk without data, instead of FILE.
     #[arg(short, long, value_parser = parse_size, conflicts_with = "file")]
     pub size: Option<u64>,
@@ -133,9 +134,8 @@ fn source(args: &Args) -> anyhow::Result<Option<Joined>> {
 
 fn options(args: &Args, driver: &'static Driver) -> anyhow::Result<CreateOptions> {
     let generic = Generic::take(&args.options)?;
-    let texts = generic.others.iter().map(String::as_str);
-    let values =
-        OptionValues::parse(creator(driver)?.options, driver.name, texts).map_err(usage)?;
+    let values = OptionValues::parse(creator(driver)?.options, driver.name, &generic.others)
+        .map_err(usage)?;
     Ok(CreateOptions {
         size: generic.size.unwrap_or(0),
         backing: generic
@@ -147,7 +147,7 @@ fn options(args: &Args, driver: &'static Driver) -> anyhow::Result<CreateOptions
 }
 
 /// A backing image of which nothing but the name is known.
-fn unopened(name: String, format: Option<&'static Driver>) -> CreateBacking {
+fn unopened(name: OsString, format: Option<&'static Driver>) -> CreateBacking {
     CreateBacking {
         absolute: PathBuf::from(&name),
         relative: PathBuf::from(&name),

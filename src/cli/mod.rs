@@ -26,6 +26,7 @@ pub mod exit;
 pub mod info;
 pub mod interrupt;
 pub mod io;
+pub mod kept;
 pub mod map;
 pub mod measure;
 pub mod progress;
@@ -53,6 +54,11 @@ SIZES:
 FILES NAMED BY IMAGES:
   A backing file that an image names is opened only where it lies in the image's own directory or
   below. --allow-ref widens that.
+
+NAMES:
+  Names of files, snapshots and bitmaps are bytes. Where they are printed, control characters are
+  shown as \\u{1b}, and bytes that are not UTF-8 as \\xE9; in JSON, which is UTF-8, such bytes
+  become U+FFFD, as qemu-img has it. Names of exports, and commands of io and ctl, are UTF-8.
 
 EXIT STATUS:
   0              done

@@ -1,22 +1,25 @@
 //! `vdtool rebase`.
 
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use uuid::Uuid;
 
-use crate::chain::open::{ChainOptions, Follow};
-use crate::chain::{self, Chain};
-use crate::cli::backing::{self, refuse_itself};
+use crate::chain::open::{ChainOptions, Follow, Home};
+use crate::chain::{self, Chain, HostFile};
+use crate::cli::backing;
 use crate::cli::cache::CacheMode;
 use crate::cli::common::{OpenArgs, ProgressArgs, parse_driver};
 use crate::cli::exit::{Exit, usage};
 use crate::cli::{Globals, progress, signal};
 use crate::copy::{self, Joined, default_workers};
 use crate::error::{Error, Result};
+use crate::formats;
 use crate::image::create::CreateBacking;
 use crate::image::{Driver, Relink};
 use crate::storage::open::Access;
+use crate::util::text::printable;
 
 const HELP: &str = "\
 EXAMPLES:
@@ -52,8 +55,8 @@ pub struct Args {
         value_name = "BACKING",
         required_unless_present = "unsafe_mode"
     )]
-    pub backing: Option<String>,
-    /// Format of the new backing image; without it the content decides.
+    pub backing: Option<OsString>,
+    /// Format of the new backing image; without it the content decides, with -u what FILE records.
     #[arg(short = 'F', long = "new-backing-format", value_name = "FMT", value_parser = parse_driver)]
     pub new_backing_format: Option<&'static Driver>,
     /// Change the name only, and open neither backing image.
@@ -77,7 +80,7 @@ pub struct Args {
 }
 
 impl Args {
-    fn backing(&self) -> Option<&str> {
+    fn backing(&self) -> Option<&OsStr> {
         self.backing.as_deref().filter(|name| !name.is_empty())
     }
 
@@ -117,7 +120,7 @@ fn keep(args: &Args, globals: &Globals) -> anyhow::Result<()> {
         backing::refuse_uri(chain.top().driver(), name).map_err(|e| e.at(&args.file))?;
     }
     let below = match args.backing() {
-        Some(name) => Some(below(args, name, globals)?),
+        Some(name) => Some(below(args, &chain, name, globals)?),
         None => None,
     };
     let (disk, create) = match below {
@@ -143,22 +146,23 @@ fn name_only(args: &Args) -> anyhow::Result<()> {
     let create = match args.backing() {
         None => None,
         Some(name) => {
-            let Some(format) = args.new_backing_format else {
+            let Some(format) = args.new_backing_format.or_else(|| recorded(&chain)) else {
                 return Err(usage(
-                    "-u does not open the backing image, so -F must be given",
+                    "-u does not open the backing image, and FILE records no format of it that is \
+                     known, so -F must be given",
                 ));
             };
-            let home = backing::directory(&args.file)?;
+            let home = chain::open::home(&chain)?;
             let absolute = backing::locate(&home, name);
             backing::refuse_uri(chain.top().driver(), name).map_err(|e| e.at(&args.file))?;
-            refuse_itself(&args.file, &absolute)?;
+            refuse_own(&chain, &[HostFile::named(&absolute)], &args.file)?;
             let modified = backing::modified(&absolute);
             Some(CreateBacking {
                 name: name.to_owned(),
-                relative: backing::relative(&home, &absolute),
+                relative: backing::relative(home.path(), &absolute),
                 format: format.name,
                 identity: match chain.top().identity() {
-                    Some(_) => identity(args, &absolute, format)?,
+                    Some(_) => identity(args, &home, name, &absolute, format)?,
                     None => None,
                 },
                 modified: modified.unwrap_or(SystemTime::UNIX_EPOCH),
@@ -170,9 +174,24 @@ fn name_only(args: &Args) -> anyhow::Result<()> {
     relink(&mut chain, create.as_ref(), &args.file)
 }
 
+/// The format that the image records of what lies below it: a new name for it changes nothing.
+fn recorded(chain: &Chain) -> Option<&'static Driver> {
+    formats::by_name(&chain.top().backing()?.format?)
+}
+
 /// The identity of the new backing image, in formats that record it.
-fn identity(args: &Args, path: &Path, format: &'static Driver) -> anyhow::Result<Option<Uuid>> {
-    let below = chain::open::open_top(path, &args.plan(Some(format), Access::Read)?)?;
+fn identity(
+    args: &Args,
+    home: &Home,
+    name: &OsStr,
+    path: &Path,
+    format: &'static Driver,
+) -> anyhow::Result<Option<Uuid>> {
+    let options = ChainOptions {
+        follow: Follow::No,
+        ..args.plan(Some(format), Access::Read)?
+    };
+    let below = chain::open::open_from(home, name, path, &options)?;
     Ok(below.top().identity())
 }
 
@@ -199,22 +218,37 @@ struct Below {
     create: CreateBacking,
 }
 
-fn below(args: &Args, name: &str, globals: &Globals) -> anyhow::Result<Below> {
-    let home = backing::directory(&args.file)?;
+fn below(args: &Args, top: &Chain, name: &OsStr, globals: &Globals) -> anyhow::Result<Below> {
+    let home = chain::open::home(top)?;
     let absolute = backing::locate(&home, name);
-    refuse_itself(&args.file, &absolute)?;
+    // Before its own lock keeps it out.
+    refuse_own(top, &[HostFile::named(&absolute)], &args.file)?;
     let options = args.plan(args.new_backing_format, Access::Read)?;
-    let chain = chain::open::open(&absolute, &options)?;
-    for path in chain.layers().iter().filter_map(|l| l.storage().path()) {
-        refuse_itself(&args.file, path)?;
-    }
+    let chain = chain::open::open_from(&home, name, &absolute, &options)?;
+    refuse_own(top, &chain.files(), &args.file)?;
     let create = backing::describe(name, &home, &absolute, &chain)?;
     if args.new_backing_format.is_none() {
         globals.note(&format!(
             "{}: the content decided that its format is {} (-F names it)",
-            absolute.display(),
+            printable(&absolute),
             create.format
         ));
     }
     Ok(Below { chain, create })
+}
+
+/// Refuses a new backing image that is made of a file of the image itself.
+fn refuse_own(top: &Chain, below: &[HostFile], file: &Path) -> Result<()> {
+    let mut own = top.files().into_iter().filter(|f| f.layer == 0);
+    let is_own = |own: &HostFile| {
+        let path = own.path.as_deref().unwrap_or(Path::new(""));
+        below.iter().any(|b| b.is_same(own.id, path))
+    };
+    match own.any(|own| is_own(&own)) {
+        true => Err(Error::invalid(
+            "the new backing image is the image itself, or made of a file of it",
+        )
+        .at(file)),
+        false => Ok(()),
+    }
 }

@@ -18,6 +18,7 @@ use crate::storage::open::Access;
 use crate::util::align::{clamp_len, len64};
 use crate::util::buf::zeroes;
 use crate::util::size;
+use crate::util::text::printable;
 
 const HELP: &str = "\
 EXAMPLES:
@@ -133,7 +134,7 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     let new = args.size.apply(old).ok_or_else(|| {
         usage(format!(
             "{}: the new size would be below 0 or above 2^63 - 1 bytes (it is {old} bytes now)",
-            args.file.display()
+            printable(&args.file)
         ))
     })?;
     allowed(args, &chain, old..new)?;

@@ -1,5 +1,6 @@
 //! `vdtool snapshot`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -64,13 +65,13 @@ pub struct ActionArgs {
     pub list: bool,
     /// Make a snapshot of this name.
     #[arg(short, long, value_name = "NAME")]
-    pub create: Option<String>,
+    pub create: Option<OsString>,
     /// Make the disk what it was in the snapshot of this id or name.
     #[arg(short, long, value_name = "NAME")]
-    pub apply: Option<String>,
+    pub apply: Option<OsString>,
     /// Delete the first snapshot of this name or id.
     #[arg(short, long, value_name = "NAME")]
-    pub delete: Option<String>,
+    pub delete: Option<OsString>,
 }
 
 /// Runs the command.

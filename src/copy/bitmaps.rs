@@ -1,5 +1,7 @@
 //! Dirty bitmaps from one image into another.
 
+use std::ffi::OsStr;
+
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::bitmap::{Bitmaps, Recording};
@@ -47,9 +49,9 @@ fn none(chain: &Chain) -> Error {
 /// `Invalid` for disks of different sizes; those of [`Bitmaps`].
 pub fn merge_bitmap(
     source: Option<&Chain>,
-    name: &str,
+    name: &OsStr,
     target: &mut Chain,
-    into: &str,
+    into: &OsStr,
 ) -> Result<()> {
     let size = target.virtual_size();
     if let Some(other) = source.map(Chain::virtual_size).filter(|s| *s != size) {
@@ -71,7 +73,7 @@ pub fn copy_bitmaps(
     source: &Chain,
     target: &mut Chain,
     broken: Broken,
-    skipped: &mut dyn FnMut(&str),
+    skipped: &mut dyn FnMut(&OsStr),
 ) -> Result<()> {
     for bitmap in bitmaps_of(source)?.list()? {
         let name = &bitmap.name;

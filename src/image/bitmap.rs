@@ -1,5 +1,6 @@
 //! Dirty bitmaps: what was written to a disk since some moment, kept in the image itself.
 
+use std::ffi::{OsStr, OsString};
 use std::ops::Range;
 
 use crate::error::Result;
@@ -16,8 +17,8 @@ pub enum Recording {
 /// One bitmap, as its image's directory has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bitmap {
-    /// Its name, unique in the image.
-    pub name: String,
+    /// Its name, unique in the image: bytes.
+    pub name: OsString,
     /// Guest bytes that one bit stands for.
     pub granularity: u64,
     /// Whether it takes note of writes.
@@ -39,33 +40,33 @@ pub trait Bitmaps {
     ///
     /// # Errors
     /// `NotFound`; `Corrupt` where it is in use or damaged; the host's.
-    fn dirty(&self, name: &str, at: u64, most: usize) -> Result<Vec<Range<u64>>>;
+    fn dirty(&self, name: &OsStr, at: u64, most: usize) -> Result<Vec<Range<u64>>>;
     /// Adds an empty bitmap.
     ///
     /// # Errors
     /// `Invalid` for a name that is taken or too long, and a granularity that is not a power of
     /// two within the format's limits; `Unsupported` where the image can have none; the host's.
-    fn add(&mut self, name: &str, granularity: Option<u64>, recording: Recording) -> Result<()>;
+    fn add(&mut self, name: &OsStr, granularity: Option<u64>, recording: Recording) -> Result<()>;
     /// Removes a bitmap, also one that is in use.
     ///
     /// # Errors
     /// `NotFound`; the host's.
-    fn remove(&mut self, name: &str) -> Result<()>;
+    fn remove(&mut self, name: &OsStr) -> Result<()>;
     /// Clears all bits.
     ///
     /// # Errors
     /// As [`Bitmaps::dirty`].
-    fn clear(&mut self, name: &str) -> Result<()>;
+    fn clear(&mut self, name: &OsStr) -> Result<()>;
     /// Has the bitmap take note of writes from now on, or no more.
     ///
     /// # Errors
     /// As [`Bitmaps::dirty`].
-    fn set_recording(&mut self, name: &str, recording: Recording) -> Result<()>;
+    fn set_recording(&mut self, name: &OsStr, recording: Recording) -> Result<()>;
     /// Sets in the bitmap `into` what is set in the bitmap `name` of `source`, a disk of the same
     /// size; `None`: of this image.  It is there as a whole or not at all, after a crash too, and
     /// durable when it returns.
     ///
     /// # Errors
     /// As [`Bitmaps::dirty`] of both.
-    fn merge(&mut self, into: &str, name: &str, source: Option<&dyn Bitmaps>) -> Result<()>;
+    fn merge(&mut self, into: &OsStr, name: &OsStr, source: Option<&dyn Bitmaps>) -> Result<()>;
 }

@@ -1,5 +1,6 @@
 //! What a new image is made with.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -51,7 +52,7 @@ pub const PREALLOCATION: OptionSpec = OptionSpec {
 #[derive(Debug, Clone)]
 pub struct CreateBacking {
     /// Its name as the user gave it: relative to the new image's directory, or absolute.
-    pub name: String,
+    pub name: OsString,
     /// Its absolute path.
     pub absolute: PathBuf,
     /// Its path relative to the new image's directory.

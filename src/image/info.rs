@@ -137,9 +137,10 @@ impl ImageInfo {
 }
 
 /// Where `name` leads from the directory of the image at `path`; an absolute name leads there.
-fn beside(path: Option<&Path>, name: &str) -> PathBuf {
+fn beside(path: Option<&Path>, name: impl AsRef<Path>) -> PathBuf {
     path.and_then(Path::parent)
-        .map_or_else(|| PathBuf::from(name), |dir| dir.join(name))
+        .unwrap_or(Path::new(""))
+        .join(name)
 }
 
 #[cfg(test)]

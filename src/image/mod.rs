@@ -5,6 +5,7 @@
 //! copy-on-write, zeroing and copying therefore exist once, above the drivers, and every format
 //! gains them.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::ops::Range;
 
@@ -147,10 +148,28 @@ pub struct Backing {
 /// One name under which the image below may be found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackingName {
-    /// A path, relative to the directory of the image that names it, or absolute.
-    pub path: String,
+    /// A path, relative to the directory of the image that names it, or absolute: bytes.
+    pub path: OsString,
     /// Where in the image it stands, such as `W2ru` or `header`.
     pub origin: String,
+}
+
+/// What a host object is to the image that is made of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It holds the header, or a description of the image in words; of most formats all else too.
+    Header,
+    /// It holds guest bytes alone: a data file, an extent.
+    Data,
+}
+
+/// One of the host objects that an image is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Part<'a> {
+    /// What it is to the image.
+    pub role: Role,
+    /// The object.
+    pub storage: &'a dyn Storage,
 }
 
 /// One open image: one layer of a chain.
@@ -213,9 +232,12 @@ pub trait Image: fmt::Debug + Send + Sync {
     /// The host's; the image is then as after a kill.
     fn close(&self) -> Result<()>;
 
-    /// Further objects that hold its guest bytes, as far as they are open: data files.
-    fn companions(&self) -> Vec<&dyn Storage> {
-        Vec::new()
+    /// All host objects that it is made of, as far as they are open.
+    fn parts(&self) -> Vec<Part<'_>> {
+        vec![Part {
+            role: Role::Header,
+            storage: self.storage(),
+        }]
     }
     /// The image below, as this one's header has it.
     fn backing(&self) -> Option<Backing> {

@@ -1,5 +1,6 @@
 //! What an image is opened with.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::sync::Arc;
 
@@ -37,7 +38,7 @@ pub trait Companions: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// `Denied` where the policy does not let us; the host's.
-    fn open(&self, name: &str, what: &str) -> Result<Arc<dyn Storage>>;
+    fn open(&self, name: &OsStr, what: &str) -> Result<Arc<dyn Storage>>;
 }
 
 /// What an image is opened with.

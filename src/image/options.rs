@@ -1,11 +1,13 @@
 //! Options of formats as typed rows: what `-o` takes, what `-o help` lists.
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use crate::error::{Error, Result};
 use crate::util::size;
-use crate::util::text::printable;
+use crate::util::text::{printable, split_equals};
 
 /// What an option's value may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +22,8 @@ pub enum OptionKind {
     Choice(&'static [&'static str]),
     /// Any text.
     Text,
+    /// A name of a file: bytes, as the host has them.
+    Name,
 }
 
 /// One option.
@@ -44,6 +48,8 @@ pub enum OptionValue {
     Bool(bool),
     /// Of a `Choice` or `Text`.
     Text(String),
+    /// Of a `Name`.
+    Name(OsString),
 }
 
 impl fmt::Display for OptionKind {
@@ -54,20 +60,25 @@ impl fmt::Display for OptionKind {
             Self::Number => f.write_str("number"),
             Self::Choice(words) => f.write_str(&words.join("|")),
             Self::Text => f.write_str("text"),
+            Self::Name => f.write_str("name"),
         }
     }
 }
 
 impl OptionSpec {
-    fn parse(&self, text: &str) -> Result<OptionValue> {
+    fn parse(&self, value: &OsStr) -> Result<OptionValue> {
         let fail = || {
             Error::invalid(format!(
                 "option '{}' is '{}' (allowed: {})",
                 self.name,
-                printable(text),
+                printable(value),
                 self.kind
             ))
         };
+        if self.kind == OptionKind::Name {
+            return Ok(OptionValue::Name(value.to_owned()));
+        }
+        let text = value.to_str().ok_or_else(fail)?;
         match self.kind {
             OptionKind::Size => size::parse(text)
                 .map(OptionValue::Number)
@@ -82,7 +93,7 @@ impl OptionSpec {
                 Ok(OptionValue::Text(text.to_owned()))
             }
             OptionKind::Choice(_) => Err(fail()),
-            OptionKind::Text => Ok(OptionValue::Text(text.to_owned())),
+            OptionKind::Text | OptionKind::Name => Ok(OptionValue::Text(text.to_owned())),
         }
     }
 }
@@ -99,15 +110,15 @@ impl OptionValues {
     /// # Errors
     /// `Invalid` for an unknown key, naming those that are known, and for a value that is not of
     /// its kind.
-    pub fn parse<'t>(
+    pub fn parse<T: AsRef<OsStr>>(
         specs: &'static [OptionSpec],
         format: &str,
-        texts: impl IntoIterator<Item = &'t str>,
+        texts: impl IntoIterator<Item = T>,
     ) -> Result<Self> {
         let mut values = BTreeMap::new();
         for text in texts {
-            for pair in split_commas(text) {
-                let (key, value) = pair.split_once('=').unwrap_or((&pair, "on"));
+            for pair in split_commas(text.as_ref()) {
+                let (key, value) = split_equals(&pair).unwrap_or((&pair, OsStr::new("on")));
                 let spec = specs.iter().find(|s| s.name == key).ok_or_else(|| {
                     let known: Vec<&str> = specs.iter().map(|s| s.name).collect();
                     Error::invalid(format!(
@@ -142,6 +153,14 @@ impl OptionValues {
         }
     }
 
+    /// The name of a file given for `name`.
+    pub fn name(&self, name: &str) -> Option<&OsStr> {
+        match self.values.get(name) {
+            Some(OptionValue::Name(n)) => Some(n),
+            _ => None,
+        }
+    }
+
     /// The word or text given for `name`.
     pub fn text(&self, name: &str) -> Option<&str> {
         match self.values.get(name) {
@@ -152,21 +171,32 @@ impl OptionValues {
 }
 
 /// The pairs of `K=V,K=V`; `,,` stands for a comma within one.
-pub fn split_commas(text: &str) -> Vec<String> {
-    let mut pairs = vec![String::new()];
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            ',' if chars.peek() == Some(&',') => {
-                chars.next();
-                pairs.last_mut().into_iter().for_each(|p| p.push(','));
+pub fn split_commas(text: &OsStr) -> Vec<OsString> {
+    let mut pairs = vec![Vec::new()];
+    let mut bytes = text.as_bytes().iter().copied().peekable();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b',' if bytes.next_if_eq(&b',').is_some() => {
+                pairs.last_mut().into_iter().for_each(|p| p.push(b','));
             }
-            ',' => pairs.push(String::new()),
-            c => pairs.last_mut().into_iter().for_each(|p| p.push(c)),
+            b',' => pairs.push(Vec::new()),
+            byte => pairs.last_mut().into_iter().for_each(|p| p.push(byte)),
         }
     }
     pairs.retain(|p| !p.is_empty());
-    pairs
+    pairs.into_iter().map(OsString::from_vec).collect()
+}
+
+/// One pair for a list of them: the opposite of [`split_commas`].
+pub fn double_commas(pair: &OsStr) -> OsString {
+    let mut bytes = Vec::with_capacity(pair.len());
+    for byte in pair.as_bytes() {
+        bytes.push(*byte);
+        if *byte == b',' {
+            bytes.push(b',');
+        }
+    }
+    OsString::from_vec(bytes)
 }
 
 #[cfg(test)]
@@ -198,6 +228,12 @@ mod tests {
             default: "",
             help: "",
         },
+        OptionSpec {
+            name: "file",
+            kind: OptionKind::Name,
+            default: "",
+            help: "",
+        },
     ];
 
     #[test]
@@ -208,6 +244,23 @@ mod tests {
         assert_eq!(values.bool("lazy"), Some(true));
         assert_eq!(values.text("kind"), Some("b"));
         assert_eq!(values.text("name"), Some("a,b=c"));
+    }
+
+    #[test]
+    fn names_of_files_are_bytes_and_nothing_else_is() {
+        let texts = [OsStr::from_bytes(b"file=caf\xe9,,b")];
+        let values = OptionValues::parse(SPECS, "x", texts).expect("is a name");
+        assert_eq!(values.name("file"), Some(OsStr::from_bytes(b"caf\xe9,b")));
+        assert_eq!(values.text("file"), None);
+        let error = OptionValues::parse(SPECS, "x", [OsStr::from_bytes(b"name=caf\xe9")]);
+        let error = error.expect_err("is no text").to_string();
+        assert!(error.contains("caf\\xE9"), "{error}");
+    }
+
+    #[test]
+    fn a_pair_with_commas_is_one_pair_again() {
+        let pair = OsStr::from_bytes(b"a=,b,,\xff,");
+        assert_eq!(split_commas(&double_commas(pair)), [pair]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Internal snapshots: states of a disk kept in the image itself.
 
+use std::ffi::{OsStr, OsString};
 use std::time::SystemTime;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -9,9 +10,9 @@ use crate::util::text::printable;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     /// What identifies it within the image; usually a number.
-    pub id: String,
-    /// The name the user gave it; need not be unique.
-    pub name: String,
+    pub id: OsString,
+    /// The name the user gave it: bytes; need not be unique.
+    pub name: OsString,
     /// Bytes of the saved state of a virtual machine; 0: none.
     pub vm_state_size: u64,
     /// When it was made: seconds since 1970, UTC.
@@ -30,15 +31,15 @@ pub struct Snapshot {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Pick {
     /// The first with this identifier, else the first with this name.
-    Any(String),
+    Any(OsString),
     /// The first with this name, else the first with this identifier.
-    NameFirst(String),
+    NameFirst(OsString),
     /// The first that has all that is given.
     Exactly {
         /// Its identifier.
-        id: Option<String>,
+        id: Option<OsString>,
         /// Its name.
-        name: Option<String>,
+        name: Option<OsString>,
     },
 }
 
@@ -48,8 +49,8 @@ impl Pick {
     /// # Errors
     /// `NotFound`, naming what was looked for.
     pub fn find(&self, list: &[Snapshot]) -> Result<usize> {
-        let id = |id: &str| list.iter().position(|s| s.id == id);
-        let name = |name: &str| list.iter().position(|s| s.name == name);
+        let id = |id: &OsStr| list.iter().position(|s| s.id == id);
+        let name = |name: &OsStr| list.iter().position(|s| s.name == name);
         let found = match self {
             Self::Any(key) => id(key).or_else(|| name(key)),
             Self::NameFirst(key) => name(key).or_else(|| id(key)),
@@ -69,7 +70,7 @@ impl Pick {
     }
 
     fn in_words(&self) -> String {
-        let quoted = |text: &str| format!("'{}'", printable(text));
+        let quoted = |text: &OsStr| format!("'{}'", printable(text));
         match self {
             Self::Any(key) | Self::NameFirst(key) => quoted(key),
             Self::Exactly { id, name } => {
@@ -93,7 +94,7 @@ pub trait Snapshots {
     /// # Errors
     /// `Invalid` for the name; `Unsupported` where the image cannot hold it; `Corrupt`; the
     /// host's.
-    fn create(&mut self, name: &str, now: SystemTime) -> Result<()>;
+    fn create(&mut self, name: &OsStr, now: SystemTime) -> Result<()>;
     /// Makes the disk what it was, its size and the state of the virtual machine included; what
     /// it was until now is lost.
     ///
@@ -113,8 +114,8 @@ mod tests {
 
     fn snapshot(id: &str, name: &str) -> Snapshot {
         Snapshot {
-            id: id.to_owned(),
-            name: name.to_owned(),
+            id: id.into(),
+            name: name.into(),
             vm_state_size: 0,
             date_sec: 0,
             date_nsec: 0,

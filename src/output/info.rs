@@ -9,7 +9,7 @@ use crate::image::info::{Detail, HostInfo, HostKind, ImageInfo};
 use crate::output::json as output_json;
 use crate::output::snapshot;
 use crate::output::table::{self, bytes};
-use crate::util::text::printable;
+use crate::util::text::{printable, replaced};
 
 /// Writes tables of two columns, one for each layer, top first.
 ///
@@ -145,7 +145,7 @@ fn value(info: &ImageInfo) -> Value {
     }
     if let Some(backing) = &info.backing {
         if let Some(name) = backing.names.first() {
-            set("backing-filename", name.path.as_str().into());
+            set("backing-filename", replaced(&name.path).into());
         }
         if let Some(path) = &info.backing_path {
             set("full-backing-filename", output_json::path(path).into());
@@ -215,7 +215,7 @@ mod tests {
             },
             backing: Some(Backing {
                 names: vec![BackingName {
-                    path: "b\x1b[2J.vhd".to_owned(),
+                    path: "b\x1b[2J.vhd".into(),
                     origin: "W2ru".to_owned(),
                 }],
                 format: Some("vhd".to_owned()),

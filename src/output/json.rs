@@ -7,6 +7,8 @@ use serde::Serialize;
 use serde_json::Serializer;
 use serde_json::ser::PrettyFormatter;
 
+use crate::util::text::replaced;
+
 /// Writes one value.
 ///
 /// # Errors
@@ -20,5 +22,5 @@ pub fn write(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
 
 /// A path as a JSON string; bytes that are not UTF-8 become replacement characters.
 pub fn path(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
+    replaced(path)
 }

@@ -4,9 +4,8 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use crate::chain::{Chain, Extent, State};
-use crate::image::Image;
+use crate::image::{Image, Role};
 use crate::output::{json, table};
-use crate::storage::Storage;
 
 /// Writes extents as lines for people.
 #[derive(Debug)]
@@ -166,7 +165,8 @@ fn layers(chain: &Chain, name: fn(&Path) -> String) -> Vec<Layer> {
 
 /// The path of an external data file, which then holds all of a disk's bytes.
 fn data_file(image: &dyn Image) -> Option<&Path> {
-    image.companions().into_iter().find_map(Storage::path)
+    let mut parts = image.parts().into_iter();
+    parts.find(|p| p.role == Role::Data)?.storage.path()
 }
 
 fn place<'f>(layers: &'f [Layer], extent: &Extent) -> Option<Place<'f>> {

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use crate::image::Snapshot;
 use crate::output::{json as output_json, table};
 use crate::util::size;
-use crate::util::text::printable;
+use crate::util::text::{printable, replaced};
 
 /// Writes a list as qemu-img does, dates in local time; nothing where there are none.
 ///
@@ -75,11 +75,11 @@ fn value(snapshot: &Snapshot) -> Value {
         set("icount", icount.into());
     }
     set("vm-clock-nsec", (snapshot.vm_clock_nsec % BILLION).into());
-    set("name", snapshot.name.as_str().into());
+    set("name", replaced(&snapshot.name).into());
     set("date-sec", snapshot.date_sec.into());
     set("date-nsec", snapshot.date_nsec.into());
     set("vm-clock-sec", (snapshot.vm_clock_nsec / BILLION).into());
-    set("id", snapshot.id.as_str().into());
+    set("id", replaced(&snapshot.id).into());
     set("vm-state-size", snapshot.vm_state_size.into());
     Value::Object(object)
 }
@@ -114,8 +114,8 @@ mod tests {
     #[test]
     fn a_list_has_the_columns_of_qemu_img() {
         let snapshot = Snapshot {
-            id: "1".to_owned(),
-            name: "first\n".to_owned(),
+            id: "1".into(),
+            name: "first\n".into(),
             vm_state_size: 1 << 20,
             date_sec: 0,
             date_nsec: 5,

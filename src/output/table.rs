@@ -34,5 +34,5 @@ pub fn bytes(size: u64) -> String {
 
 /// A path, safe for a terminal.
 pub fn path(path: &Path) -> String {
-    printable(&path.to_string_lossy())
+    printable(path)
 }

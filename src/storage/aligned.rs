@@ -13,7 +13,7 @@ use parking_lot::{Condvar, Mutex};
 use rustix::fs::{AtFlags, OFlags, StatxFlags, fcntl_getfl, fcntl_setfl, statx};
 
 use crate::error::{Error, Result};
-use crate::storage::{HostRun, Limits, Storage, Zeroing};
+use crate::storage::{HostId, HostRun, Limits, Storage, Zeroing};
 use crate::util::align::{clamp_len, down, is_aligned, len64, up};
 use crate::util::buf::AlignedBuf;
 use crate::util::range;
@@ -160,6 +160,10 @@ impl<S: Storage> Storage for AlignedStorage<S> {
 
     fn path(&self) -> Option<&Path> {
         self.inner.path()
+    }
+
+    fn host_id(&self) -> Option<HostId> {
+        self.inner.host_id()
     }
 
     /// None: it does not take reads and writes at every offset.

@@ -17,7 +17,7 @@ use crate::storage::file::MAPPED_READ;
 use crate::storage::mmap::Mapping;
 use crate::storage::open::{Access, Caching};
 use crate::storage::positioned::Positioned;
-use crate::storage::{HostRun, Limits, Storage, Zeroing, zero_or_write};
+use crate::storage::{HostId, HostRun, Limits, Storage, Zeroing, zero_or_write};
 use crate::util::align::len64;
 use crate::util::range;
 
@@ -129,6 +129,10 @@ impl Storage for DeviceStorage {
 
     fn path(&self) -> Option<&Path> {
         Some(&self.host.path)
+    }
+
+    fn host_id(&self) -> Option<HostId> {
+        HostId::of_fd(&self.host.file)
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

@@ -15,7 +15,7 @@ use crate::storage::filesystem::FileSystem;
 use crate::storage::mmap::Mapping;
 use crate::storage::open::Caching;
 use crate::storage::positioned::Positioned;
-use crate::storage::{HostRun, Limits, Storage, Zeroing};
+use crate::storage::{HostId, HostRun, Limits, Storage, Zeroing};
 use crate::util::align::len64;
 
 /// Longer reads gain nothing from the windows that stay: one system call costs less than the page
@@ -136,6 +136,10 @@ impl Storage for FileStorage {
 
     fn path(&self) -> Option<&Path> {
         Some(&self.host.path)
+    }
+
+    fn host_id(&self) -> Option<HostId> {
+        HostId::of_fd(&self.host.file)
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::Result;
-use crate::storage::{HostRun, Limits, Storage, Zeroing};
+use crate::storage::{HostId, HostRun, Limits, Storage, Zeroing};
 use crate::util::align::len64;
 
 /// No mark.
@@ -88,6 +88,10 @@ impl Storage for Watched {
 
     fn path(&self) -> Option<&Path> {
         self.inner.path()
+    }
+
+    fn host_id(&self) -> Option<HostId> {
+        self.inner.host_id()
     }
 
     /// The inner one: who writes through it tells the [`HighWater`] too.

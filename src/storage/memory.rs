@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
-use crate::storage::{HostRun, Limits, Storage, Zeroing};
+use crate::storage::{HostId, HostRun, Limits, Storage, Zeroing};
 use crate::util::align::{clamp_len, down, len64};
 use crate::util::buf::is_zero;
 
@@ -241,6 +241,10 @@ impl Storage for MemoryStorage {
 
     fn path(&self) -> Option<&Path> {
         self.path.as_deref()
+    }
+
+    fn host_id(&self) -> Option<HostId> {
+        None
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

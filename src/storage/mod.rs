@@ -19,6 +19,7 @@ pub mod device;
 pub mod file;
 mod filesystem;
 pub mod highwater;
+mod identity;
 mod lock;
 pub mod memory;
 mod mmap;
@@ -26,6 +27,8 @@ pub mod nbd;
 pub mod open;
 mod positioned;
 pub mod syncs;
+
+pub use identity::HostId;
 
 /// A run of host bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +76,8 @@ pub trait Storage: fmt::Debug + Send + Sync {
     fn limits(&self) -> Limits;
     /// The path it was opened from, for messages and for resolving relative names.
     fn path(&self) -> Option<&Path>;
+    /// Which host object it is; `None`: the host does not know it, as memory and what a server has.
+    fn host_id(&self) -> Option<HostId>;
     /// The host's descriptor, where there is one that takes reads and writes at byte offsets.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
     /// As [`Storage::fd`], for a transfer of this range alone, inside the object, from or to memory

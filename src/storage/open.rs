@@ -2,11 +2,11 @@
 
 use std::fs::{File, FileType};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{CWD, Mode, OFlags, fcntl_getfl, fcntl_setfl, openat};
 
 use crate::error::{Context, Error, Result};
 use crate::nbd::uri::is_uri;
@@ -104,21 +104,42 @@ pub fn open_uri(uri: &Path, options: &StorageOptions) -> Result<Arc<dyn Storage>
 /// # Errors
 /// Those of [`open`] that this can have.
 pub fn open_file(path: &Path, access: Access) -> Result<File> {
+    open_file_at(CWD, path, path, access)
+}
+
+/// As [`open_file`], where `name` leads from a directory; messages call it `path`.
+///
+/// # Errors
+/// Those of [`open_file`].
+pub(crate) fn open_file_at(
+    directory: impl AsFd,
+    name: &Path,
+    path: &Path,
+    access: Access,
+) -> Result<File> {
+    let open = |flags: OFlags| {
+        let opened = openat(&directory, name, flags | OFlags::CLOEXEC, Mode::empty());
+        opened.map(File::from)
+    };
     // Looked at first: opening some devices does things, and opening a pipe waits for its other
     // end.
-    let metadata = std::fs::metadata(path).map_err(|e| Error::io("open", e).at(path))?;
-    check_kind(metadata.file_type()).at(path)?;
-    let file = File::options()
-        .read(true)
-        .write(access == Access::Write)
-        // What was a file a moment ago may be a pipe now.
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(path)
-        .map_err(|e| Error::io(doing(access), e).at(path))?;
-    let metadata = file.metadata();
-    let metadata = metadata.map_err(|e| Error::io("look at the file", e).at(path))?;
-    check_kind(metadata.file_type()).at(path)?;
+    let seen = open(OFlags::PATH).map_err(|e| Error::io("open", e.into()).at(path))?;
+    check(&seen).at(path)?;
+    let flags = match access {
+        Access::Read => OFlags::RDONLY,
+        Access::Write => OFlags::RDWR,
+    };
+    // What was a file a moment ago may be a pipe now.
+    let file = open(flags | OFlags::NONBLOCK | OFlags::NOCTTY)
+        .map_err(|e| Error::io(doing(access), e.into()).at(path))?;
+    check(&file).at(path)?;
     Ok(file)
+}
+
+fn check(file: &File) -> Result<()> {
+    let metadata = file.metadata();
+    let metadata = metadata.map_err(|e| Error::io("look at the file", e))?;
+    check_kind(metadata.file_type())
 }
 
 fn doing(access: Access) -> &'static str {

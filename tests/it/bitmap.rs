@@ -43,7 +43,7 @@ fn dirty(path: &Path, name: &str) -> Vec<Range<u64>> {
     let options = vdtool::chain::open::ChainOptions::read();
     let chain = vdtool::chain::open::open(path, &options).expect("opens");
     let bitmaps = chain.top().bitmaps().expect("has some");
-    bitmaps.dirty(name, 0, 1000).expect("is sound")
+    bitmaps.dirty(name.as_ref(), 0, 1000).expect("is sound")
 }
 
 /// The ranges that a bitmap has as dirty, through an NBD export of qemu-nbd.
@@ -294,7 +294,9 @@ fn a_crash_leaves_a_bitmap_in_use_or_complete() {
     let mut chain = disk.open(Access::Write, WriteOrder::Ordered);
     chain.write_at(&[1; 40_000], 20_000).expect("writes");
     let bitmaps = chain.top_mut().as_bitmaps().expect("has some");
-    bitmaps.add("b", Some(512), Recording::On).expect("adds");
+    bitmaps
+        .add("b".as_ref(), Some(512), Recording::On)
+        .expect("adds");
     chain.close().expect("closes");
     drop(chain);
     let memory = disk.memory()[0].clone();
@@ -323,7 +325,7 @@ fn a_crash_leaves_a_bitmap_in_use_or_complete() {
         let bitmap = list.list().expect("is sound").remove(0);
         in_use += usize::from(bitmap.in_use);
         if !bitmap.in_use {
-            let dirty = list.dirty("b", 0, 1000).expect("is sound");
+            let dirty = list.dirty("b".as_ref(), 0, 1000).expect("is sound");
             let bytes = crate::layers::read_all(&found);
             for (at, (old, new)) in before.iter().zip(&bytes).enumerate() {
                 let noted = dirty.iter().any(|r| r.contains(&(at as u64)));
@@ -521,8 +523,8 @@ fn state(bytes: &[u8]) -> State {
     let in_use = bitmaps.list().expect("is sound").remove(0).in_use;
     State {
         size: chain.virtual_size(),
-        dirty: bitmaps.dirty("b", 0, 1000).expect("is sound"),
-        recording: bitmaps.dirty("c", 0, 1000).expect("is sound"),
+        dirty: bitmaps.dirty("b".as_ref(), 0, 1000).expect("is sound"),
+        recording: bitmaps.dirty("c".as_ref(), 0, 1000).expect("is sound"),
         in_use,
     }
 }
@@ -542,20 +544,24 @@ fn a_crash_in_a_resize_a_merge_or_a_jump_leaves_the_bitmaps_before_or_after_it()
         let disk = Disk::create(Place::Memory, &[spec]);
         let mut chain = disk.open(Access::Write, WriteOrder::Ordered);
         let bitmaps = chain.top_mut().as_bitmaps().expect("has some");
-        bitmaps.add("b", Some(512), Recording::On).expect("adds");
+        bitmaps
+            .add("b".as_ref(), Some(512), Recording::On)
+            .expect("adds");
         chain.write_at(&[1; 40_000], 20_000).expect("writes");
         chain
             .write_at(&[1; 4000], (3 << 20) - 4000)
             .expect("writes");
         let bitmaps = chain.top_mut().as_bitmaps().expect("has some");
         bitmaps
-            .set_recording("b", Recording::Off)
+            .set_recording("b".as_ref(), Recording::Off)
             .expect("is there");
-        bitmaps.add("c", Some(512), Recording::On).expect("adds");
+        bitmaps
+            .add("c".as_ref(), Some(512), Recording::On)
+            .expect("adds");
         chain.write_at(&[1; 90_000], 1 << 20).expect("writes");
         let snapshots = chain.top_mut().as_snapshots().expect("has some");
         let now = std::time::SystemTime::UNIX_EPOCH;
-        snapshots.create("x", now).expect("has room");
+        snapshots.create("x".as_ref(), now).expect("has room");
         chain.close().expect("closes");
         drop(chain);
         let memory = disk.memory()[0].clone();
@@ -572,7 +578,9 @@ fn a_crash_in_a_resize_a_merge_or_a_jump_leaves_the_bitmaps_before_or_after_it()
                 }
                 _ => {
                     let bitmaps = chain.top_mut().as_bitmaps().expect("has some");
-                    bitmaps.merge("b", "c", None).expect("merges");
+                    bitmaps
+                        .merge("b".as_ref(), "c".as_ref(), None)
+                        .expect("merges");
                 }
             }
             chain.close().expect("closes");

@@ -172,7 +172,7 @@ fn nonzero(chain: &Chain) -> Result<(u64, String)> {
 
 fn current_size() -> ChainOptions {
     ChainOptions {
-        values: vec!["size_rule=current_size".to_owned()],
+        values: vec!["size_rule=current_size".into()],
         ..ChainOptions::default()
     }
 }

@@ -79,6 +79,11 @@ fn an_image_does_not_replace_the_one_it_lies_upon() {
     let dir = scratch();
     std::fs::write(dir.path().join("base.raw"), [1; 512]).expect("has room");
     std::os::unix::fs::symlink("base.raw", dir.path().join("link.vhd")).expect("links");
+    let base = dir
+        .path()
+        .canonicalize()
+        .expect("is there")
+        .join("base.raw");
     for more in [&["-F", "raw"][..], &["-F", "raw", "-u"]] {
         vdtool()
             .current_dir(&dir)
@@ -87,9 +92,10 @@ fn an_image_does_not_replace_the_one_it_lies_upon() {
             .args(["link.vhd", "512"])
             .assert()
             .code(1)
-            .stderr(
-                "vdtool: link.vhd: the new image would replace the backing image or one below it\n",
-            );
+            .stderr(format!(
+                "vdtool: link.vhd: would replace {}, which is in use here (allowed: another name)\n",
+                base.display()
+            ));
     }
     let bytes = std::fs::read(dir.path().join("base.raw")).expect("reads");
     assert_eq!(bytes, [1; 512]);

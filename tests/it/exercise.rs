@@ -208,22 +208,22 @@ fn change(driver: &'static Driver, bytes: &[u8]) {
     };
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
     if let Some(bitmaps) = chain.top_mut().as_bitmaps() {
-        let _ = bitmaps.add("new", None, Recording::On);
+        let _ = bitmaps.add("new".as_ref(), None, Recording::On);
         let names = bitmaps.list().unwrap_or_default();
         for bitmap in names.iter().take(4) {
-            let _ = bitmaps.merge("new", &bitmap.name, None);
+            let _ = bitmaps.merge("new".as_ref(), &bitmap.name, None);
             let _ = bitmaps.clear(&bitmap.name);
         }
     }
     let _ = chain.write_at(&[3; 3000], chain.virtual_size() / 2);
     if let Some(snapshots) = chain.top_mut().as_snapshots() {
-        let _ = snapshots.create("new", now);
+        let _ = snapshots.create("new".as_ref(), now);
     }
     let _ = chain.write_at(&[4; 3000], chain.virtual_size() / 2);
     if let Some(snapshots) = chain.top_mut().as_snapshots() {
         for pick in ["new", "1", "2"] {
-            let _ = snapshots.apply(&Pick::Any(pick.to_owned()));
-            let _ = snapshots.delete(&Pick::Any(pick.to_owned()));
+            let _ = snapshots.apply(&Pick::Any(pick.into()));
+            let _ = snapshots.delete(&Pick::Any(pick.into()));
         }
     }
     if let Some(relink) = chain.top_mut().as_relink() {

@@ -59,10 +59,10 @@ fn samples() -> Vec<Vec<u8>> {
         chain.write_at(&[1; 9000], 300).expect("writes");
         samples.push(disk.memory()[0].to_bytes());
         if let Some(snapshots) = chain.top_mut().as_snapshots() {
-            let _ = snapshots.create("one", std::time::SystemTime::UNIX_EPOCH);
+            let _ = snapshots.create("one".as_ref(), std::time::SystemTime::UNIX_EPOCH);
         }
         if let Some(bitmaps) = chain.top_mut().as_bitmaps() {
-            let _ = bitmaps.add("bits", Some(512), Recording::On);
+            let _ = bitmaps.add("bits".as_ref(), Some(512), Recording::On);
         }
         chain.write_at(&[2; 5000], 4000).expect("writes");
         chain.close().expect("closes");

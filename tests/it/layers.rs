@@ -115,7 +115,7 @@ impl Disk {
         let absolute = storage.path().expect("it has one").to_owned();
         let relative = PathBuf::from(absolute.file_name().expect("it has one"));
         Some(CreateBacking {
-            name: relative.to_string_lossy().into_owned(),
+            name: relative.as_os_str().to_owned(),
             absolute,
             relative,
             format: below.driver.name,

@@ -65,9 +65,11 @@ fn sample() -> Vec<u8> {
     chain.write_at(&[1; 60_000], 0).expect("writes");
     let snapshots = chain.top_mut().as_snapshots().expect("has some");
     let now = std::time::SystemTime::UNIX_EPOCH;
-    snapshots.create("one", now).expect("creates");
+    snapshots.create("one".as_ref(), now).expect("creates");
     let bitmaps = chain.top_mut().as_bitmaps().expect("has some");
-    bitmaps.add("b", Some(512), Recording::On).expect("adds");
+    bitmaps
+        .add("b".as_ref(), Some(512), Recording::On)
+        .expect("adds");
     chain.write_at(&[2; 60_000], 0).expect("writes");
     chain.close().expect("closes");
     disk.memory()[0].to_bytes()

@@ -186,12 +186,17 @@ fn an_unsafe_rebase_changes_the_name_and_nothing_else() {
     .expect("moves");
     ours(dir, &["info", "--backing-chain", "top.qcow2"]).code(1);
     let line = ["rebase", "-u", "-b", "a longer name for it.qcow2"];
-    ours(dir, &[&line[..], &["top.qcow2"]].concat()).code(2);
     ours(dir, &[&line[..], &["-F", "qcow2", "top.qcow2"]].concat()).success();
+    assert!(read(dir, "top.qcow2") == before);
+    check(dir, "top.qcow2");
+    // The format that is recorded is that of the image under its new name, too.
+    ours(dir, &[&line[..], &["top.qcow2"]].concat()).success();
     assert!(read(dir, "top.qcow2") == before);
     check(dir, "top.qcow2");
     ours(dir, &["rebase", "-u", "-b", "", "top.qcow2"]).success();
     check(dir, "top.qcow2");
+    // Nothing is recorded any more.
+    ours(dir, &[&line[..], &["top.qcow2"]].concat()).code(2);
     ours(
         dir,
         &["rebase", "-b", "top.qcow2", "-F", "qcow2", "top.qcow2"],
@@ -279,7 +284,7 @@ fn a_vhd_that_is_given_another_parent_survives_a_kill_at_any_moment() {
     let path = dir.join("new.vhd");
     let chain = open::open_top(&path, &ChainOptions::read()).expect("opens");
     let backing = CreateBacking {
-        name: "new.vhd".to_owned(),
+        name: "new.vhd".into(),
         relative: "new.vhd".into(),
         format: "vhd",
         identity: chain.top().identity(),

@@ -255,7 +255,7 @@ fn a_change_of_snapshots_is_whole_or_not_there_after_a_crash() {
             let snapshots = chain.top_mut().as_snapshots().expect("has some");
             let (verb, key) = step.split_once(' ').expect("two words");
             match verb {
-                "create" => snapshots.create(key, UNIX_EPOCH + Duration::from_secs(9)),
+                "create" => snapshots.create(key.as_ref(), UNIX_EPOCH + Duration::from_secs(9)),
                 "apply" => snapshots.apply(&Pick::Any(key.into())),
                 _ => snapshots.delete(&Pick::Any(key.into())),
             }

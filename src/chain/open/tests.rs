@@ -29,7 +29,7 @@ fn make(path: &Path, parent: Option<&Parent<'_>>) -> Uuid {
     let file = new.read(true).write(true).create_new(true).open(path);
     let storage = FileStorage::new(file.expect("is new"), path).expect("wraps");
     let backing = parent.map(|p| CreateBacking {
-        name: p.relative.to_owned(),
+        name: p.relative.into(),
         absolute: p.absolute.to_owned(),
         relative: p.relative.into(),
         format: if p.identity.is_some() { "vhd" } else { "raw" },

@@ -1,5 +1,9 @@
 use std::os::unix::fs::symlink;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::fs::{CWD, Mode, RenameFlags, openat, renameat_with};
+
+use super::home::beneath_by_hand;
 use super::*;
 
 /// A directory with `image`, `file`, `sub/file`, and links out of and within it.
@@ -28,7 +32,13 @@ fn namer(outer: &tempfile::TempDir, trust: Trust) -> Namer {
 }
 
 fn kind(namer: &Namer, name: &str) -> Option<ErrorKind> {
-    let opened = namer.open(name, "file", Access::Read, &References::default(), &[]);
+    let opened = namer.open(
+        OsStr::new(name),
+        "file",
+        Access::Read,
+        &References::default(),
+        &[],
+    );
     opened.err().map(|e| e.kind())
 }
 
@@ -103,15 +113,137 @@ fn a_companion_is_opened_by_the_same_policy() {
         storage: StorageOptions::default(),
         stand_in: None,
     };
-    let storage = companions.open("sub/file", "extent").expect("is below");
+    let storage = companions
+        .open("sub/file".as_ref(), "extent")
+        .expect("is below");
     assert_eq!(storage.size(), 8);
     let error = companions
-        .open("sub/../image", "extent")
+        .open("sub/../image".as_ref(), "extent")
         .expect_err("is the image");
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     let error = companions
-        .open("../secret", "extent")
+        .open("../secret".as_ref(), "extent")
         .expect_err("is above");
     assert_eq!(error.kind(), ErrorKind::Denied);
     assert!(error.message().contains("as its extent"), "{error}");
+}
+
+/// A directory `dir` with `image` and `file`, a directory `other` that has them too, and a link to
+/// it; whoever opens `file` may see that of `dir` alone.
+fn swapped() -> tempfile::TempDir {
+    let outer = tempfile::tempdir().expect("a scratch directory");
+    for name in ["dir", "other"] {
+        let dir = outer.path().join(name);
+        std::fs::create_dir(&dir).expect("a directory");
+        std::fs::write(dir.join("image"), name).expect("writes");
+        std::fs::write(dir.join("file"), name).expect("writes");
+    }
+    symlink("other", outer.path().join("link")).expect("links");
+    outer
+}
+
+#[test]
+fn a_directory_that_changes_places_while_names_are_followed_gives_no_other_directorys_files() {
+    const ROUNDS: usize = 2000;
+    let outer = swapped();
+    let path = |name: &str| outer.path().join(name);
+    let done = AtomicBool::new(false);
+    let (mut opened, mut refused) = (0, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let (dir, link) = (path("dir"), path("link"));
+                renameat_with(CWD, &dir, CWD, &link, RenameFlags::EXCHANGE).expect("swaps");
+                std::thread::yield_now();
+            }
+        });
+        for round in 0..ROUNDS {
+            let image = path("dir/image");
+            // At the moment it is the other's own.
+            let Ok(file) = File::open(&image) else {
+                continue;
+            };
+            let namer = Namer::new(&file, &image, Trust::Stated).expect("looks");
+            let references = match round % 3 {
+                0 => References::Any,
+                1 => References::default(),
+                _ => References::Confined {
+                    allowed: vec![path("dir/file"), path("other/file")],
+                },
+            };
+            match namer.open(OsStr::new("file"), "file", Access::Read, &references, &[]) {
+                Ok(Found::File { file: found, .. }) => {
+                    let read = |file| std::io::read_to_string(file).expect("reads");
+                    assert_eq!(read(found), read(file));
+                    opened += 1;
+                }
+                Ok(Found::Remote { .. }) => panic!("a server has it"),
+                Err(e) => {
+                    assert_eq!(e.kind(), ErrorKind::Io, "{e}");
+                    refused += 1;
+                }
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert!(opened > 0, "{opened} opened, {refused} refused");
+}
+
+#[test]
+fn names_are_followed_from_where_the_image_is_though_its_directory_was_moved_meanwhile() {
+    let outer = swapped();
+    let path = |name: &str| outer.path().join(name);
+    let file = File::open(path("dir/image")).expect("opens");
+    let namer = Namer::new(&file, &path("dir/image"), Trust::Stated).expect("looks");
+    let open = |name: &str| {
+        let references = References::default();
+        let found = namer.open(OsStr::new(name), "file", Access::Read, &references, &[]);
+        match found.expect("is there") {
+            Found::File { file, .. } => std::io::read_to_string(file).expect("reads"),
+            Found::Remote { .. } => panic!("a server has it"),
+        }
+    };
+    assert_eq!(open("image"), "dir");
+    std::fs::rename(path("dir"), path("moved")).expect("renames");
+    std::fs::rename(path("link"), path("dir")).expect("renames");
+    assert_eq!(open("file"), "dir");
+}
+
+#[test]
+fn what_is_not_there_is_not_called_forbidden_and_no_option_is_named_that_would_not_help() {
+    let outer = tree();
+    let namer = namer(&outer, Trust::Stated);
+    for name in ["../gone", "/no/such/file", "up/gone"] {
+        let references = References::default();
+        let found = namer.open(OsStr::new(name), "file", Access::Read, &references, &[]);
+        let error = found.expect_err("is not there");
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{name}");
+        assert!(!error.message().contains("allow-ref"), "{error}");
+    }
+}
+
+#[test]
+fn a_companion_that_fails_is_named_with_the_image_that_named_it() {
+    let outer = tree();
+    std::fs::create_dir(outer.path().join("dir/folder")).expect("a directory");
+    let companions = Confined {
+        namer: namer(&outer, Trust::Stated),
+        references: References::default(),
+        remotes: Vec::new(),
+        storage: StorageOptions::default(),
+        stand_in: None,
+    };
+    let fails = |name: &str| {
+        let opened = companions.open(OsStr::new(name), "data file");
+        opened.expect_err(name).to_string()
+    };
+    let image = outer.path().join("dir/image");
+    let image = image.to_str().expect("is UTF-8");
+    assert_eq!(
+        fails("gone"),
+        format!("{image}: names 'gone' as its data file, which is not there")
+    );
+    let error = fails("folder");
+    let note = format!("(the data file of {image}, named 'folder' in its header)");
+    assert!(error.ends_with(&note), "{error}");
 }

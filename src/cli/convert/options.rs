@@ -1,32 +1,38 @@
 //! What `-o` was given, by what it is for.
 
+use std::ffi::OsString;
+
 use crate::cli::convert::Args;
 use crate::cli::create::{Generic, creator};
 use crate::cli::exit::usage;
 use crate::error::Error;
 use crate::image::Driver;
 use crate::image::options::OptionSpec;
+use crate::util::text::{printable, split_equals};
 
 /// What `-o` was given.
 pub(super) struct Given {
     /// For the new image.
     pub(super) new: Generic,
     /// For how its data is compressed.
-    pub(super) compress: Vec<String>,
+    pub(super) compress: Vec<OsString>,
 }
 
 /// Sorts what `-o` was given.
 pub(super) fn given(args: &Args, driver: &'static Driver) -> anyhow::Result<Given> {
     let mut new = Generic::take(&args.options)?;
     let specs = codec_options(driver);
-    let is_codec = |pair: &String| {
-        let key = pair.split_once('=').map_or(pair.as_str(), |(key, _)| key);
+    let is_codec = |pair: &OsString| {
+        let key = split_equals(pair).map_or(&**pair, |(key, _)| key);
         specs.iter().any(|s| s.name == key)
     };
-    let (compress, others): (Vec<String>, Vec<String>) = new.others.into_iter().partition(is_codec);
+    let (compress, others): (Vec<_>, Vec<_>) = new.others.into_iter().partition(is_codec);
     new.others = others;
     match compress.first() {
-        Some(pair) if !args.compress => Err(usage(format!("option '{pair}' is for -c"))),
+        Some(pair) if !args.compress => {
+            let pair = printable(pair);
+            Err(usage(format!("option '{pair}' is for -c")))
+        }
         _ => Ok(Given { new, compress }),
     }
 }

@@ -1,30 +1,31 @@
 //! The image that `convert` makes: created, written, verified, put in place.
 
-use std::os::unix::fs::MetadataExt;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::chain::open::{ChainOptions, References};
-use crate::chain::{self, Chain};
-use crate::cli::backing::{self, refuse_itself};
+use crate::chain::{self, Chain, HostFile};
+use crate::cli::backing;
 use crate::cli::cache::CacheMode;
 use crate::cli::convert::Args;
 use crate::cli::convert::options::{Given, given};
 use crate::cli::create::{Generic, creator, data_target};
 use crate::cli::exit::{complain, usage};
-use crate::cli::target::{Existing, Target, look, settle};
-use crate::cli::{Globals, progress};
+use crate::cli::target::{Target, settle};
+use crate::cli::{Globals, kept, progress};
 use crate::copy::bitmaps::{Broken, bitmaps_of, bitmaps_of_mut, copy_bitmaps};
 use crate::copy::{self, Allocation, Before, Convert, Joined, Outcome};
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::formats::raw;
 use crate::image::Driver;
 use crate::image::create::{CreateOptions, Preallocation};
 use crate::image::open::WriteOrder;
 use crate::image::options::OptionValues;
 use crate::nbd::uri::is_uri;
+use crate::storage;
 use crate::storage::open::{Access, StorageOptions};
-use crate::storage::{self, Storage};
+use crate::util::text::printable;
 
 /// Warnings about unreadable places that are printed; all are counted.
 const MAX_WARNINGS: u64 = 20;
@@ -43,7 +44,7 @@ struct Place<'a> {
     /// Files below it that the user named.
     allowed: Vec<PathBuf>,
     /// How data is compressed.
-    compress: Vec<String>,
+    compress: Vec<OsString>,
     /// What is to be its data file, under the name that it has until it is whole.
     data_file: Option<PathBuf>,
 }
@@ -56,7 +57,8 @@ pub(super) fn convert(
     target: &Path,
     globals: &Globals,
 ) -> anyhow::Result<()> {
-    refuse_sources(sources, target)?;
+    let mut files: Vec<HostFile> = sources.chains().flat_map(Chain::files).collect();
+    kept::refuse(target, &files)?;
     if args.no_create {
         return in_place(args, sources, driver, target, globals);
     }
@@ -64,19 +66,18 @@ pub(super) fn convert(
     let backing = below(args, &new, target, globals)?;
     if let Some(below) = &backing {
         backing::refuse_uri(driver, &below.create.name).map_err(|e| e.at(target))?;
+        files.extend(below.disk.chains().flat_map(Chain::files));
+        kept::refuse(target, &files)?;
     }
     let mut create = create_options(args, &new, driver, target, sources.len(), backing.as_ref())?;
     let new = Target::begin(target)?;
     new.note_links(globals);
-    let data = data_target(target, &create)?;
-    if let Some(data) = &data {
-        refuse_sources(sources, data.given())?;
-        if data.replaces() {
-            globals.note(&format!(
-                "{}: the data file is there already and is replaced",
-                data.given().display()
-            ));
-        }
+    let data = data_target(target, &create, &files)?;
+    if let Some(data) = data.as_ref().filter(|d| d.replaces()) {
+        globals.note(&format!(
+            "{}: the data file is there already and is replaced",
+            printable(data.given())
+        ));
     }
     let place = Place {
         args,
@@ -198,6 +199,10 @@ impl Place<'_> {
     /// Copies, closes, and verifies where that was asked for.
     fn fill(&self, sources: &Joined, backing: Option<&Joined>) -> anyhow::Result<()> {
         let mut chain = self.open(Access::Write)?;
+        let read: Vec<HostFile> = sources.chains().flat_map(Chain::files).collect();
+        for written in chain.files().iter().filter(|f| f.layer == 0) {
+            kept::refuse_open(self.name, written.id, &read)?;
+        }
         if self.args.bitmaps {
             // Before hours of copying.
             bitmaps_of_mut(&mut chain)?;
@@ -254,9 +259,10 @@ impl Place<'_> {
             true => Broken::Skip,
             false => Broken::Refuse,
         };
-        let mut skipped = |name: &str| {
+        let mut skipped = |name: &OsStr| {
             complain(&format!(
-                "warning: bitmap '{name}' is in use and is left out"
+                "warning: bitmap '{}' is in use and is left out",
+                printable(name)
             ));
         };
         Ok(copy_bitmaps(source, target, broken, &mut skipped)?)
@@ -312,7 +318,7 @@ impl Losses {
         if bytes > 0 {
             complain(&format!(
                 "warning: {}: {bytes} bytes could not be read and are zeroes",
-                name.display()
+                printable(name)
             ));
         }
     }
@@ -323,36 +329,6 @@ fn named(error: anyhow::Error, target: &Target) -> anyhow::Error {
     match error.downcast::<Error>() {
         Ok(error) => target.name(error).into(),
         Err(error) => error,
-    }
-}
-
-/// Refuses a target that is one of the sources, or lies below one.
-fn refuse_sources(sources: &Joined, target: &Path) -> Result<()> {
-    let found = match look(target)?.1 {
-        Existing::File(found) | Existing::Device(found) => found,
-        Existing::Nothing => return Ok(()),
-        Existing::Remote => return refuse_remotes(sources, target),
-    };
-    let identity = |m: &std::fs::Metadata| (m.dev(), m.ino(), m.rdev());
-    let layers = sources.chains().flat_map(Chain::layers);
-    let files = layers.flat_map(|l| std::iter::once(l.storage()).chain(l.companions()));
-    for path in files.filter_map(Storage::path) {
-        if std::fs::metadata(path).is_ok_and(|m| identity(&m) == identity(&found)) {
-            let text = format!(
-                "is the target, and also {}, which is read",
-                crate::util::text::printable(&path.to_string_lossy())
-            );
-            return Err(Error::invalid(text).at(target));
-        }
-    }
-    Ok(())
-}
-
-fn refuse_remotes(sources: &Joined, target: &Path) -> Result<()> {
-    let mut layers = sources.chains().flat_map(Chain::layers);
-    match layers.any(|l| l.storage().path() == Some(target)) {
-        true => Err(Error::invalid("is the target, and is also read").at(target)),
-        false => Ok(()),
     }
 }
 
@@ -375,17 +351,15 @@ fn below(
         return Ok(None);
     };
     let format = args.target_backing_format.or(generic.backing_format);
-    let home = backing::directory(target)?;
+    let home = backing::home_of_new(target)?;
     let absolute = backing::locate(&home, name);
-    let chain = chain::open::open(&absolute, &args.open.plan(format, Access::Read)?)?;
-    for path in chain.layers().iter().filter_map(|l| l.storage().path()) {
-        refuse_itself(target, path)?;
-    }
+    let options = args.open.plan(format, Access::Read)?;
+    let chain = chain::open::open_from(&home, name, &absolute, &options)?;
     let create = backing::describe(name, &home, &absolute, &chain)?;
     if format.is_none() {
         globals.note(&format!(
             "{}: the content decided that its format is {} (-F names it)",
-            absolute.display(),
+            printable(&absolute),
             create.format
         ));
     }
@@ -403,8 +377,7 @@ pub(super) fn create_options(
     size: u64,
     backing: Option<&Below>,
 ) -> anyhow::Result<CreateOptions> {
-    let texts = generic.others.iter().map(String::as_str);
-    let values = OptionValues::parse(creator(driver)?.options, driver.name, texts)
+    let values = OptionValues::parse(creator(driver)?.options, driver.name, &generic.others)
         .map_err(|e| usage(e.at(target)))?;
     if let Some(given) = generic.size.filter(|&s| s < size) {
         return Err(usage(format!(

@@ -1,5 +1,7 @@
 //! The disks that `convert` reads.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use crate::chain;
@@ -9,6 +11,7 @@ use crate::copy::Joined;
 use crate::image::options::split_commas;
 use crate::image::snapshot::Pick;
 use crate::storage::open::Access;
+use crate::util::text::{printable, split_equals};
 
 /// Opens the sources and joins them.
 pub(super) fn open(args: &Args, paths: &[PathBuf]) -> anyhow::Result<Joined> {
@@ -28,18 +31,20 @@ pub(super) fn open(args: &Args, paths: &[PathBuf]) -> anyhow::Result<Joined> {
 }
 
 /// A snapshot as qemu-img's users name it: by id or name, or `snapshot.id=ID,snapshot.name=NAME`.
-pub(crate) fn pick(text: &str) -> anyhow::Result<Pick> {
-    if !text.starts_with("snapshot.") {
+pub(crate) fn pick(text: &OsStr) -> anyhow::Result<Pick> {
+    if !text.as_bytes().starts_with(b"snapshot.") {
         return Ok(Pick::Any(text.to_owned()));
     }
     let (mut id, mut name) = (None, None);
     for pair in split_commas(text) {
-        match pair.split_once('=') {
-            Some(("snapshot.id", value)) => id = Some(value.to_owned()),
-            Some(("snapshot.name", value)) => name = Some(value.to_owned()),
+        let (key, value) = split_equals(&pair).unwrap_or((OsStr::new(""), &pair));
+        match key.to_str() {
+            Some("snapshot.id") => id = Some(value.to_owned()),
+            Some("snapshot.name") => name = Some(value.to_owned()),
             _ => {
                 return Err(usage(format!(
-                    "-l: '{pair}' is unknown (allowed: snapshot.id=ID, snapshot.name=NAME)"
+                    "-l: '{}' is unknown (allowed: snapshot.id=ID, snapshot.name=NAME)",
+                    printable(&pair)
                 )));
             }
         }
@@ -53,10 +58,12 @@ mod tests {
 
     #[test]
     fn a_snapshot_is_named_alone_or_by_id_and_name() {
-        assert_eq!(pick("a").expect("right"), Pick::Any("a".to_owned()));
+        let pick = |text: &str| pick(OsStr::new(text));
+        assert_eq!(pick("a").expect("right"), Pick::Any("a".into()));
         let both = pick("snapshot.id=1,snapshot.name=a,,b").expect("right");
-        let (id, name) = (Some("1".to_owned()), Some("a,b".to_owned()));
+        let (id, name) = (Some("1".into()), Some("a,b".into()));
         assert_eq!(both, Pick::Exactly { id, name });
         assert!(pick("snapshot.size=1").is_err());
+        assert!(pick("snapshot.id").is_err());
     }
 }

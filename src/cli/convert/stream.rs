@@ -105,8 +105,8 @@ impl Image<'_> {
         let name = Path::new("-");
         let create =
             place::create_options(args, &self.given.new, driver, name, sources.len(), None)?;
-        let texts = self.given.compress.iter().map(String::as_str);
-        let values = OptionValues::parse(codec_options(driver), driver.name, texts);
+        let compress = &self.given.compress;
+        let values = OptionValues::parse(codec_options(driver), driver.name, compress);
         let values = values.map_err(usage)?;
         let options = Convert {
             workers: args.workers(),

@@ -1,11 +1,13 @@
 //! An open image, and how it was opened.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, Durability, QueueId, Request};
+use crate::chain::HostFile;
 use crate::chain::open as chain_open;
 use crate::cli::cache::{CacheMode, DiscardMode};
 use crate::cli::common::OpenArgs;
@@ -14,6 +16,7 @@ use crate::cli::io::args::Parsed;
 use crate::error::{Error, ErrorKind};
 use crate::image::Driver;
 use crate::storage::open::{Access, Caching};
+use crate::util::text::printable;
 
 /// Most bytes of a read or write that are in memory at a time; longer ones are made of several
 /// requests.
@@ -45,7 +48,7 @@ pub(super) struct Spec {
     /// What becomes of discards.
     pub(super) discard: DiscardMode,
     /// Format options, as typed.
-    pub(super) values: Vec<String>,
+    pub(super) values: Vec<OsString>,
     /// How files are shared and found.
     pub(super) args: OpenArgs,
 }
@@ -95,6 +98,11 @@ pub(super) struct Disk {
 }
 
 impl Disk {
+    /// All files that it is made of.
+    pub(super) fn files(&self) -> Vec<HostFile> {
+        self.backend.chain().files()
+    }
+
     /// Runs one request, and says how long it took.
     ///
     /// # Errors
@@ -216,7 +224,7 @@ struct Failed {
 impl fmt::Display for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(path) = self.error.path() {
-            write!(f, "{}: ", path.display())?;
+            write!(f, "{}: ", printable(path))?;
         }
         write!(f, "{} failed: {}", self.verb, self.error.message())
     }

@@ -31,6 +31,7 @@ pub(in crate::cli) mod words;
 mod write;
 
 use crate::cli::cache::{CacheMode, DiscardMode};
+use crate::util::text::printable;
 use command::Outcome;
 use disk::Target;
 use lines::Lines;
@@ -180,7 +181,7 @@ impl Source {
             Some(path) if path == Path::new("-") => Self::Stdin,
             Some(path) => {
                 let file = File::open(path).map_err(|e| crate::Error::io("open", e).at(path))?;
-                Self::File(file, path.display().to_string())
+                Self::File(file, printable(path))
             }
             None if !args.commands.is_empty() => Self::None,
             None if io::stdin().is_terminal() && io::stdout().is_terminal() => Self::Prompt,
@@ -248,7 +249,7 @@ impl Runner {
                 Err(error) => break Err(error),
             }
         };
-        prompt.save();
+        prompt.save(&self.session.files());
         result
     }
 

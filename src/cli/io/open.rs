@@ -114,7 +114,7 @@ fn add_options(spec: &mut Spec, parsed: &Parsed, command: &Command) -> anyhow::R
                 };
             }
             "force-share" => spec.args.force_share = on(value, command)?,
-            _ => spec.values.push(option.to_owned()),
+            _ => spec.values.push(option.into()),
         }
     }
     Ok(())

@@ -1,6 +1,8 @@
 //! The prompt on a terminal: editing, history, completion.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 use rustyline::completion::{Completer, FilenameCompleter, Pair};
 use rustyline::config::CompletionType;
@@ -11,7 +13,9 @@ use rustyline::history::FileHistory;
 use rustyline::validate::Validator;
 use rustyline::{Config, Context, Editor, Helper};
 
+use crate::chain::HostFile;
 use crate::cli::io::command::COMMANDS;
+use crate::cli::kept;
 
 /// Lines of history that are kept.
 const HISTORY: usize = 1000;
@@ -64,16 +68,33 @@ impl Prompt {
         }
     }
 
-    /// Keeps the lines of this session for the next one, where that is possible.
-    pub(super) fn save(&mut self) {
+    /// Keeps the lines of this session for the next one, where that is possible: not in one of
+    /// `files`, nor in anything else that is no history.
+    pub(super) fn save(&mut self, files: &[HostFile]) {
         let Some(path) = &self.history else {
             return;
         };
+        if kept::refuse(path, files).is_err() || !may_hold_history(path) {
+            return;
+        }
         if let Some(directory) = path.parent() {
             let _ = std::fs::create_dir_all(directory);
         }
         let _ = self.editor.append_history(path);
     }
+}
+
+/// What a file of history begins with.
+const HISTORY_MARK: &[u8] = b"#V2\n";
+
+/// Whether there is nothing at `path`, or a history.
+fn may_hold_history(path: &Path) -> bool {
+    let Ok(found) = std::fs::metadata(path) else {
+        return true;
+    };
+    let mut mark = [0; HISTORY_MARK.len()];
+    let mut begins = |mut file: File| file.read_exact(&mut mark).is_ok() && mark == HISTORY_MARK;
+    found.is_file() && (found.len() == 0 || File::open(path).is_ok_and(&mut begins))
 }
 
 /// Where the history is kept: the XDG state directory; nowhere without a home.

@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 
+use crate::chain::HostFile;
 use crate::cli::cache::{CacheMode, DiscardMode};
 use crate::cli::common::OpenArgs;
 use crate::cli::io::args::Parsed;
 use crate::cli::io::disk::{Disk, Spec, Target};
 use crate::cli::io::report::{Form, Output};
 use crate::storage::open::Access;
+use crate::util::text::printable;
 
 /// What commands act on.
 #[derive(Debug)]
@@ -42,6 +44,11 @@ impl Session {
     /// Says that there is none.
     pub(super) fn disk(&self) -> anyhow::Result<&Disk> {
         self.disk.as_ref().ok_or_else(no_file)
+    }
+
+    /// All files of the open image, where one is open.
+    pub(super) fn files(&self) -> Vec<HostFile> {
+        self.disk.as_ref().map(Disk::files).unwrap_or_default()
     }
 
     /// The open image, and where to print.
@@ -82,7 +89,7 @@ impl Session {
     /// One is open already; those of [`Spec::open`].
     pub(super) fn open(&mut self, spec: Spec) -> anyhow::Result<()> {
         if let Some(disk) = &self.disk {
-            let open = disk.spec.path.display();
+            let open = printable(&disk.spec.path);
             anyhow::bail!("{open}: file open already, try 'help close'");
         }
         self.disk = Some(spec.open()?);

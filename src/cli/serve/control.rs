@@ -48,7 +48,7 @@ pub(super) fn bind(path: &Path) -> Result<Socket> {
     let listener = listener.map_err(|e| Error::io("listen on the socket", e).at(path))?;
     Ok(Socket {
         listener,
-        file: Removed(path.to_owned()),
+        file: Removed::new(path),
     })
 }
 

@@ -1,23 +1,26 @@
 //! From the images named on the command line to exports.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Args, DetectZeroes};
 use crate::backend::{self, Backend, Discard, Durability, Listener, Medium, Policy, Settings};
-use crate::chain;
-use crate::chain::open::{ChainOptions, Follow};
-use crate::cli::backing::{clean, directory};
+use crate::chain::open::{ChainOptions, Follow, Home};
+use crate::chain::{self, Chain};
+use crate::cli::backing::clean;
 use crate::cli::cache::DiscardMode;
 use crate::cli::exit::usage;
 use crate::cli::{Globals, create};
 use crate::error::Error;
-use crate::image::Driver;
+use crate::image::{Driver, Role};
 use crate::nbd::uri::is_uri;
 use crate::server::Export;
+use crate::storage::HostId;
 use crate::storage::highwater::HighWater;
 use crate::storage::open::{Access, Caching, Sharing};
-use crate::util::text::printable;
+use crate::util::text::{printable, split_equals};
 
 /// Queues that are counted apart, where the server does not say how many it has.
 const QUEUES: u32 = 16;
@@ -38,11 +41,9 @@ pub struct Named {
 ///
 /// # Errors
 /// Says what is wrong with it.
-pub(super) fn parse_named(text: &str) -> Result<Named, String> {
-    let (name, file) = match text.split_once('=') {
-        Some((name, file)) if !name.contains('/') => (name, file),
-        _ => ("", text),
-    };
+pub(super) fn parse_named(text: &OsStr) -> Result<Named, String> {
+    let named = split_equals(text).filter(|(name, _)| !name.as_bytes().contains(&b'/'));
+    let (name, file) = named.unwrap_or((OsStr::new(""), text));
     if file.is_empty() {
         return Err("the image has no name".to_owned());
     }
@@ -52,6 +53,9 @@ pub(super) fn parse_named(text: &str) -> Result<Named, String> {
             name.len()
         ));
     }
+    let name = name
+        .to_str()
+        .ok_or("the name that clients are to use is not UTF-8")?;
     Ok(Named {
         name: name.to_owned(),
         file: PathBuf::from(file),
@@ -287,15 +291,14 @@ fn open_overlay(
     overlay: &Path,
     base: &Path,
 ) -> anyhow::Result<Medium> {
-    let absolute = |path: &Path| -> anyhow::Result<PathBuf> {
-        if is_uri(path) {
-            return Ok(path.to_owned());
-        }
-        Ok(clean(
-            &directory(path)?.join(path.file_name().unwrap_or_default()),
-        ))
+    let base = match is_uri(base) {
+        true => base.to_owned(),
+        false => clean(
+            &Home::of_new(base)?
+                .path()
+                .join(base.file_name().unwrap_or_default()),
+        ),
     };
-    let base = absolute(base)?;
     if !overlay.exists() {
         make_overlay(args, globals, overlay, &base)?;
     }
@@ -310,17 +313,35 @@ fn open_overlay(
             .remotes
             .extend(base.to_str().map(str::to_owned));
     }
+    // Opening for writing may change what it finds, and what is there may be anything.
+    let mut look = ChainOptions {
+        follow: Follow::Layers(2),
+        ..opener.options(None)
+    };
+    look.storage.access = Access::Read;
+    refuse_other(&chain::open::open(overlay, &look)?, overlay, &base)?;
     let medium = opener.open(overlay, None)?;
-    let below = medium.chain.layers().get(1);
-    let below = below.and_then(|l| l.storage().path());
-    if below.map(|p| same_file(p, &base)) != Some(true) {
-        let text = format!(
-            "is there already, and is not an overlay of {}",
-            printable(&base.to_string_lossy())
-        );
-        return Err(Error::invalid(text).at(overlay).into());
-    }
+    refuse_other(&medium.chain, overlay, &base)?;
     Ok(medium)
+}
+
+/// Refuses an overlay of anything but `base`.
+fn refuse_other(chain: &Chain, overlay: &Path, base: &Path) -> crate::Result<()> {
+    let id = HostId::named(base);
+    let files = chain.files();
+    let mut below = files
+        .iter()
+        .filter(|f| f.layer == 1 && f.role == Role::Header);
+    match below.any(|f| f.is_same(id, base)) {
+        true => Ok(()),
+        false => {
+            let text = format!(
+                "is there already, and is not an overlay of {}",
+                printable(base)
+            );
+            Err(Error::invalid(text).at(overlay))
+        }
+    }
 }
 
 fn make_overlay(args: &Args, globals: &Globals, overlay: &Path, base: &Path) -> anyhow::Result<()> {
@@ -335,7 +356,7 @@ fn make_overlay(args: &Args, globals: &Globals, overlay: &Path, base: &Path) -> 
     let wanted = create::Args {
         format: None,
         options: Vec::new(),
-        backing: Some(base.to_string_lossy().into_owned()),
+        backing: Some(base.as_os_str().to_owned()),
         backing_format: Some(format),
         backing_unsafe: false,
         force_share: false,
@@ -346,17 +367,16 @@ fn make_overlay(args: &Args, globals: &Globals, overlay: &Path, base: &Path) -> 
     create::run(&wanted, &quiet)?;
     globals.note(&format!(
         "{}: made, with {} below it",
-        overlay.display(),
-        base.display()
+        printable(overlay),
+        printable(base)
     ));
     Ok(())
 }
 
 /// Whether two names lead to one file.
 pub(super) fn same_file(a: &Path, b: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let id = |path: &Path| std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
-    id(a).is_some() && id(a) == id(b)
+    let id = HostId::named(a);
+    id.is_some() && id == HostId::named(b)
 }
 
 #[cfg(test)]
@@ -372,10 +392,14 @@ mod tests {
             ("./a=b.img", "", "./a=b.img"),
             ("=b.img", "", "b.img"),
         ] {
-            let named = parse_named(text).expect(text);
+            let named = parse_named(OsStr::new(text)).expect(text);
             assert_eq!((&*named.name, named.file.to_str()), (name, Some(file)));
         }
-        assert!(parse_named("a=").is_err());
-        assert!(parse_named(&format!("{}=b", "x".repeat(5000))).is_err());
+        assert!(parse_named(OsStr::new("a=")).is_err());
+        assert!(parse_named(OsStr::new(&format!("{}=b", "x".repeat(5000)))).is_err());
+        let bytes = |bytes: &[u8]| parse_named(OsStr::from_bytes(bytes));
+        let named = bytes(b"a=caf\xe9").expect("a file's name is bytes");
+        assert_eq!(named.file.as_os_str().as_bytes(), b"caf\xe9");
+        assert!(bytes(b"caf\xe9=a").is_err());
     }
 }

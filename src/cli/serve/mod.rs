@@ -5,6 +5,8 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
+
 use crate::backend::OnError;
 use crate::cli::Globals;
 use crate::cli::cache::{CacheMode, DiscardMode};
@@ -162,7 +164,7 @@ pub struct Args {
     pub open: OpenArgs,
     /// The images; NAME is what clients ask for.
     #[arg(value_name = "[NAME=]FILE", required_unless_present_any = ["list", "delete"],
-        value_parser = disk::parse_named)]
+        value_parser = OsStringValueParser::new().try_map(|text| disk::parse_named(&text)))]
     pub files: Vec<Named>,
 }
 

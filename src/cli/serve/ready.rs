@@ -9,17 +9,70 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 
+use crate::chain::HostFile;
 use crate::cli::common::print;
+use crate::cli::kept;
 use crate::error::{Context, Error, Result};
+use crate::storage::HostId;
 
-/// A file that is removed when this is dropped.
+/// A file of ours that is removed when this is dropped, and nothing that has its name by then.
 #[derive(Debug)]
-pub(super) struct Removed(pub(super) PathBuf);
+pub(super) struct Removed {
+    path: PathBuf,
+    id: Option<HostId>,
+}
+
+impl Removed {
+    /// What is at `path` now.
+    pub(super) fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            id: at(path),
+        }
+    }
+}
+
+/// What has that name itself, links not followed.
+fn at(path: &Path) -> Option<HostId> {
+    let found = std::fs::symlink_metadata(path).ok();
+    found.map(|m| HostId::of(&m))
+}
 
 impl Drop for Removed {
     fn drop(&mut self) {
-        // Nothing is lost where somebody else removed it.
-        let _ = std::fs::remove_file(&self.0);
+        if self.id.is_some() && at(&self.path) == self.id {
+            // Nothing is lost where somebody else removed it.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Longest text of a file with a process id: ten digits, and what may end the line.
+const MAX_PID_TEXT: u64 = 12;
+
+/// Refuses to put a process id in the place of one of `files`, or of anything else that is no
+/// process id: a name that was mistyped costs nobody their data.
+///
+/// # Errors
+/// `Invalid`; the host's.
+pub(super) fn check_pid_file(path: &Path, files: &[HostFile]) -> Result<()> {
+    kept::refuse(path, files)?;
+    let look = |e| Error::io("look at what is there", e).at(path);
+    let found = match std::fs::metadata(path) {
+        Ok(found) => found,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(look(e)),
+    };
+    let is_pid = found.is_file() && found.len() <= MAX_PID_TEXT && {
+        let text = std::fs::read(path).map_err(look)?;
+        text.trim_ascii().iter().all(u8::is_ascii_digit)
+    };
+    match is_pid {
+        true => Ok(()),
+        false => {
+            let text = "is there already, and does not hold a process id";
+            Err(Error::invalid(text).at(path))
+        }
     }
 }
 
@@ -43,7 +96,15 @@ pub(super) fn pid_file(path: &Path) -> Result<Removed> {
     write()
         .map_err(|e| Error::io("write the process id", e))
         .at(path)?;
-    Ok(Removed(path.to_owned()))
+    Ok(Removed::new(path))
+}
+
+/// Refuses a descriptor of one of `files` to write the addresses to.
+///
+/// # Errors
+/// `Invalid`.
+pub(super) fn check_descriptor(file: &File, files: &[HostFile]) -> Result<()> {
+    kept::refuse_open(Path::new("--ready-fd"), HostId::of_fd(file), files)
 }
 
 /// The file behind a descriptor that we were started with, before anything else is opened.

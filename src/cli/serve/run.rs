@@ -16,6 +16,7 @@ use super::disk::{self, Disk};
 use super::event::Events;
 use super::ready::Removed;
 use super::{Args, Export, Server, control, limit, ready, report};
+use crate::chain::HostFile;
 use crate::cli::exit::Exit;
 use crate::cli::{Globals, signal};
 use crate::error::Error;
@@ -127,7 +128,8 @@ pub(super) fn run(
     let events = Events::new(args.output.output, globals.quiet);
     let disks = disk::open_all(args, globals, |name| events.listener(name))?;
     let exports: Vec<Export> = disks.iter().map(|d| d.export.clone()).collect();
-    let served = limit::apply(&args.limit, &exports)
+    let served = check_names(args, &exports, descriptor.as_ref())
+        .and_then(|()| limit::apply(&args.limit, &exports))
         .and_then(|()| Ok(args.control.as_deref().map(control::bind).transpose()?))
         .and_then(|socket| Ok((socket, start(exports.clone())?)));
     let (socket, server) = match served {
@@ -148,6 +150,21 @@ pub(super) fn run(
     let result = ended.and(closed);
     front.ending.tell(&result);
     result.map(|()| Exit::Done)
+}
+
+/// Refuses to write anything else to files of the disks.
+fn check_names(args: &Args, exports: &[Export], descriptor: Option<&File>) -> anyhow::Result<()> {
+    let files: Vec<HostFile> = exports
+        .iter()
+        .flat_map(|e| e.backend.chain().files())
+        .collect();
+    if let Some(path) = &args.pid_file {
+        ready::check_pid_file(path, &files)?;
+    }
+    if let Some(descriptor) = descriptor {
+        ready::check_descriptor(descriptor, &files)?;
+    }
+    Ok(())
 }
 
 /// From when clients may come until the server has ended.

@@ -1,5 +1,7 @@
 //! Change of an existing image's options: version, refcounts, backing file, data file.
 
+use std::os::unix::ffi::OsStrExt;
+
 use super::extension::{self, Extension};
 use super::feature;
 use super::header::Header;
@@ -35,7 +37,7 @@ const OPTIONS: &[OptionSpec] = &[
     },
     OptionSpec {
         name: "backing_file",
-        kind: OptionKind::Text,
+        kind: OptionKind::Name,
         default: "",
         help: "name of the backing file, which is not opened; empty: none",
     },
@@ -47,7 +49,7 @@ const OPTIONS: &[OptionSpec] = &[
     },
     OptionSpec {
         name: "data_file",
-        kind: OptionKind::Text,
+        kind: OptionKind::Name,
         default: "",
         help: "name of the external data file, of images that have one",
     },
@@ -188,7 +190,7 @@ impl Qcow2 {
                 header.compatible |= feature::LAZY_REFCOUNTS;
             }
         }
-        let name = match values.text("backing_file") {
+        let name = match values.name("backing_file") {
             None => header.backing_name.clone(),
             Some(name) => Some(name.to_owned()).filter(|n| !n.is_empty()),
         };
@@ -207,7 +209,7 @@ impl Qcow2 {
             ));
         }
         let format = format.filter(|f| name.is_some() && !f.is_empty());
-        if values.text("backing_file").is_some() || values.text("backing_fmt").is_some() {
+        if values.name("backing_file").is_some() || values.text("backing_fmt").is_some() {
             header.set_backing(name.as_deref(), format.as_deref());
         }
         self.amend_data_file(&mut header, values)?;
@@ -215,7 +217,7 @@ impl Qcow2 {
     }
 
     fn amend_data_file(&self, header: &mut Header, values: &OptionValues) -> Result<()> {
-        if let Some(name) = values.text("data_file") {
+        if let Some(name) = values.name("data_file") {
             if !self.has_data_file() || name.is_empty() {
                 return Err(Error::unsupported(
                     "data_file can be changed only in images that have one, and to another one",

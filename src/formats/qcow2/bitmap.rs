@@ -3,6 +3,7 @@
 //! Before the first write the bitmaps that record are marked as in use, durably; the mark goes
 //! when all bits are on stable media.  A crash in between leaves it, and everybody knows.
 
+use std::ffi::OsStr;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
@@ -78,7 +79,7 @@ impl Tracker {
     }
 
     /// The recorder of a bitmap that records.
-    fn recorder(&self, name: &str) -> Option<&Recorder> {
+    fn recorder(&self, name: &OsStr) -> Option<&Recorder> {
         let mut bitmaps = self.bitmaps.iter();
         let found = bitmaps.find(|b| b.entry.is_called(name));
         found.map(|b| &b.recorder)
@@ -252,7 +253,7 @@ impl Bitmaps for Qcow2 {
         Ok(self.directory()?.describe())
     }
 
-    fn dirty(&self, name: &str, at: u64, most: usize) -> Result<Vec<Range<u64>>> {
+    fn dirty(&self, name: &OsStr, at: u64, most: usize) -> Result<Vec<Range<u64>>> {
         // Held: nothing begins to record, or ends it, meanwhile.
         let tracker = self.writer.as_ref().map(|w| w.tracker.lock());
         if let Some(recorder) = tracker.as_ref().and_then(|t| t.as_ref()?.recorder(name)) {
@@ -264,7 +265,7 @@ impl Bitmaps for Qcow2 {
         recorder.dirty(&*self.file, self.size(), at, most)
     }
 
-    fn add(&mut self, name: &str, granularity: Option<u64>, recording: Recording) -> Result<()> {
+    fn add(&mut self, name: &OsStr, granularity: Option<u64>, recording: Recording) -> Result<()> {
         let mut directory = self.bitmaps_for_change()?;
         if directory.find(name).is_ok() {
             return Err(Error::invalid(format!(
@@ -284,7 +285,7 @@ impl Bitmaps for Qcow2 {
         self.replace_directory(&directory, &[])
     }
 
-    fn remove(&mut self, name: &str) -> Result<()> {
+    fn remove(&mut self, name: &OsStr) -> Result<()> {
         let mut directory = self.bitmaps_for_change()?;
         let index = directory.find(name)?;
         let entry = directory.entries.remove(index);
@@ -292,7 +293,7 @@ impl Bitmaps for Qcow2 {
         self.replace_directory(&directory, &clusters)
     }
 
-    fn clear(&mut self, name: &str) -> Result<()> {
+    fn clear(&mut self, name: &OsStr) -> Result<()> {
         let mut directory = self.bitmaps_for_change()?;
         let index = directory.find_sound(name)?;
         let clusters = self.bitmap_clusters(&directory.entries[index])?;
@@ -301,14 +302,14 @@ impl Bitmaps for Qcow2 {
         self.replace_directory(&directory, &clusters)
     }
 
-    fn set_recording(&mut self, name: &str, recording: Recording) -> Result<()> {
+    fn set_recording(&mut self, name: &OsStr, recording: Recording) -> Result<()> {
         let mut directory = self.bitmaps_for_change()?;
         let index = directory.find_sound(name)?;
         directory.entries[index].set_recording(recording);
         self.replace_directory(&directory, &[])
     }
 
-    fn merge(&mut self, into: &str, name: &str, source: Option<&dyn Bitmaps>) -> Result<()> {
+    fn merge(&mut self, into: &OsStr, name: &OsStr, source: Option<&dyn Bitmaps>) -> Result<()> {
         self.do_merge(into, name, source)
     }
 }

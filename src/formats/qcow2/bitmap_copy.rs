@@ -5,6 +5,7 @@
 //! to be, and at worst leaks.
 
 use std::cell::Cell;
+use std::ffi::OsStr;
 
 use super::Qcow2;
 use super::bitmap_dir::{Directory, Entry, table_len};
@@ -122,8 +123,8 @@ impl Qcow2 {
     /// Sets in the bitmap `into` what is set in the bitmap `name` of `source`, or of this image.
     pub(super) fn do_merge(
         &mut self,
-        into: &str,
-        name: &str,
+        into: &OsStr,
+        name: &OsStr,
         source: Option<&dyn Bitmaps>,
     ) -> Result<()> {
         let mut directory = self.bitmaps_for_change()?;
@@ -145,7 +146,7 @@ impl Qcow2 {
         &self,
         copy: &Entry,
         original: &Entry,
-        name: &str,
+        name: &OsStr,
         source: Option<&dyn Bitmaps>,
     ) -> Result<()> {
         let source: &dyn Bitmaps = source.unwrap_or(self);
@@ -177,7 +178,7 @@ impl Qcow2 {
             ));
         }
         for entry in &directory.entries {
-            directory.find_sound(&entry.name())?;
+            directory.find_sound(entry.name())?;
             entry
                 .clone()
                 .set_table(0, self.table_len_for(entry, size))?;

@@ -1,5 +1,8 @@
 //! The directory of dirty bitmaps: entries of varying length, one after another.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
 use zerocopy::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -68,7 +71,7 @@ pub(super) struct Entry {
 
 impl Entry {
     /// A new one with a table of `table_len` entries.
-    pub(super) fn new(name: &str, granularity_bits: u8, table_len: u64) -> Result<Self> {
+    pub(super) fn new(name: &OsStr, granularity_bits: u8, table_len: u64) -> Result<Self> {
         if name.is_empty() || name.len() > MAX_NAME {
             return Err(Error::invalid(format!(
                 "the bitmap's name '{}' has {} bytes (allowed: 1 to {MAX_NAME})",
@@ -95,12 +98,12 @@ impl Entry {
     }
 
     /// Its name.
-    pub(super) fn name(&self) -> String {
-        String::from_utf8_lossy(&self.name).into_owned()
+    pub(super) fn name(&self) -> &OsStr {
+        OsStr::from_bytes(&self.name)
     }
 
     /// Whether that is its name.
-    pub(super) fn is_called(&self, name: &str) -> bool {
+    pub(super) fn is_called(&self, name: &OsStr) -> bool {
         self.name == name.as_bytes()
     }
 
@@ -117,7 +120,7 @@ impl Entry {
         if len > MAX_TABLE {
             return Err(Error::invalid(format!(
                 "bitmap '{}' would have a table of {len} entries (allowed: {MAX_TABLE}); a larger granularity makes it smaller",
-                printable(&self.name())
+                printable(self.name())
             )));
         }
         self.raw.table = U64::new(host);
@@ -162,7 +165,7 @@ impl Entry {
 
     fn describe(&self) -> Bitmap {
         Bitmap {
-            name: self.name(),
+            name: self.name().to_owned(),
             granularity: 1 << self.raw.granularity_bits,
             recording: match self.is_recording() {
                 true => Recording::On,
@@ -180,7 +183,7 @@ impl Entry {
     }
 
     fn check(&self, header: &Header) -> Result<()> {
-        let name = printable(&self.name());
+        let name = printable(self.name());
         let wrong = |what: String| Err(Error::corrupt(format!("bitmap '{name}': {what}")));
         let raw = &self.raw;
         if raw.kind != DIRTY_TRACKING {
@@ -326,10 +329,10 @@ impl Directory {
                 flags_at: at + FLAGS,
             };
             entry.check(header)?;
-            if directory.find(&entry.name()).is_ok() {
+            if directory.find(entry.name()).is_ok() {
                 return Err(Error::corrupt(format!(
                     "two bitmaps are called '{}'",
-                    printable(&entry.name())
+                    printable(entry.name())
                 )));
             }
             directory.entries.push(entry);
@@ -340,7 +343,7 @@ impl Directory {
     }
 
     /// The index of the bitmap called `name`.
-    pub(super) fn find(&self, name: &str) -> Result<usize> {
+    pub(super) fn find(&self, name: &OsStr) -> Result<usize> {
         let found = self.entries.iter().position(|e| e.is_called(name));
         found.ok_or_else(|| {
             let text = format!(
@@ -353,7 +356,7 @@ impl Directory {
     }
 
     /// As `find`, of a bitmap whose bits can be relied on.
-    pub(super) fn find_sound(&self, name: &str) -> Result<usize> {
+    pub(super) fn find_sound(&self, name: &OsStr) -> Result<usize> {
         let index = self.find(name)?;
         match self.entries.get(index).is_some_and(Entry::is_in_use) {
             false => Ok(index),

@@ -1,6 +1,8 @@
 //! New images: header, refcounts, an empty first-level table.
 
+use std::ffi::OsStr;
 use std::ops::Range;
+use std::os::unix::ffi::OsStrExt;
 
 use super::extension;
 use super::feature;
@@ -53,7 +55,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     },
     OptionSpec {
         name: "data_file",
-        kind: OptionKind::Text,
+        kind: OptionKind::Name,
         default: "",
         help: "keep guest data in this file, which is made too; relative to the image's directory",
     },
@@ -106,7 +108,7 @@ impl Plan {
         let extended = values.bool("extended_l2") == Some(true);
         let lazy = values.bool("lazy_refcounts") == Some(true);
         let zstd = values.text("compression_type") == Some("zstd");
-        let external = values.text("data_file").is_some();
+        let external = values.name("data_file").is_some();
         let raw = values.bool("data_file_raw") == Some(true);
         let cluster_bits = cluster_bits(options)?;
         let refcount_order = refcount_order(values.number("refcount_bits").unwrap_or(16))?;
@@ -249,7 +251,7 @@ pub(super) struct Layout {
 /// Refuses options that contradict each other.
 fn check_together(options: &CreateOptions, extended: bool) -> Result<()> {
     let values = &options.values;
-    let external = values.text("data_file").is_some();
+    let external = values.name("data_file").is_some();
     let raw = values.bool("data_file_raw") == Some(true);
     if external && options.data_file.is_none() {
         return Err(Error::unsupported(
@@ -355,7 +357,7 @@ pub(super) fn header(
             super::relink::recorded_format(backing.format).as_bytes(),
         );
     }
-    if let Some(name) = options.values.text("data_file") {
+    if let Some(name) = options.values.name("data_file") {
         push_extension(&mut tail, extension::DATA_FILE_NAME, name.as_bytes());
     }
     if plan.version >= 3 {
@@ -363,7 +365,8 @@ pub(super) fn header(
     }
     tail.extend([0; 8]);
     let header_len = if plan.version == 2 { 72 } else { 112 };
-    let name = options.backing.as_ref().map_or("", |b| &b.name);
+    let name = options.backing.as_ref();
+    let name = name.map_or(OsStr::new(""), |b| &b.name);
     let name_at = header_len + len64(tail.len());
     if len64(name.len()) > u64::from(MAX_BACKING_NAME) || name_at + len64(name.len()) > size {
         let most = u64::from(MAX_BACKING_NAME).min(size.saturating_sub(name_at));

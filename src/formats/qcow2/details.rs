@@ -4,6 +4,7 @@ use super::header::Compression;
 use super::{Qcow2, feature};
 use crate::image::bitmap::{Bitmap, Bitmaps, Recording};
 use crate::image::info::Detail;
+use crate::util::text::replaced;
 
 impl Qcow2 {
     /// [`crate::image::Image::details`].
@@ -39,7 +40,7 @@ impl Qcow2 {
             Err(e) => details.push(Detail::new("bitmaps-damaged", e.message())),
         }
         if let Some(name) = header.data_file_name() {
-            details.push(Detail::new("data-file", name));
+            details.push(Detail::new("data-file", replaced(&name)));
             let raw = header.autoclear & feature::DATA_FILE_RAW != 0;
             details.push(Detail::new("data-file-raw", raw));
         }
@@ -54,7 +55,7 @@ fn bitmap_detail(bitmap: &Bitmap) -> serde_json::Value {
     let flags: Vec<&str> = in_use.into_iter().chain(auto).collect();
     serde_json::json!({
         "flags": flags,
-        "name": bitmap.name,
+        "name": replaced(&bitmap.name),
         "granularity": bitmap.granularity,
     })
 }

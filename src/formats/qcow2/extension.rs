@@ -76,10 +76,10 @@ pub(super) fn read(storage: &dyn Storage, range: Range<u64>) -> Result<Vec<Exten
     Ok(list)
 }
 
-/// The text of the first extension of a kind.
-pub(super) fn text(list: &[Extension], kind: u32) -> Option<String> {
+/// The data of the first extension of a kind.
+pub(super) fn data(list: &[Extension], kind: u32) -> Option<&[u8]> {
     let found = list.iter().find(|e| e.kind == kind)?;
-    Some(String::from_utf8_lossy(&found.data).into_owned())
+    Some(&found.data)
 }
 
 /// Makes `data` the data of the only extension of a kind, at the place of the first one there

@@ -3,6 +3,9 @@
 //! [`Header`] is validated: its offsets are aligned, its tables lie within what the bounds below
 //! allow, and it keeps whatever it does not know so that a rewrite changes nothing else.
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
 use zerocopy::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -118,8 +121,8 @@ pub(super) struct Header {
     pub(super) refcount_order: u32,
     /// How clusters are compressed.
     pub(super) compression: Compression,
-    /// Name of the backing file.
-    pub(super) backing_name: Option<String>,
+    /// Name of the backing file: bytes, as the host has them.
+    pub(super) backing_name: Option<OsString>,
     /// Header bytes after the known fields, kept as they are.
     pub(super) rest: Vec<u8>,
     /// Extensions, in order, kept as they are.
@@ -370,8 +373,8 @@ impl Header {
     }
 
     /// Names another backing file and its format, or none.
-    pub(super) fn set_backing(&mut self, name: Option<&str>, format: Option<&str>) {
-        self.backing_name = name.map(str::to_owned);
+    pub(super) fn set_backing(&mut self, name: Option<&OsStr>, format: Option<&str>) {
+        self.backing_name = name.map(OsStr::to_owned);
         let format = format.map(|f| f.as_bytes().to_vec());
         extension::set(&mut self.extensions, extension::BACKING_FORMAT, format);
     }
@@ -409,16 +412,19 @@ impl Header {
 
     /// The backing file's format, where it is recorded.
     pub(super) fn backing_format(&self) -> Option<String> {
-        extension::text(&self.extensions, extension::BACKING_FORMAT)
+        let name = extension::data(&self.extensions, extension::BACKING_FORMAT)?;
+        // No format has such a name; it is looked up and shown, and never goes to the host.
+        Some(String::from_utf8_lossy(name).into_owned())
     }
 
     /// Name of the external data file, where it is recorded.
-    pub(super) fn data_file_name(&self) -> Option<String> {
-        extension::text(&self.extensions, extension::DATA_FILE_NAME)
+    pub(super) fn data_file_name(&self) -> Option<OsString> {
+        let name = extension::data(&self.extensions, extension::DATA_FILE_NAME)?;
+        Some(OsStr::from_bytes(name).to_owned())
     }
 }
 
-fn read_backing_name(storage: &dyn Storage, raw: &Raw, cluster: u64) -> Result<Option<String>> {
+fn read_backing_name(storage: &dyn Storage, raw: &Raw, cluster: u64) -> Result<Option<OsString>> {
     let (offset, len) = (raw.backing_offset.get(), raw.backing_len.get());
     if offset == 0 || len == 0 {
         return Ok(None);
@@ -438,7 +444,5 @@ fn read_backing_name(storage: &dyn Storage, raw: &Raw, cluster: u64) -> Result<O
     }
     let mut name = vec![0; clamp_len(u64::from(len), usize::MAX)];
     storage.read_at(&mut name, offset)?;
-    let text = String::from_utf8(name);
-    text.map(Some)
-        .map_err(|_| Error::corrupt("the backing file's name is not UTF-8"))
+    Ok(Some(OsString::from_vec(name)))
 }

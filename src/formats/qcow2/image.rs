@@ -17,7 +17,9 @@ use crate::image::compress::Compress;
 use crate::image::info::Detail;
 use crate::image::relink::{Empty, Relink};
 use crate::image::snapshot::{Snapshot, Snapshots};
-use crate::image::{Backing, BackingName, Caps, Driver, Fill, Image, Resize, Run, Source, Wait};
+use crate::image::{
+    Backing, BackingName, Caps, Driver, Fill, Image, Part, Resize, Role, Run, Source, Wait,
+};
 use crate::storage::{Limits, Storage, Zeroing};
 use crate::util::align::{clamp_len, down, len64};
 
@@ -152,8 +154,11 @@ impl Image for Qcow2 {
         &*self.file
     }
 
-    fn companions(&self) -> Vec<&dyn Storage> {
-        self.external().into_iter().collect()
+    fn parts(&self) -> Vec<Part<'_>> {
+        let part = |role, storage| Part { role, storage };
+        let header = part(Role::Header, self.storage());
+        let data = self.external().map(|data| part(Role::Data, data));
+        std::iter::once(header).chain(data).collect()
     }
 
     fn map(&self, at: u64, len: u64, wait: Wait) -> Result<Run<'_>> {

@@ -1,5 +1,6 @@
 //! Internal snapshots: a first-level table of their own, everything below it shared.
 
+use std::ffi::OsStr;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -88,7 +89,7 @@ impl Qcow2 {
         self.read_l1(table.offset, len)
     }
 
-    fn do_create(&mut self, name: &str, now: SystemTime) -> Result<()> {
+    fn do_create(&mut self, name: &OsStr, now: SystemTime) -> Result<()> {
         let mut table = self.snapshots_for_change()?;
         if name.is_empty() || name.len() > MAX_NAME {
             return Err(Error::invalid(format!(
@@ -197,7 +198,7 @@ impl Qcow2 {
 }
 
 impl Snapshots for Qcow2 {
-    fn create(&mut self, name: &str, now: SystemTime) -> Result<()> {
+    fn create(&mut self, name: &OsStr, now: SystemTime) -> Result<()> {
         self.do_create(name, now)
     }
 

@@ -1,5 +1,8 @@
 //! The table of internal snapshots: entries of varying length, one after another.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
 use zerocopy::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -55,7 +58,7 @@ pub(super) struct Entry {
 
 impl Entry {
     /// A new entry with a first-level table of `l1_len` words at `l1_offset`.
-    pub(super) fn new(id: u64, name: &str, date: std::time::Duration, disk_size: u64) -> Self {
+    pub(super) fn new(id: u64, name: &OsStr, date: std::time::Duration, disk_size: u64) -> Self {
         let id = id.to_string().into_bytes();
         let mut extra = Vec::with_capacity(EXTRA_LEN);
         for word in [0, disk_size, NO_ICOUNT] {
@@ -125,7 +128,7 @@ impl Entry {
 
     /// What users see of it; the disk had `size` bytes where the entry does not say.
     pub(super) fn describe(&self, size: u64) -> Snapshot {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let text = |bytes: &[u8]| OsStr::from_bytes(bytes).to_owned();
         let state = u64::from(self.head.vm_state_size.get());
         Snapshot {
             id: text(&self.id),

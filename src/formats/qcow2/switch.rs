@@ -8,6 +8,7 @@
 //! the new one.  Where that is not enough the change is refused.
 
 use std::ops::Range;
+use std::os::unix::ffi::OsStrExt;
 
 use super::extension::FEATURE_NAMES;
 use super::header::{Header, MAX_BACKING_NAME};
@@ -159,7 +160,7 @@ fn old_name(file: &dyn Storage) -> Result<Name> {
 fn place(new: &Header, old: &Old) -> Result<Place> {
     let end = list_end(new, |_| true);
     let cluster = new.cluster_size();
-    let len = len64(new.backing_name.as_ref().map_or(0, String::len));
+    let len = len64(new.backing_name.as_ref().map_or(0, |name| name.len()));
     if len > u64::from(MAX_BACKING_NAME) || end + len > cluster {
         return Err(Error::invalid(format!(
             "the header would have {} bytes with a backing file's name of {len} (allowed: {cluster}, {MAX_BACKING_NAME})",
@@ -232,6 +233,8 @@ fn with_name(mut bytes: Vec<u8>, name: Name, text: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+
     use super::*;
     use crate::formats::qcow2::{create, extension};
     use crate::image::create::CreateOptions;
@@ -336,7 +339,10 @@ mod tests {
                         let data = rng.bool().then(|| vec![rng.u8(..); 24]);
                         extension::set(&mut new.extensions, 0x0bad_cafe, data);
                     }
-                    _ => new.set_backing(Some(&*name).filter(|n| !n.is_empty()), Some("raw")),
+                    _ => new.set_backing(
+                        Some(OsStr::new(&name)).filter(|n| !n.is_empty()),
+                        Some("raw"),
+                    ),
                 }
                 done[usize::from(torn_or_refused(&storage, &new))] += 1;
             }
@@ -358,7 +364,7 @@ mod tests {
                     continue;
                 }
                 let mut new = Header::read(&storage).expect("reads");
-                new.set_backing(Some(name), format);
+                new.set_backing(Some(OsStr::new(name)), format);
                 torn(&storage, &new);
             }
             let mut new = Header::read(&storage).expect("reads");
@@ -372,7 +378,7 @@ mod tests {
         let storage = image("cluster_size=512");
         let before = storage.to_bytes();
         let mut new = Header::read(&storage).expect("reads");
-        new.set_backing(Some(&"n".repeat(200)), Some("raw"));
+        new.set_backing(Some(OsStr::new(&"n".repeat(200))), Some("raw"));
         assert!(switch(&storage, &new).is_err());
         assert_eq!(storage.to_bytes(), before);
     }

@@ -214,7 +214,7 @@ impl Sparse {
             Kind::Differencing => {
                 in_future(report, "the parent's time", header.parent_timestamp());
             }
-            _ if !uuid.is_nil() || !name.is_empty() || !header.locators().is_empty() => {
+            _ if !uuid.is_nil() || name.as_deref() != Some("") || !header.locators().is_empty() => {
                 note(report, "a disk without a parent names one");
             }
             _ => {}

@@ -182,19 +182,22 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// A parent's paths as locators hold them; none where they are not text.
+/// A parent's paths as locators hold them, in UTF-16; none where the relative one cannot be, and
+/// without the absolute one where that cannot be.
 pub(super) fn parent_paths(backing: &CreateBacking) -> Vec<(Code, Vec<u8>)> {
-    let (Some(relative), Some(absolute)) = (backing.relative.to_str(), backing.absolute.to_str())
-    else {
+    let Some(relative) = backing.relative.to_str() else {
         return Vec::new();
     };
-    [
-        (Code::W2ru, relative),
-        (Code::W2ku, absolute),
-        (Code::MacX, relative),
-    ]
-    .map(|(code, path)| (code, locator::data(code, path)))
-    .into()
+    let paths = [
+        (Code::W2ru, Some(relative)),
+        (Code::W2ku, backing.absolute.to_str()),
+        (Code::MacX, Some(relative)),
+    ];
+    let paths = paths
+        .into_iter()
+        .filter_map(|(code, path)| Some((code, path?)));
+    let paths = paths.map(|(code, path)| (code, locator::data(code, path)));
+    paths.collect()
 }
 
 /// Whole sectors that a locator's data takes.
@@ -363,8 +366,8 @@ pub(super) fn new_parent(backing: &CreateBacking, at: u64) -> Result<NewParent> 
     let paths = parent_paths(backing);
     let (Some(name), false) = (name, paths.is_empty()) else {
         return Err(Error::invalid(format!(
-            "the backing file's path '{}' is not UTF-8, so a VHD cannot hold it",
-            crate::util::text::printable(&backing.absolute.to_string_lossy())
+            "the backing file's path '{}' is not UTF-8, so a VHD, which has UTF-16, cannot hold it",
+            crate::util::text::printable(&backing.relative)
         )));
     };
     if name.encode_utf16().count() >= header::NAME_UNITS {

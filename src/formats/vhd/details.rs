@@ -1,5 +1,7 @@
 //! What `info` shows that only VHD has.
 
+use std::ffi::OsString;
+
 use serde_json::{Value, json};
 
 use crate::formats::vhd::batmap;
@@ -9,6 +11,7 @@ use crate::formats::vhd::header::Header;
 use crate::formats::vhd::locator::Code;
 use crate::formats::vhd::open::End;
 use crate::image::info::Detail;
+use crate::util::text::replaced;
 
 /// The facts in a footer.
 pub(super) fn of_footer(footer: &Footer, end: &End, rule: SizeRule) -> Vec<Detail> {
@@ -59,7 +62,7 @@ pub(super) fn of_footer(footer: &Footer, end: &End, rule: SizeRule) -> Vec<Detai
 pub(super) fn of_header(
     header: &Header,
     batmap: &batmap::Found,
-    locators: &[(Code, String)],
+    locators: &[(Code, OsString)],
 ) -> Vec<Detail> {
     let batmap = match batmap {
         batmap::Found::None => "none".to_owned(),
@@ -73,12 +76,12 @@ pub(super) fn of_header(
         Detail::new("batmap", batmap),
     ];
     let name = header.parent_name();
-    if header.parent_uuid().is_nil() && name.is_empty() && locators.is_empty() {
+    if header.parent_uuid().is_nil() && name.as_deref() == Some("") && locators.is_empty() {
         return details;
     }
     let texts = locators
         .iter()
-        .map(|(code, text)| json!({ "code": code.word(), "path": text }));
+        .map(|(code, text)| json!({ "code": code.word(), "path": replaced(text) }));
     details.extend([
         Detail::new("parent-uuid", header.parent_uuid().to_string()),
         Detail::new("parent-name", name),

@@ -232,8 +232,8 @@ impl Header {
         self.raw.parent_timestamp.get()
     }
 
-    /// The parent's file name, up to the first zero.
-    pub(super) fn parent_name(&self) -> String {
+    /// The parent's file name, up to the first zero; `None` where it is no UTF-16.
+    pub(super) fn parent_name(&self) -> Option<String> {
         let (pairs, _) = self.raw.parent_name.as_chunks::<2>();
         locator::utf16(pairs.iter().map(|p| u16::from_be_bytes(*p)))
     }
@@ -280,7 +280,7 @@ mod tests {
         };
         let header = Header::new(1536, 9, 2 << 20, Some(&parent));
         let read = Header::parse(&header.to_bytes(), Strictness::Strict).expect("is whole");
-        assert_eq!(read.parent_name(), "größe.vhd");
+        assert_eq!(read.parent_name().as_deref(), Some("größe.vhd"));
         assert_eq!(read.parent_uuid(), parent.uuid);
         assert_eq!((read.table_offset(), read.max_entries()), (1536, 9));
         assert!(read.locators().is_empty());

@@ -1,5 +1,8 @@
 //! Parent locators: the paths under which a differencing disk looks for its parent.
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+
 use zerocopy::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -128,23 +131,26 @@ impl Locator {
     }
 }
 
-/// Text of UTF-16 units up to the first zero; what is not valid becomes U+FFFD.
-pub(super) fn utf16(units: impl Iterator<Item = u16>) -> String {
-    char::decode_utf16(units.take_while(|u| *u != 0))
-        .map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER))
-        .collect()
+/// Text of UTF-16 units up to the first zero; `None` where it is not valid: no file here has such
+/// a name, and one that looks like it is another file.
+pub(super) fn utf16(units: impl Iterator<Item = u16>) -> Option<String> {
+    let decoded = char::decode_utf16(units.take_while(|u| *u != 0));
+    decoded.collect::<std::result::Result<_, _>>().ok()
 }
 
-/// The text of a locator's data.
-pub(super) fn text(code: Code, data: &[u8]) -> Option<String> {
+/// The text of a locator's data: UTF-8, or, of a file URL, any bytes.
+pub(super) fn text(code: Code, data: &[u8]) -> Option<OsString> {
     match code {
         Code::W2ru | Code::W2ku => {
             let (pairs, _) = data.as_chunks::<2>();
-            Some(utf16(pairs.iter().map(|p| u16::from_le_bytes(*p))))
+            utf16(pairs.iter().map(|p| u16::from_le_bytes(*p))).map(OsString::from)
         }
         Code::MacX => {
-            let text = String::from_utf8_lossy(data);
-            Some(text.trim_end_matches('\0').to_owned())
+            let end = data
+                .iter()
+                .rposition(|b| *b != 0)
+                .map_or(0, |last| last + 1);
+            Some(OsStr::from_bytes(&data[..end]).to_owned())
         }
         Code::Other(_) => None,
     }
@@ -152,10 +158,10 @@ pub(super) fn text(code: Code, data: &[u8]) -> Option<String> {
 
 /// The names to try, best first, each once: relative paths, absolute ones, file URLs, and the
 /// name in the header.
-pub(super) fn names(texts: &[(Code, String)], header: &str) -> Vec<BackingName> {
+pub(super) fn names(texts: &[(Code, OsString)], header: Option<&str>) -> Vec<BackingName> {
     let mut names: Vec<BackingName> = Vec::new();
-    let mut add = |path: Option<String>, origin: &str| {
-        if let Some(path) = path.filter(|p| !p.is_empty() && !p.contains('\0'))
+    let mut add = |path: Option<OsString>, origin: &str| {
+        if let Some(path) = path.filter(|p| !p.is_empty() && !p.as_bytes().contains(&0))
             && names.iter().all(|n| n.path != path)
         {
             names.push(BackingName {
@@ -168,12 +174,12 @@ pub(super) fn names(texts: &[(Code, String)], header: &str) -> Vec<BackingName> 
         for (_, text) in texts.iter().filter(|(c, _)| *c == code) {
             let path = match code {
                 Code::MacX => from_url(text),
-                _ => from_windows(text),
+                _ => text.to_str().and_then(from_windows).map(OsString::from),
             };
             add(path, &code.word());
         }
     }
-    add(from_windows(header), "header");
+    add(header.and_then(from_windows).map(OsString::from), "header");
     names
 }
 
@@ -206,18 +212,25 @@ fn strip_dots(path: &str) -> String {
 }
 
 /// The path of a file URL; libvhd writes relative ones too, and some leave the scheme out.
-fn from_url(url: &str) -> Option<String> {
-    let path = match url.strip_prefix("file://") {
-        Some(rest) => rest.strip_prefix("localhost").unwrap_or(rest),
+fn from_url(url: &OsStr) -> Option<OsString> {
+    let url = url.as_bytes();
+    let path = match url.strip_prefix(b"file://") {
+        Some(rest) => rest.strip_prefix(b"localhost").unwrap_or(rest),
         None => url,
     };
-    let path = percent_decoded(path)?;
-    (!path.is_empty()).then(|| strip_dots(&path))
+    let mut path = &*percent_decoded(path);
+    while let Some(mut after) = path.strip_prefix(b"./") {
+        while let Some(rest) = after.strip_prefix(b"/") {
+            after = rest;
+        }
+        path = after;
+    }
+    (!path.is_empty()).then(|| OsStr::from_bytes(path).to_owned())
 }
 
-fn percent_decoded(text: &str) -> Option<String> {
+fn percent_decoded(text: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
+    let mut rest = text;
     while let [first, tail @ ..] = rest {
         let hex = tail.get(..2).and_then(|h| std::str::from_utf8(h).ok());
         let decoded = hex
@@ -229,7 +242,7 @@ fn percent_decoded(text: &str) -> Option<String> {
             None => tail,
         };
     }
-    String::from_utf8(bytes).ok()
+    bytes
 }
 
 /// Data of a locator for `path`, which is relative to the image's directory or absolute.
@@ -275,9 +288,9 @@ fn to_url(path: &str) -> String {
 mod tests {
     use super::*;
 
-    fn paths(texts: &[(Code, &str)], header: &str) -> Vec<(String, String)> {
-        let texts: Vec<_> = texts.iter().map(|(c, t)| (*c, (*t).to_owned())).collect();
-        let names = names(&texts, header).into_iter();
+    fn paths(texts: &[(Code, &str)], header: &str) -> Vec<(OsString, String)> {
+        let texts: Vec<_> = texts.iter().map(|(c, t)| (*c, (*t).into())).collect();
+        let names = names(&texts, Some(header)).into_iter();
         names.map(|n| (n.path, n.origin)).collect()
     }
 
@@ -292,7 +305,7 @@ mod tests {
             ],
             "base.vhd",
         );
-        let pair = |p: &str, o: &str| (p.to_owned(), o.to_owned());
+        let pair = |p: &str, o: &str| (OsString::from(p), o.to_owned());
         assert_eq!(
             found,
             [
@@ -309,7 +322,8 @@ mod tests {
             for code in Code::READ {
                 let data = data(code, path);
                 let text = text(code, &data).expect("is a kind we read");
-                assert_eq!(paths(&[(code, &text)], "")[0].0, path, "{text}");
+                let text = text.to_str().expect("is UTF-8");
+                assert_eq!(paths(&[(code, text)], "")[0].0, path, "{text}");
             }
         }
     }
@@ -323,10 +337,20 @@ mod tests {
     }
 
     #[test]
-    fn broken_text_gives_no_name() {
-        assert!(paths(&[(Code::MacX, "file://%ff%fe")], "").is_empty());
+    fn what_is_not_utf_16_gives_no_name_rather_than_one_that_looks_like_it() {
+        assert_eq!(utf16([0xd800, 0x41].into_iter()), None);
+        assert_eq!(text(Code::W2ku, &[0, 0xd8, 0x41, 0]), None);
+        assert!(names(&[], None).is_empty());
+    }
+
+    #[test]
+    fn a_file_url_holds_any_bytes() {
+        let found = paths(&[(Code::MacX, "file://./caf%e9%ff.vhd")], "");
+        assert_eq!(found[0].0.as_bytes(), b"caf\xe9\xff.vhd");
+        let text = text(Code::MacX, b"file:///vm/caf\xe9.vhd\0\0").expect("is a name");
+        let found = names(&[(Code::MacX, text)], None);
+        assert_eq!(found[0].path.as_bytes(), b"/vm/caf\xe9.vhd");
         assert_eq!(paths(&[(Code::MacX, "100%")], "")[0].0, "100%");
-        assert_eq!(utf16([0xd800, 0x41].into_iter()), "\u{fffd}A");
     }
 
     #[test]

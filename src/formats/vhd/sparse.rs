@@ -1,5 +1,6 @@
 //! Dynamic and differencing disks: opening, and finding where bytes are.
 
+use std::ffi::OsString;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -65,7 +66,7 @@ pub(super) struct Sparse {
     /// Where the file's data ends: no published block reaches past it.
     pub(super) data_end: AtomicU64,
     /// The parent's paths, as the locators have them.
-    pub(super) locators: Vec<(Code, String)>,
+    pub(super) locators: Vec<(Code, OsString)>,
     pub(super) order: WriteOrder,
     pub(super) grace: Arc<Grace>,
     /// Held while space is taken, never while data is written.  Tables and bitmaps lock theirs
@@ -254,7 +255,10 @@ fn check_table(footer: &Footer, header: &Header, size: u64) -> Result<()> {
 }
 
 /// The texts of the locators that can be read.
-pub(super) fn read_locators(storage: &dyn Storage, header: &Header) -> Result<Vec<(Code, String)>> {
+pub(super) fn read_locators(
+    storage: &dyn Storage,
+    header: &Header,
+) -> Result<Vec<(Code, OsString)>> {
     let mut texts = Vec::new();
     for locator in header.locators() {
         let len = u64::from(locator.len);
@@ -356,7 +360,7 @@ impl Image for Sparse {
         // XenServer's way of saying that the parent is a raw file.
         let raw = uuid.is_nil();
         Some(Backing {
-            names: locator::names(&self.locators, &shape.header.parent_name()),
+            names: locator::names(&self.locators, shape.header.parent_name().as_deref()),
             format: Some(if raw { "raw" } else { "vhd" }.to_owned()),
             identity: (!raw).then_some(uuid),
         })

@@ -47,7 +47,7 @@ pub(super) fn runs(
         return Err(Error::new(ErrorKind::NotFound, "the image has no bitmaps"));
     };
     let ask = most.div_ceil(2).max(1);
-    let found = bitmaps.dirty(name, range.start, ask)?;
+    let found = bitmaps.dirty(name.as_ref(), range.start, ask)?;
     let is_all = found.len() < ask;
     let mut runs = Vec::new();
     let mut at = range.start;

@@ -20,7 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::nbd::Uri;
 use crate::nbd::wire::{MAX_PAYLOAD, can};
 use crate::storage::open::{Access, Flushing};
-use crate::storage::{HostRun, Limits, Storage, Zeroing};
+use crate::storage::{HostId, HostRun, Limits, Storage, Zeroing};
 use crate::util::align::{clamp_len, down, is_aligned, len64, up};
 
 mod connection;
@@ -266,6 +266,10 @@ impl Storage for NbdStorage {
 
     fn path(&self) -> Option<&Path> {
         Some(&self.name)
+    }
+
+    fn host_id(&self) -> Option<HostId> {
+        None
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

@@ -1,6 +1,8 @@
 //! Agreeing with a server on an export.
 
+use std::ffi::OsStr;
 use std::io::{self, IoSlice};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -274,10 +276,10 @@ impl Client<'_> {
             answer::BLOCK_SIZE_REQUIRED => (ErrorKind::Unsupported, "the server refuses"),
             _ => (ErrorKind::Io, "the server refuses"),
         };
-        let said = String::from_utf8_lossy(&answer.data);
+        let said = OsStr::from_bytes(&answer.data);
         let text = match said.is_empty() {
             true => text.to_owned(),
-            false => format!("{text}: '{}'", printable(&said)),
+            false => format!("{text}: '{}'", printable(said)),
         };
         Error::new(kind, text)
     }

@@ -1,6 +1,8 @@
 //! Replies of a server, none of which is believed.
 
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 
 use crate::error::{Error, ErrorKind};
 use crate::nbd::Link;
@@ -214,7 +216,7 @@ impl Progress {
         let (Some(errno), Some(text)) = (errno, text) else {
             return Err(wrong("a failure whose text is cut off"));
         };
-        let text = printable(&String::from_utf8_lossy(text));
+        let text = printable(OsStr::from_bytes(text));
         self.failure.get_or_insert((errno, text));
         Ok(())
     }

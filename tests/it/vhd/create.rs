@@ -102,7 +102,7 @@ fn a_child_names_its_parent_in_every_way_readers_look_for() {
     let names: Vec<_> = backing
         .names
         .iter()
-        .map(|n| (n.path.as_str(), n.origin.as_str()))
+        .map(|n| (n.path.to_str().expect("is UTF-8"), n.origin.as_str()))
         .collect();
     assert_eq!(names, [("parent.vhd", "W2ru"), ("/vm/parent.vhd", "W2ku")]);
     let locators = detail(&child, "parent-locators");

@@ -136,6 +136,13 @@ impl Error {
         self
     }
 
+    /// The same error, which also says `more`.
+    #[must_use]
+    pub fn with(mut self, more: &str) -> Self {
+        self.0.message = format!("{} ({more})", self.0.message);
+        self
+    }
+
     /// What sort of failure it is.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind

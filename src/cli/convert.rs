@@ -182,8 +182,8 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
             "convert needs SRC, what to read, and DST, what to make",
         ));
     };
-    if is_stream(target) {
-        stream::to_stdout(args, sources, globals)?;
+    if let Some(sink) = stream::Sink::of(target)? {
+        stream::send(args, sources, sink, globals)?;
         return Ok(Exit::Done);
     }
     let driver = target_driver(args.target_format, target, globals);

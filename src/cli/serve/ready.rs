@@ -2,48 +2,43 @@
 //! service manager.
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::Write;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 
 use crate::cli::common::print;
+use crate::cli::removed::Removed;
+use crate::cli::target::{Durable, Existing, Target, look};
 use crate::error::{Context, Error, Result};
-
-/// A file that is removed when this is dropped.
-#[derive(Debug)]
-pub(super) struct Removed(pub(super) PathBuf);
-
-impl Drop for Removed {
-    fn drop(&mut self) {
-        // Nothing is lost where somebody else removed it.
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
 
 /// Writes the process id to a file, in one piece.
 ///
 /// # Errors
-/// The host's.
+/// The host's; those of [`Target::begin`]; `Invalid` for what is no file.
 pub(super) fn pid_file(path: &Path) -> Result<Removed> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let write = || -> std::io::Result<()> {
-        let mut file = tempfile::Builder::new()
-            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
-            .tempfile_in(directory)?;
-        writeln!(file, "{}", std::process::id())?;
-        file.persist(path).map_err(|e| e.error)?;
-        Ok(())
-    };
-    write()
-        .map_err(|e| Error::io("write the process id", e))
-        .at(path)?;
-    Ok(Removed(path.to_owned()))
+    let (name, existing) = look(path)?;
+    if !matches!(existing, Existing::Nothing | Existing::File(_)) {
+        let text = "is no place for a process id (allowed: a file, by its name)";
+        return Err(Error::invalid(text).at(path));
+    }
+    let target = Target::begin(path)?;
+    let written =
+        std::fs::write(target.path(), format!("{}\n", std::process::id())).and_then(|()| {
+            match existing {
+                Existing::Nothing => {
+                    std::fs::set_permissions(target.path(), Permissions::from_mode(0o644))
+                }
+                _ => Ok(()),
+            }
+        });
+    let fail = |e| Error::io("write the process id", e);
+    written.map_err(fail).at(path)?;
+    target.commit(Durable::WhenReplacing)?;
+    Removed::at(&name).map_err(fail).at(path)
 }
 
 /// The file behind a descriptor that we were started with, before anything else is opened.

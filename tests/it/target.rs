@@ -2,6 +2,7 @@
 //! images of two files.
 
 use std::fs;
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -106,10 +107,8 @@ fn a_closed_pipe_changes_no_verdict() {
     for (line, code) in [
         ("check bad.vhd", 2),
         ("check --output json bad.vhd", 2),
-        ("check -q bad.vhd", 2),
         ("compare a.raw b.raw", 1),
         ("compare --output json a.raw b.raw", 1),
-        ("compare a.raw a.raw", 0),
         ("compare --output json a.raw a.raw", 0),
         ("compare a.raw nothing.raw", 2),
         (&format!("{script} a.raw"), 1),
@@ -120,16 +119,11 @@ fn a_closed_pipe_changes_no_verdict() {
         ("map a.raw", 0),
         ("convert -O raw a.raw -", 0),
     ] {
-        for closed in ["", ">&-", "2>&-", "> >(true)", "> >(true) 2> >(true)"] {
+        for closed in ["", ">&- 2>&-", ">&6", ">&6 2>&6"] {
             // The pipe is closed for certain once its reader has gone.
             let script = format!(
-                "mkfifo p; exec 5<>p; exec 6>p 7<p; exec 5>&- 7<&-; \
-                 \"$0\" {line} {}; code=$?; rm p; exit $code",
-                match closed {
-                    "> >(true)" => ">&6",
-                    "> >(true) 2> >(true)" => ">&6 2>&6",
-                    other => other,
-                }
+                "mkfifo p; exec 5<>p; exec 6>p 7<p; exec 5>&- 7<&-; rm p; \
+                 exec \"$0\" {line} {closed}"
             );
             let status = Command::new("bash")
                 .args(["-c", &script, BINARY])
@@ -230,7 +224,7 @@ fn what_another_run_is_making_is_left_alone() {
     let scratch = scratch();
     let dir = scratch.path();
     data(dir, "a.raw", "a", 300_000);
-    let line = "convert -r 100k a.raw b.raw";
+    let line = "convert -r 200k a.raw b.raw";
     let mut children = [start(dir, line), start(dir, line), start(dir, line)];
     for child in &mut children {
         wait_until_begun(dir, child);
@@ -300,45 +294,45 @@ fn how_far_a_job_is_is_told_when_sigusr1_asks() {
     let scratch = scratch();
     let dir = scratch.path();
     data(dir, "a.raw", "a", 400_000);
-    data(dir, "b.raw", "a", 400_000);
     for (line, asked) in [
-        ("convert -r 200k a.raw c.raw", "/100%)\n"),
-        ("convert -q -r 200k a.raw c.raw", "/100%)\n"),
+        ("convert -r 50k a.raw c.raw", "/100%)\n"),
+        ("convert -q -r 50k a.raw c.raw", "/100%)\n"),
         (
-            "convert --progress json -r 200k a.raw c.raw",
+            "convert --progress json -r 50k a.raw c.raw",
             "{\"job\":\"convert\"",
         ),
         (
-            "create -q -f raw -o preallocation=full d.raw 4G",
+            "create -q -f raw -o preallocation=full d.raw 8G",
             "/100%)\n",
         ),
     ] {
         let mut child = start(dir, line);
         wait_until_begun(dir, &mut child);
-        let mut told = 0;
-        while child.try_wait().expect("waits").is_none() && told < 4 {
+        let mut stderr = child.stderr.take().expect("is piped");
+        let mut text = String::new();
+        while !text.contains(asked) {
+            assert!(child.try_wait().expect("waits").is_none(), "{line}: {text}");
             send(&child, Signal::USR1);
-            told += 1;
-            std::thread::sleep(Duration::from_millis(200));
+            let mut buf = [0; 1000];
+            let len = stderr.read(&mut buf).expect("reads");
+            text.push_str(&String::from_utf8_lossy(&buf[..len]));
         }
-        if line.starts_with("create") {
-            send(&child, Signal::TERM);
-        }
-        let output = child.wait_with_output().expect("ends");
-        let text = String::from_utf8_lossy(&output.stderr);
-        let code = if line.starts_with("create") { 143 } else { 0 };
-        assert!(
-            output.status.code() == Some(code) || told < 4,
+        send(&child, Signal::TERM);
+        assert_eq!(
+            child.wait().expect("ends").code(),
+            Some(143),
             "{line}: {text}"
         );
-        assert!(text.contains(asked), "{line}: {text}");
-        assert!(output.stdout.is_empty());
     }
     // Those that have nothing to tell go on all the same.
-    let mut child = start(dir, "io -r -c sleep\x20300 a.raw");
+    let mut child = Command::new(BINARY);
+    child
+        .current_dir(dir)
+        .args(["io", "-r", "-c", "sleep 300", "a.raw"]);
+    let mut child = child.stdout(Stdio::null()).spawn().expect("starts");
     std::thread::sleep(Duration::from_millis(150));
     send(&child, Signal::USR1);
-    assert!(child.wait().expect("ends").code().is_some());
+    assert_eq!(child.wait().expect("ends").code(), Some(0));
 }
 
 #[test]
@@ -502,6 +496,11 @@ fn an_image_of_two_files_that_is_replaced_is_the_old_one_or_the_new_one_whenever
     };
     let convert = "convert -q -O qcow2 -o data_file=d.raw";
     let calls = "linkat,renameat,renameat2,unlinkat,pwrite64,fsync,fdatasync";
+    works(dir, &format!("{convert} old.raw i.qcow2"));
+    fs::create_dir(dir.join("kept")).expect("makes");
+    for name in ["i.qcow2", "d.raw"] {
+        fs::rename(dir.join(name), dir.join("kept").join(name)).expect("renames");
+    }
     let mut states = Vec::new();
     for (taken, label) in [("both", "d"), ("data alone", "-")] {
         let mut when = 1;
@@ -510,9 +509,11 @@ fn an_image_of_two_files_that_is_replaced_is_the_old_one_or_the_new_one_whenever
                 .iter()
                 .filter(|name| ["i.qcow2", "d.raw"].contains(&&***name) || name.starts_with('.'))
                 .for_each(|name| fs::remove_file(dir.join(name)).expect("removes"));
-            works(dir, &format!("{convert} old.raw i.qcow2"));
-            if taken != "both" {
-                fs::remove_file(dir.join("i.qcow2")).expect("removes");
+            for name in ["i.qcow2", "d.raw"]
+                .iter()
+                .skip(usize::from(taken != "both"))
+            {
+                fs::copy(dir.join("kept").join(name), dir.join(name)).expect("copies");
             }
             let mut traced = Command::new("strace");
             traced.args([
@@ -530,22 +531,20 @@ fn an_image_of_two_files_that_is_replaced_is_the_old_one_or_the_new_one_whenever
                 .args(["-j", "1", "new.raw", "i.qcow2"]);
             let ended = traced.current_dir(dir).stderr(Stdio::null()).status();
             let there = dir.join("i.qcow2").exists();
-            let (old, new) = (there && is("old.raw"), there && is("new.raw"));
+            let old = there && is("old.raw");
+            let new = there && !old && is("new.raw");
             let none = taken != "both" && !there;
             assert!(
                 old || new || none,
                 "{taken}, killed at call {when}: {:?}",
                 names(dir)
             );
-            if there {
-                works(dir, "check -q i.qcow2");
-            }
             states.push(format!("{label}{}{}", u8::from(old), hidden(dir).len()));
             if ended.expect("runs").success() {
                 assert!(new && hidden(dir).is_empty());
                 break;
             }
-            if new || when % 7 == 0 {
+            if new || when % 8 == 0 {
                 // The next run cleans up, and finds its way from there.
                 works(dir, &format!("{convert} old.raw i.qcow2"));
                 assert!(is("old.raw"));

@@ -93,6 +93,38 @@ fn data(dir: &Path, name: &str, seed: &str, len: usize) {
 }
 
 #[test]
+fn without_procfs_images_are_made_as_well_and_signals_clean_up() {
+    let scratch = scratch();
+    let dir = scratch.path();
+    if !rustix::process::geteuid().is_root() {
+        return skipped("only root changes its root directory");
+    }
+    fs::create_dir(dir.join("new")).expect("makes");
+    fs::copy(BINARY, dir.join("new/vdtool")).expect("copies");
+    data(&dir.join("new"), "a.raw", "a", 300_000);
+    let script = "cd new; V='chroot . /vdtool'; for i in 1 2; do \
+                  $V convert -q a.raw t.raw && $V convert -q -O qcow2 -o data_file=d.raw a.raw i.qcow2 || exit; done; \
+                  $V compare a.raw t.raw; $V compare a.raw i.qcow2; \
+                  for s in HUP TERM QUIT KILL; do for name in t.raw u.raw; do $V convert -q -r 50k a.raw $name & \
+                  while ! ls -A | grep -q '^[.].*-.*[.]tmp$'; do sleep 0.01; done; sleep 0.05; \
+                  kill -$s $!; wait $!; echo $s $name $? $(ls -A | grep -c '^[.]'); \
+                  $V create -q -f raw $name 1M; done; rm u.raw; done; ls -mA";
+    let text = shell(dir, script);
+    let same = "Images are identical.\n";
+    let signals = [
+        ("HUP", 129, 0),
+        ("TERM", 143, 0),
+        ("QUIT", 131, 0),
+        ("KILL", 137, 1),
+    ];
+    let signals = signals.map(|(name, code, left)| {
+        format!("{name} t.raw {code} {left}\n{name} u.raw {code} {left}\n")
+    });
+    let names = "a.raw, d.raw, i.qcow2, t.raw, vdtool\n";
+    assert_eq!(text, format!("{same}{same}{}{names}", signals.concat()));
+}
+
+#[test]
 fn a_closed_pipe_changes_no_verdict() {
     let scratch = scratch();
     let dir = scratch.path();
@@ -559,6 +591,23 @@ fn an_image_of_two_files_that_is_replaced_is_the_old_one_or_the_new_one_whenever
         states.iter().any(|s| s == "d10") && states.iter().any(|s| s == "d01"),
         "{states:?}"
     );
+}
+
+#[test]
+fn an_image_whose_header_has_no_room_for_another_name_is_not_replaced_with_its_data_file() {
+    let scratch = scratch();
+    let dir = scratch.path();
+    data(dir, "a.raw", "a", 1 << 20);
+    data(dir, "b.raw", "b", 1 << 20);
+    let line = "convert -q -O qcow2 -o cluster_size=512,data_file=d.raw";
+    works(dir, &format!("{line} a.raw i.qcow2"));
+    let error = fails(dir, &format!("{line} b.raw i.qcow2"), 1);
+    assert!(error.contains("remove that first"), "{error}");
+    works(dir, "compare a.raw i.qcow2");
+    assert_eq!(names(dir), ["a.raw", "b.raw", "d.raw", "i.qcow2"]);
+    fs::remove_file(dir.join("d.raw")).expect("removes");
+    works(dir, &format!("{line} b.raw i.qcow2"));
+    works(dir, "compare b.raw i.qcow2");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use super::stale::Kind;
 use super::temp::Temp;
-use super::{Durable, New, Other, Target};
+use super::{Durable, Existing, New, Other, Target};
 use crate::cli::removed::{Removed, parent};
 use crate::error::Result;
 
@@ -82,9 +82,8 @@ impl Target {
         seen: &mut dyn FnMut(),
     ) -> Result<()> {
         let durable = durable == Durable::Yes || self.all().any(New::replaces);
-        if durable {
-            self.all().try_for_each(New::sync)?;
-        }
+        let settles = |new: &&New| durable || matches!(new.existing, Existing::Device(_));
+        self.all().filter(settles).try_for_each(New::sync)?;
         Placing {
             image: &self.image,
             others: &self.others,
@@ -149,7 +148,12 @@ impl<'a> Placing<'a> {
             let (meanwhile, own) = (self.meanwhile(&generations), self.own());
             // There and back: whether the last step can be made is known before the first.
             for names in [&meanwhile, &own, &meanwhile] {
-                (self.rename)(path, names).map_err(|e| self.image.name(e))?;
+                let renamed = (self.rename)(path, names).map_err(|e| self.image.name(e));
+                renamed.map_err(|e| {
+                    e.with(
+                        "so it cannot be replaced together with its data file; remove that first",
+                    )
+                })?;
             }
             if self.durable {
                 self.image.sync()?;

@@ -6,6 +6,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -54,9 +55,10 @@ impl Kind<'_> {
     ) -> io::Result<T> {
         let prefix = self.prefix(path);
         for _ in 0..TRIES {
-            let random = uuid::Uuid::new_v4().simple().to_string();
+            // Each has keys of its own; those of a process come from the host.
+            let random = RandomState::new().build_hasher().finish() >> 32;
             let mut name = prefix.clone();
-            name.extend(format!("{inode:x}-{}", &random[..RANDOM]).into_bytes());
+            name.extend(format!("{inode:x}-{random:0RANDOM$x}").into_bytes());
             name.extend(self.suffix());
             match f(OsStr::from_bytes(&name)) {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}

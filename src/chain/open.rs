@@ -79,6 +79,9 @@ pub struct ChainOptions {
     pub snapshot: Option<Pick>,
     /// What the top layer's data file is, whatever the image says; the image is not asked for it.
     pub data_file: Option<PathBuf>,
+    /// What lies below the top layer, whatever it says, for an image that has no name yet which
+    /// names could be relative to.
+    pub backing: Option<PathBuf>,
     /// Format options as typed (`K=V,..`), checked against the top layer's format.
     pub values: Vec<OsString>,
     /// Who is told how far into the top layer's file is written.
@@ -308,6 +311,9 @@ impl<'a> Walk<'a> {
             },
             high_water: None,
         };
+        if let (1, Some(path)) = (self.layers.len(), &self.options.backing) {
+            return self.layer(look(path, Access::Read)?, &how);
+        }
         let mut refusal: Option<Error> = None;
         for name in &backing.names {
             let found = self

@@ -8,7 +8,7 @@ use crate::chain;
 use crate::chain::open::{ChainOptions, Follow};
 use crate::cli::cache::CacheMode;
 use crate::cli::common::{OpenArgs, OutputArgs, OutputFormat, ProgressArgs, parse_driver, print};
-use crate::cli::exit::{Exit, coded, complain};
+use crate::cli::exit::{self, Exit, coded, complain};
 use crate::cli::{Globals, progress, signal};
 use crate::error::{Error, ErrorKind};
 use crate::image::Driver;
@@ -118,8 +118,7 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
         };
         look_below(&args.file, options, &mut checked.report);
     }
-    show(args, globals, &checked)?;
-    Ok(verdict(&checked.report))
+    exit::answer(show(args, globals, &checked), verdict(&checked.report))
 }
 
 /// Checks the image itself, and opens nothing else.

@@ -169,13 +169,13 @@ impl OpenArgs {
 /// Hands `write` stdout, buffered, and flushes it.
 ///
 /// # Errors
-/// Those of `write`; the host's, a closed pipe among them.
+/// Those of `write`; the host's; [`exit::NobodyReads`] where the pipe is closed.
 pub fn print(write: impl FnOnce(&mut dyn Write) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let mut out = BufWriter::new(io::stdout().lock());
     let done = write(&mut out).and_then(|()| Ok(out.flush()?));
-    done.map_err(|e| match e.is::<io::Error>() {
-        true => e.context("cannot write to standard output"),
-        false => e,
+    done.map_err(|e| match e.downcast::<io::Error>() {
+        Ok(e) => exit::output_failed(e),
+        Err(e) => e,
     })
 }
 

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::chain;
 use crate::cli::cache::CacheMode;
 use crate::cli::common::{OpenArgs, OutputArgs, OutputFormat, ProgressArgs, parse_driver, print};
-use crate::cli::exit::{Exit, coded};
+use crate::cli::exit::{self, Exit, coded};
 use crate::cli::{Globals, progress, signal};
 use crate::copy::{self, Allocation, Failure, Joined, Outcome, Step, default_workers};
 use crate::error::ErrorKind;
@@ -92,11 +92,11 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     let bar = progress::start("compare", total, &args.progress, globals);
     let outcome = copy::compare(&a, &b, allocation, default_workers(), &bar).map_err(failed)?;
     bar.finish();
-    report(args, globals, outcome)?;
-    Ok(match outcome {
+    let verdict = match outcome {
         Outcome::Same => Exit::Done,
         Outcome::Content(_) | Outcome::Allocation(_) | Outcome::Length => Exit::Failed,
-    })
+    };
+    exit::answer(report(args, globals, outcome), verdict)
 }
 
 fn open(args: &Args, path: &Path, format: Option<&'static Driver>) -> anyhow::Result<Joined> {

@@ -32,7 +32,17 @@ EXAMPLES:
 
 The new image is written beside its name and renamed into place once it is whole; of a file that it
 replaces it keeps owner, mode, access control list and user attributes, and other names (hard links)
-of that file keep the old content. With -n, and on block devices, it is written in place.
+of that file keep the old content. With -n, and on block devices, it is written in place. Where it
+has a data file (-o data_file) both are replaced together: at any moment the image is the old one or
+the new one, though after a kill its data file may have a name that begins with a dot, which the next
+run over it removes.
+
+A target that names what a process has open (/dev/stdout, /dev/fd/3, /proc/self/fd/3) is written
+into where it is a pipe, as with -, and in place where it is a file, which must be open for writing
+at its start.
+
+SIGUSR1 has every long job say on stderr how far it is. After SIGINT or SIGTERM nothing is left; to a
+job that is stuck, one that comes a second later is the end.
 
 What comes from stdin (-) is raw. Where it begins or ends as an image in some format, it is refused;
 -f raw takes its bytes as they are.
@@ -182,8 +192,8 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
             "convert needs SRC, what to read, and DST, what to make",
         ));
     };
-    if is_stream(target) {
-        stream::to_stdout(args, sources, globals)?;
+    if let Some(sink) = stream::Sink::of(target)? {
+        stream::send(args, sources, sink, globals)?;
         return Ok(Exit::Done);
     }
     let driver = target_driver(args.target_format, target, globals);

@@ -12,17 +12,18 @@ use crate::cli::backing::{clean, describe, home_of_new, locate, modified, refuse
 use crate::cli::common::{OpenArgs, parse_driver, parse_size, print, target_driver};
 use crate::cli::exit::{Exit, usage};
 use crate::cli::interrupt::{self, Interruptible};
-use crate::cli::target::{Durable, Target, settle};
-use crate::cli::{Globals, kept, signal};
+use crate::cli::target::{Durable, Existing, Target, look, refuse_open, settle};
+use crate::cli::{Globals, kept, progress, signal};
+use crate::copy::progress::Progress;
 use crate::error::{Error, Result};
 use crate::image::Driver;
-use crate::image::create::{CreateBacking, CreateOptions};
+use crate::image::create::{CreateBacking, CreateOptions, Preallocation};
 use crate::image::driver::Creator;
 use crate::image::options::{OptionKind, OptionValues, double_commas, split_commas};
 use crate::nbd::uri::is_uri;
 use crate::output;
-use crate::storage::HostId;
 use crate::storage::open::{Access, Caching, Sharing, StorageOptions, open};
+use crate::storage::{HostId, Storage};
 use crate::util::text::{printable, split_equals};
 
 const HELP: &str = "\
@@ -127,6 +128,7 @@ fn plan(args: &Args, file: &Path, globals: &Globals) -> anyhow::Result<Plan> {
     let (backing, kept) = match &wanted.backing {
         None => (None, Vec::new()),
         Some(name) => {
+            refuse_open(file, "a backing image")?;
             refuse_uri(driver, name).map_err(|e| e.at(file))?;
             let (backing, mut files) = backing(args, &home, name, &wanted, globals)?;
             let replaces = HostId::named(file).is_some() || values.name("data_file").is_some();
@@ -333,53 +335,103 @@ fn announcement(file: &Path, plan: &Plan) -> String {
 
 fn carry_out(file: &Path, plan: &Plan, globals: &Globals) -> anyhow::Result<()> {
     signal::catch()?;
-    let target = Target::begin(file)?;
-    target.note_links(globals);
+    let target = target(file, &plan.options, &plan.kept)?;
+    target.note_replaced(globals);
     globals.say(&announcement(file, plan))?;
-    let options = StorageOptions {
-        access: Access::Write,
-        // It is written once, and hardly read.
-        caching: Caching::Buffered,
-        ..StorageOptions::default()
-    };
     let named = |e: Error| target.name(e.at(target.path()));
-    let storage = Interruptible::new(open(target.path(), &options).map_err(named)?);
-    let data = data_target(file, &plan.options, &plan.kept)?;
+    let bar = Arc::new(progress::hidden("create", plan.options.size));
+    let watched = |path: &Path| -> Result<Arc<dyn Storage>> {
+        let options = StorageOptions {
+            access: Access::Write,
+            // It is written once, and hardly read.
+            caching: Caching::Buffered,
+            ..StorageOptions::default()
+        };
+        let storage = open(path, &options).map_err(|e| target.name(e.at(path)))?;
+        let bar: Arc<dyn Progress> = bar.clone();
+        Ok(Arc::new(Interruptible::new(storage, Some(bar))))
+    };
+    let storage = watched(target.path())?;
     let mut create = plan.options.clone();
-    if let Some(data) = &data {
-        let object = open(data.path(), &options).map_err(|e| data.name(e.at(data.path())))?;
-        create.data_file = Some(Arc::new(Interruptible::new(object)));
-    }
-    (plan.creator.create)(&storage, &create).map_err(named)?;
+    create.data_file = target.others().next().map(watched).transpose()?;
+    (plan.creator.create)(&*storage, &create).map_err(named)?;
     interrupt::check()?;
-    settle(&storage).map_err(named)?;
+    settle(&*storage).map_err(named)?;
     if let Some(object) = create.data_file.as_deref() {
         settle(object)?;
     }
     drop((storage, create));
-    // An image that names a data file never stands without it.
-    data.map_or(Ok(()), |data| data.commit(Durable::Yes))?;
-    target.commit(Durable::Yes)?;
+    commit(target, Durable::Yes, plan.driver)?;
     Ok(())
 }
 
-/// The second file of an image that keeps its data elsewhere, on its way to its name; `files` may
-/// not be replaced.
-pub(super) fn data_target(
-    file: &Path,
-    options: &CreateOptions,
-    files: &[HostFile],
-) -> anyhow::Result<Option<Target>> {
+/// A new image with the files that it is made of, on their way to their names; `files` may not be
+/// replaced.
+pub(super) fn target(file: &Path, options: &CreateOptions, files: &[HostFile]) -> Result<Target> {
+    let data_file = data_file(file, options, files)?;
+    if data_file.is_some() {
+        refuse_open(file, "a data file")?;
+    }
+    if options.preallocation() == Preallocation::Falloc {
+        refuse_falloc(file)?;
+    }
+    let mut target = Target::begin(file)?;
+    if let (Some(path), Some(name)) = (data_file, options.values.name("data_file")) {
+        target.add(&path, Path::new(name))?;
+    }
+    Ok(target)
+}
+
+/// Puts the new image into place.
+pub(super) fn commit(target: Target, durable: Durable, driver: &'static Driver) -> Result<()> {
+    target.commit_named(durable, &|path, names| match names {
+        [name] => rename_data_file(path, driver, name),
+        _ => Err(Error::invalid("an image has one data file at most")),
+    })
+}
+
+/// Where the data file of `file` is to be made, where it is to have one; `files` may not be replaced.
+fn data_file(file: &Path, options: &CreateOptions, files: &[HostFile]) -> Result<Option<PathBuf>> {
     let Some(name) = options.values.name("data_file") else {
         return Ok(None);
     };
     let path = clean(&home_of_new(file)?.path().join(name));
     if kept::is_same_place(&path, file)? {
         let why = "the data file would be the image itself";
-        return Err(Error::invalid(why).at(file).into());
+        return Err(Error::invalid(why).at(file));
     }
     kept::refuse(&path, files)?;
-    Ok(Some(Target::begin(&path)?))
+    Ok(Some(path))
+}
+
+/// Refuses to give a block device's bytes space, which nobody can say without writing them: it may
+/// be thin.
+pub(super) fn refuse_falloc(file: &Path) -> Result<()> {
+    match look(file)?.1 {
+        Existing::Device(_) => {
+            let text = "preallocation=falloc is for files: what space a block device has is not \
+                        known (allowed: off, metadata, full)";
+            Err(Error::unsupported(text).at(file))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Has an image name another data file.
+fn rename_data_file(path: &Path, driver: &'static Driver, name: &Path) -> Result<()> {
+    let options = ChainOptions {
+        format: Some(driver),
+        follow: Follow::No,
+        ..ChainOptions::write()
+    };
+    let mut chain = chain::open::open(path, &options)?;
+    let image = chain.top_mut().as_amend();
+    let image = image.ok_or_else(|| Error::unsupported("the data file cannot be renamed"))?;
+    let mut pair = OsString::from("data_file=");
+    pair.push(double_commas(name.as_os_str()));
+    image.amend(&OptionValues::parse(image.options(), driver.name, [&pair])?)?;
+    chain.close()?;
+    chain.top().storage().sync()
 }
 
 #[cfg(test)]

@@ -28,12 +28,8 @@ pub enum Exit {
     NotRead,
     /// 63: the format has no such operation.
     NoSuchOperation,
-    /// 129: stopped by SIGHUP.
-    HungUp,
-    /// 130: stopped by SIGINT.
-    Interrupted,
-    /// 143: stopped by SIGTERM.
-    Terminated,
+    /// 128 and the number of the signal that stopped it: 129 SIGHUP, 130 SIGINT, 143 SIGTERM.
+    Stopped(u8),
 }
 
 impl Exit {
@@ -46,9 +42,7 @@ impl Exit {
             Self::Leaks | Self::NoExtents => 3,
             Self::NotRead => 4,
             Self::NoSuchOperation => 63,
-            Self::HungUp => 129,
-            Self::Interrupted => 130,
-            Self::Terminated => 143,
+            Self::Stopped(signal) => 128 | signal,
         }
     }
 }
@@ -88,13 +82,46 @@ pub fn usage(message: impl fmt::Display) -> anyhow::Error {
     coded(Exit::Usage, anyhow::anyhow!("{message}"))
 }
 
+/// Whoever read our standard output has left: a clean end, but not an answer.
+///
+/// Nothing else is: a pipe or socket to somebody else that broke is a failure.
+#[derive(Debug)]
+pub struct NobodyReads;
+
+impl fmt::Display for NobodyReads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("nobody reads standard output")
+    }
+}
+
+impl std::error::Error for NobodyReads {}
+
+/// The error for a failed write to standard output.
+pub fn output_failed(error: io::Error) -> anyhow::Error {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => NobodyReads.into(),
+        _ => anyhow::Error::new(error).context("cannot write to standard output"),
+    }
+}
+
+/// The exit code that is the answer, once it was shown: nobody need read it for it to be true.
+///
+/// # Errors
+/// Those of `shown` but [`NobodyReads`].
+pub fn answer(shown: anyhow::Result<()>, exit: Exit) -> anyhow::Result<Exit> {
+    match shown {
+        Err(e) if nobody_reads(&e) => Ok(exit),
+        shown => shown.map(|()| exit),
+    }
+}
+
 /// Prints the error, if there is one, as one line on stderr, and gives the exit code.
 pub fn finish(result: anyhow::Result<Exit>) -> ExitCode {
     let error = match result {
         Ok(exit) => return exit.into(),
         Err(error) => error,
     };
-    if is_broken_pipe(&error) {
+    if nobody_reads(&error) {
         return Exit::Done.into();
     }
     complain(&format!("{error:#}"));
@@ -120,15 +147,8 @@ pub fn code_of(error: &anyhow::Error) -> Exit {
 }
 
 /// Whether an error says that whoever read our output has left.
-pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let error = match error.downcast_ref::<Coded>() {
-        Some(coded) => &coded.error,
-        None => error,
-    };
-    error
-        .chain()
-        .filter_map(|e| e.downcast_ref::<io::Error>())
-        .any(|e| e.kind() == io::ErrorKind::BrokenPipe)
+pub fn nobody_reads(error: &anyhow::Error) -> bool {
+    error.is::<NobodyReads>()
 }
 
 #[cfg(test)]
@@ -137,16 +157,31 @@ mod tests {
     use crate::Error;
 
     #[test]
-    fn a_closed_pipe_is_known_whatever_it_is_wrapped_in() {
+    fn only_standard_output_may_be_closed() {
         let broken = || io::Error::from(io::ErrorKind::BrokenPipe);
-        assert!(is_broken_pipe(
-            &anyhow::Error::from(broken()).context("cannot write")
+        assert!(nobody_reads(&output_failed(broken())));
+        assert!(nobody_reads(
+            &output_failed(broken()).context("while it was shown")
         ));
-        assert!(is_broken_pipe(&coded(
-            Exit::NotRead,
-            Error::io("write", broken())
-        )));
-        assert!(!is_broken_pipe(&Error::corrupt("x").into()));
+        let full = io::Error::from(io::ErrorKind::StorageFull);
+        assert!(!nobody_reads(&output_failed(full)));
+        for other in [
+            Error::io("write to the server", broken()),
+            Error::corrupt("x"),
+        ] {
+            assert!(!nobody_reads(&other.into()));
+        }
+    }
+
+    #[test]
+    fn the_answer_is_the_same_whether_anybody_reads_it_or_not() {
+        let closed = output_failed(io::ErrorKind::BrokenPipe.into());
+        let exits = [Exit::Done, Exit::Corrupt];
+        for (shown, exit) in [Ok(()), Err(closed)].into_iter().zip(exits) {
+            assert_eq!(answer(shown, exit).expect("is an answer"), exit);
+        }
+        let full = output_failed(io::ErrorKind::StorageFull.into());
+        answer(Err(full), Exit::Done).expect_err("was not shown, and somebody waits for it");
     }
 
     #[test]

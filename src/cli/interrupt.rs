@@ -1,36 +1,45 @@
 //! Stopping a long change where a signal finds it.
 
+use std::fmt;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::cli::signal;
+use crate::copy::progress::Progress;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{HostId, HostRun, Limits, Storage, Zeroing};
+use crate::util::align::len64;
 
 /// Whether to go on.
 ///
 /// # Errors
 /// `Cancelled` where SIGINT or SIGTERM came.
 pub fn check() -> Result<()> {
-    if signal::caught() {
-        return Err(Error::new(ErrorKind::Cancelled, "stopped by a signal"));
+    match signal::caught() {
+        true => Err(Error::new(ErrorKind::Cancelled, "stopped by a signal")),
+        false => Ok(()),
     }
-    Ok(())
 }
 
 /// Storage that takes no more changes once a signal came, so that whoever writes to it, a format
-/// that fills a new image for one, stops at its next write.
-#[derive(Debug)]
+/// that fills a new image for one, stops at its next write; and that tells how far that is.
 pub struct Interruptible {
     storage: Arc<dyn Storage>,
+    progress: Option<Arc<dyn Progress>>,
+}
+
+impl fmt::Debug for Interruptible {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.storage.fmt(f)
+    }
 }
 
 impl Interruptible {
-    /// Wraps `storage`.
-    pub fn new(storage: Arc<dyn Storage>) -> Self {
-        Self { storage }
+    /// Wraps `storage`; what is written to it counts as `progress`.
+    pub fn new(storage: Arc<dyn Storage>, progress: Option<Arc<dyn Progress>>) -> Self {
+        Self { storage, progress }
     }
 }
 
@@ -61,7 +70,11 @@ impl Storage for Interruptible {
 
     fn write_at(&self, buf: &[u8], host: u64) -> Result<()> {
         check()?;
-        self.storage.write_at(buf, host)
+        self.storage.write_at(buf, host)?;
+        if let Some(progress) = &self.progress {
+            progress.advance(len64(buf.len()));
+        }
+        Ok(())
     }
 
     fn zero(&self, host: Range<u64>, how: Zeroing) -> Result<()> {

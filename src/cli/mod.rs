@@ -31,6 +31,7 @@ pub mod map;
 pub mod measure;
 pub mod progress;
 pub mod rebase;
+pub mod removed;
 pub mod resize;
 pub mod serve;
 pub mod signal;
@@ -115,7 +116,7 @@ impl Globals {
             return Ok(());
         }
         match common::print(|out| Ok(writeln!(out, "{}", printable(text))?)) {
-            Err(e) if exit::is_broken_pipe(&e) => Ok(()),
+            Err(e) if exit::nobody_reads(&e) => Ok(()),
             done => done,
         }
     }
@@ -166,7 +167,8 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
     };
-    exit::finish(run(&cli.command, &cli.globals))
+    let heard = signal::hear().map_err(anyhow::Error::from);
+    exit::finish(heard.and_then(|()| run(&cli.command, &cli.globals)))
 }
 
 fn run(command: &Command, globals: &Globals) -> anyhow::Result<Exit> {

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 
 use crate::cli::common::{ProgressArgs, ProgressForm};
 use crate::cli::{Globals, signal};
-use crate::output::bar::{Bar, Form};
+use crate::output::bar::{Bar, Form, Signals};
 
 /// Shows a job of `total` bytes (0: nobody knows) as the user asked; it stops on SIGINT and
 /// SIGTERM once [`signal::catch`] was called.
@@ -20,5 +20,15 @@ pub fn start(job: &'static str, total: u64, args: &ProgressArgs, globals: &Globa
         ProgressForm::Auto if !globals.quiet && std::io::stderr().is_terminal() => Form::Bar,
         ProgressForm::Auto | ProgressForm::Bar | ProgressForm::None => Form::None,
     };
-    Bar::new(job, total, shown, signal::caught)
+    Bar::new(job, total, shown, CALLS)
 }
+
+/// Shows a job of `total` bytes only when SIGUSR1 asks for it.
+pub fn hidden(job: &'static str, total: u64) -> Bar {
+    Bar::new(job, total, Form::None, CALLS)
+}
+
+const CALLS: Signals = Signals {
+    cancelled: signal::caught,
+    asked: signal::asked,
+};

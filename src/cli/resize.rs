@@ -6,19 +6,18 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 
 use crate::chain::{self, Chain};
-use crate::cli::Globals;
 use crate::cli::common::{OpenArgs, parse_driver};
+use crate::cli::create::refuse_falloc;
 use crate::cli::exit::{Exit, usage};
-use crate::cli::{interrupt, signal};
+use crate::cli::{Globals, progress, signal};
+use crate::copy::progress::Progress;
 use crate::error::{Context, Error};
 use crate::image::Driver;
 use crate::image::options::OptionKind;
-use crate::storage::Storage;
 use crate::storage::open::Access;
-use crate::util::align::{clamp_len, len64};
-use crate::util::buf::zeroes;
-use crate::util::size;
+use crate::storage::{fill_space, give_space};
 use crate::util::text::printable;
+use crate::util::{range, size};
 
 const HELP: &str = "\
 EXAMPLES:
@@ -36,6 +35,9 @@ EXIT STATUS:
   1   failed, and the size is as it was
   2   wrong usage
   63  the format has no such operation";
+
+/// Bytes that are given space between two looks whether to stop.
+const STEP: u64 = 64 << 20;
 
 /// What is done about the space of new bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -138,6 +140,9 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
         ))
     })?;
     allowed(args, &chain, old..new)?;
+    if args.preallocation == PreallocationArg::Falloc {
+        refuse_falloc(&args.file)?;
+    }
     // From here on a signal leaves the old size or the new one.
     signal::catch()?;
     set_size(&chain, new, args.preallocation)?;
@@ -231,28 +236,23 @@ pub(super) fn set_size(chain: &Chain, new: u64, how: PreallocationArg) -> crate:
 
 /// Gives the range space, run by run as the image stores it.
 fn preallocate(chain: &Chain, range: Range<u64>, how: PreallocationArg) -> crate::Result<()> {
+    let bar = progress::hidden("resize", range::len(&range));
     chain.give_space(range, &mut |storage, place| {
-        interrupt::check()?;
-        match how {
-            PreallocationArg::Off | PreallocationArg::Metadata => Ok(()),
-            PreallocationArg::Falloc => storage.reserve(place),
-            PreallocationArg::Full => {
-                storage.reserve(place.clone())?;
-                write_zeroes(storage, place)
+        let mut at = place.start;
+        while at < place.end {
+            bar.check()?;
+            let piece = at..place.end.min(at + STEP);
+            at = piece.end;
+            let done = range::len(&piece);
+            match how {
+                PreallocationArg::Off | PreallocationArg::Metadata => {}
+                PreallocationArg::Falloc => give_space(storage, piece)?,
+                PreallocationArg::Full => fill_space(storage, piece)?,
             }
+            bar.advance(done);
         }
+        Ok(())
     })
-}
-
-fn write_zeroes(storage: &dyn Storage, range: Range<u64>) -> crate::Result<()> {
-    let mut at = range.start;
-    while at < range.end {
-        interrupt::check()?;
-        let len = clamp_len(range.end - at, zeroes().len());
-        storage.write_at(&zeroes()[..len], at)?;
-        at += len64(len);
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,29 +1,35 @@
-//! Where a new image is written: beside its name, to be renamed into place once it is whole.
+//! Where a new image is written: beside its name, to be put into place once it is whole.
+//!
+//! An image may be of several files, one of which names the others.  They appear together: at any
+//! moment a reader finds all of the old ones or all of the new ones.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{File, Metadata, Permissions};
+use std::fs::File;
 use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tempfile::TempPath;
-
 use crate::cli::Globals;
+use crate::cli::removed::parent;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nbd::uri::is_uri;
-use crate::storage::Storage;
 use crate::storage::open::{Access, StorageOptions, open};
+use crate::storage::{self, Storage};
 
 mod adopt;
+mod look;
+mod several;
+mod stale;
+mod temp;
 
 use adopt::adopt;
-
-/// Most symbolic links that are followed to a file that does not exist.
-const MAX_LINKS: usize = 40;
-/// Most bytes of the target's name that go into that of the temporary file.
-const MAX_NAME: usize = 200;
+pub use look::{Existing, look, pipe, refuse_open};
+use look::{may_be_replaced, sync_directory};
+pub use several::Rename;
+use stale::Kind;
+use temp::Temp;
 
 /// Whether the image must be on stable media before it is called done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,67 +40,40 @@ pub enum Durable {
     WhenReplacing,
 }
 
-/// What is there under the target's name.
-#[derive(Debug, Clone)]
-pub enum Existing {
-    /// Nothing.
-    Nothing,
-    /// A regular file.
-    File(Metadata),
-    /// A block device.
-    Device(Metadata),
-    /// What a server has, as an NBD URI names it.
-    Remote,
-}
-
 /// A new image on its way to its name, with owner, mode, access control list and attributes of the
-/// file it is to replace.
+/// file it is to replace, and the further files that it is made of.
 /// Dropped before [`Target::commit`], it leaves nothing
-/// behind, and what was there before is untouched; a block device is written in place.
+/// behind, and what was there before is untouched; a block device is written in place, and so is
+/// a file that is reached through a descriptor.
 #[derive(Debug)]
 pub struct Target {
+    image: New,
+    /// The files that the image names, in the order in which they were added.
+    others: Vec<Other>,
+}
+
+/// A file that the image names.
+#[derive(Debug)]
+struct Other {
+    new: New,
+    /// The name that the image has for it.
+    recorded: PathBuf,
+    /// Names of its new content that a kill left.
+    left: Vec<OsString>,
+}
+
+/// One file, on its way.
+#[derive(Debug)]
+struct New {
     /// The name as the user gave it.
     given: PathBuf,
     /// The same with symbolic links followed.
     path: PathBuf,
     /// `None`: in place.
-    temp: Option<TempPath>,
+    temp: Option<Temp>,
     existing: Existing,
     /// Keeps others from the file that is to be replaced.
     _lock: Option<Arc<dyn Storage>>,
-}
-
-/// Follows symbolic links from `given`, and says what is there.
-///
-/// # Errors
-/// The host's; `Invalid` for what is neither a regular file nor a block device.
-pub fn look(given: &Path) -> Result<(PathBuf, Existing)> {
-    if is_uri(given) {
-        return Ok((given.to_owned(), Existing::Remote));
-    }
-    let path = follow(given)?;
-    let found = match std::fs::metadata(&path) {
-        Ok(found) => found,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((path, Existing::Nothing)),
-        Err(e) => return Err(Error::io("open", e).at(given)),
-    };
-    let kind = found.file_type();
-    let existing = if kind.is_file() {
-        Existing::File(found)
-    } else if kind.is_block_device() {
-        Existing::Device(found)
-    } else {
-        let what = match kind {
-            k if k.is_dir() => "a directory",
-            k if k.is_char_device() => "a character device",
-            k if k.is_fifo() => "a pipe",
-            k if k.is_socket() => "a socket",
-            _ => "something else",
-        };
-        let text = format!("is {what} (allowed as a target: regular files and block devices)");
-        return Err(Error::invalid(text).at(given));
-    };
-    Ok((path, existing))
 }
 
 /// Makes durable what was written to a server, over the connections that alone tell whether it is
@@ -109,27 +88,169 @@ pub fn settle(storage: &dyn Storage) -> Result<()> {
     }
 }
 
+/// Storage beside `given`, with `options`, that has no name: it is gone when it is closed.
+///
+/// # Errors
+/// The host's.
+pub fn unnamed_beside(given: &Path, options: &StorageOptions) -> Result<Arc<dyn Storage>> {
+    let directory = match look(given)? {
+        // What belongs beside a server's disk, or beside what has no name, goes where this host
+        // keeps such files.
+        (_, Existing::Remote | Existing::Open(_)) => std::env::temp_dir(),
+        (path, _) => parent(&path).to_owned(),
+    };
+    let made = tempfile::tempfile_in(directory);
+    let file = made.map_err(|e| Error::io("make a file beside it", plain(e)).at(given))?;
+    storage::open::adopt(file, given, options)
+}
+
 impl Target {
-    /// Makes an empty file beside `given`, after locking what is there under that name.
+    /// Makes an empty file beside `given`, after locking what is there under that name, and
+    /// removes what a run that was killed left there.
     ///
     /// # Errors
-    /// Those of [`look`]; the host's; `Locked` where another process holds what is there.
+    /// Those of [`look`]; the host's; `Locked` where another process holds what is there;
+    /// `Unsupported` where nothing can be renamed over it.
     pub fn begin(given: &Path) -> Result<Self> {
+        Ok(Self {
+            image: New::begin(given)?,
+            others: Vec::new(),
+        })
+    }
+
+    /// Adds a file at `path`, which the image names `recorded`.
+    ///
+    /// # Errors
+    /// Those of [`Target::begin`].
+    pub fn add(&mut self, path: &Path, recorded: &Path) -> Result<()> {
+        refuse_open(path, "a further file")?;
+        let new = New::begin(path)?;
+        let left = match &new.temp {
+            None => Vec::new(),
+            Some(temp) => {
+                if new.replaces() {
+                    let linked = temp.can_be_linked();
+                    linked
+                        .map_err(|e| new.fail("have two names for one file, to replace it", e))?;
+                }
+                several::generation(&self.image).left(temp.directory(), &new.path)
+            }
+        };
+        self.others.push(Other {
+            new,
+            recorded: recorded.to_owned(),
+            left,
+        });
+        Ok(())
+    }
+
+    /// The file or device to write the image to.
+    pub fn path(&self) -> &Path {
+        self.image.written()
+    }
+
+    /// The files or devices to write the further files to.
+    pub fn others(&self) -> impl Iterator<Item = &Path> {
+        self.others.iter().map(|other| other.new.written())
+    }
+
+    /// The name as the user gave it.
+    pub fn given(&self) -> &Path {
+        &self.image.given
+    }
+
+    /// Tells the user what is replaced that he may not think of: the files that the image names,
+    /// and those that have other names, which keep what they were.
+    pub fn note_replaced(&self, globals: &Globals) {
+        for other in self.others.iter().filter(|o| o.new.replaces()) {
+            globals.note(&format!(
+                "{}: the data file is there already and is replaced",
+                other.new.given.display()
+            ));
+        }
+        for new in self.all() {
+            if matches!(&new.existing, Existing::File(old) if old.nlink() > 1) {
+                globals.note(&format!(
+                    "{}: is replaced, and its other names (hard links) keep what it was",
+                    new.given.display()
+                ));
+            }
+        }
+    }
+
+    /// Whether what is written goes straight to a device or a server, which holds anything before.
+    pub fn in_place(&self) -> bool {
+        matches!(self.image.existing, Existing::Device(_) | Existing::Remote)
+    }
+
+    /// Refuses an image that surely takes `bytes` where there is not as much room.
+    ///
+    /// # Errors
+    /// `NoSpace`.
+    pub fn has_room(&self, bytes: u64) -> Result<()> {
+        let Some(temp) = &self.image.temp else {
+            return Ok(());
+        };
+        match rustix::fs::statvfs(temp.path()) {
+            Ok(found) if found.f_bavail.saturating_mul(found.f_frsize) < bytes => {
+                let text = format!(
+                    "{bytes} bytes are needed, and the file system has {} left",
+                    found.f_bavail.saturating_mul(found.f_frsize)
+                );
+                let error = Error::new(ErrorKind::NoSpace, text).at(&self.image.given);
+                Err(self.image.hint(error))
+            }
+            // What cannot be told shows when it is written.
+            _ => Ok(()),
+        }
+    }
+
+    /// The same error, about the name that the user gave, where it is about a file on its way.
+    #[must_use]
+    pub fn name(&self, error: Error) -> Error {
+        self.all().fold(error, |error, new| new.name(error))
+    }
+
+    /// Puts an image of one file under its name.  Nothing may be written to it any more, and what
+    /// was written to a server has been made durable by [`settle`] or a flush.
+    ///
+    /// # Errors
+    /// The host's; then the name still stands for what it stood for before.
+    pub fn commit(self, durable: Durable) -> Result<()> {
+        self.commit_named(durable, &|_, _| {
+            Err(Error::invalid("the image has no names for further files"))
+        })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &New> {
+        std::iter::once(&self.image).chain(self.others.iter().map(|o| &o.new))
+    }
+}
+
+impl New {
+    fn begin(given: &Path) -> Result<Self> {
         let (path, existing) = look(given)?;
         let (temp, lock) = match &existing {
             Existing::Device(_) | Existing::Remote => (None, None),
+            Existing::Open(_) => {
+                let emptied = open(&path, &writable()).and_then(|file| file.set_len(0));
+                emptied.map_err(|e| e.renamed(&path, given))?;
+                (None, None)
+            }
             Existing::Nothing => (Some(beside(&path, 0o666)?), None),
             Existing::File(old) => {
-                let options = StorageOptions {
-                    access: Access::Write,
-                    ..StorageOptions::default()
-                };
-                let lock = open(&path, &options).map_err(|e| e.renamed(&path, given))?;
+                may_be_replaced(&path).map_err(|e| e.at(given))?;
+                let lock = open(&path, &writable()).map_err(|e| e.renamed(&path, given))?;
                 let temp = beside(&path, 0o600)?;
-                adopt(&temp, &path, old).map_err(|e| e.renamed(&temp, given))?;
+                adopt(temp.path(), &path, old).map_err(|e| e.renamed(temp.path(), given))?;
                 (Some(temp), Some(lock))
             }
         };
+        if let Some(temp) = &temp {
+            for name in Kind::Temporary.left(temp.directory(), &path) {
+                Kind::Temporary.remove(temp.directory(), &path, &name);
+            }
+        }
         Ok(Self {
             given: given.to_owned(),
             path,
@@ -139,120 +260,74 @@ impl Target {
         })
     }
 
-    /// The file or device to write to.
-    pub fn path(&self) -> &Path {
-        self.temp.as_deref().unwrap_or(&self.path)
+    fn written(&self) -> &Path {
+        self.temp.as_ref().map_or(&self.path, Temp::path)
     }
 
-    /// The name as the user gave it.
-    pub fn given(&self) -> &Path {
-        &self.given
-    }
-
-    /// Whether a file that is there under that name is to be replaced.
-    pub fn replaces(&self) -> bool {
+    fn replaces(&self) -> bool {
         matches!(self.existing, Existing::File(_))
     }
 
-    /// Tells the user where the file that is to be replaced has other names: they keep the old one.
-    pub fn note_links(&self, globals: &Globals) {
-        if matches!(&self.existing, Existing::File(old) if old.nlink() > 1) {
-            globals.note(&format!(
-                "{}: is replaced, and its other names (hard links) keep what it was",
-                self.given.display()
-            ));
+    fn file_name(&self) -> &OsStr {
+        self.path.file_name().unwrap_or_default()
+    }
+
+    fn name(&self, error: Error) -> Error {
+        let is_about = error.path() == Some(self.written());
+        let error = error.renamed(self.written(), &self.given);
+        match is_about && error.kind() == ErrorKind::NoSpace {
+            true => self.hint(error),
+            false => error,
         }
     }
 
-    /// Whether what is written goes straight to a device or a server, which holds anything before.
-    pub fn in_place(&self) -> bool {
-        self.temp.is_none()
-    }
-
-    /// The same error, about the name that the user gave, where it is about the temporary file.
-    #[must_use]
-    pub fn name(&self, error: Error) -> Error {
-        error.renamed(self.path(), &self.given)
-    }
-
-    /// Puts the image under its name.  Nothing may be written to it any more, and what was written
-    /// to a server has been made durable by [`settle`] or a flush.
-    ///
-    /// # Errors
-    /// The host's; then the name still stands for what it stood for before.
-    pub fn commit(mut self, durable: Durable) -> Result<()> {
-        if let Existing::Remote = self.existing {
-            return Ok(());
+    /// The same error; for want of room beside the old file, it names the way out.
+    fn hint(&self, error: Error) -> Error {
+        match self.replaces() {
+            true => error
+                .noted("the file that it replaces is kept until then (convert -n writes in place)"),
+            false => error,
         }
-        let Some(temp) = self.temp.take() else {
-            return sync(&self.path).map_err(|e| Error::io("sync", e).at(&self.given));
+    }
+
+    fn fail(&self, doing: &str, error: io::Error) -> Error {
+        Error::io(doing, error).at(&self.given)
+    }
+
+    /// Returns once it is on stable media.
+    fn sync(&self) -> Result<()> {
+        let synced = match (&self.temp, &self.existing) {
+            (_, Existing::Remote) => Ok(()),
+            (Some(temp), _) => temp.sync(),
+            (None, _) => File::open(&self.path).and_then(|file| file.sync_all()),
         };
-        let replaces = matches!(self.existing, Existing::File(_));
-        let durable = replaces || durable == Durable::Yes;
-        if durable {
-            sync(&temp).map_err(|e| Error::io("sync", e).at(&self.given))?;
-        }
-        let placed = if replaces {
-            temp.persist(&self.path)
-        } else {
-            place_new(temp, &self.path)
-        };
-        placed
-            .map_err(|e| Error::io("rename the new image into place", e.error).at(&self.given))?;
-        if durable {
-            let directory = directory(&self.path);
-            sync(directory).map_err(|e| Error::io("sync the directory", e).at(directory))?;
-        }
-        Ok(())
+        synced.map_err(|e| self.fail("sync", e))
+    }
+
+    fn sync_directory(&self) -> Result<()> {
+        let directory: Option<&OwnedFd> = self.temp.as_ref().map(|t| &**t.directory());
+        let synced = directory.map_or(Ok(()), sync_directory);
+        synced.map_err(|e| Error::io("sync the directory", e).at(parent(&self.path)))
     }
 }
 
-/// Puts a file under a name that was free when it was begun; whoever took it since keeps it.
-fn place_new(temp: TempPath, path: &Path) -> std::result::Result<(), tempfile::PathPersistError> {
-    match temp.persist_noclobber(path) {
-        // File systems without links and without this kind of rename.
-        Err(e) if e.error.kind() != io::ErrorKind::AlreadyExists && !path.exists() => {
-            e.path.persist(path)
-        }
-        done => done,
+fn writable() -> StorageOptions {
+    StorageOptions {
+        access: Access::Write,
+        ..StorageOptions::default()
     }
 }
 
-/// Storage beside `given`, with `options`, that has no name: it is gone when it is closed.
-///
-/// # Errors
-/// The host's.
-pub fn unnamed_beside(given: &Path, options: &StorageOptions) -> Result<Arc<dyn Storage>> {
-    let temp = match is_uri(given) {
-        // What belongs beside a server's disk goes where this host keeps such files.
-        true => beside(&std::env::temp_dir().join("vdtool"), 0o600)?,
-        false => beside(&follow(given)?, 0o600)?,
-    };
-    open(&temp, options).map_err(|e| e.renamed(&temp, given))
-}
-
-fn beside(path: &Path, mode: u32) -> Result<TempPath> {
-    let mut prefix = OsString::from(".");
-    let name = path.file_name().unwrap_or(OsStr::new("image")).as_bytes();
-    prefix.push(OsString::from_vec(
-        name[..name.len().min(MAX_NAME)].to_vec(),
-    ));
-    prefix.push(".");
-    let made = tempfile::Builder::new()
-        .prefix(&prefix)
-        .suffix(".tmp")
-        .permissions(Permissions::from_mode(mode))
-        .tempfile_in(directory(path));
+fn beside(path: &Path, mode: u32) -> Result<Temp> {
     // A directory that takes no new file may hold one that can be written.
     let doing = match path.exists() {
         true => "make a new file beside it (convert -n writes in place)",
         false => "make a file beside it",
     };
-    let made = made.map_err(|e| Error::io(doing, plain(e)).at(path))?;
-    Ok(made.into_temp_path())
+    Temp::beside(path, mode).map_err(|e| Error::io(doing, plain(e)).at(path))
 }
 
-/// The host's error without the temporary name that is added to it.
+/// The host's error without a temporary name that is added to it.
 fn plain(error: io::Error) -> io::Error {
     use io::ErrorKind as Kind;
     match error.kind() {
@@ -266,37 +341,11 @@ fn plain(error: io::Error) -> io::Error {
     }
 }
 
-fn directory(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
-
-fn sync(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
-}
-
-/// Follows symbolic links, also to a name that is still free.
-fn follow(given: &Path) -> Result<PathBuf> {
-    let mut path = given.to_owned();
-    for _ in 0..MAX_LINKS {
-        match std::fs::symlink_metadata(&path) {
-            Ok(found) if found.is_symlink() => {
-                let link = std::fs::read_link(&path);
-                let link = link.map_err(|e| Error::io("follow the link", e).at(&path))?;
-                path = directory(&path).join(link);
-            }
-            // That it is not there, or may not be looked at, shows when it is opened.
-            _ => return Ok(path),
-        }
-    }
-    let text = format!("leads through more than {MAX_LINKS} symbolic links");
-    Err(Error::new(ErrorKind::Invalid, text).at(given))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn names(dir: &Path) -> Vec<String> {

@@ -9,7 +9,7 @@ use crate::image::create::{CreateOptions, PREALLOCATION, Preallocation};
 use crate::image::driver::Creator;
 use crate::image::{Caps, Driver, Fill, Image, LayerBelow, Resize, Run, Wait};
 use crate::storage::open::Access;
-use crate::storage::{Limits, Storage, Zeroing, has_room, write_zeroes};
+use crate::storage::{Limits, Storage, Zeroing, fill_space, give_space, has_room};
 
 /// The registry row.
 pub static DRIVER: Driver = Driver {
@@ -55,16 +55,20 @@ fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
     refuse_backing(options)?;
     // A block device has a length of its own; it need only be long enough.
     match storage.set_len(options.size) {
-        Err(e) if e.kind() == ErrorKind::Unsupported => has_room(storage, options.size)?,
+        Err(e) if e.kind() == ErrorKind::Unsupported => {
+            if options.preallocation() != Preallocation::Off {
+                return Err(Error::unsupported(
+                    "preallocation is for files: this has the length and the space that it has",
+                ));
+            }
+            has_room(storage, options.size)?;
+        }
         done => done?,
     }
     match options.preallocation() {
         Preallocation::Off | Preallocation::Metadata => Ok(()),
-        Preallocation::Falloc => storage.reserve(0..options.size),
-        Preallocation::Full => {
-            storage.reserve(0..options.size)?;
-            write_zeroes(storage, 0..options.size)
-        }
+        Preallocation::Falloc => give_space(storage, 0..options.size),
+        Preallocation::Full => fill_space(storage, 0..options.size),
     }
 }
 

@@ -35,8 +35,17 @@ pub struct Bar {
     total: u64,
     done: AtomicU64,
     start: Instant,
-    cancelled: fn() -> bool,
+    signals: Signals,
     shown: Shown,
+}
+
+/// What the user says to a job while it runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Signals {
+    /// Whether it is to stop.
+    pub cancelled: fn() -> bool,
+    /// Whether it is to say how far it is, since this was called last.
+    pub asked: fn() -> bool,
 }
 
 #[derive(Debug)]
@@ -56,8 +65,8 @@ struct Lines {
 }
 
 impl Bar {
-    /// Shows a job of `total` bytes; `cancelled` tells whether the user asked to stop.
-    pub fn new(job: &'static str, total: u64, form: Form, cancelled: fn() -> bool) -> Self {
+    /// Shows a job of `total` bytes; `signals` tell what the user says meanwhile.
+    pub fn new(job: &'static str, total: u64, form: Form, signals: Signals) -> Self {
         let shown = match form {
             Form::Bar if std::io::stderr().is_terminal() => Shown::Bar(bar(job, total)),
             Form::Bar => Shown::Lines(Lines {
@@ -77,7 +86,7 @@ impl Bar {
             total,
             done: AtomicU64::new(0),
             start: Instant::now(),
-            cancelled,
+            signals,
             shown,
         }
     }
@@ -93,9 +102,25 @@ impl Bar {
 
     fn print(&self, lines: &Lines) {
         let done = self.done.load(Ordering::Relaxed);
-        let line = (lines.line)(self.job, done, self.total, self.start.elapsed());
-        // Nobody can be told that stderr is closed.
-        let _ = writeln!(std::io::stderr(), "{line}");
+        say(&(lines.line)(
+            self.job,
+            done,
+            self.total,
+            self.start.elapsed(),
+        ));
+    }
+
+    /// Says how far the job is, whatever is shown of it otherwise.
+    fn answer(&self) {
+        let done = self.done.load(Ordering::Relaxed);
+        match (&self.shown, self.total) {
+            (Shown::Lines(lines), _) => self.print(lines),
+            (Shown::Bar(bar), _) if !bar.is_hidden() => {
+                bar.suspend(|| say(&share(done, self.total)));
+            }
+            (_, 0) => say(&text(self.job, done, 0, self.start.elapsed())),
+            _ => say(&share(done, self.total)),
+        }
     }
 }
 
@@ -113,6 +138,9 @@ impl Drop for Bar {
 impl Progress for Bar {
     fn advance(&self, bytes: u64) {
         self.done.fetch_add(bytes, Ordering::Relaxed);
+        if (self.signals.asked)() {
+            self.answer();
+        }
         match &self.shown {
             Shown::Bar(bar) => bar.inc(bytes),
             Shown::Lines(lines) => {
@@ -127,7 +155,10 @@ impl Progress for Bar {
     }
 
     fn cancelled(&self) -> bool {
-        (self.cancelled)()
+        if (self.signals.asked)() {
+            self.answer();
+        }
+        (self.signals.cancelled)()
     }
 }
 
@@ -143,6 +174,19 @@ fn bar(job: &'static str, total: u64) -> ProgressBar {
     let style = ProgressStyle::with_template(template);
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         .with_message(job)
+}
+
+fn say(line: &str) {
+    // In one piece, so that lines of several threads do not mix; nobody can be told that stderr is
+    // closed.
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
+/// How much is done, as `qemu-img` answers SIGUSR1.
+fn share(done: u64, total: u64) -> String {
+    let hundredths = u128::from(done.min(total)) * 10_000 / u128::from(total.max(1));
+    let (percent, hundredth) = (hundredths / 100, hundredths % 100);
+    format!("    ({percent}.{hundredth:02}/100%)")
 }
 
 /// A line for people.

@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 
 /// Whether a file's pages belong to this kernel alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum FileSystem {
+pub enum FileSystem {
     /// They do.
     Local,
     /// Another machine or a process of the user has a say: NFS, SMB, FUSE and their like.  Mapped
@@ -36,7 +36,7 @@ const REMOTE: &[u32] = &[
 
 impl FileSystem {
     /// That of an open file; `Remote` where the host cannot tell.
-    pub(super) fn of(file: BorrowedFd<'_>) -> Self {
+    pub fn of(file: BorrowedFd<'_>) -> Self {
         let Ok(stat) = rustix::fs::fstatfs(file) else {
             return Self::Remote;
         };

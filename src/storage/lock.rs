@@ -17,6 +17,8 @@ use crate::storage::open::Access;
 const HELD: i64 = 100;
 /// Byte of permission 0 among those not shared.
 const NOT_SHARED: i64 = 200;
+/// Byte of who makes a file that has no name of its own yet.
+const CLAIMED: i64 = 300;
 
 /// What QEMU lets the user of an image do; the discriminant is the number of its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +86,21 @@ pub(super) fn lock(file: BorrowedFd<'_>, access: Access) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Takes the file for the one user of its name: none of the bytes that QEMU or [`lock`] know, so
+/// that it can be opened and locked besides.  Lasts until `file` and all its duplicates are closed.
+///
+/// # Errors
+/// `Locked` where another open file has taken it; `Unsupported` where the file system has no such
+/// locks; the host's.
+pub fn claim(file: BorrowedFd<'_>) -> Result<()> {
+    match fcntl(file, libc::F_OFD_SETLK, libc::F_WRLCK, CLAIMED) {
+        Ok(_) => Ok(()),
+        Err(e) if has_no_locks(&e) => Err(Error::unsupported("the file system has no locks")),
+        Err(e) if is_conflict(&e) => Err(locked(Access::Write, "another process is making it")),
+        Err(e) => Err(Error::io("lock", e)),
+    }
 }
 
 /// Gives up what `lock` took, at once.
@@ -189,6 +206,19 @@ mod tests {
                 assert_eq!(e.message().contains("-U"), second == Access::Read, "{e}");
             }
         }
+    }
+
+    #[test]
+    fn a_file_is_claimed_once_and_can_be_locked_besides() {
+        let named = tempfile::NamedTempFile::new().expect("a temporary file");
+        let holder = open(named.path());
+        claim(holder.as_fd()).expect("nobody else is there");
+        let other = open(named.path());
+        let error = claim(other.as_fd()).expect_err("is taken");
+        assert_eq!(error.kind(), ErrorKind::Locked);
+        lock(other.as_fd(), Access::Write).expect("is something else");
+        drop(holder);
+        claim(other.as_fd()).expect("nobody is left");
     }
 
     #[test]

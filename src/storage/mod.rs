@@ -17,10 +17,10 @@ pub mod aligned;
 pub mod copy;
 pub mod device;
 pub mod file;
-mod filesystem;
+pub mod filesystem;
 pub mod highwater;
 mod identity;
-mod lock;
+pub mod lock;
 pub mod memory;
 mod mmap;
 pub mod nbd;
@@ -155,6 +155,30 @@ pub fn write_zeroes(storage: &dyn Storage, host: Range<u64>) -> Result<()> {
         at += len64(len);
     }
     Ok(())
+}
+
+/// Gives a range that reads as zeroes space, as far as the host can say that: by
+/// [`Storage::reserve`], else by writing the zeroes.
+///
+/// # Errors
+/// The host's; then any part of the range may have space.
+pub fn give_space(storage: &dyn Storage, host: Range<u64>) -> Result<()> {
+    match storage.reserve(host.clone()) {
+        Err(e) if e.kind() == ErrorKind::Unsupported => write_zeroes(storage, host),
+        done => done,
+    }
+}
+
+/// As [`give_space`], and writes the zeroes, so that no later write has to make them.
+///
+/// # Errors
+/// The host's; then any part of the range may have space.
+pub fn fill_space(storage: &dyn Storage, host: Range<u64>) -> Result<()> {
+    match storage.reserve(host.clone()) {
+        Err(e) if e.kind() == ErrorKind::Unsupported => {}
+        done => done?,
+    }
+    write_zeroes(storage, host)
 }
 
 /// Makes the object hold `len` zero bytes, whatever it held.  Of a block device, which has a length

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::target::wait_until_begun;
 use crate::util::{Seeded, assert_same, peer, requires, scratch, vdtool};
 
 const MIB: usize = 1 << 20;
@@ -402,11 +403,7 @@ fn stopped(dir: &Path, arguments: &[&str], signal: &str) -> Option<i32> {
     // Kept open: waiting for a child closes the end that it still has.
     let mut stdin = child.stdin.take().expect("is piped");
     stdin.write_all(&[1; 5000]).expect("the pipe takes it");
-    let begun = Instant::now();
-    while !names(dir).iter().any(|n| n.ends_with(".tmp")) {
-        assert!(begun.elapsed() < Duration::from_secs(60), "did not begin");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_until_begun(dir, &mut child);
     peer("kill", dir, [signal, &child.id().to_string()]);
     let status = child.wait().expect("ends");
     drop(stdin);
@@ -521,7 +518,7 @@ fn a_hangup_that_is_ignored_does_not_stop_a_job() {
     let dir = scratch.path();
     fs::write(dir.join("a.raw"), vec![1; 300_000]).expect("writes");
     let script = "trap '' HUP; \"$0\" convert -r 200k a.raw b.raw & \
-                  while ! ls -A | grep -q tmp; do sleep 0.01; done; kill -HUP $!; wait $!";
+                  while ! ls -l /proc/$!/fd | grep -Eq '(deleted)|tmp'; do sleep 0.01; done; kill -HUP $!; wait $!";
     peer("sh", dir, ["-c", script, env!("CARGO_BIN_EXE_vdtool")]);
     assert_eq!(names(dir), ["a.raw", "b.raw"]);
 }

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
+use crate::target::wait_until_begun;
 use crate::util::{peer, requires, scratch, vdtool};
 
 #[test]
@@ -113,10 +114,7 @@ fn a_signal_leaves_nothing_behind() {
             .stderr(std::process::Stdio::piped())
             .spawn()
             .expect("starts");
-        let mut names = 1;
-        while names < 2 && child.try_wait().expect("waits").is_none() {
-            names = std::fs::read_dir(&dir).expect("reads").count();
-        }
+        wait_until_begun(dir.path(), &mut child);
         let pid = Pid::from_child(&child);
         rustix::process::kill_process(pid, signal).expect("is there");
         let output = child.wait_with_output().expect("ends");

@@ -40,6 +40,7 @@ mod serve;
 mod snapshot;
 mod snapshot_table;
 mod storage;
+mod target;
 mod threads;
 mod ublk;
 mod util;

@@ -4,19 +4,19 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::chain::open::{ChainOptions, References};
+use crate::chain::open::ChainOptions;
 use crate::chain::{self, Chain, HostFile};
 use crate::cli::backing;
 use crate::cli::cache::CacheMode;
 use crate::cli::convert::Args;
 use crate::cli::convert::options::{Given, given};
-use crate::cli::create::{Generic, creator, data_target};
+use crate::cli::create::{self, Generic, creator};
 use crate::cli::exit::{complain, usage};
-use crate::cli::target::{Target, settle};
+use crate::cli::target::{Target, refuse_open, settle};
 use crate::cli::{Globals, kept, progress};
 use crate::copy::bitmaps::{Broken, bitmaps_of, bitmaps_of_mut, copy_bitmaps};
-use crate::copy::{self, Allocation, Before, Convert, Joined, Outcome};
-use crate::error::Error;
+use crate::copy::{self, Allocation, Before, Convert, Joined, Outcome, Scan};
+use crate::error::{Error, ErrorKind, Result};
 use crate::formats::raw;
 use crate::image::Driver;
 use crate::image::create::{CreateOptions, Preallocation};
@@ -41,10 +41,12 @@ struct Place<'a> {
     path: PathBuf,
     before: Before,
     order: WriteOrder,
-    /// Files below it that the user named.
-    allowed: Vec<PathBuf>,
+    /// What lies below it.
+    backing: Option<PathBuf>,
     /// How data is compressed.
     compress: Vec<OsString>,
+    /// Whether all of it was given space when it was made.
+    given_space: bool,
     /// What is to be its data file, under the name that it has until it is whole.
     data_file: Option<PathBuf>,
 }
@@ -69,15 +71,16 @@ pub(super) fn convert(
         files.extend(below.disk.chains().flat_map(Chain::files));
         kept::refuse(target, &files)?;
     }
-    let mut create = create_options(args, &new, driver, target, sources.len(), backing.as_ref())?;
-    let new = Target::begin(target)?;
-    new.note_links(globals);
-    let data = data_target(target, &create, &files)?;
-    if let Some(data) = data.as_ref().filter(|d| d.replaces()) {
-        globals.note(&format!(
-            "{}: the data file is there already and is replaced",
-            printable(data.given())
-        ));
+    let mut options = create_options(args, &new, driver, target, sources.len(), backing.as_ref())?;
+    let new = create::target(target, &options, &files)?;
+    new.note_replaced(globals);
+    let given_space = matches!(
+        options.preallocation(),
+        Preallocation::Falloc | Preallocation::Full
+    );
+    let writes_all = args.scan() == Scan::Full && !args.compress && backing.is_none();
+    if (given_space || writes_all) && new.others().next().is_none() {
+        new.has_room(options.size)?;
     }
     let place = Place {
         args,
@@ -92,21 +95,16 @@ pub(super) fn convert(
             (None, _) => Before::Zeroes,
         },
         order: WriteOrder::Unordered,
-        allowed: backing.iter().map(|b| b.create.absolute.clone()).collect(),
+        backing: backing.as_ref().map(|b| b.create.absolute.clone()),
         compress,
-        data_file: data.as_ref().map(|d| d.path().to_owned()),
+        given_space,
+        data_file: new.others().next().map(Path::to_owned),
     };
     let done = place
-        .create(&mut create)
+        .create(&mut options)
         .and_then(|()| place.fill(sources, backing.as_ref().map(|b| &b.disk)));
-    done.map_err(|e| match &data {
-        Some(data) => named(named(e, data), &new),
-        None => named(e, &new),
-    })?;
-    let durable = args.target_cache.durable();
-    // An image that names a data file never stands without it.
-    data.map_or(Ok(()), |data| data.commit(durable))?;
-    Ok(new.commit(durable)?)
+    done.map_err(|e| named(e, &new))?;
+    Ok(create::commit(new, args.target_cache.durable(), driver)?)
 }
 
 /// Writes into an image that exists.
@@ -132,8 +130,9 @@ fn in_place(
             false => Before::Unknown,
         },
         order: WriteOrder::Ordered,
-        allowed: Vec::new(),
+        backing: None,
         compress,
+        given_space: false,
         data_file: None,
     };
     place.fill(sources, None)
@@ -150,12 +149,6 @@ impl Place<'_> {
             options.caching = caching;
         }
         options
-    }
-
-    /// The URI below it that the user named.
-    fn remotes(&self) -> impl Iterator<Item = String> {
-        let uris = self.allowed.iter().filter(|path| is_uri(path));
-        uris.filter_map(|path| Some(path.to_str()?.to_owned()))
     }
 
     fn create(&self, options: &mut CreateOptions) -> anyhow::Result<()> {
@@ -175,22 +168,16 @@ impl Place<'_> {
 
     fn open(&self, access: Access) -> anyhow::Result<Chain> {
         let plan = self.args.open.plan(Some(self.driver), Access::Read)?;
-        let references = match plan.references {
-            References::Any => References::Any,
-            References::Confined { mut allowed } => {
-                allowed.extend(self.allowed.iter().cloned());
-                References::Confined { allowed }
-            }
-        };
         let options = ChainOptions {
             storage: self.storage(access),
             format: Some(self.driver),
             backing_format: self.args.target_backing_format,
-            references,
-            remotes: plan.remotes.into_iter().chain(self.remotes()).collect(),
+            references: plan.references,
+            remotes: plan.remotes,
             order: self.order,
             values: self.compress.clone(),
             data_file: self.data_file.clone(),
+            backing: self.backing.clone(),
             ..ChainOptions::default()
         };
         Ok(chain::open::open(&self.path, &options)?)
@@ -225,6 +212,9 @@ impl Place<'_> {
             false => copy::convert(sources, &chain, &options, &bar)?,
         }
         bar.finish();
+        if self.given_space {
+            keep_space(&chain)?;
+        }
         if self.args.bitmaps {
             self.copy_bitmaps(self.bitmap_source(sources)?, &mut chain)?;
         }
@@ -293,6 +283,16 @@ impl Place<'_> {
     }
 }
 
+/// Gives back to the disk what space zeroes in the source took from it.
+fn keep_space(chain: &Chain) -> Result<()> {
+    let disk = 0..chain.virtual_size();
+    chain.give_space(disk, &mut |storage, place| match storage.reserve(place) {
+        // Then none was taken.
+        Err(e) if e.kind() == ErrorKind::Unsupported => Ok(()),
+        done => done,
+    })
+}
+
 /// What could not be read while salvaging.
 #[derive(Debug, Default)]
 pub(super) struct Losses {
@@ -350,6 +350,7 @@ fn below(
         }
         return Ok(None);
     };
+    refuse_open(target, "a backing image")?;
     let format = args.target_backing_format.or(generic.backing_format);
     let home = backing::home_of_new(target)?;
     let absolute = backing::locate(&home, name);

@@ -4,14 +4,15 @@ use std::io::{BufWriter, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::chain::{Base, Chain};
 use crate::cli::convert::options::{Given, codec_options, given, refuse};
-use crate::cli::convert::{Args, place, source};
+use crate::cli::convert::{Args, is_stream, place, source};
 use crate::cli::create::creator;
-use crate::cli::exit::usage;
+use crate::cli::exit::{self, usage};
 use crate::cli::target::{Target, look};
 use crate::cli::{Globals, interrupt, progress, signal, target};
 use crate::copy::{self, Before, Convert, Joined, Lost, stream};
@@ -36,8 +37,48 @@ const WAIT: Timespec = Timespec {
 /// Bytes of an image that are written to stdout at a time.
 const BUFFER: usize = 1 << 20;
 
-/// Writes the sources to stdout.  Signals end it at once: there is nothing to clean up.
-pub(super) fn to_stdout(args: &Args, sources: &[PathBuf], globals: &Globals) -> anyhow::Result<()> {
+/// Where an image in the order of its bytes goes.
+pub(super) enum Sink {
+    /// Standard output.
+    Stdout,
+    /// A pipe that a process has open.
+    Pipe(std::fs::File),
+}
+
+impl Sink {
+    /// Of the target that was named, where it is one.
+    ///
+    /// # Errors
+    /// Those of [`target::pipe`].
+    pub(super) fn of(path: &Path) -> crate::Result<Option<Self>> {
+        match is_stream(path) {
+            true => Ok(Some(Self::Stdout)),
+            false => Ok(target::pipe(path)?.map(Self::Pipe)),
+        }
+    }
+
+    fn open(self) -> anyhow::Result<std::fs::File> {
+        match self {
+            Self::Pipe(file) => Ok(file),
+            Self::Stdout => {
+                let out = std::io::stdout();
+                if out.is_terminal() {
+                    return Err(usage("stdout is a terminal, which is no place for a disk"));
+                }
+                // Not by way of `Stdout`, which looks for line ends.
+                Ok(out.as_fd().try_clone_to_owned()?.into())
+            }
+        }
+    }
+}
+
+/// Writes the sources to a stream.  Signals end it at once: there is nothing to clean up.
+pub(super) fn send(
+    args: &Args,
+    sources: &[PathBuf],
+    sink: Sink,
+    globals: &Globals,
+) -> anyhow::Result<()> {
     let driver = args.target_format.unwrap_or(&raw::DRIVER);
     refuse(args, driver)?;
     let sequence = creator(driver)?.sequence;
@@ -55,21 +96,21 @@ pub(super) fn to_stdout(args: &Args, sources: &[PathBuf], globals: &Globals) -> 
         return Err(usage("a raw disk on stdout takes no -o"));
     }
     let sources = source::open(args, sources)?;
-    let out = std::io::stdout();
-    if out.is_terminal() {
-        return Err(usage("stdout is a terminal, which is no place for a disk"));
-    }
+    let file = sink.open()?;
     let lost = place::Losses::default();
     let salvage = |at: u64, len: u64, e: &Error| lost.warn(at, len, e);
     let salvage = args.salvage.then_some(&salvage as &Lost<'_>);
-    // Not by way of `Stdout`, which looks for line ends.
-    let out = std::fs::File::from(out.as_fd().try_clone_to_owned()?);
+    let closed = AtomicBool::new(false);
+    let out = Output {
+        file,
+        closed: &closed,
+    };
     let mut out = BufWriter::with_capacity(BUFFER, out);
-    match sequence {
+    let sent = match sequence {
         None => {
             let bar = progress::start("convert", sources.len(), &args.progress, globals);
-            stream::send(&sources, &mut out, args.workers(), salvage, &bar)?;
-            bar.finish();
+            let sent = stream::send(&sources, &mut out, args.workers(), salvage, &bar);
+            sent.map(|()| bar.finish()).map_err(anyhow::Error::from)
         }
         Some(sequence) => {
             let image = Image {
@@ -78,11 +119,36 @@ pub(super) fn to_stdout(args: &Args, sources: &[PathBuf], globals: &Globals) -> 
                 sequence,
                 given: &given,
             };
-            image.send(&sources, &mut out, salvage, globals)?;
+            image.send(&sources, &mut out, salvage, globals)
         }
-    }
+    };
+    sent.map_err(|e| match closed.load(Ordering::Relaxed) {
+        true => exit::NobodyReads.into(),
+        false => e,
+    })?;
     lost.sum_up(Path::new("stdout"));
     Ok(())
+}
+
+/// A stream, which remembers whether whoever read it has left: the source may be lost by a
+/// broken pipe as well.
+struct Output<'a> {
+    file: std::fs::File,
+    closed: &'a AtomicBool,
+}
+
+impl Write for Output<'_> {
+    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        self.file.write(buf).inspect_err(|e| {
+            if e.kind() == std::io::ErrorKind::BrokenPipe {
+                self.closed.store(true, Ordering::Relaxed);
+            }
+        })
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// An image for stdout.
@@ -145,7 +211,7 @@ pub(super) fn from_stdin(
     let plain = args.options.is_empty() && args.backing.is_none() && !args.verify;
     if driver.name == raw::DRIVER.name && new_file && plain && args.sparse_size.is_none() {
         let new = Target::begin(path)?;
-        new.note_links(globals);
+        new.note_replaced(globals);
         let storage = writable(new.path()).map_err(|e| new.name(e))?;
         let received = input.receive(args, &*storage, globals);
         received.map_err(|e| new.name(e))?;

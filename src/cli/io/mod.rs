@@ -137,7 +137,6 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     }
     let flushed = runner.session.out.flush().map_err(anyhow::Error::from);
     match (runner.failed, signal::caught()) {
-        // A closed pipe is a clean end, but not for an image that was not closed cleanly.
         (_, true) => Ok(signal::exit()),
         (true, false) => Ok(Exit::Failed),
         (false, false) => fed.and(flushed).map(|()| Exit::Done),

@@ -20,10 +20,13 @@ impl std::error::Error for OutputLost {
     }
 }
 
-/// Standard output, buffered within a command.
+/// Standard output, buffered within a command.  Once whoever read it has left, nothing is printed
+/// any more, and commands are carried out all the same: they change images, and the exit code
+/// tells how they went.
 #[derive(Debug)]
 pub(super) struct Output {
     stdout: BufWriter<Stdout>,
+    closed: bool,
 }
 
 impl Output {
@@ -31,6 +34,23 @@ impl Output {
     pub(super) fn new() -> Self {
         Self {
             stdout: BufWriter::new(io::stdout()),
+            closed: false,
+        }
+    }
+
+    fn attempt(
+        &mut self,
+        write: impl FnOnce(&mut BufWriter<Stdout>) -> io::Result<()>,
+    ) -> Result<(), OutputLost> {
+        if self.closed {
+            return Ok(());
+        }
+        match write(&mut self.stdout) {
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {
+                self.closed = true;
+                Ok(())
+            }
+            done => done.map_err(OutputLost),
         }
     }
 
@@ -39,7 +59,7 @@ impl Output {
     /// # Errors
     /// `OutputLost`.
     pub(super) fn line(&mut self, text: &str) -> Result<(), OutputLost> {
-        writeln!(self.stdout, "{text}").map_err(OutputLost)
+        self.attempt(|out| writeln!(out, "{text}"))
     }
 
     /// Prints `buf`, whose first byte is at `at`, as hexadecimal numbers and characters.
@@ -63,7 +83,7 @@ impl Output {
     /// # Errors
     /// `OutputLost`.
     pub(super) fn flush(&mut self) -> Result<(), OutputLost> {
-        self.stdout.flush().map_err(OutputLost)
+        self.attempt(Write::flush)
     }
 }
 

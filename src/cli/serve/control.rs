@@ -14,10 +14,10 @@ use serde_json::{Value, json};
 
 use super::event::whole;
 use super::order;
-use super::ready::Removed;
 use super::run::Front;
 use crate::cli::ctl::{Line, MAX_COMMAND, Order};
 use crate::cli::io::words;
+use crate::cli::removed::Removed;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::util::align::len64;
 use crate::util::text::printable;
@@ -46,10 +46,8 @@ pub(super) fn bind(path: &Path) -> Result<Socket> {
     let listener = UnixListener::bind(path);
     rustix::process::umask(before);
     let listener = listener.map_err(|e| Error::io("listen on the socket", e).at(path))?;
-    Ok(Socket {
-        listener,
-        file: Removed::new(path),
-    })
+    let file = Removed::at(path).map_err(|e| Error::io("open its directory", e).at(path))?;
+    Ok(Socket { listener, file })
 }
 
 fn remove_stale(path: &Path) -> Result<()> {

@@ -2,50 +2,21 @@
 //! service manager.
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::Write;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 
 use crate::chain::HostFile;
 use crate::cli::common::print;
 use crate::cli::kept;
+use crate::cli::removed::Removed;
+use crate::cli::target::{Durable, Existing, Target, look};
 use crate::error::{Context, Error, Result};
 use crate::storage::HostId;
-
-/// A file of ours that is removed when this is dropped, and nothing that has its name by then.
-#[derive(Debug)]
-pub(super) struct Removed {
-    path: PathBuf,
-    id: Option<HostId>,
-}
-
-impl Removed {
-    /// What is at `path` now.
-    pub(super) fn new(path: &Path) -> Self {
-        Self {
-            path: path.to_owned(),
-            id: at(path),
-        }
-    }
-}
-
-/// What has that name itself, links not followed.
-fn at(path: &Path) -> Option<HostId> {
-    let found = std::fs::symlink_metadata(path).ok();
-    found.map(|m| HostId::of(&m))
-}
-
-impl Drop for Removed {
-    fn drop(&mut self) {
-        if self.id.is_some() && at(&self.path) == self.id {
-            // Nothing is lost where somebody else removed it.
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
 
 /// Longest text of a file with a process id: ten digits, and what may end the line.
 const MAX_PID_TEXT: u64 = 12;
@@ -79,24 +50,27 @@ pub(super) fn check_pid_file(path: &Path, files: &[HostFile]) -> Result<()> {
 /// Writes the process id to a file, in one piece.
 ///
 /// # Errors
-/// The host's.
+/// The host's; those of [`Target::begin`]; `Invalid` for what is no file.
 pub(super) fn pid_file(path: &Path) -> Result<Removed> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let write = || -> std::io::Result<()> {
-        let mut file = tempfile::Builder::new()
-            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
-            .tempfile_in(directory)?;
-        writeln!(file, "{}", std::process::id())?;
-        file.persist(path).map_err(|e| e.error)?;
-        Ok(())
-    };
-    write()
-        .map_err(|e| Error::io("write the process id", e))
-        .at(path)?;
-    Ok(Removed::new(path))
+    let (name, existing) = look(path)?;
+    if !matches!(existing, Existing::Nothing | Existing::File(_)) {
+        let text = "is no place for a process id (allowed: a file, by its name)";
+        return Err(Error::invalid(text).at(path));
+    }
+    let target = Target::begin(path)?;
+    let written =
+        std::fs::write(target.path(), format!("{}\n", std::process::id())).and_then(|()| {
+            match existing {
+                Existing::Nothing => {
+                    std::fs::set_permissions(target.path(), Permissions::from_mode(0o644))
+                }
+                _ => Ok(()),
+            }
+        });
+    let fail = |e| Error::io("write the process id", e);
+    written.map_err(fail).at(path)?;
+    target.commit(Durable::WhenReplacing)?;
+    Removed::at(&name).map_err(fail).at(path)
 }
 
 /// Refuses a descriptor of one of `files` to write the addresses to.

@@ -14,10 +14,10 @@ use signal_hook::low_level::pipe;
 
 use super::disk::{self, Disk};
 use super::event::Events;
-use super::ready::Removed;
 use super::{Args, Export, Server, control, limit, ready, report};
 use crate::chain::HostFile;
 use crate::cli::exit::Exit;
+use crate::cli::removed::Removed;
 use crate::cli::{Globals, signal};
 use crate::error::Error;
 

@@ -2,13 +2,10 @@
 
 use super::create::{Layout, Plan};
 use super::entry::COPIED;
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 use crate::image::create::Preallocation;
-use crate::storage::Storage;
+use crate::storage::{Storage, fill_space, give_space};
 use crate::util::align::clamp_len;
-
-/// Bytes of zeroes written at a time.
-const STEP: usize = 1 << 20;
 
 /// Writes the tables of a preallocated disk to `storage`, and gives its clusters space in `data`.
 pub(super) fn preallocate(
@@ -36,15 +33,8 @@ pub(super) fn preallocate(
     };
     match plan.preallocation {
         Preallocation::Off | Preallocation::Metadata => Ok(()),
-        Preallocation::Falloc => reserve(data, first..end),
-        Preallocation::Full => {
-            match reserve(data, first..end) {
-                // Writing the zeroes gives them space as well.
-                Err(e) if e.kind() == ErrorKind::Unsupported => {}
-                done => done?,
-            }
-            write_zeroes(data, first..end)
-        }
+        Preallocation::Falloc => give_space(data, first..end),
+        Preallocation::Full => fill_space(data, first..end),
     }
 }
 
@@ -68,23 +58,4 @@ fn write_tables(storage: &dyn Storage, plan: &Plan, layout: &Layout, first: u64)
         storage.write_at(&table, host)?;
     }
     storage.write_at(&l1, layout.l1.start * size)
-}
-
-/// Asks the host for space.
-fn reserve(data: &dyn Storage, host: std::ops::Range<u64>) -> Result<()> {
-    if host.is_empty() {
-        return Ok(());
-    }
-    data.reserve(host)
-}
-
-fn write_zeroes(data: &dyn Storage, host: std::ops::Range<u64>) -> Result<()> {
-    let zeroes = vec![0; STEP];
-    let mut at = host.start;
-    while at < host.end {
-        let len = clamp_len(host.end - at, STEP);
-        data.write_at(&zeroes[..len], at)?;
-        at += len as u64;
-    }
-    Ok(())
 }

@@ -13,7 +13,7 @@ use crate::formats::vhd::locator::{self, Code, Locator};
 use crate::image::create::{CreateBacking, CreateOptions, PREALLOCATION, Preallocation};
 use crate::image::driver::Creator;
 use crate::image::options::{OptionKind, OptionSpec};
-use crate::storage::Storage;
+use crate::storage::{Storage, fill_space, give_space};
 use crate::util::align::{clamp_len, len64};
 
 /// Where our tables begin: behind the footer's copy and the header.
@@ -310,11 +310,10 @@ fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
 }
 
 fn create_fixed(storage: &dyn Storage, plan: &Plan<'_>, footer: &Footer) -> Result<()> {
-    if plan.preallocation != Preallocation::Off {
-        storage.reserve(0..plan.size + footer::LEN64)?;
-    }
-    if plan.preallocation == Preallocation::Full {
-        write_repeated(storage, 0, 0..plan.size)?;
+    match plan.preallocation {
+        Preallocation::Off | Preallocation::Metadata => {}
+        Preallocation::Falloc => give_space(storage, 0..plan.size)?,
+        Preallocation::Full => fill_space(storage, 0..plan.size)?,
     }
     storage.write_at(&footer.to_bytes(), plan.size)
 }

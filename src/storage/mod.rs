@@ -19,6 +19,7 @@ pub mod device;
 pub mod file;
 mod filesystem;
 pub mod highwater;
+mod known;
 mod lock;
 pub mod memory;
 mod mmap;
@@ -87,6 +88,14 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// # Errors
     /// The host's, and the loss of bytes that were there when the object was opened.
     fn read_at(&self, buf: &mut [u8], host: u64) -> Result<()>;
+    /// As [`Storage::read_at`], for few bytes far from others that are read: what is around them is
+    /// not read ahead, and nothing stays mapped.
+    ///
+    /// # Errors
+    /// Those of [`Storage::read_at`].
+    fn read_alone(&self, buf: &mut [u8], host: u64) -> Result<()> {
+        self.read_at(buf, host)
+    }
     /// Writes all of `buf` at `host`, growing the object where it can grow.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ pub mod plan;
 pub mod progress;
 mod put;
 pub mod rebase;
+mod room;
 mod salvage;
 mod scan;
 pub mod sequence;

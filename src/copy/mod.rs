@@ -26,6 +26,7 @@ pub mod sequence;
 pub mod stream;
 mod transfer;
 mod units;
+mod whole;
 
 pub use commit::commit;
 pub use compare::{Allocation, Failure, Outcome, Step, compare};

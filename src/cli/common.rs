@@ -171,7 +171,8 @@ impl OpenArgs {
 /// # Errors
 /// Those of `write`; the host's; [`exit::NobodyReads`] where the pipe is closed.
 pub fn print(write: impl FnOnce(&mut dyn Write) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let mut out = BufWriter::new(io::stdout().lock());
+    // Much at a time: standard output itself writes line by line.
+    let mut out = BufWriter::with_capacity(64 << 10, io::stdout().lock());
     let done = write(&mut out).and_then(|()| Ok(out.flush()?));
     done.map_err(|e| match e.downcast::<io::Error>() {
         Ok(e) => exit::output_failed(e),

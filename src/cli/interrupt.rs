@@ -68,6 +68,10 @@ impl Storage for Interruptible {
         self.storage.read_at(buf, host)
     }
 
+    fn read_alone(&self, buf: &mut [u8], host: u64) -> Result<()> {
+        self.storage.read_alone(buf, host)
+    }
+
     fn write_at(&self, buf: &[u8], host: u64) -> Result<()> {
         check()?;
         self.storage.write_at(buf, host)?;

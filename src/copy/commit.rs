@@ -5,10 +5,13 @@ use std::ops::Range;
 use crate::chain::Chain;
 use crate::copy::engine::Engine;
 use crate::copy::progress::Progress;
+use crate::copy::whole::{Home, Whole};
 use crate::error::{Error, Result};
 use crate::image::{Source, Wait};
 use crate::storage::Zeroing;
 use crate::util::align::{clamp_len, len64};
+use crate::util::buf::is_zero;
+use crate::util::range;
 
 /// Work range.
 const RANGE: u64 = 16 << 20;
@@ -38,10 +41,18 @@ pub fn commit(upper: &Chain, base: &Chain, workers: usize, progress: &dyn Progre
         })
     };
     let engine = Engine::new(size, range_size(base), &idle, progress);
+    let down = Down {
+        upper,
+        base,
+        // New space over zeroes needs no sync of its own.
+        whole: Whole::new(base).filter(|_| base.top().caps().backing),
+        progress,
+    };
     let workers = workers.clamp(1, super::MAX_WORKERS);
     engine.run(workers, Vec::new, |buf, job| -> Result<(), Error> {
-        move_down(upper, base, job.range.clone(), buf, progress)
-    })
+        down.range(job.range.clone(), buf)
+    })?;
+    down.whole.map_or(Ok(()), |whole| whole.finish())
 }
 
 /// A multiple of the base's cluster, so that no two workers write to the same one.
@@ -50,48 +61,126 @@ pub(super) fn range_size(target: &Chain) -> u64 {
     RANGE.checked_next_multiple_of(cluster).unwrap_or(cluster)
 }
 
-fn move_down(
-    upper: &Chain,
-    base: &Chain,
-    range: Range<u64>,
-    buf: &mut Vec<u8>,
-    progress: &dyn Progress,
-) -> Result<()> {
-    let _ticket = upper.enter();
-    let mut at = range.start;
-    while at < range.end {
-        progress.check()?;
-        let found = upper.resolve_layers(at, range.end - at, Wait::Yes)?;
-        let end = at + found.len;
-        match found.source {
-            Source::Below => {}
-            Source::Zero => base.zero(at..end, Zeroing::MayUnmap)?,
-            Source::Stored { storage, host, .. } => {
-                let run = storage.run(host, found.len)?;
-                let end = at + run.len;
-                match run.data {
-                    true => copy(upper, base, at..end, buf)?,
-                    false => base.zero(at..end, Zeroing::MayUnmap)?,
-                }
-                at = end;
-                continue;
-            }
-            Source::Encoded => copy(upper, base, at..end, buf)?,
-        }
-        at = end;
-    }
-    Ok(())
+/// Moves ranges down.
+struct Down<'a> {
+    upper: &'a Chain,
+    base: &'a Chain,
+    /// Where many clusters are written by one sync.
+    whole: Option<Whole<'a>>,
+    progress: &'a dyn Progress,
 }
 
-/// Copies bytes that an upper layer has.
-fn copy(upper: &Chain, base: &Chain, range: Range<u64>, buf: &mut Vec<u8>) -> Result<()> {
-    buf.resize(STEP, 0);
-    let mut at = range.start;
-    while at < range.end {
-        let part = clamp_len(range.end - at, STEP);
-        upper.read_at(&mut buf[..part], at)?;
-        base.write_at(&buf[..part], at)?;
-        at += len64(part);
+/// What an upper layer has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Has {
+    Data,
+    Zeroes,
+}
+
+impl Down<'_> {
+    fn range(&self, range: Range<u64>, buf: &mut Vec<u8>) -> Result<()> {
+        let _ticket = self.upper.enter();
+        let mut at = range.start;
+        while at < range.end {
+            self.progress.check()?;
+            let (len, has) = self.find(at, range.end - at)?;
+            at += match has {
+                None => len,
+                Some(has) => self.part(at..at + len, has, buf)?,
+            };
+        }
+        Ok(())
     }
-    Ok(())
+
+    /// What the upper layers have at `at`, and how far that goes.
+    fn find(&self, at: u64, len: u64) -> Result<(u64, Option<Has>)> {
+        let found = self.upper.resolve_layers(at, len, Wait::Yes)?;
+        Ok(match found.source {
+            Source::Below => (found.len, None),
+            Source::Zero => (found.len, Some(Has::Zeroes)),
+            Source::Stored { storage, host, .. } => {
+                let run = storage.run(host, found.len)?;
+                match run.data {
+                    true => (run.len, Some(Has::Data)),
+                    false => (run.len, Some(Has::Zeroes)),
+                }
+            }
+            Source::Encoded => (found.len, Some(Has::Data)),
+        })
+    }
+
+    /// Moves a part of a range of one kind; how much, which may be more than was given, where it
+    /// ends within a cluster.
+    fn part(&self, part: Range<u64>, has: Has, buf: &mut Vec<u8>) -> Result<u64> {
+        let mut end = part.end;
+        if let Some(whole) = &self.whole {
+            match whole.home(part.start, range::len(&part))? {
+                Home::InPlace(len) => end = part.start + len,
+                Home::Cluster(cluster) => match (&has, part.end - part.end % whole.cluster()) {
+                    (Has::Zeroes, whole_end) if cluster == part.start && whole_end > cluster => {
+                        end = whole_end;
+                    }
+                    _ => return self.cluster(whole, part, cluster, buf),
+                },
+            }
+        }
+        let part = part.start..end;
+        let len = range::len(&part);
+        match has {
+            Has::Data => self.copy(part, buf)?,
+            Has::Zeroes => self.base.zero(part, Zeroing::MayUnmap)?,
+        }
+        Ok(len)
+    }
+
+    /// Leaves the cluster at `cluster` to be stored as it is to read, with all that the upper layers
+    /// have of it, beginning with `part`, which starts in it; how much of the disk from there on is
+    /// done then.
+    fn cluster(
+        &self,
+        whole: &Whole<'_>,
+        part: Range<u64>,
+        cluster: u64,
+        buf: &mut Vec<u8>,
+    ) -> Result<u64> {
+        let base = self.base.virtual_size();
+        let all = cluster..base.min(cluster + whole.cluster());
+        let end = all.end.min(self.upper.virtual_size());
+        buf.resize(STEP.max(clamp_len(whole.cluster(), usize::MAX)), 0);
+        let buf = &mut buf[..clamp_len(range::len(&all), usize::MAX)];
+        if part.start > cluster || part.end < all.end {
+            self.base.read_at(buf, cluster)?;
+        }
+        let mut from = part.start;
+        while from < end {
+            let (len, has) = self.find(from, end - from)?;
+            let first = clamp_len(from - cluster, buf.len());
+            let bytes = &mut buf[first..first + clamp_len(len, usize::MAX)];
+            match has {
+                None => {}
+                Some(Has::Data) => self.upper.read_at(bytes, from)?,
+                Some(Has::Zeroes) => bytes.fill(0),
+            }
+            from += len;
+        }
+        if is_zero(buf) {
+            self.base.zero(all, Zeroing::MayUnmap)?;
+        } else {
+            whole.add(cluster, buf)?;
+        }
+        Ok(end - part.start)
+    }
+
+    /// Copies bytes that an upper layer has.
+    fn copy(&self, part: Range<u64>, buf: &mut Vec<u8>) -> Result<()> {
+        buf.resize(STEP, 0);
+        let mut at = part.start;
+        while at < part.end {
+            let len = clamp_len(part.end - at, STEP);
+            self.upper.read_at(&mut buf[..len], at)?;
+            self.base.write_at(&buf[..len], at)?;
+            at += len64(len);
+        }
+        Ok(())
+    }
 }

@@ -19,12 +19,14 @@ pub mod plan;
 pub mod progress;
 mod put;
 pub mod rebase;
+mod room;
 mod salvage;
 mod scan;
 pub mod sequence;
 pub mod stream;
 mod transfer;
 mod units;
+mod whole;
 
 pub use commit::commit;
 pub use compare::{Allocation, Failure, Outcome, Step, compare};

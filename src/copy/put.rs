@@ -1,27 +1,22 @@
 //! Writing pieces: straight to where the target keeps them, or into space that it gives.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use crate::chain::Chain;
 use crate::copy::engine::Job;
 use crate::copy::pace::{self, Pace};
 use crate::copy::plan::Before;
 use crate::copy::progress::Progress;
+use crate::copy::room::{Density, Known, Room};
 use crate::copy::salvage::Reader;
 use crate::copy::scan::{Content, IO_STEP, Piece, Runs, Scratch};
-use crate::copy::transfer::{Gaps, Transfer};
-use crate::error::{ErrorKind, Result};
+use crate::copy::transfer::{Gaps, Sieve, Transfer};
+use crate::error::Result;
 use crate::image::{Slot, Source, Wait};
-use crate::storage::{Storage, Zeroing, zero_or_write};
+use crate::storage::{Storage, Zeroing, write_zeroes, zero_or_write};
 use crate::util::align::{clamp_len, len64};
 use crate::util::range::{self, intersect};
-
-/// Pieces closer together than this are given space together: one larger piece costs the host
-/// less than two.
-const RESERVE_GAP: u64 = 64 << 10;
-/// Less than this is not worth a call of its own.
-const RESERVE_MIN: u64 = 128 << 10;
 
 /// Writes pieces to a target.
 pub(super) struct Putter<'a> {
@@ -119,15 +114,17 @@ impl Putter<'_> {
             .take_while(|p| is_data(p) && p.range.start < run.end)
             .count();
         let pieces = pieces.get(..count).unwrap_or_default();
-        self.reserve(home, &run, pieces)?;
+        let mut density = std::mem::take(&mut scratch.density);
+        let mut room = self.room(home, &run, pieces, &mut density);
         let mut reached = run.start;
         for piece in pieces {
             let Some(part) = intersect(&piece.range, &run) else {
                 continue;
             };
-            self.write(home, piece, &part, scratch)?;
+            self.write(home, piece, &part, &mut room, scratch)?;
             reached = part.end;
         }
+        scratch.density = density;
         Ok(reached)
     }
 
@@ -195,22 +192,26 @@ impl Putter<'_> {
         let first = pieces.partition_point(|p| p.range.end <= slot.guest.start);
         let end = pieces.partition_point(|p| p.range.start < slot.guest.end);
         let pieces = pieces.get(first..end).unwrap_or_default();
-        if self.target.top().as_layout().is_none() {
-            self.reserve(home, &slot.guest, pieces)?;
-        }
+        let mut density = std::mem::take(&mut scratch.density);
+        let mut room = match self.target.top().as_layout() {
+            None => self.room(home, &slot.guest, pieces, &mut density),
+            Some(_) => Room::assigned(slot.storage, &self.reserve, &mut density),
+        };
         let mut at = slot.guest.start;
         for piece in pieces {
             let Some(part) = intersect(&piece.range, &slot.guest) else {
                 continue;
             };
-            self.gap(job, slot, home, at..part.start, scratch)?;
+            self.gap(job, slot, home, at..part.start, &mut room, scratch)?;
             match piece.from {
                 Content::Zeroes => zeroes(slot, home, &part)?,
-                _ => self.write(home, piece, &part, scratch)?,
+                _ => self.write(home, piece, &part, &mut room, scratch)?,
             }
             at = part.end;
         }
-        self.gap(job, slot, home, at..slot.guest.end, scratch)
+        self.gap(job, slot, home, at..slot.guest.end, &mut room, scratch)?;
+        scratch.density = density;
+        Ok(())
     }
 
     /// Writes what no piece covers: zeroes where pieces leave out zeroes, else what the sources
@@ -221,6 +222,7 @@ impl Putter<'_> {
         slot: &Slot<'_>,
         home: Home<'_>,
         range: Range<u64>,
+        room: &mut Room<'_>,
         scratch: &mut Scratch,
     ) -> Result<()> {
         if range.is_empty() {
@@ -230,7 +232,7 @@ impl Putter<'_> {
         if inside && self.before == Before::Zeroes {
             return zeroes(slot, home, &range);
         }
-        self.read_write(home, &range, scratch)
+        self.read_write(home, &range, room, scratch)
     }
 
     /// Writes a part of a piece to its home.
@@ -239,8 +241,12 @@ impl Putter<'_> {
         home: Home<'_>,
         piece: &Piece<'_>,
         part: &Range<u64>,
+        room: &mut Room<'_>,
         scratch: &mut Scratch,
     ) -> Result<()> {
+        if matches!(piece.from, Content::Kept(_) | Content::Fill) {
+            room.before(home.host(part.start), Known::Written)?;
+        }
         match piece.from {
             Content::Stored { storage, host } => {
                 let transfer = Transfer {
@@ -251,86 +257,68 @@ impl Putter<'_> {
                     runs: self.runs,
                     gaps: home.gaps,
                 };
-                transfer.run(&mut scratch.reader, &|bytes| self.pace(bytes))
+                transfer.run(&mut scratch.reader, room, &|bytes| self.pace(bytes))
             }
-            Content::Read => self.read_write(home, part, scratch),
+            Content::Read => self.read_write(home, part, room, scratch),
             Content::Kept(first) => {
                 self.pace(range::len(part))?;
                 let bytes = kept(scratch, piece, first, part);
                 home.storage.write_at(bytes, home.host(part.start))
             }
-            Content::Fill => self.write_zeroes(home, part, scratch),
+            Content::Fill => self.write_zeroes(home, part),
             Content::Zeroes | Content::Done => Ok(()),
         }
     }
 
-    fn read_write(&self, home: Home<'_>, range: &Range<u64>, scratch: &mut Scratch) -> Result<()> {
-        let mut at = range.start;
-        while at < range.end {
-            let len = clamp_len(range.end - at, IO_STEP);
-            self.pace(len64(len))?;
-            let buf = &mut scratch.io()[..len];
-            self.reader.read_at(buf, at)?;
-            home.storage.write_at(buf, home.host(at))?;
-            at += len64(len);
-        }
-        Ok(())
-    }
-
-    fn write_zeroes(
+    fn read_write(
         &self,
         home: Home<'_>,
         range: &Range<u64>,
+        room: &mut Room<'_>,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        let buf = scratch.io();
-        buf.fill(0);
+        let start = home.host(range.start);
+        let mut sieve = Sieve::new(home.storage, start, self.runs, home.gaps, room);
         let mut at = range.start;
         while at < range.end {
             let len = clamp_len(range.end - at, IO_STEP);
             self.pace(len64(len))?;
-            home.storage.write_at(&buf[..len], home.host(at))?;
+            sieve.before(home.host(at))?;
+            let buf = &mut scratch.io()[..len];
+            self.reader.read_at(buf, at)?;
+            sieve.put(buf, home.host(at), &|part, to| {
+                home.storage.write_at(part, to)
+            })?;
             at += len64(len);
+        }
+        sieve.finish(home.host(range.end))
+    }
+
+    fn write_zeroes(&self, home: Home<'_>, range: &Range<u64>) -> Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let len = (range.end - at).min(len64(IO_STEP));
+            self.pace(len)?;
+            let host = home.host(at);
+            write_zeroes(home.storage, host..host + len)?;
+            at += len;
         }
         Ok(())
     }
 
-    /// Has the host give space to the pieces in large parts, which costs less than giving it as
-    /// they are written.
-    fn reserve(&self, home: Home<'_>, run: &Range<u64>, pieces: &[Piece<'_>]) -> Result<()> {
-        if !self.reserve.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        let mut wanted: Option<Range<u64>> = None;
-        for piece in pieces.iter().filter(|p| takes_space(p)) {
-            let Some(part) = intersect(&piece.range, run) else {
-                continue;
-            };
-            wanted = match wanted {
-                Some(w) if part.start - w.end <= RESERVE_GAP => Some(w.start..part.end),
-                Some(w) => {
-                    self.reserve_one(home, &w)?;
-                    Some(part)
-                }
-                None => Some(part),
-            };
-        }
-        wanted.map_or(Ok(()), |w| self.reserve_one(home, &w))
-    }
-
-    fn reserve_one(&self, home: Home<'_>, range: &Range<u64>) -> Result<()> {
-        if range::len(range) < RESERVE_MIN {
-            return Ok(());
-        }
-        match home.storage.reserve(home.hosts(range)) {
-            Err(e) if e.kind() == ErrorKind::Unsupported => {
-                self.reserve.store(false, Ordering::Relaxed);
-                Ok(())
-            }
-            // There are zeroes in it that need no space: perhaps the rest fits.
-            Err(e) if e.kind() == ErrorKind::NoSpace => Ok(()),
-            done => done,
-        }
+    /// The space that pieces will take in their home, to be given ahead of the writes.
+    fn room<'r>(
+        &'r self,
+        home: Home<'r>,
+        run: &Range<u64>,
+        pieces: &[Piece<'_>],
+        density: &'r mut Density,
+    ) -> Room<'r> {
+        let ranges = pieces
+            .iter()
+            .filter(|p| takes_space(p))
+            .filter_map(|p| Some(home.hosts(&intersect(&p.range, run)?)));
+        Room::new(home.storage, ranges, &self.reserve, density)
     }
 
     /// Waits until `bytes` more may be moved, or the user wants to stop.

@@ -8,10 +8,11 @@ use crate::copy::engine::Engine;
 use crate::copy::find::{Found, Place, find, same_object};
 use crate::copy::joined::Joined;
 use crate::copy::progress::Progress;
+use crate::copy::whole::Whole;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Source, Wait};
 use crate::storage::Zeroing;
-use crate::util::align::clamp_len;
+use crate::util::align::{clamp_len, len64};
 use crate::util::buf::is_zero;
 
 /// Bytes of each disk compared at a time.
@@ -44,12 +45,14 @@ pub fn rebase(
         chain,
         below,
         unit: unit(chain),
+        whole: Whole::new(chain),
         progress,
     };
     let workers = workers.clamp(1, super::MAX_WORKERS);
     engine.run(workers, Buffers::default, |buffers, job| {
         keeper.range(job.range.clone(), buffers)
-    })
+    })?;
+    keeper.whole.map_or(Ok(()), |whole| whole.finish())
 }
 
 /// What the top layer is given as a whole.
@@ -70,6 +73,8 @@ struct Keeper<'a> {
     chain: &'a Chain,
     below: &'a Joined,
     unit: u64,
+    /// Where many units are written by one sync.
+    whole: Option<Whole<'a>>,
     progress: &'a dyn Progress,
 }
 
@@ -101,14 +106,16 @@ impl Keeper<'_> {
                 at += new.len;
                 continue;
             }
-            // In whole units, as the top layer is given space.
-            let end = (at - at % self.unit + STEP).min(range.end);
-            let len = clamp_len(end - at, usize::MAX);
+            // In whole units, as the top layer is given space: what comes before is alike.
+            let at_unit = at - at % self.unit;
+            let end = (at_unit + STEP).min(range.end);
+            let start = at_unit.max(range.start);
+            let len = clamp_len(end - start, usize::MAX);
             buffers.old.resize(len, 0);
             buffers.new.resize(len, 0);
-            self.chain.read_at(&mut buffers.old, at)?;
-            self.below.read_at(&mut buffers.new, at)?;
-            self.differing(at..end, buffers)?;
+            self.chain.read_at(&mut buffers.old, start)?;
+            self.below.read_at(&mut buffers.new, start)?;
+            self.differing(start..end, buffers)?;
             at = end;
         }
         Ok(())
@@ -140,14 +147,37 @@ impl Keeper<'_> {
         let bytes = &buffers.old[within(range, &part)];
         let aligned = part.start.is_multiple_of(self.unit)
             && (part.end.is_multiple_of(self.unit) || part.end == self.chain.virtual_size());
-        if aligned && is_zero(bytes) {
-            // The layers below read as zeroes there, so this must be said by the top layer itself.
-            match self.chain.top().zero(part.clone(), Zeroing::MayUnmap) {
-                Err(e) if e.kind() == ErrorKind::Unsupported => {}
-                done => return done,
+        match &self.whole {
+            Some(whole) if aligned && whole.cluster() == self.unit => {
+                self.write_units(whole, bytes, part)
             }
+            _ => match aligned && is_zero(bytes) && self.zero(&part)? {
+                true => Ok(()),
+                false => self.chain.write_at(bytes, part.start),
+            },
         }
-        self.chain.write_at(bytes, part.start)
+    }
+
+    /// Leaves whole units to be stored, those of zeroes as zeroes.
+    fn write_units(&self, whole: &Whole<'_>, bytes: &[u8], part: Range<u64>) -> Result<()> {
+        let mut at = part.start;
+        for unit in bytes.chunks(clamp_len(self.unit, usize::MAX)) {
+            let end = at + len64(unit.len());
+            if !is_zero(unit) || !self.zero(&(at..end))? {
+                whole.add(at, unit)?;
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Has the top layer say that whole units are zeroes, whatever the layers below hold; whether
+    /// it can.
+    fn zero(&self, units: &Range<u64>) -> Result<bool> {
+        match self.chain.top().zero(units.clone(), Zeroing::MayUnmap) {
+            Err(e) if e.kind() == ErrorKind::Unsupported => Ok(false),
+            done => done.map(|()| true),
+        }
     }
 }
 
@@ -180,7 +210,6 @@ mod tests {
     use crate::copy::progress::Silent;
     use crate::image::overlay::Overlay;
     use crate::storage::memory::MemoryStorage;
-    use crate::util::align::len64;
 
     fn raw(bytes: &[u8]) -> Chain {
         raw_chain(Arc::new(MemoryStorage::from_bytes(bytes)))

@@ -9,6 +9,7 @@ use crate::copy::engine::Job;
 use crate::copy::find::{Found, Place};
 use crate::copy::joined::Joined;
 use crate::copy::plan::{Action, Before, Space, action};
+use crate::copy::room::Density;
 use crate::copy::salvage::Reader;
 use crate::copy::transfer::any_data;
 use crate::error::{ErrorKind, Result};
@@ -61,6 +62,7 @@ pub(super) enum Content<'a> {
 pub(super) struct Scratch {
     pub(super) kept: Vec<u8>,
     pub(super) io: Vec<u8>,
+    pub(super) density: Density,
     pub(super) reader: storage::copy::Reader,
 }
 

@@ -2,20 +2,21 @@
 
 use std::ops::Range;
 
+use crate::copy::room::{Known, Room};
 use crate::copy::scan::Runs;
 use crate::error::{ErrorKind, Result};
 use crate::storage::copy::{CHUNK, Reader, copy, offloads, peek};
 use crate::storage::{Storage, Zeroing, zero_or_write};
-use crate::util::align::len64;
-use crate::util::range::{self, push_merged};
+use crate::util::align::{clamp_len, len64};
+use crate::util::buf::nonzero;
 
-/// Zero runs shorter than this are not worth a call of their own.
+/// Zero runs shorter than this are written rather than zeroed by a call of their own.
 const WORTH: u64 = 64 << 10;
 
 /// What becomes of zero runs in the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Gaps {
-    /// It reads as zeroes there; space that long ones were given is given back.
+    /// It reads as zeroes there; space that they were given is given back.
     GiveBack,
     /// They must be zeroed.
     Clear,
@@ -38,62 +39,142 @@ impl Transfer<'_> {
     pub(super) fn run(
         &self,
         reader: &mut Reader,
+        room: &mut Room<'_>,
         before: &dyn Fn(u64) -> Result<()>,
     ) -> Result<()> {
         let offloads = offloads(self.src, self.dst);
-        // Zeroes that nothing was done about begin here.
-        let mut gap = self.to.start;
+        let mut sieve = Sieve::new(self.dst, self.to.start, self.runs, self.gaps, room);
         let mut at = self.to.start;
         while at < self.to.end {
             // Whole chunks of the target: the host keeps them in larger pieces.
             let len = (self.to.end - at).min(len64(CHUNK) - at % len64(CHUNK));
             before(len)?;
+            sieve.before(at)?;
             let host = self.from + (at - self.to.start);
             let chunk = reader.chunk(self.src, host..host + len)?;
-            let parts = match self.runs {
-                None => std::iter::once(host..host + len).collect(),
-                Some(runs) => self.close_gaps(chunk.nonzero(runs.unit), runs.min),
-            };
-            for part in parts {
-                let to = at + (part.start - host)..at + (part.end - host);
-                self.gap(gap..to.start)?;
-                gap = to.end;
-                match offloads {
-                    true => copy(self.src, part.start, self.dst, to.start, range::len(&part))?,
-                    false => self.dst.write_at(chunk.bytes(&part), to.start)?,
-                }
-            }
+            sieve.put(
+                chunk.bytes(&(host..host + len)),
+                at,
+                &|part, to| match offloads {
+                    true => copy(self.src, host + (to - at), self.dst, to, len64(part.len())),
+                    false => self.dst.write_at(part, to),
+                },
+            )?;
             at += len;
         }
-        self.gap(gap..at)
+        sieve.finish(at)
+    }
+}
+
+/// Bytes on their way to one object, in order: zero runs among them are left out.
+pub(super) struct Sieve<'s, 'r> {
+    dst: &'s dyn Storage,
+    /// How zero runs are found; `None`: they are data.
+    runs: Option<Runs>,
+    gaps: Gaps,
+    room: &'s mut Room<'r>,
+    /// Zeroes that nothing was done about begin here.
+    gap: u64,
+}
+
+impl<'s, 'r> Sieve<'s, 'r> {
+    /// For bytes from `start` of `dst` on.
+    pub(super) fn new(
+        dst: &'s dyn Storage,
+        start: u64,
+        runs: Option<Runs>,
+        gaps: Gaps,
+        room: &'s mut Room<'r>,
+    ) -> Self {
+        Self {
+            dst,
+            runs,
+            gaps,
+            room,
+            gap: start,
+        }
+    }
+
+    /// To be called before the bytes for `at` are looked at.
+    pub(super) fn before(&mut self, at: u64) -> Result<()> {
+        let known = match self.runs {
+            None => Known::Written,
+            Some(_) => Known::Scanned,
+        };
+        self.room.before(at, known)
+    }
+
+    /// Has `write` write what of the next bytes, which are for `at`, is not left out.
+    pub(super) fn put(
+        &mut self,
+        bytes: &[u8],
+        at: u64,
+        write: &dyn Fn(&[u8], u64) -> Result<()>,
+    ) -> Result<()> {
+        let parts = match self.runs {
+            None => std::iter::once(0..bytes.len()).collect(),
+            Some(runs) => {
+                let parts = nonzero(bytes, clamp_len(runs.unit, usize::MAX));
+                self.close_gaps(parts, runs.min)
+            }
+        };
+        self.room
+            .saw(len64(bytes.len()), holes(&parts, bytes.len()));
+        for part in parts {
+            let to = at + len64(part.start);
+            self.clear(to)?;
+            write(&bytes[part.clone()], to)?;
+            self.gap = at + len64(part.end);
+        }
+        Ok(())
+    }
+
+    /// The bytes end at `at`.
+    pub(super) fn finish(mut self, at: u64) -> Result<()> {
+        self.clear(at)
     }
 
     /// The parts, and with them the gaps that are too short to be left out.
-    fn close_gaps(&self, parts: Vec<Range<u64>>, min: u64) -> Vec<Range<u64>> {
+    fn close_gaps(&self, parts: Vec<Range<usize>>, min: u64) -> Vec<Range<usize>> {
         let min = match self.gaps {
             Gaps::Clear => min.max(WORTH),
             Gaps::GiveBack => min,
         };
-        let mut closed: Vec<Range<u64>> = Vec::with_capacity(parts.len());
+        let mut closed: Vec<Range<usize>> = Vec::with_capacity(parts.len());
         for part in parts {
             match closed.last_mut() {
-                Some(last) if part.start - last.end < min => last.end = part.end,
-                _ => push_merged(&mut closed, part),
+                Some(last) if len64(part.start - last.end) < min => last.end = part.end,
+                _ => closed.push(part),
             }
         }
         closed
     }
 
-    fn gap(&self, gap: Range<u64>) -> Result<()> {
+    /// Leaves zeroes up to `end` as they are to be.
+    fn clear(&mut self, end: u64) -> Result<()> {
+        let gap = self.gap..end;
+        self.gap = end;
         match self.gaps {
             _ if gap.is_empty() => Ok(()),
             Gaps::Clear => zero_or_write(self.dst, gap, Zeroing::MayUnmap),
-            Gaps::GiveBack if range::len(&gap) < WORTH => Ok(()),
-            Gaps::GiveBack => match self.dst.zero(gap, Zeroing::MayUnmap) {
-                Err(e) if e.kind() == ErrorKind::Unsupported => Ok(()),
-                done => done,
+            Gaps::GiveBack => match self.room.given(&gap) {
+                None => Ok(()),
+                Some(given) => match self.dst.zero(given, Zeroing::MayUnmap) {
+                    Err(e) if e.kind() == ErrorKind::Unsupported => Ok(()),
+                    done => done,
+                },
             },
         }
+    }
+}
+
+/// How many parts of `len` bytes the ascending `parts` leave out.
+fn holes(parts: &[Range<usize>], len: usize) -> usize {
+    match (parts.first(), parts.last()) {
+        (Some(first), Some(last)) => {
+            parts.len() - 1 + usize::from(first.start > 0) + usize::from(last.end < len)
+        }
+        _ => 1,
     }
 }
 
@@ -117,7 +198,10 @@ pub(super) fn any_data(reader: &mut Reader, src: &dyn Storage, host: Range<u64>)
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
+    use crate::copy::room::Density;
     use crate::storage::memory::MemoryStorage;
 
     const RUNS: Runs = Runs {
@@ -154,8 +238,12 @@ mod tests {
                     runs: Some(RUNS),
                     gaps,
                 };
+                let may = AtomicBool::new(true);
+                let mut density = Density::default();
+                let to = std::iter::once(transfer.to.clone());
+                let mut room = Room::new(&dst, to, &may, &mut density);
                 transfer
-                    .run(&mut Reader::new(), &|_| Ok(()))
+                    .run(&mut Reader::new(), &mut room, &|_| Ok(()))
                     .expect("memory takes all");
                 let found = dst.to_bytes();
                 assert!(

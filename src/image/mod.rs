@@ -345,9 +345,10 @@ pub enum LayerBelow {
 /// the same whatever their number.
 pub trait Layout {
     /// Assigns space to all clusters that `ranges` (ascending) touch and that have none.  A later
-    /// `allocate` there uses it; until then it is unpublished.
+    /// `allocate` there uses it; until then it is unpublished.  Where that would cost a write of
+    /// all the space, nothing is assigned.
     ///
     /// # Errors
-    /// The host's, `NoSpace` among them; space assigned so far stays assigned.
+    /// The host's, `NoSpace` among them; then nothing more is assigned than before.
     fn assign(&self, ranges: &[Range<u64>]) -> Result<()>;
 }

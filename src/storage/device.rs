@@ -154,6 +154,10 @@ impl Storage for DeviceStorage {
         self.host.read(buf, host, self.len)
     }
 
+    fn read_alone(&self, buf: &mut [u8], host: u64) -> Result<()> {
+        self.host.read(buf, host, self.len)
+    }
+
     fn write_at(&self, buf: &[u8], host: u64) -> Result<()> {
         self.check_end(host, len64(buf.len()))?;
         self.host.write(buf, host)

@@ -12,6 +12,7 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::filesystem::FileSystem;
+use crate::storage::known::{Found, Known, Next};
 use crate::storage::mmap::Mapping;
 use crate::storage::open::Caching;
 use crate::storage::positioned::Positioned;
@@ -34,6 +35,8 @@ pub struct FileStorage {
     most: Option<u64>,
     /// `None` where reads are to be system calls.
     mapping: Option<Mapping>,
+    /// What of it is data.
+    known: Known,
 }
 
 impl FileStorage {
@@ -63,6 +66,7 @@ impl FileStorage {
             len: AtomicU64::new(len),
             most: getrlimit(Resource::Fsize).current,
             mapping: mapped.then(Mapping::new),
+            known: Known::default(),
         })
     }
 
@@ -92,15 +96,19 @@ impl FileStorage {
             return Ok(());
         }
         let (start, len) = (range.start, range.end - range.start);
-        retry_on_intr(|| fallocate(&self.host.file, mode, start, len))
-            .map_err(|e| self.host.fail(format!("{doing} at {start:#x}"), e))
+        let done = retry_on_intr(|| fallocate(&self.host.file, mode, start, len));
+        // Also where it failed: a part may be gone.
+        if mode.intersects(FallocateFlags::PUNCH_HOLE | FallocateFlags::ZERO_RANGE) {
+            self.known.forget(range);
+        }
+        done.map_err(|e| self.host.fail(format!("{doing} at {start:#x}"), e))
     }
 
     fn grown(&self, end: u64) {
         self.len.fetch_max(end, Ordering::AcqRel);
     }
 
-    /// The answer where `SEEK_DATA` finds nothing more: a hole of `len` bytes.
+    /// The answer where no more data is found: a hole of `len` bytes.
     fn hole_to_the_end(&self, len: u64) -> Result<HostRun> {
         // What was cut off is no hole; calling it one would pass zeroes off as data.
         self.check_not_truncated(self.size())?;
@@ -163,6 +171,10 @@ impl Storage for FileStorage {
         self.host.read(buf, host, len)
     }
 
+    fn read_alone(&self, buf: &mut [u8], host: u64) -> Result<()> {
+        self.host.read(buf, host, self.size())
+    }
+
     fn write_at(&self, buf: &[u8], host: u64) -> Result<()> {
         if buf.is_empty() {
             return Ok(());
@@ -195,20 +207,24 @@ impl Storage for FileStorage {
             data,
             len: (end - host).min(len),
         };
-        let data = match seek(&self.host.file, SeekFrom::Data(host)) {
-            Ok(data) => data,
-            Err(Errno::NXIO) => return self.hole_to_the_end(len),
-            Err(Errno::INVAL) => return Ok(run(true, host.saturating_add(inside))),
-            Err(e) => return Err(self.host.fail(format!("find data at {host:#x}"), e)),
-        };
-        if data > host {
-            return Ok(run(false, data));
-        }
-        match seek(&self.host.file, SeekFrom::Hole(host)) {
-            Ok(hole) if hole > host => Ok(run(true, hole)),
-            // Punched or cut off between the two calls.
-            Ok(_) | Err(Errno::NXIO) => self.hole_to_the_end(1),
-            Err(e) => Err(self.host.fail(format!("find a hole at {host:#x}"), e)),
+        let found = self.known.find(host, |next, at| {
+            let from = match next {
+                Next::Data => SeekFrom::Data(at),
+                Next::Hole => SeekFrom::Hole(at),
+            };
+            match seek(&self.host.file, from) {
+                Ok(found) => Ok(Some(found)),
+                Err(Errno::NXIO) => Ok(None),
+                Err(e) => Err(e),
+            }
+        });
+        match found {
+            Ok(Found::Data(end)) => Ok(run(true, end)),
+            Ok(Found::Hole(Some(end))) => Ok(run(false, end)),
+            Ok(Found::Hole(None)) => self.hole_to_the_end(len),
+            // This host does not tell.
+            Err(Errno::INVAL) => Ok(run(true, host.saturating_add(inside))),
+            Err(e) => Err(self.host.fail(format!("look for data at {host:#x}"), e)),
         }
     }
 
@@ -219,7 +235,9 @@ impl Storage for FileStorage {
             // Readers stop at the new end before the bytes go.
             self.len.store(len, Ordering::Release);
         }
-        if let Err(e) = self.host.file.set_len(len) {
+        let done = self.host.file.set_len(len);
+        self.known.forget(&(len..u64::MAX));
+        if let Err(e) = done {
             self.grown(before);
             return Err(self.host.fail(format!("set the length to {len}"), e));
         }

@@ -107,6 +107,10 @@ impl Storage for Watched {
         self.inner.read_at(buf, host)
     }
 
+    fn read_alone(&self, buf: &mut [u8], host: u64) -> Result<()> {
+        self.inner.read_alone(buf, host)
+    }
+
     fn write_at(&self, buf: &[u8], host: u64) -> Result<()> {
         self.inner.write_at(buf, host)?;
         self.high.wrote(host.saturating_add(len64(buf.len())));

@@ -20,6 +20,7 @@ pub mod file;
 pub mod filesystem;
 pub mod highwater;
 mod identity;
+mod known;
 pub mod lock;
 pub mod memory;
 mod mmap;
@@ -92,6 +93,14 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// # Errors
     /// The host's, and the loss of bytes that were there when the object was opened.
     fn read_at(&self, buf: &mut [u8], host: u64) -> Result<()>;
+    /// As [`Storage::read_at`], for few bytes far from others that are read: what is around them is
+    /// not read ahead, and nothing stays mapped.
+    ///
+    /// # Errors
+    /// Those of [`Storage::read_at`].
+    fn read_alone(&self, buf: &mut [u8], host: u64) -> Result<()> {
+        self.read_at(buf, host)
+    }
     /// Writes all of `buf` at `host`, growing the object where it can grow.
     ///
     /// # Errors

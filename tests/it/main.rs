@@ -8,6 +8,7 @@ mod compare;
 mod compress;
 mod convert;
 mod corpus;
+mod cost;
 mod crash;
 mod create;
 mod device;

@@ -111,7 +111,7 @@ impl Qcow2 {
 
     /// Makes clusters that were just taken read as zeroes, inside the file; false where the host
     /// has no way to do so but to write them.
-    fn make_zero(&self, taken: &Taken) -> Result<bool> {
+    pub(super) fn make_zero(&self, taken: &Taken) -> Result<bool> {
         let host = self.bytes_of(taken);
         self.tables.forget(host.clone());
         if !taken.fresh {

@@ -7,6 +7,7 @@ use super::entry::{COPIED, Cluster, SUBCLUSTERS, Subcluster};
 use super::refcount::Taken;
 use super::writer::Since;
 use crate::error::{Error, Result};
+use crate::image::open::WriteOrder;
 use crate::image::{Fill, Old, Slot, Wait};
 use crate::storage::Storage;
 use crate::util::align::{clamp_len, down};
@@ -333,7 +334,11 @@ impl Qcow2 {
     /// As `space`, for clusters that read as zeroes.
     fn zero_space(&self, start: u64, count: u64) -> Result<Space> {
         if let Some(space) = self.assigned_space(start, count)? {
-            return Ok(space);
+            // What is assigned while order matters was made ready.
+            return Ok(match self.writer()?.order() {
+                WriteOrder::Unordered => space,
+                WriteOrder::Ordered => space.made_ready(),
+            });
         }
         match self.ready_space(count)? {
             Some(space) => Ok(space),
@@ -423,10 +428,14 @@ impl Space {
 
     /// Of clusters that were made ready.
     pub(super) fn ready(taken: Taken) -> Self {
+        Self::new(taken).made_ready()
+    }
+
+    fn made_ready(self) -> Self {
         Self {
             fresh: true,
             ready: true,
-            ..Self::new(taken)
+            ..self
         }
     }
 }

@@ -8,6 +8,7 @@ use super::entry::{COPIED, Cluster, SUBCLUSTERS, ZERO};
 use super::feature;
 use super::refcount::{Step, Taken};
 use crate::error::{Error, Result};
+use crate::image::open::WriteOrder;
 use crate::image::{Layout as AssignLayout, Wait};
 use crate::storage::Zeroing;
 use crate::util::align::down;
@@ -219,15 +220,17 @@ impl AssignLayout for Qcow2 {
         if self.external().is_some() {
             return ranges.iter().try_for_each(|r| self.reserve_host(r.clone()));
         }
+        let mut wanted = Vec::new();
         for range in ranges {
-            self.assign_range(range)?;
+            self.want(range, &mut wanted)?;
         }
-        Ok(())
+        self.assign_wanted(&wanted)
     }
 }
 
 impl Qcow2 {
-    fn assign_range(&self, range: &Range<u64>) -> Result<()> {
+    /// Adds the guest clusters of a range that have no space and none assigned.
+    fn want(&self, range: &Range<u64>, wanted: &mut Vec<Range<u64>>) -> Result<()> {
         let bits = self.layout.cluster_bits;
         let mut at = range.start >> bits;
         let end = range.end.div_ceil(1 << bits);
@@ -236,16 +239,71 @@ impl Qcow2 {
             self.own_table(at >> self.header.l2_bits())?;
             let in_table = ((at >> self.header.l2_bits()) + 1) << self.header.l2_bits();
             let stop = end.min(in_table);
-            let Some(free) = self.unassigned(at..stop)? else {
-                at = stop;
-                continue;
+            at = match self.unassigned(at..stop)? {
+                Some(free) => {
+                    range::push_merged(wanted, free.clone());
+                    free.end
+                }
+                None => stop,
             };
-            let taken = self.take(1..free.end - free.start + 1)?;
-            let count = taken.clusters.end - taken.clusters.start;
-            self.tables.forget(taken.host..taken.host + (count << bits));
-            self.reserve_host(taken.host..taken.host + (count << bits))?;
-            self.writer()?.assigned.lock().insert(free.start, taken);
-            at = free.start + count;
+        }
+        Ok(())
+    }
+
+    /// Assigns space to guest clusters, in as few pieces as there are.  Where order matters it is
+    /// made ready, all of it by one sync; where the host cannot do that, nothing is assigned.
+    fn assign_wanted(&self, wanted: &[Range<u64>]) -> Result<()> {
+        let ordered = self.writer()?.order() != WriteOrder::Unordered;
+        let since = self.moment()?;
+        let mut left: u64 = wanted.iter().map(range::len).sum();
+        let mut runs = Vec::new();
+        let mut done = Ok(true);
+        while left > 0 && matches!(done, Ok(true)) {
+            done = self.take(1..left + 1).and_then(|taken| {
+                left -= range::len(&taken.clusters);
+                runs.push(taken.clone());
+                self.prepare_assigned(&taken, ordered)
+            });
+        }
+        if ordered && matches!(done, Ok(true)) && !runs.is_empty() {
+            done = self.settle_since(since).map(|()| true);
+        }
+        if !matches!(done, Ok(true)) {
+            runs.iter().for_each(|run| self.untake(run));
+            return done.map(|_| ());
+        }
+        self.hand_out(wanted, runs)
+    }
+
+    /// Whether clusters that were just taken can be assigned.
+    fn prepare_assigned(&self, taken: &Taken, ordered: bool) -> Result<bool> {
+        let host = taken.clusters.start << self.layout.cluster_bits
+            ..taken.clusters.end << self.layout.cluster_bits;
+        self.tables.forget(host.clone());
+        let usable = !ordered || self.make_zero(taken)?;
+        self.reserve_host(host)?;
+        Ok(usable)
+    }
+
+    /// Notes which guest clusters get which of the runs, both in order.
+    fn hand_out(&self, wanted: &[Range<u64>], runs: Vec<Taken>) -> Result<()> {
+        let mut assigned = self.writer()?.assigned.lock();
+        let mut wanted = wanted.iter().cloned();
+        let mut guest = 0..0;
+        for run in runs {
+            let (mut used, len) = (0, range::len(&run.clusters));
+            while used < len {
+                if guest.is_empty() {
+                    let Some(next) = wanted.next() else {
+                        return Ok(());
+                    };
+                    guest = next;
+                }
+                let count = range::len(&guest).min(len - used);
+                assigned.insert(guest.start, self.part(&run, used..used + count));
+                guest.start += count;
+                used += count;
+            }
         }
         Ok(())
     }

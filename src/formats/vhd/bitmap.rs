@@ -103,7 +103,7 @@ impl Bitmaps {
             return Ok(page);
         }
         let mut bytes = [0; PAGE];
-        storage.read_at(&mut bytes, host)?;
+        storage.read_alone(&mut bytes, host)?;
         let page = Arc::new(Page::from_bytes(host, &bytes));
         slot.store(Some(Arc::clone(&page)));
         Ok(page)

@@ -68,7 +68,7 @@ pub struct ChainOptions {
     pub remotes: Vec<String>,
     /// Whether the top layer's metadata waits for its data.
     pub order: WriteOrder,
-    /// Why the top layer is opened.
+    /// Why the top layer is opened; those below it are used, or described as it is.
     pub purpose: Purpose,
     /// The internal snapshot of the top layer to show instead of its disk as it is now.
     pub snapshot: Option<Pick>,
@@ -210,7 +210,10 @@ impl Walk<'_> {
             stated: above.trust,
             probed: Trust::None,
             order: WriteOrder::default(),
-            purpose: Purpose::default(),
+            purpose: match self.options.purpose {
+                Purpose::Describe => Purpose::Describe,
+                Purpose::Use | Purpose::Check => Purpose::Use,
+            },
             snapshot: None,
             data_file: None,
             values: &[],

@@ -9,6 +9,7 @@ use crate::cli::common::{OpenArgs, OutputArgs, OutputFormat, parse_driver, print
 use crate::cli::exit::Exit;
 use crate::image::Driver;
 use crate::image::info::ImageInfo;
+use crate::image::open::Purpose;
 use crate::output;
 use crate::storage::open::Access;
 
@@ -56,6 +57,7 @@ pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
     };
     let options = ChainOptions {
         follow,
+        purpose: Purpose::Describe,
         ..args.open.plan(args.format, Access::Read)?
     };
     let chain = chain::open::open(&args.file, &options)?;

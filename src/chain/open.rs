@@ -238,14 +238,14 @@ impl Walk<'_> {
         let Some(name) = &backing.format else {
             return Ok(self.options.backing_format);
         };
-        let unknown = || {
+        let refused = |e: Error| {
             let text = format!(
-                "says that its backing file is of format '{}', which vdtool does not have",
+                "says that its backing file is of format '{}': {e}",
                 printable(name)
             );
             Error::unsupported(text).at(&above.path)
         };
-        formats::by_name(name).ok_or_else(unknown).map(Some)
+        formats::named(name).map_err(refused).map(Some)
     }
 
     /// Opens what one name leads to.

@@ -7,11 +7,12 @@ use uuid::Uuid;
 
 use crate::chain::open::{ChainOptions, Follow};
 use crate::chain::{self, Chain};
-use crate::cli::backing::{self, refuse_itself};
+use crate::cli::backing;
 use crate::cli::cache::CacheMode;
 use crate::cli::common::{OpenArgs, ProgressArgs, parse_driver};
 use crate::cli::exit::{Exit, usage};
 use crate::cli::{Globals, progress, signal};
+use crate::copy::rebase::Store;
 use crate::copy::{self, Joined, default_workers};
 use crate::error::{Error, Result};
 use crate::image::create::CreateBacking;
@@ -59,6 +60,9 @@ pub struct Args {
     /// Change the name only, and open neither backing image.
     #[arg(short = 'u', long = "unsafe", alias = "backing-unsafe")]
     pub unsafe_mode: bool,
+    /// Compress what is copied, in formats that can.
+    #[arg(short, long, conflicts_with = "unsafe_mode")]
+    pub compress: bool,
     /// How the page cache is used for FILE.
     #[arg(short = 't', long, value_enum, value_name = "CACHE")]
     pub cache: Option<CacheMode>,
@@ -77,6 +81,11 @@ pub struct Args {
 }
 
 impl Args {
+    /// The format of the new backing image; `--backing-format` is qemu-img's long word for it.
+    fn new_format(&self) -> Option<&'static Driver> {
+        self.new_backing_format.or(self.open.backing_format)
+    }
+
     fn backing(&self) -> Option<&str> {
         self.backing.as_deref().filter(|name| !name.is_empty())
     }
@@ -113,6 +122,9 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
 fn keep(args: &Args, globals: &Globals) -> anyhow::Result<()> {
     let mut chain = chain::open::open(&args.file, &args.plan(args.format, Access::Write)?)?;
     relink_of(&mut chain).map_err(|e| e.at(&args.file))?;
+    if args.compress {
+        chain.top().as_compress().map_err(|e| e.at(&args.file))?;
+    }
     if let Some(name) = args.backing() {
         backing::refuse_uri(chain.top().driver(), name).map_err(|e| e.at(&args.file))?;
     }
@@ -127,7 +139,11 @@ fn keep(args: &Args, globals: &Globals) -> anyhow::Result<()> {
     signal::catch()?;
     let total = chain.virtual_size();
     let bar = progress::start("rebase", total, &args.progress, globals);
-    copy::rebase(&chain, &disk, default_workers(), &bar)?;
+    let store = match args.compress {
+        true => Store::Compressed,
+        false => Store::Plain,
+    };
+    copy::rebase(&chain, &disk, store, default_workers(), &bar)?;
     bar.finish();
     // The name changes only once all that it needs is on stable media.
     chain.flush()?;
@@ -143,7 +159,7 @@ fn name_only(args: &Args) -> anyhow::Result<()> {
     let create = match args.backing() {
         None => None,
         Some(name) => {
-            let Some(format) = args.new_backing_format else {
+            let Some(format) = args.new_format() else {
                 return Err(usage(
                     "-u does not open the backing image, so -F must be given",
                 ));
@@ -151,7 +167,7 @@ fn name_only(args: &Args) -> anyhow::Result<()> {
             let home = backing::directory(&args.file)?;
             let absolute = backing::locate(&home, name);
             backing::refuse_uri(chain.top().driver(), name).map_err(|e| e.at(&args.file))?;
-            refuse_itself(&args.file, &absolute)?;
+            refuse_loop(&args.file, &absolute)?;
             let modified = backing::modified(&absolute);
             Some(CreateBacking {
                 name: name.to_owned(),
@@ -193,6 +209,17 @@ fn relink(chain: &mut Chain, backing: Option<&CreateBacking>, file: &Path) -> an
     Ok(())
 }
 
+/// Refuses a backing image that is FILE itself or has it below.
+fn refuse_loop(file: &Path, below: &Path) -> Result<()> {
+    match backing::is_same_file(file, below) {
+        true => {
+            let why = "it would be its own backing image, or lie below that";
+            Err(Error::invalid(why).at(file))
+        }
+        false => Ok(()),
+    }
+}
+
 /// The new backing image: open, and as the header is to name it.
 struct Below {
     chain: Chain,
@@ -202,14 +229,14 @@ struct Below {
 fn below(args: &Args, name: &str, globals: &Globals) -> anyhow::Result<Below> {
     let home = backing::directory(&args.file)?;
     let absolute = backing::locate(&home, name);
-    refuse_itself(&args.file, &absolute)?;
-    let options = args.plan(args.new_backing_format, Access::Read)?;
+    refuse_loop(&args.file, &absolute)?;
+    let options = args.plan(args.new_format(), Access::Read)?;
     let chain = chain::open::open(&absolute, &options)?;
     for path in chain.layers().iter().filter_map(|l| l.storage().path()) {
-        refuse_itself(&args.file, path)?;
+        refuse_loop(&args.file, path)?;
     }
     let create = backing::describe(name, &home, &absolute, &chain)?;
-    if args.new_backing_format.is_none() {
+    if args.new_format().is_none() {
         globals.note(&format!(
             "{}: the content decided that its format is {} (-F names it)",
             absolute.display(),

@@ -58,10 +58,15 @@ pub(super) fn refuse_uri(driver: &Driver, name: &str) -> Result<()> {
     }
 }
 
+/// Whether both names lead to one file that is there.
+pub(super) fn is_same_file(a: &Path, b: &Path) -> bool {
+    let identity = |path| std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
+    identity(a).is_some_and(|found| Some(found) == identity(b))
+}
+
 /// Refuses to replace an image that the new one is to lie upon.
 pub(super) fn refuse_itself(file: &Path, below: &Path) -> Result<()> {
-    let identity = |path| std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
-    if identity(file).is_some_and(|found| Some(found) == identity(below)) {
+    if is_same_file(file, below) {
         let why = "the new image would replace the backing image or one below it";
         return Err(Error::invalid(why).at(file));
     }

@@ -12,6 +12,7 @@ use crate::cli::convert::Args;
 use crate::cli::convert::options::{Given, given};
 use crate::cli::create::{Generic, creator, data_target};
 use crate::cli::exit::{complain, usage};
+use crate::cli::hints::Hints;
 use crate::cli::target::{Existing, Target, look, settle};
 use crate::cli::{Globals, progress};
 use crate::copy::bitmaps::{Broken, bitmaps_of, bitmaps_of_mut, copy_bitmaps};
@@ -46,6 +47,8 @@ struct Place<'a> {
     compress: Vec<String>,
     /// What is to be its data file, under the name that it has until it is whole.
     data_file: Option<PathBuf>,
+    /// What the host is told about it, where it is new.
+    hints: Hints,
 }
 
 /// Makes `target` hold what `sources` do.
@@ -66,6 +69,7 @@ pub(super) fn convert(
         backing::refuse_uri(driver, &below.create.name).map_err(|e| e.at(target))?;
     }
     let mut create = create_options(args, &new, driver, target, sources.len(), backing.as_ref())?;
+    let hints = new.hints;
     let new = Target::begin(target)?;
     new.note_links(globals);
     let data = data_target(target, &create)?;
@@ -94,6 +98,7 @@ pub(super) fn convert(
         allowed: backing.iter().map(|b| b.create.absolute.clone()).collect(),
         compress,
         data_file: data.as_ref().map(|d| d.path().to_owned()),
+        hints,
     };
     let done = place
         .create(&mut create)
@@ -117,23 +122,31 @@ fn in_place(
     globals: &Globals,
 ) -> anyhow::Result<()> {
     let Given { new, compress } = given(args, driver)?;
-    if args.backing.is_some() || new.is_given() {
-        return Err(usage("-B and -o are for new images, and -n makes none"));
+    if new.is_given() {
+        return Err(usage("-o is for new images, and -n makes none"));
     }
+    let below = below_existing(args, target)?;
     let place = Place {
         args,
         globals,
         driver,
         name: target,
         path: target.to_owned(),
-        before: match args.target_is_zero {
-            true => Before::Zeroes,
-            false => Before::Unknown,
+        before: match (&below, args.target_is_zero) {
+            (Some(_), true) => {
+                let why = "--target-is-zero and -B exclude each other: what the target does not \
+                           have itself reads as its backing image does";
+                return Err(usage(why));
+            }
+            (Some(_), false) => Before::Itself,
+            (None, true) => Before::Zeroes,
+            (None, false) => Before::Unknown,
         },
         order: WriteOrder::Ordered,
-        allowed: Vec::new(),
+        allowed: below.into_iter().collect(),
         compress,
         data_file: None,
+        hints: Hints::default(),
     };
     place.fill(sources, None)
 }
@@ -159,6 +172,7 @@ impl Place<'_> {
 
     fn create(&self, options: &mut CreateOptions) -> anyhow::Result<()> {
         let storage = storage::open::open(&self.path, &self.storage(Access::Write))?;
+        self.hints.give(&*storage, self.name);
         if let Some(data) = &self.data_file {
             let data = storage::open::open(data, &self.storage(Access::Write))?;
             options.data_file = Some(data);
@@ -198,6 +212,9 @@ impl Place<'_> {
     /// Copies, closes, and verifies where that was asked for.
     fn fill(&self, sources: &Joined, backing: Option<&Joined>) -> anyhow::Result<()> {
         let mut chain = self.open(Access::Write)?;
+        if self.before == Before::Itself {
+            self.check_backing(&chain)?;
+        }
         if self.args.bitmaps {
             // Before hours of copying.
             bitmaps_of_mut(&mut chain)?;
@@ -236,6 +253,27 @@ impl Place<'_> {
             true => self.verify(sources),
             false => Ok(()),
         }
+    }
+
+    /// Refuses a target that exists and does not have the backing image that the user named.
+    fn check_backing(&self, chain: &Chain) -> Result<()> {
+        let Some(named) = self.allowed.first() else {
+            return Ok(());
+        };
+        let below = chain.layers().get(1).and_then(|l| l.storage().path());
+        let is_named = below.is_some_and(|path| match is_uri(path) {
+            true => path == named,
+            false => backing::is_same_file(path, named),
+        });
+        if is_named {
+            return Ok(());
+        }
+        let found = below.map_or("none".to_owned(), |path| path.display().to_string());
+        let text = format!(
+            "its backing image is {found}, and -B names {}",
+            named.display()
+        );
+        Err(Error::invalid(text).at(self.name))
     }
 
     /// The disk whose bitmaps are copied.
@@ -362,6 +400,18 @@ pub(super) struct Below {
     disk: Joined,
 }
 
+/// The image that `-B` names, which a target that exists has below it.
+fn below_existing(args: &Args, target: &Path) -> anyhow::Result<Option<PathBuf>> {
+    let Some(name) = &args.backing else {
+        return match args.target_backing_format {
+            Some(_) => Err(usage("-F names the format of -B, which is missing")),
+            None => Ok(None),
+        };
+    };
+    let home = backing::directory(target)?;
+    Ok(Some(backing::locate(&home, name)))
+}
+
 fn below(
     args: &Args,
     generic: &Generic,
@@ -374,7 +424,11 @@ fn below(
         }
         return Ok(None);
     };
-    let format = args.target_backing_format.or(generic.backing_format);
+    // The last is qemu-img's long word for the first.
+    let format = args
+        .target_backing_format
+        .or(generic.backing_format)
+        .or(args.open.backing_format);
     let home = backing::directory(target)?;
     let absolute = backing::locate(&home, name);
     let chain = chain::open::open(&absolute, &args.open.plan(format, Access::Read)?)?;

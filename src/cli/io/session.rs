@@ -71,6 +71,7 @@ impl Session {
             target: Target::default(),
             cache: CacheMode::default(),
             discard: DiscardMode::default(),
+            copies: false,
             values: Vec::new(),
             args: self.args.clone(),
         }

@@ -170,7 +170,7 @@ impl Generic {
         self.size.is_some()
             || self.backing.is_some()
             || self.backing_format.is_some()
-            || self.hints != Hints::default()
+            || self.hints.are_given()
             || !self.others.is_empty()
     }
 

@@ -1,6 +1,8 @@
 //! `vdtool dd`.
 
+use std::ffi::{OsStr, OsString};
 use std::ops::Range;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::chain;
@@ -55,7 +57,7 @@ pub struct Args {
     pub open: OpenArgs,
     /// What is copied.
     #[arg(value_name = "OPERAND", required = true)]
-    pub operands: Vec<String>,
+    pub operands: Vec<OsString>,
 }
 
 /// What is to be copied.
@@ -69,12 +71,20 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(operands: &[String]) -> Result<Self, String> {
+    fn new(operands: &[OsString]) -> Result<Self, String> {
         let mut plan = Self::default();
         for operand in operands {
-            let (key, value) = operand.split_once('=').unwrap_or((operand, ""));
-            let number = || size::parse(value).map_err(|e| format!("operand '{key}': {e}"));
-            match key {
+            // Names are bytes.
+            let bytes = operand.as_bytes();
+            let end = bytes.iter().position(|b| *b == b'=');
+            let (key, value) = bytes.split_at(end.unwrap_or(bytes.len()));
+            let value = OsStr::from_bytes(value.get(1..).unwrap_or_default());
+            let key = String::from_utf8_lossy(key);
+            let number = || {
+                let value = value.to_string_lossy();
+                size::parse(&value).map_err(|e| format!("operand '{key}': {e}"))
+            };
+            match &*key {
                 "if" => plan.input = Some(value.into()),
                 "of" => plan.output = Some(value.into()),
                 "bs" => plan.block = Some(number()?),
@@ -83,7 +93,7 @@ impl Plan {
                 _ => {
                     return Err(format!(
                         "operand '{}' is unknown (allowed: if, of, bs, count, skip)",
-                        printable(key)
+                        printable(&key)
                     ));
                 }
             }
@@ -146,7 +156,7 @@ mod tests {
     use super::*;
 
     fn plan(text: &str) -> Result<Plan, String> {
-        let words: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
+        let words: Vec<OsString> = text.split_whitespace().map(OsString::from).collect();
         Plan::new(&words)
     }
 

@@ -49,6 +49,11 @@ impl Hints {
         Ok(true)
     }
 
+    /// Whether anything was given.
+    pub(super) fn are_given(&self) -> bool {
+        *self != Self::default()
+    }
+
     /// Tells the host about an empty file.  A hint that it does not take changes nothing about
     /// what the file will hold, so the user is told and the file is made all the same.
     pub(super) fn give(&self, storage: &dyn Storage, name: &Path) {

@@ -22,7 +22,8 @@ EXAMPLES:
 EXIT STATUS:
   0   done
   1   failed: the file cannot be opened, is not of the format, or is damaged
-  2   wrong usage";
+  2   wrong usage
+  63  the file is of a format, or has a feature, that is not supported";
 
 /// Arguments of `info`.
 #[derive(Debug, clap::Args)]

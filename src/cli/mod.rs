@@ -65,7 +65,7 @@ EXIT STATUS:
   2              wrong usage; check: corruptions remain; compare: an image could not be opened
   3              check: leaks remain; compare: extents could not be read
   4              compare: data could not be read
-  63             the format has no such operation
+  63             the format has no such operation, or is known and not supported
   129, 130, 143  stopped by SIGHUP, SIGINT, SIGTERM";
 
 /// Virtual disk images: create, inspect, convert, check.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -103,6 +104,14 @@ fn dd_copies_blocks_of_a_disk_into_a_new_image() {
         fails(dir, &line, 2, part);
     }
     fails(dir, &["dd", "if=a.raw", "of=./a.raw"], 1, "a.raw");
+    let name = std::ffi::OsStr::from_bytes(b"of=\xff.raw");
+    let mut command = vdtool();
+    command
+        .current_dir(dir)
+        .args(["dd", "count=1", "if=a.raw"])
+        .arg(name);
+    command.assert().success();
+    assert!(dir.join(std::ffi::OsStr::from_bytes(b"\xff.raw")).exists());
     assert!(fs::read(dir.join("a.raw")).expect("reads") == bytes);
 }
 
@@ -626,6 +635,16 @@ fn hints_about_the_file_are_given_to_the_host_or_the_user_hears_that_they_were_n
         &["create", "-q", "-o", "extent_size_hint=0", "a.raw", "1M"],
     );
     done.success().stderr("");
+    let stream = [
+        "convert",
+        "-O",
+        "qcow2",
+        "-o",
+        "extent_size_hint=1M",
+        "source.raw",
+        "-",
+    ];
+    fails(dir, &stream, 2, "stdout");
     for (option, part) in [
         ("extent_size_hint=5G", "4294967295"),
         ("extent_size_hint=x", "'extent_size_hint'"),

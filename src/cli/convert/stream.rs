@@ -44,6 +44,11 @@ pub(super) fn to_stdout(args: &Args, sources: &[PathBuf], globals: &Globals) -> 
     if given.new.backing.is_some() || given.new.backing_format.is_some() {
         return Err(usage("an image on stdout has no backing image"));
     }
+    if given.new.hints.are_given() {
+        return Err(usage(
+            "extent_size_hint and nocow are for files, and not for stdout",
+        ));
+    }
     if sequence.is_none() && given.new.is_given() {
         return Err(usage("a raw disk on stdout takes no -o"));
     }

@@ -19,6 +19,9 @@ _vdtool() {
             vdtool,amend)
                 cmd="vdtool__subcmd__amend"
                 ;;
+            vdtool,bench)
+                cmd="vdtool__subcmd__bench"
+                ;;
             vdtool,bitmap)
                 cmd="vdtool__subcmd__bitmap"
                 ;;
@@ -42,6 +45,9 @@ _vdtool() {
                 ;;
             vdtool,ctl)
                 cmd="vdtool__subcmd__ctl"
+                ;;
+            vdtool,dd)
+                cmd="vdtool__subcmd__dd"
                 ;;
             vdtool,help)
                 cmd="vdtool__subcmd__help"
@@ -139,6 +145,9 @@ _vdtool() {
             vdtool__subcmd__help,amend)
                 cmd="vdtool__subcmd__help__subcmd__amend"
                 ;;
+            vdtool__subcmd__help,bench)
+                cmd="vdtool__subcmd__help__subcmd__bench"
+                ;;
             vdtool__subcmd__help,bitmap)
                 cmd="vdtool__subcmd__help__subcmd__bitmap"
                 ;;
@@ -162,6 +171,9 @@ _vdtool() {
                 ;;
             vdtool__subcmd__help,ctl)
                 cmd="vdtool__subcmd__help__subcmd__ctl"
+                ;;
+            vdtool__subcmd__help,dd)
+                cmd="vdtool__subcmd__help__subcmd__dd"
                 ;;
             vdtool__subcmd__help,help)
                 cmd="vdtool__subcmd__help__subcmd__help"
@@ -227,7 +239,7 @@ _vdtool() {
 
     case "${cmd}" in
         vdtool)
-            opts="-q -h -V --quiet --help --version create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help"
+            opts="-q -h -V --quiet --help --version create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -241,7 +253,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__amend)
-            opts="-f -o -t -p -U -q -h --format --options --cache --progress --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -o -t -p -U -q -h --format --options --force --cache --progress --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -273,6 +285,108 @@ _vdtool() {
                     ;;
                 --progress)
                     COMPREPLY=($(compgen -W "auto bar json none" -- "${cur}"))
+                    return 0
+                    ;;
+                --allow-ref)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --backing-format)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --open-options)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --object)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__bench)
+            opts="-f -t -c -d -o -s -S -i -n -w -U -q -h --format --cache --count --depth --offset --buffer-size --step-size --aio --native --write --pattern --flush-interval --no-drain --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --format)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -f)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --cache)
+                    COMPREPLY=($(compgen -W "writeback writethrough none directsync unsafe" -- "${cur}"))
+                    return 0
+                    ;;
+                -t)
+                    COMPREPLY=($(compgen -W "writeback writethrough none directsync unsafe" -- "${cur}"))
+                    return 0
+                    ;;
+                --count)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -c)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --depth)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -d)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --offset)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -o)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --buffer-size)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -s)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --step-size)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -S)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --aio)
+                    COMPREPLY=($(compgen -W "threads native io_uring" -- "${cur}"))
+                    return 0
+                    ;;
+                -i)
+                    COMPREPLY=($(compgen -W "threads native io_uring" -- "${cur}"))
+                    return 0
+                    ;;
+                --pattern)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --flush-interval)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --allow-ref)
@@ -1102,8 +1216,54 @@ _vdtool() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        vdtool__subcmd__dd)
+            opts="-f -O -U -q -h --format --output-format --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --format)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -f)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --output-format)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -O)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --allow-ref)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --backing-format)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --open-options)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --object)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         vdtool__subcmd__help)
-            opts="create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help"
+            opts="create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1117,6 +1277,20 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__help__subcmd__amend)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__help__subcmd__bench)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -1382,6 +1556,20 @@ _vdtool() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        vdtool__subcmd__help__subcmd__dd)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         vdtool__subcmd__help__subcmd__help)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -1551,7 +1739,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__io)
-            opts="-f -r -s -n -t -d -c -U -C -k -i -q -h --format --read-only --snapshot --nocache --cache --discard --cmd --script --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --copy-on-read --native-aio --aio --quiet --help"
+            opts="-f -r -s -n -t -d -c -U -C -m -k -i -q -h --format --read-only --snapshot --nocache --cache --discard --cmd --script --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --copy-on-read --misalign --native-aio --aio --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1610,11 +1798,11 @@ _vdtool() {
                     return 0
                     ;;
                 --aio)
-                    COMPREPLY=($(compgen -f "${cur}"))
+                    COMPREPLY=($(compgen -W "threads native io_uring" -- "${cur}"))
                     return 0
                     ;;
                 -i)
-                    COMPREPLY=($(compgen -f "${cur}"))
+                    COMPREPLY=($(compgen -W "threads native io_uring" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -1757,7 +1945,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__rebase)
-            opts="-f -b -F -u -t -T -p -U -q -h --format --backing --new-backing-format --unsafe --cache --backing-cache --progress --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -b -F -u -c -t -T -p -U -q -h --format --backing --new-backing-format --unsafe --compress --cache --backing-cache --progress --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1873,7 +2061,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__serve)
-            opts="-f -r -s -U -q -h --nbd --name --connections --persistent --bitmap --tls --tls-verify-peer --ublk --queues --depth --dev-id --recover --no-recovery --no-zero-copy --no-batches --unprivileged --list --delete --format --read-only --snapshot --overlay --cache --discard --detect-zeroes --on-read-error --on-write-error --limit --logical-block-size --physical-block-size --max-io --watermark --stats-interval --control --ready-fd --pid-file --description --output --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -r -s -U -q -h --nbd --name --connections --persistent --bitmap --tls --tls-verify-peer --ublk --queues --depth --dev-id --recover --no-recovery --no-zero-copy --no-batches --unprivileged --list --delete --format --read-only --snapshot --overlay --cache --discard --aio --detect-zeroes --on-read-error --on-write-error --limit --logical-block-size --physical-block-size --max-io --watermark --stats-interval --control --ready-fd --pid-file --description --output --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1933,6 +2121,10 @@ _vdtool() {
                     ;;
                 --discard)
                     COMPREPLY=($(compgen -W "unmap ignore" -- "${cur}"))
+                    return 0
+                    ;;
+                --aio)
+                    COMPREPLY=($(compgen -W "threads native io_uring" -- "${cur}"))
                     return 0
                     ;;
                 --detect-zeroes)

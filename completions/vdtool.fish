@@ -40,6 +40,8 @@ complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "commit" -d 'Move what
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "rebase" -d 'Give an image another backing image'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "bitmap" -d 'Add, remove, clear, merge, enable and disable dirty bitmaps'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "amend" -d 'Change format options of an image in place'
+complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "dd" -d 'Copy a part of a disk into a new image'
+complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "bench" -d 'Measure how fast a disk is read or written'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "io" -d 'Read and write a disk\'s bytes by commands'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "serve" -d 'Serve disks until told to stop'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "ctl" -d 'Give commands to a running \'serve --control\''
@@ -262,6 +264,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l backing-format 
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l object -d 'Not supported; named here so that the refusal says so' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s u -l unsafe -d 'Change the name only, and open neither backing image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s c -l compress -d 'Compress what is copied, in formats that can'
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s p -d 'Show a progress bar: the same as --progress bar'
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s U -l force-share -d 'Read even where another process has the image open for writing'
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l no-mmap -d 'Read by system calls, not through mappings'
@@ -302,12 +305,52 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l allow-ref -d 'Le
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l force -d 'Accepted for qemu-img\'s sake: it is about keys of encrypted images'
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -s p -d 'Show a progress bar: the same as --progress bar'
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -s U -l force-share -d 'Read even where another process has the image open for writing'
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l no-mmap -d 'Read by system calls, not through mappings'
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l image-opts -d 'Not supported; named here so that the refusal says so'
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -s f -l format -d 'Format of INPUT; without it the content decides' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -s O -l output-format -d 'Format of OUTPUT; without it the extension decides, else it is raw' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -s U -l force-share -d 'Read even where another process has the image open for writing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -l no-mmap -d 'Read by system calls, not through mappings'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -s f -l format -d 'Format of the image; without it the content decides' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -s t -l cache -d 'How the page cache is used' -r -f -a "writeback\t'The host\'s page cache; a flush makes writes durable'
+writethrough\t'The host\'s page cache; every write is durable when it completes'
+none\t'No page cache (`O_DIRECT`)'
+directsync\t'No page cache, and every write is durable when it completes'
+unsafe\t'The host\'s page cache; a flush does nothing'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -s c -l count -d 'Requests in all' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -s d -l depth -d 'Requests at a time' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -s o -l offset -d 'Where the first request starts' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -s s -l buffer-size -d 'Bytes of a request' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -s S -l step-size -d 'How far one request starts after another [default: their size]' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -s i -l aio -d 'Accepted for qemu-img\'s sake, without effect' -r -f -a "threads\t'By threads'
+native\t'By the kernel\'s older interface'
+io_uring\t'By the kernel\'s newer interface'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l pattern -d 'With -w: the byte that is written, instead of 0' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l flush-interval -d 'With -w: flush after so many requests' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -s n -l native -d 'Accepted for qemu-img\'s sake, without effect'
+complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -s w -l write -d 'Write instead of reading'
+complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l no-drain -d 'Flush without waiting for the requests under way'
+complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -s U -l force-share -d 'Read even where another process has the image open for writing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l no-mmap -d 'Read by system calls, not through mappings'
+complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s f -l format -d 'Format of FILE; left out: probed by content' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s t -l cache -d 'Which caches are used' -r -f -a "writeback\t'The host\'s page cache; a flush makes writes durable'
 writethrough\t'The host\'s page cache; every write is durable when it completes'
@@ -322,14 +365,17 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l allow-ref -d 'Let i
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l object -d 'Not supported; named here so that the refusal says so' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s i -l aio -d 'Accepted for qemu-io\'s sake, without effect' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s i -l aio -d 'Accepted for qemu-io\'s sake, without effect' -r -f -a "threads\t'By threads'
+native\t'By the kernel\'s older interface'
+io_uring\t'By the kernel\'s newer interface'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s r -l read-only -d 'Open for reading only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s s -l snapshot -d 'Write to a temporary layer above the image, which is dropped at the end'
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s n -l nocache -d 'Bypass the host\'s page cache: the same as -t none'
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s U -l force-share -d 'Read even where another process has the image open for writing'
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l no-mmap -d 'Read by system calls, not through mappings'
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l image-opts -d 'Not supported; named here so that the refusal says so'
-complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s C -l copy-on-read -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s C -l copy-on-read -d 'Write into the image what is read from those below it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s m -l misalign -d 'Accepted for qemu-io\'s sake, without effect'
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s k -l native-aio -d 'Accepted for qemu-io\'s sake, without effect'
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s h -l help -d 'Print help (see more with \'--help\')'
@@ -351,6 +397,9 @@ directsync\t'No page cache, and every write is durable when it completes'
 unsafe\t'The host\'s page cache; a flush does nothing'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l discard -d 'What becomes of discards' -r -f -a "unmap\t'They give space back'
 ignore\t'They do nothing'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l aio -d 'Accepted for qemu-nbd\'s sake, without effect' -r -f -a "threads\t'By threads'
+native\t'By the kernel\'s older interface'
+io_uring\t'By the kernel\'s newer interface'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l detect-zeroes -d 'What becomes of writes of zeroes' -r -f -a "off\t'They are written'
 on\t'The range is zeroed, and keeps its space'
 unmap\t'The range is zeroed, and may give its space back'"
@@ -455,24 +504,26 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subco
 complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c vdtool -n "__fish_vdtool_using_subcommand completions" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "create" -d 'Make a new image'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "info" -d 'Show what an image is'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "convert" -d 'Copy disks into a new image'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "check" -d 'Check an image\'s metadata, and repair it'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "map" -d 'List the extents of a disk'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "compare" -d 'Compare two disks'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "measure" -d 'Tell how large a converted image will be'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "resize" -d 'Change the size of a disk'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "snapshot" -d 'List, make, apply and delete internal snapshots'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "commit" -d 'Move what an image has into one below it'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "rebase" -d 'Give an image another backing image'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "bitmap" -d 'Add, remove, clear, merge, enable and disable dirty bitmaps'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "amend" -d 'Change format options of an image in place'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "io" -d 'Read and write a disk\'s bytes by commands'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "serve" -d 'Serve disks until told to stop'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "ctl" -d 'Give commands to a running \'serve --control\''
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "completions" -d 'Print completions for a shell'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend io serve ctl completions help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "create" -d 'Make a new image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "info" -d 'Show what an image is'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "convert" -d 'Copy disks into a new image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "check" -d 'Check an image\'s metadata, and repair it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "map" -d 'List the extents of a disk'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "compare" -d 'Compare two disks'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "measure" -d 'Tell how large a converted image will be'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "resize" -d 'Change the size of a disk'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "snapshot" -d 'List, make, apply and delete internal snapshots'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "commit" -d 'Move what an image has into one below it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "rebase" -d 'Give an image another backing image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "bitmap" -d 'Add, remove, clear, merge, enable and disable dirty bitmaps'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "amend" -d 'Change format options of an image in place'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "dd" -d 'Copy a part of a disk into a new image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "bench" -d 'Measure how fast a disk is read or written'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "io" -d 'Read and write a disk\'s bytes by commands'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "serve" -d 'Serve disks until told to stop'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "ctl" -d 'Give commands to a running \'serve --control\''
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "completions" -d 'Print completions for a shell'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "status" -d 'What is served, and how it does'
 complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "stats" -d 'What was done so far: requests, bytes, failures, latencies'
 complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "pause" -d 'Hold requests, and return once none is under way'

@@ -73,7 +73,7 @@ pub struct ChainOptions {
     pub remotes: Vec<String>,
     /// Whether the top layer's metadata waits for its data.
     pub order: WriteOrder,
-    /// Why the top layer is opened.
+    /// Why the top layer is opened; those below it are used, or described as it is.
     pub purpose: Purpose,
     /// The internal snapshot of the top layer to show instead of its disk as it is now.
     pub snapshot: Option<Pick>,
@@ -302,7 +302,10 @@ impl<'a> Walk<'a> {
             stated: above.trust,
             probed: Trust::None,
             order: WriteOrder::default(),
-            purpose: Purpose::default(),
+            purpose: match self.options.purpose {
+                Purpose::Describe => Purpose::Describe,
+                Purpose::Use | Purpose::Check => Purpose::Use,
+            },
             snapshot: None,
             data_file: None,
             values: match is_alike {
@@ -336,14 +339,14 @@ impl<'a> Walk<'a> {
         let Some(name) = &backing.format else {
             return Ok(self.options.backing_format);
         };
-        let unknown = || {
+        let refused = |e: Error| {
             let text = format!(
-                "says that its backing file is of format '{}', which vdtool does not have",
+                "says that its backing file is of format '{}': {e}",
                 printable(name)
             );
             Error::unsupported(text).at(&above.path)
         };
-        formats::by_name(name).ok_or_else(unknown).map(Some)
+        formats::named(name).map_err(refused).map(Some)
     }
 
     /// Opens what one name leads to.

@@ -7,7 +7,9 @@ use crate::chain::open::{ChainOptions, Follow};
 use crate::chain::{self, Chain};
 use crate::cli::cache::CacheMode;
 use crate::cli::common::{OpenArgs, ProgressArgs, parse_driver, print};
+use crate::cli::create::option;
 use crate::cli::exit::{Exit, usage};
+use crate::cli::resize::{self, PreallocationArg};
 use crate::cli::{Globals, signal};
 use crate::error::{Context, Error, Result};
 use crate::image::options::OptionValues;
@@ -20,12 +22,14 @@ const HELP: &str = "\
 EXAMPLES:
   vdtool amend -o compat=1.1 old.qcow2
   vdtool amend -o refcount_bits=64 disk.qcow2
+  vdtool amend -o size=20G disk.qcow2
   vdtool amend -o backing_file=moved/base.qcow2,backing_fmt=qcow2 child.qcow2
   vdtool amend -o help disk.qcow2
 
 NOTES:
   Only what is named is changed. A change is on stable media when the command ends; killed on the
-  way, it leaves the image as it was or as it is to be, and perhaps leaks.
+  way, it leaves the image as it was or as it is to be, and perhaps leaks. With size= the disk
+  grows; \"resize --shrink\" makes one smaller.
 
 EXIT STATUS:
   0   done
@@ -43,6 +47,9 @@ pub struct Args {
     /// The options to change; "help" lists those that can be.
     #[arg(short = 'o', long, value_name = "K=V,..", required = true)]
     pub options: Vec<OsString>,
+    /// Accepted for qemu-img's sake: it is about keys of encrypted images.
+    #[arg(long, hide = true)]
+    pub force: bool,
     /// How the page cache is used.
     #[arg(short = 't', long, value_enum, value_name = "CACHE")]
     pub cache: Option<CacheMode>,
@@ -79,18 +86,27 @@ pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
     let values = OptionValues::parse(specs, format.name, &args.options)
         .map_err(|e| usage(e.at(&args.file)))?;
     refuse_itself(&chain, &values).at(&args.file)?;
+    if let Some(format) = values.text("backing_fmt").filter(|f| !f.is_empty()) {
+        parse_driver(format).map_err(|e| option("backing_fmt", &e.at(format)))?;
+    }
+    let size = values.number("size");
+    if let Some(size) = size {
+        may_grow(&chain, size).at(&args.file)?;
+    }
     signal::catch()?;
     amend_of(&mut chain)
         .and_then(|image| image.amend(&values))
         .at(&args.file)?;
     chain.close()?;
     chain.top().storage().sync()?;
+    drop(chain);
+    size.map_or(Ok(()), |size| grow(args, format, size))?;
     Ok(Exit::Done)
 }
 
 /// Refuses to name the image as its own data file: nothing could open it then.
 fn refuse_itself(chain: &Chain, values: &OptionValues) -> Result<()> {
-    let Some(name) = values.name("data_file") else {
+    let Some(name) = values.name("data_file").filter(|name| !name.is_empty()) else {
         return Ok(());
     };
     let path = chain::open::home(chain)?.path().join(name);
@@ -100,6 +116,30 @@ fn refuse_itself(chain: &Chain, values: &OptionValues) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Refuses what loses data that nobody said may be lost.
+fn may_grow(chain: &Chain, size: u64) -> Result<()> {
+    match chain.virtual_size() {
+        now if size < now => Err(Error::invalid(format!(
+            "option 'size' is {size}, less than the {now} bytes of the disk (allowed: {now} and \
+             more; resize --shrink makes a disk smaller)"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Gives the disk its new size, with the layers below it open: what they have past the old size
+/// must not show.
+fn grow(args: &Args, format: &'static Driver, size: u64) -> anyhow::Result<()> {
+    let options = args
+        .open
+        .plan_cached(Some(format), Access::Write, args.cache)?;
+    let chain = chain::open::open(&args.file, &options)?;
+    resize::set_size(&chain, size, PreallocationArg::Off)?;
+    chain.flush()?;
+    chain.close()?;
+    Ok(chain.top().storage().sync()?)
 }
 
 fn amend_of(chain: &mut Chain) -> Result<&mut dyn Amend> {

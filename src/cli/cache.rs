@@ -62,6 +62,18 @@ impl CacheMode {
     }
 }
 
+/// How the host is asked, by QEMU's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AioMode {
+    /// By threads.
+    Threads,
+    /// By the kernel's older interface.
+    Native,
+    /// By the kernel's newer interface.
+    #[value(name = "io_uring")]
+    IoUring,
+}
+
 /// What becomes of discards, by QEMU's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum DiscardMode {

@@ -9,6 +9,7 @@ use clap::ValueEnum;
 use crate::chain::open::{ChainOptions, References};
 use crate::cli::cache::CacheMode;
 use crate::cli::{Globals, exit};
+use crate::error::Error;
 use crate::formats;
 use crate::image::Driver;
 use crate::nbd::uri::is_uri;
@@ -49,7 +50,7 @@ pub enum ProgressForm {
 }
 
 /// Long jobs.
-#[derive(Debug, Clone, Copy, clap::Args)]
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
 pub struct ProgressArgs {
     /// How to show progress, on stderr.
     #[arg(long, value_enum, default_value_t, value_name = "FORM")]
@@ -182,34 +183,42 @@ pub fn print(write: impl FnOnce(&mut dyn Write) -> anyhow::Result<()>) -> anyhow
 
 /// The format of a new image: the one named, else that of the file name's extension, else raw,
 /// and then the user is told.
+///
+/// # Errors
+/// `Unsupported` where the extension stands for a format that vdtool knows and does not have.
 pub fn target_driver(
     format: Option<&'static Driver>,
     file: &Path,
     globals: &Globals,
-) -> &'static Driver {
-    let extension = || match is_uri(file) {
+) -> Result<&'static Driver, Error> {
+    let extension = match is_uri(file) {
         true => None,
         false => file.extension().and_then(OsStr::to_str),
     };
-    if let Some(driver) = format.or_else(|| extension().and_then(formats::by_extension)) {
-        return driver;
+    if let Some(driver) = format.or_else(|| extension.and_then(formats::by_extension)) {
+        return Ok(driver);
+    }
+    if let Some(refused) = extension.and_then(formats::refused::by_extension) {
+        let text = format!(
+            "the extension stands for format '{}' ({}), which is not supported (a format named by \
+             an option, such as raw, is written under any name)",
+            refused.name, refused.about
+        );
+        return Err(Error::unsupported(text).at(file));
     }
     globals.note(&format!(
         "{}: neither an option nor the extension names a format, so it is raw",
         printable(file)
     ));
-    &formats::raw::DRIVER
+    Ok(&formats::raw::DRIVER)
 }
 
 /// A format by its name, for clap.
 ///
 /// # Errors
-/// Names the formats there are.
-pub fn parse_driver(name: &str) -> Result<&'static Driver, String> {
-    formats::by_name(name).ok_or_else(|| {
-        let known: Vec<&str> = formats::DRIVERS.iter().map(|d| d.name).collect();
-        format!("unknown format (allowed: {})", known.join(", "))
-    })
+/// Those of [`formats::named`].
+pub fn parse_driver(name: &str) -> Result<&'static Driver, Error> {
+    formats::named(name)
 }
 
 /// A size in bytes, for clap.

@@ -28,6 +28,7 @@ EXIT STATUS:
   2              an image could not be opened
   3              where an image has data could not be found out
   4              data could not be read
+  63             an image is of a format, or has a feature, that is not supported
   129, 130, 143  stopped by SIGHUP, SIGINT, SIGTERM";
 
 /// Arguments of `compare`.
@@ -109,7 +110,10 @@ fn open(args: &Args, path: &Path, format: Option<&'static Driver>) -> anyhow::Re
     }
     chain::open::open(path, &options)
         .and_then(|chain| Joined::new(vec![chain]))
-        .map_err(|e| coded(Exit::NotOpened, e))
+        .map_err(|e| match e.kind() {
+            ErrorKind::Unsupported => e.into(),
+            _ => coded(Exit::NotOpened, e),
+        })
 }
 
 fn failed(failure: Failure) -> anyhow::Error {

@@ -7,8 +7,8 @@ use crate::cli::cache::CacheMode;
 use crate::cli::common::{OpenArgs, ProgressArgs, parse_driver, parse_size, print, target_driver};
 use crate::cli::create::creator;
 use crate::cli::exit::{Exit, usage};
-use crate::cli::{Globals, signal};
-use crate::copy::{MAX_WORKERS, Scan, default_workers};
+use crate::cli::{Globals, hints, signal};
+use crate::copy::{Joined, MAX_WORKERS, Scan, default_workers};
 use crate::image::Driver;
 use crate::output;
 
@@ -71,7 +71,7 @@ EXIT STATUS:
   129, 130, 143  stopped by SIGHUP, SIGINT, SIGTERM";
 
 /// Arguments of `convert`.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 #[command(
     after_long_help = HELP,
     override_usage = "vdtool convert [OPTIONS] SRC.. DST\n       vdtool convert -O FMT -o help"
@@ -182,9 +182,9 @@ impl Args {
 pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     let target = args.files.last().map(PathBuf::as_path);
     if args.options.iter().any(|o| o == "help" || o == "?") {
-        let driver = target_driver(args.target_format, target.unwrap_or(Path::new("")), globals);
+        let driver = target_driver(args.target_format, target.unwrap_or(Path::new("")), globals)?;
         creator(driver)?;
-        print(|out| Ok(output::options::table(out, driver)?))?;
+        print(|out| Ok(output::options::table(out, driver, hints::OPTIONS)?))?;
         return Ok(Exit::Done);
     }
     let Some((target, sources)) = args.files.split_last().filter(|(_, s)| !s.is_empty()) else {
@@ -196,7 +196,7 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
         stream::send(args, sources, sink, globals)?;
         return Ok(Exit::Done);
     }
-    let driver = target_driver(args.target_format, target, globals);
+    let driver = target_driver(args.target_format, target, globals)?;
     options::refuse(args, driver)?;
     signal::catch()?;
     match sources {
@@ -207,6 +207,21 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
         }
     }
     Ok(Exit::Done)
+}
+
+/// Makes `target` hold what `sources` do, as `args` say, which name neither.
+///
+/// # Errors
+/// Those of [`run`].
+pub(super) fn write(
+    args: &Args,
+    sources: &Joined,
+    driver: &'static Driver,
+    target: &Path,
+    globals: &Globals,
+) -> anyhow::Result<()> {
+    options::refuse(args, driver)?;
+    place::convert(args, sources, driver, target, globals)
 }
 
 fn is_stream(path: &Path) -> bool {

@@ -11,11 +11,12 @@ use crate::chain::{self, Chain, HostFile};
 use crate::cli::backing::{clean, describe, home_of_new, locate, modified, refuse_uri, relative};
 use crate::cli::common::{OpenArgs, parse_driver, parse_size, print, target_driver};
 use crate::cli::exit::{Exit, usage};
+use crate::cli::hints::{self, Hints};
 use crate::cli::interrupt::{self, Interruptible};
 use crate::cli::target::{Durable, Existing, Target, look, refuse_open, settle};
 use crate::cli::{Globals, kept, progress, signal};
 use crate::copy::progress::Progress;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::image::Driver;
 use crate::image::create::{CreateBacking, CreateOptions, Preallocation};
 use crate::image::driver::Creator;
@@ -86,6 +87,7 @@ struct Plan {
     options: CreateOptions,
     /// What may not be replaced.
     kept: Vec<HostFile>,
+    hints: Hints,
 }
 
 /// Options that every format takes, so that scripts for qemu-img go on working.
@@ -95,6 +97,8 @@ pub(super) struct Generic {
     pub(super) backing: Option<OsString>,
     pub(super) backing_format: Option<&'static Driver>,
     pub(super) others: Vec<OsString>,
+    /// What the host is told about the file.
+    pub(super) hints: Hints,
 }
 
 /// Runs the command.
@@ -104,9 +108,9 @@ pub(super) struct Generic {
 pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     if args.options.iter().any(|o| o == "help" || o == "?") {
         let file = args.file.as_deref().unwrap_or(Path::new(""));
-        let driver = target_driver(args.format, file, globals);
+        let driver = target_driver(args.format, file, globals)?;
         creator(driver)?;
-        print(|out| Ok(output::options::table(out, driver)?))?;
+        print(|out| Ok(output::options::table(out, driver, hints::OPTIONS)?))?;
         return Ok(Exit::Done);
     }
     let Some(file) = &args.file else {
@@ -120,7 +124,7 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
 fn plan(args: &Args, file: &Path, globals: &Globals) -> anyhow::Result<Plan> {
     // Before the user is told anything about a file that cannot be.
     let home = home_of_new(file)?;
-    let driver = target_driver(args.format, file, globals);
+    let driver = target_driver(args.format, file, globals)?;
     let creator = creator(driver)?;
     let wanted = wanted(args)?;
     let values = OptionValues::parse(creator.options, driver.name, &wanted.others)
@@ -139,6 +143,12 @@ fn plan(args: &Args, file: &Path, globals: &Globals) -> anyhow::Result<Plan> {
         }
     };
     kept::refuse(file, &kept)?;
+    if backing.is_none() && wanted.backing_format.is_some() {
+        return Err(usage(format!(
+            "{}: -F names the format of -b, which is missing",
+            printable(file)
+        )));
+    }
     let Some(size) = wanted.size.or(backing.as_ref().map(|b| b.virtual_size)) else {
         return Err(usage(format!(
             "{}: a new image needs a SIZE",
@@ -148,6 +158,7 @@ fn plan(args: &Args, file: &Path, globals: &Globals) -> anyhow::Result<Plan> {
     Ok(Plan {
         driver,
         creator,
+        hints: wanted.hints,
         options: CreateOptions {
             size,
             backing,
@@ -170,6 +181,7 @@ impl Generic {
         self.size.is_some()
             || self.backing.is_some()
             || self.backing_format.is_some()
+            || self.hints.are_given()
             || !self.others.is_empty()
     }
 
@@ -193,10 +205,19 @@ impl Generic {
                     generic.backing.get_or_insert(value.to_owned());
                 }
                 Some("backing_fmt") => {
-                    let driver = text(value).and_then(|text| parse_driver(&text));
-                    let driver = driver.map_err(|e| wrong("backing_fmt", e))?;
+                    let text = text(value).map_err(|e| wrong("backing_fmt", e))?;
+                    let driver = parse_driver(&text).map_err(|e| option("backing_fmt", &e))?;
                     generic.backing_format.get_or_insert(driver);
                 }
+                Some("encryption") if ["off", "no", "false"].iter().any(|off| value == *off) => {}
+                Some(key) if is_about_encryption(key) => {
+                    let text = format!(
+                        "option '{}': encrypted images are not supported",
+                        printable(&pair)
+                    );
+                    return Err(Error::unsupported(text).into());
+                }
+                _ if generic.hints.take(&pair)? => {}
                 _ => generic.others.push(double_commas(&pair)),
             }
         }
@@ -204,9 +225,30 @@ impl Generic {
     }
 }
 
+fn is_about_encryption(pair: &str) -> bool {
+    let key = pair.split_once('=').map_or(pair, |(key, _)| key);
+    key == "encryption" || key.starts_with("encrypt.")
+}
+
+/// An error about the value of an option; what vdtool does not have is no wrong usage.
+pub(super) fn option(key: &str, error: &Error) -> anyhow::Error {
+    let text = format!("option '{key}': {error}");
+    match error.kind() {
+        ErrorKind::Unsupported => Error::unsupported(text).into(),
+        _ => usage(text),
+    }
+}
+
 /// What was typed, by arguments of their own or, as scripts for qemu-img do, with `-o`.
 fn wanted(args: &Args) -> anyhow::Result<Generic> {
     let mut wanted = Generic::take(&args.options)?;
+    if let (Some(size), Some(other)) = (args.size, wanted.size)
+        && size != other
+    {
+        return Err(usage(format!(
+            "SIZE is {size} and option 'size' is {other} (allowed: one of them, or the same twice)"
+        )));
+    }
     wanted.size = args.size.or(wanted.size);
     wanted.backing = args.backing.clone().or(wanted.backing);
     wanted.backing_format = args.backing_format.or(wanted.backing_format);
@@ -330,6 +372,7 @@ fn announcement(file: &Path, plan: &Plan) -> String {
             let _ = write!(text, " {}={}", spec.name, printable(&value));
         }
     }
+    let _ = write!(text, "{}", plan.hints);
     text
 }
 
@@ -348,6 +391,9 @@ fn carry_out(file: &Path, plan: &Plan, globals: &Globals) -> anyhow::Result<()> 
             ..StorageOptions::default()
         };
         let storage = open(path, &options).map_err(|e| target.name(e.at(path)))?;
+        if path == target.path() {
+            plan.hints.give(&*storage, file);
+        }
         let bar: Arc<dyn Progress> = bar.clone();
         Ok(Arc::new(Interruptible::new(storage, Some(bar))))
     };
@@ -458,8 +504,11 @@ mod tests {
         assert_eq!(found.backing.as_deref(), Some(OsStr::new("b,c")));
         assert_eq!(found.backing_format.map(|d| d.name), Some("raw"));
         assert_eq!(found.others, ["preallocation=off"]);
-        let found = typed(&["-o", "size=4k", "x", "8k"]).expect("are right");
+        let found = typed(&["-o", "size=8k", "x", "8192"]).expect("are right");
         assert_eq!(found.size, Some(8192));
+        let error = typed(&["-o", "size=4k", "x", "8k"]).map(drop);
+        let error = error.expect_err("two sizes").to_string();
+        assert!(error.contains("8192") && error.contains("4096"), "{error}");
         assert!(typed(&["-o", "size=x", "x"]).is_err());
     }
 }

@@ -9,6 +9,7 @@ use crate::cli::common::{OpenArgs, OutputArgs, OutputFormat, parse_driver, print
 use crate::cli::exit::Exit;
 use crate::image::Driver;
 use crate::image::info::ImageInfo;
+use crate::image::open::Purpose;
 use crate::output;
 use crate::storage::open::Access;
 
@@ -21,7 +22,8 @@ EXAMPLES:
 EXIT STATUS:
   0   done
   1   failed: the file cannot be opened, is not of the format, or is damaged
-  2   wrong usage";
+  2   wrong usage
+  63  the file is of a format, or has a feature, that is not supported";
 
 /// Arguments of `info`.
 #[derive(Debug, clap::Args)]
@@ -56,6 +58,7 @@ pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
     };
     let options = ChainOptions {
         follow,
+        purpose: Purpose::Describe,
         ..args.open.plan(args.format, Access::Read)?
     };
     let chain = chain::open::open(&args.file, &options)?;

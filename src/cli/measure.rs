@@ -2,19 +2,17 @@
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use serde_json::json;
 
 use crate::chain;
-use crate::cli::Globals;
-use crate::cli::common::{
-    OpenArgs, OutputArgs, OutputFormat, parse_driver, parse_size, print, target_driver,
-};
+use crate::cli::common::{OpenArgs, OutputArgs, OutputFormat, parse_driver, parse_size, print};
 use crate::cli::convert::pick;
 use crate::cli::create::{Generic, creator};
 use crate::cli::exit::{Exit, usage};
+use crate::cli::{Globals, hints};
 use crate::copy::Joined;
 use crate::copy::count::data_clusters;
 use crate::copy::progress::Silent;
@@ -77,12 +75,12 @@ pub struct Args {
 ///
 /// # Errors
 /// Whatever keeps it from being told.
-pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
+pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
     let raw = &crate::formats::raw::DRIVER;
-    let driver = target_driver(args.target_format.or(Some(raw)), Path::new(""), globals);
+    let driver = args.target_format.unwrap_or(raw);
     let creator = creator(driver)?;
     if args.options.iter().any(|o| o == "help" || o == "?") {
-        print(|out| Ok(output::options::table(out, driver)?))?;
+        print(|out| Ok(output::options::table(out, driver, hints::OPTIONS)?))?;
         return Ok(Exit::Done);
     }
     let source = source(args)?;

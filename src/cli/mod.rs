@@ -3,15 +3,16 @@
 //! Arguments hold what was typed; each command's `run` turns them into a plan, carries it out and
 //! says how the process ends.  Data goes to stdout, everything else to stderr.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind as ClapKind;
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 pub mod amend;
 pub mod backing;
+pub mod bench;
 pub mod bitmap;
 pub mod cache;
 pub mod check;
@@ -22,13 +23,16 @@ pub mod completions;
 pub mod convert;
 pub mod create;
 pub mod ctl;
+pub mod dd;
 pub mod exit;
+pub mod hints;
 pub mod info;
 pub mod interrupt;
 pub mod io;
 pub mod kept;
 pub mod map;
 pub mod measure;
+mod patient;
 pub mod progress;
 pub mod rebase;
 pub mod removed;
@@ -38,6 +42,7 @@ pub mod signal;
 pub mod snapshot;
 pub mod target;
 
+use crate::error::ErrorKind;
 use crate::util::text::printable;
 use exit::Exit;
 
@@ -67,7 +72,7 @@ EXIT STATUS:
   2              wrong usage; check: corruptions remain; compare: an image could not be opened
   3              check: leaks remain; compare: extents could not be read
   4              compare: data could not be read
-  63             the format has no such operation
+  63             the format has no such operation, or is known and not supported
   129, 130, 143  stopped by SIGHUP, SIGINT, SIGTERM";
 
 /// Virtual disk images: create, inspect, convert, check.
@@ -151,6 +156,10 @@ pub enum Command {
     Bitmap(bitmap::Args),
     /// Change format options of an image in place.
     Amend(amend::Args),
+    /// Copy a part of a disk into a new image.
+    Dd(dd::Args),
+    /// Measure how fast a disk is read or written.
+    Bench(bench::Args),
     /// Read and write a disk's bytes by commands.
     Io(io::Args),
     /// Serve disks until told to stop.
@@ -163,12 +172,39 @@ pub enum Command {
 
 /// Parses the arguments, runs the command, maps the result to an exit code.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let words = with_bare_progress(std::env::args_os());
+    let cli = match Cli::try_parse_from(words) {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
     };
     let heard = signal::hear().map_err(anyhow::Error::from);
     exit::finish(heard.and_then(|()| run(&cli.command, &cli.globals)))
+}
+
+/// The arguments, with its value for a `--progress` that has none, as qemu-img's users type it.
+fn with_bare_progress(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let is_form = |word: &OsString| {
+        let forms = common::ProgressForm::value_variants().iter();
+        let mut names = forms.filter_map(clap::ValueEnum::to_possible_value);
+        word.to_str()
+            .is_some_and(|word| names.any(|n| n.matches(word, false)))
+    };
+    let mut words = words.peekable();
+    let mut all = Vec::new();
+    while let Some(word) = words.next() {
+        // What comes after is names.
+        if word == "--" {
+            all.push(word);
+            all.extend(words);
+            break;
+        }
+        let is_bare = word == "--progress" && !words.peek().is_some_and(is_form);
+        all.push(match is_bare {
+            true => "--progress=bar".into(),
+            false => word,
+        });
+    }
+    all
 }
 
 fn run(command: &Command, globals: &Globals) -> anyhow::Result<Exit> {
@@ -186,6 +222,8 @@ fn run(command: &Command, globals: &Globals) -> anyhow::Result<Exit> {
         Command::Rebase(args) => rebase::run(args, globals),
         Command::Bitmap(args) => bitmap::run(args, globals),
         Command::Amend(args) => amend::run(args, globals),
+        Command::Dd(args) => dd::run(args, globals),
+        Command::Bench(args) => bench::run(args, globals),
         Command::Io(args) => io::run(args, globals),
         Command::Serve(args) => serve::run(args, globals),
         Command::Ctl(args) => ctl::run(args, globals),
@@ -207,11 +245,21 @@ fn usage(error: &clap::Error) -> ExitCode {
         }
         _ => exit::complain(&one_line(&error.to_string())),
     }
+    if is_unsupported(error) {
+        return Exit::NoSuchOperation.into();
+    }
     let command = std::env::args_os().skip(1).find(|a| !is_option(a));
     match command.as_deref().and_then(OsStr::to_str) {
         Some("check" | "compare") => Exit::Failed.into(),
         _ => Exit::Usage.into(),
     }
+}
+
+/// Whether a value names what vdtool knows and does not have, such as a format.
+fn is_unsupported(error: &clap::Error) -> bool {
+    let source = std::error::Error::source(error);
+    let source = source.and_then(|e| e.downcast_ref::<crate::Error>());
+    source.is_some_and(|e| e.kind() == ErrorKind::Unsupported)
 }
 
 fn is_option(argument: &OsStr) -> bool {
@@ -241,6 +289,20 @@ mod tests {
     #[test]
     fn the_definitions_of_all_arguments_agree() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_form_of_progress_may_be_left_out() {
+        for (typed, meant) in [
+            ("convert --progress a b", "convert --progress=bar a b"),
+            ("convert --progress json a b", "convert --progress json a b"),
+            ("convert a b --progress", "convert a b --progress=bar"),
+            ("convert -- --progress b", "convert -- --progress b"),
+        ] {
+            let words = typed.split(' ').map(OsString::from);
+            let meant: Vec<OsString> = meant.split(' ').map(OsString::from).collect();
+            assert_eq!(with_bare_progress(words), meant);
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::cli::cache::CacheMode;
 use crate::cli::common::{OpenArgs, ProgressArgs, parse_driver};
 use crate::cli::exit::{Exit, usage};
 use crate::cli::{Globals, progress, signal};
+use crate::copy::rebase::Store;
 use crate::copy::{self, Joined, default_workers};
 use crate::error::{Error, Result};
 use crate::formats;
@@ -62,6 +63,9 @@ pub struct Args {
     /// Change the name only, and open neither backing image.
     #[arg(short = 'u', long = "unsafe", alias = "backing-unsafe")]
     pub unsafe_mode: bool,
+    /// Compress what is copied, in formats that can.
+    #[arg(short, long, conflicts_with = "unsafe_mode")]
+    pub compress: bool,
     /// How the page cache is used for FILE.
     #[arg(short = 't', long, value_enum, value_name = "CACHE")]
     pub cache: Option<CacheMode>,
@@ -80,6 +84,11 @@ pub struct Args {
 }
 
 impl Args {
+    /// The format of the new backing image; `--backing-format` is qemu-img's long word for it.
+    fn new_format(&self) -> Option<&'static Driver> {
+        self.new_backing_format.or(self.open.backing_format)
+    }
+
     fn backing(&self) -> Option<&OsStr> {
         self.backing.as_deref().filter(|name| !name.is_empty())
     }
@@ -116,6 +125,9 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
 fn keep(args: &Args, globals: &Globals) -> anyhow::Result<()> {
     let mut chain = chain::open::open(&args.file, &args.plan(args.format, Access::Write)?)?;
     relink_of(&mut chain).map_err(|e| e.at(&args.file))?;
+    if args.compress {
+        chain.top().as_compress().map_err(|e| e.at(&args.file))?;
+    }
     if let Some(name) = args.backing() {
         backing::refuse_uri(chain.top().driver(), name).map_err(|e| e.at(&args.file))?;
     }
@@ -130,7 +142,11 @@ fn keep(args: &Args, globals: &Globals) -> anyhow::Result<()> {
     signal::catch()?;
     let total = chain.virtual_size();
     let bar = progress::start("rebase", total, &args.progress, globals);
-    copy::rebase(&chain, &disk, default_workers(), &bar)?;
+    let store = match args.compress {
+        true => Store::Compressed,
+        false => Store::Plain,
+    };
+    copy::rebase(&chain, &disk, store, default_workers(), &bar)?;
     bar.finish();
     // The name changes only once all that it needs is on stable media.
     chain.flush()?;
@@ -146,7 +162,7 @@ fn name_only(args: &Args) -> anyhow::Result<()> {
     let create = match args.backing() {
         None => None,
         Some(name) => {
-            let Some(format) = args.new_backing_format.or_else(|| recorded(&chain)) else {
+            let Some(format) = args.new_format().or_else(|| recorded(&chain)) else {
                 return Err(usage(
                     "-u does not open the backing image, and FILE records no format of it that is \
                      known, so -F must be given",
@@ -223,11 +239,11 @@ fn below(args: &Args, top: &Chain, name: &OsStr, globals: &Globals) -> anyhow::R
     let absolute = backing::locate(&home, name);
     // Before its own lock keeps it out.
     refuse_own(top, &[HostFile::named(&absolute)], &args.file)?;
-    let options = args.plan(args.new_backing_format, Access::Read)?;
+    let options = args.plan(args.new_format(), Access::Read)?;
     let chain = chain::open::open_from(&home, name, &absolute, &options)?;
     refuse_own(top, &chain.files(), &args.file)?;
     let create = backing::describe(name, &home, &absolute, &chain)?;
-    if args.new_backing_format.is_none() {
+    if args.new_format().is_none() {
         globals.note(&format!(
             "{}: the content decided that its format is {} (-F names it)",
             printable(&absolute),

@@ -103,8 +103,8 @@ fn open(args: &Args, access: Access) -> anyhow::Result<Chain> {
 }
 
 fn list(args: &Args) -> anyhow::Result<()> {
-    let mut chain = open(args, Access::Read)?;
-    snapshots(&mut chain).at(&args.file)?;
+    let chain = open(args, Access::Read)?;
+    // An image of a format without snapshots has none.
     let list = chain.top().snapshots().at(&args.file)?;
     print(|out| {
         match args.output.output {

@@ -39,9 +39,9 @@ pub fn compress(
         reader,
         before: options.before,
         space: space(options.scan),
-        differ: differ(reader, options, 4096)?,
+        differ: differ(reader, target, options, 4096)?,
         unit,
-        kept: (options.before == Before::Unknown).then_some(target),
+        kept: matches!(options.before, Before::Unknown | Before::Itself).then_some(target),
         pace: options.rate.map(Pace::new),
         progress,
     };

@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicBool;
 
 use crate::chain::Chain;
-use crate::copy::differ::Differ;
+use crate::copy::differ::{Differ, Known};
 use crate::copy::engine::{Engine, Job};
 use crate::copy::joined::Joined;
 use crate::copy::pace::Pace;
@@ -67,7 +67,7 @@ pub fn total(sources: &Joined, target: &Chain, before: Before) -> u64 {
     match before {
         // Past the end of the sources the backing image must not show.
         Before::Backed => target.virtual_size(),
-        Before::Zeroes | Before::Unknown => sources.len(),
+        Before::Zeroes | Before::Unknown | Before::Itself => sources.len(),
     }
 }
 
@@ -136,7 +136,8 @@ fn one(
     let pieces = scanner.scan(job, scratch)?;
     let top = scanner.target.top();
     if let Some(layout) = top.as_layout() {
-        let zeroes_take_space = scanner.before == Before::Backed && top.limits().zero_align == 0;
+        let is_known = matches!(scanner.before, Before::Backed | Before::Itself);
+        let zeroes_take_space = is_known && top.limits().zero_align == 0;
         if !engine.wait_turn(job) {
             return Ok(());
         }
@@ -159,7 +160,7 @@ fn scanner<'a>(
         salvage: options.salvage,
     };
     let runs = runs(options.scan, size);
-    let differ = differ(reader, options, runs.map_or(4096, |r| r.unit))?;
+    let differ = differ(reader, target, options, runs.map_or(4096, |r| r.unit))?;
     let may_share = !matches!(options.scan, Scan::Runs(_)) && options.salvage.is_none();
     Ok(Scanner {
         sources,
@@ -179,15 +180,20 @@ fn scanner<'a>(
     })
 }
 
-/// What compares with the backing image, in units of `unit` bytes, for a target that has one.
+/// What compares with what the target reads as, in units of `unit` bytes, where that is known.
 pub(super) fn differ<'a>(
     reader: Reader<'a>,
+    target: &'a Chain,
     options: &Convert<'a>,
     unit: u64,
 ) -> Result<Option<Differ<'a>>> {
     match (options.before, options.backing) {
         (Before::Backed, None) => Err(Error::invalid("the backing image is not open")),
-        (Before::Backed, Some(backing)) => Ok(Some(Differ::new(reader, backing, unit))),
+        (Before::Backed, Some(backing)) => {
+            let known = Known::Backing(backing);
+            Ok(Some(Differ::new(reader, known, unit)))
+        }
+        (Before::Itself, _) => Ok(Some(Differ::new(reader, Known::Itself(target), unit))),
         _ => Ok(None),
     }
 }

@@ -1,19 +1,55 @@
-//! What a target with a backing image needs: only what that image does not give already.
+//! What a target needs that reads as something known: only what that does not give already.
 
 use std::ops::Range;
 
-use crate::copy::find::{Found, Place, same_object};
+use crate::chain::Chain;
+use crate::copy::find::{Found, Place, find, same_object};
 use crate::copy::joined::Joined;
 use crate::copy::salvage::Reader;
 use crate::copy::scan::{Content, IO_STEP, Piece, Scratch, push};
 use crate::error::Result;
 use crate::util::align::{clamp_len, len64};
 use crate::util::buf::is_zero;
+use crate::util::grace::Ticket;
 
-/// Compares the sources with the backing image of the target.
+/// What a target reads as before it is written to.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Known<'a> {
+    /// Its backing image.
+    Backing(&'a Joined),
+    /// The target as it is.
+    Itself(&'a Chain),
+}
+
+impl<'a> Known<'a> {
+    fn find(self, at: u64, len: u64) -> Result<Found<'a>> {
+        match self {
+            Self::Backing(backing) => backing.find(at, len),
+            Self::Itself(target) => find(target, at, len),
+        }
+    }
+
+    fn read_at(self, buf: &mut [u8], at: u64) -> Result<()> {
+        match self {
+            Self::Backing(backing) => backing.read_at(buf, at),
+            Self::Itself(target) => target.read_at(buf, at),
+        }
+    }
+
+    /// Keeps what `find` found valid.
+    fn enter(self) -> Option<Ticket> {
+        match self {
+            // Nobody writes to it, and it is asked for as the sources are.
+            Self::Backing(_) => None,
+            Self::Itself(target) => Some(target.enter()),
+        }
+    }
+}
+
+/// Compares the sources with what the target reads as.
 pub(super) struct Differ<'a> {
     reader: Reader<'a>,
-    backing: &'a Joined,
+    known: Known<'a>,
     /// What is compared as a whole, in bytes.
     unit: usize,
     /// The layers of the source from the second on are those of the backing image.
@@ -22,11 +58,14 @@ pub(super) struct Differ<'a> {
 
 impl<'a> Differ<'a> {
     /// Compares in units of `unit` bytes, which is not 0.
-    pub(super) fn new(reader: Reader<'a>, backing: &'a Joined, unit: u64) -> Self {
+    pub(super) fn new(reader: Reader<'a>, known: Known<'a>, unit: u64) -> Self {
         Self {
-            same_below: same_below(reader.sources, backing),
+            same_below: match known {
+                Known::Backing(backing) => same_below(reader.sources, backing),
+                Known::Itself(_) => false,
+            },
             reader,
-            backing,
+            known,
             unit: clamp_len(unit, IO_STEP / 2),
         }
     }
@@ -44,8 +83,9 @@ impl<'a> Differ<'a> {
         }
         let end = at + found.len;
         let mut at = at;
+        let _ticket = self.known.enter();
         while at < end {
-            let below = self.backing.find(at, end - at)?;
+            let below = self.known.find(at, end - at)?;
             let range = at..at + below.len;
             at = range.end;
             if found.is_zero() && below.is_zero() {
@@ -71,7 +111,7 @@ impl<'a> Differ<'a> {
             let len = clamp_len(range.end - at, ours.len());
             let (ours, theirs) = (&mut ours[..len], &mut theirs[..len]);
             self.reader.read_at(ours, at)?;
-            self.backing.read_at(theirs, at)?;
+            self.known.read_at(theirs, at)?;
             for (a, b) in ours.chunks(self.unit).zip(theirs.chunks(self.unit)) {
                 let end = at + len64(a.len());
                 if a != b {
@@ -114,7 +154,9 @@ fn same_below(sources: &Joined, backing: &Joined) -> bool {
         return false;
     };
     let top = backing.top();
-    same_object(below.storage(), top.storage())
+    // Of a part of a disk the offsets are others.
+    sources.len() == source.virtual_size()
+        && same_object(below.storage(), top.storage())
         && below.driver().name == top.driver().name
         && below.virtual_size() == top.virtual_size()
 }

@@ -9,7 +9,8 @@ use crate::util::align::{clamp_len, len64};
 use crate::util::grace::Ticket;
 use crate::util::range::intersect;
 
-/// Disks joined end to end, each as long as its virtual size.  Reads as zeroes past the end.
+/// Disks joined end to end, each as long as its virtual size, or a part of one.  Reads as zeroes
+/// past the end.
 #[derive(Debug)]
 pub struct Joined {
     parts: Vec<Part>,
@@ -19,6 +20,9 @@ pub struct Joined {
 #[derive(Debug)]
 struct Part {
     chain: Chain,
+    /// What of it counts.
+    window: Range<u64>,
+    /// Where that is among all.
     start: u64,
 }
 
@@ -41,9 +45,37 @@ impl Joined {
                         "the disks joined are longer than 2^63 - 1 bytes",
                     )
                 })?;
-            parts.push(Part { chain, start });
+            let window = 0..chain.virtual_size();
+            parts.push(Part {
+                chain,
+                window,
+                start,
+            });
         }
         Ok(Self { parts, len })
+    }
+
+    /// A part of one disk.
+    ///
+    /// # Errors
+    /// `OutOfRange` where it reaches past the end of the disk.
+    pub fn part_of(chain: Chain, part: Range<u64>) -> Result<Self> {
+        let size = chain.virtual_size();
+        if part.start > part.end || part.end > size {
+            let text = format!(
+                "the part {:#x}..{:#x} is not inside the disk of {size:#x} bytes",
+                part.start, part.end
+            );
+            return Err(Error::new(ErrorKind::OutOfRange, text));
+        }
+        Ok(Self {
+            len: part.end - part.start,
+            parts: vec![Part {
+                chain,
+                window: part,
+                start: 0,
+            }],
+        })
     }
 
     /// Length in bytes.
@@ -74,7 +106,7 @@ impl Joined {
             };
             let len = clamp_len(here.end - here.start, buf.len() - done);
             part.chain
-                .read_at(&mut buf[done..done + len], here.start - part.start)?;
+                .read_at(&mut buf[done..done + len], part.offset(here.start))?;
             done += len;
         }
         buf[done..].fill(0);
@@ -89,8 +121,8 @@ impl Joined {
     pub(super) fn find(&self, at: u64, len: u64) -> Result<Found<'_>> {
         match self.part_at(at) {
             Some((index, part)) => {
-                let offset = at - part.start;
-                let len = len.min(part.chain.virtual_size() - offset);
+                let offset = part.offset(at);
+                let len = len.min(part.window.end - offset);
                 let mut found = find(&part.chain, offset, len)?;
                 found.part = index;
                 Ok(found)
@@ -121,7 +153,12 @@ impl Joined {
 
 impl Part {
     fn range(&self) -> Range<u64> {
-        self.start..self.start + self.chain.virtual_size()
+        self.start..self.start + (self.window.end - self.window.start)
+    }
+
+    /// Where in the disk `at`, which is inside this part, is.
+    fn offset(&self, at: u64) -> u64 {
+        self.window.start + (at - self.start)
     }
 }
 
@@ -168,6 +205,19 @@ pub(super) mod tests {
         assert_eq!(buf, [2, 3, 3]);
         joined.read_at(&mut buf, 20).expect("reads");
         assert_eq!(buf, [0; 3]);
+    }
+
+    #[test]
+    fn a_part_of_a_disk_begins_and_ends_where_it_was_cut() {
+        let chain = || raw_chain(Arc::new(MemoryStorage::from_bytes(&[1, 2, 3, 4, 5])));
+        let part = Joined::part_of(chain(), 1..4).expect("inside");
+        let mut buf = [9; 4];
+        part.read_at(&mut buf, 0).expect("reads");
+        assert_eq!((part.len(), buf), (3, [2, 3, 4, 0]));
+        let found = part.find(1, 100).expect("finds");
+        assert_eq!((found.len, found.state()), (2, State::Data));
+        assert_eq!(part.find(3, 5).expect("finds").state(), State::Hole);
+        Joined::part_of(chain(), 1..6).expect_err("past the end");
     }
 
     #[test]

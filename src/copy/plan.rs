@@ -11,6 +11,9 @@ pub enum Before {
     Unknown,
     /// What its backing image holds.
     Backed,
+    /// What it reads as now, which is compared: what differs is written, and what the target has
+    /// past the end of the sources stays.
+    Itself,
 }
 
 /// What is to be done with an extent of the source.
@@ -22,7 +25,7 @@ pub(super) enum Action {
     Zero,
     /// Write zeroes, so that the target has space for them.
     Fill,
-    /// Write what differs from the backing image of the target.
+    /// Write what differs from what the target reads as.
     Differ,
     /// Nothing.
     Skip,
@@ -40,7 +43,7 @@ pub(super) enum Space {
 /// What is to be done with an extent of `state` on a target that reads as `before`.
 pub(super) fn action(state: State, before: Before, space: Space) -> Action {
     match (before, space, state) {
-        (Before::Backed, Space::Sparse, _) => Action::Differ,
+        (Before::Backed | Before::Itself, Space::Sparse, _) => Action::Differ,
         (_, _, State::Data | State::Encoded) => Action::Copy,
         (_, Space::Full, _) => Action::Fill,
         (Before::Zeroes, ..) => Action::Skip,
@@ -60,9 +63,11 @@ mod tests {
             (Before::Zeroes, Space::Sparse, [Copy, Copy, Skip, Skip]),
             (Before::Unknown, Space::Sparse, [Copy, Copy, Zero, Zero]),
             (Before::Backed, Space::Sparse, [Differ; 4]),
+            (Before::Itself, Space::Sparse, [Differ; 4]),
             (Before::Zeroes, Space::Full, [Copy, Copy, Fill, Fill]),
             (Before::Unknown, Space::Full, [Copy, Copy, Fill, Fill]),
             (Before::Backed, Space::Full, [Copy, Copy, Fill, Fill]),
+            (Before::Itself, Space::Full, [Copy, Copy, Fill, Fill]),
         ];
         for (before, space, actions) in table {
             for (state, expected) in states.into_iter().zip(actions) {

@@ -87,12 +87,14 @@ impl Putter<'_> {
                             host,
                             gaps: match self.before {
                                 Before::Zeroes => Gaps::GiveBack,
-                                Before::Unknown | Before::Backed => Gaps::Clear,
+                                Before::Unknown | Before::Backed | Before::Itself => Gaps::Clear,
                             },
                         };
                         self.stored(home, at..at + len, rest, scratch)?
                     }
-                    _ if self.before == Before::Unknown => self.through(at, piece, scratch)?,
+                    _ if matches!(self.before, Before::Unknown | Before::Itself) => {
+                        self.through(at, piece, scratch)?
+                    }
                     _ => self.allocate(job, at..piece.range.end, pieces, scratch)?,
                 },
             };

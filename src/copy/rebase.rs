@@ -22,13 +22,16 @@ const STEP: u64 = 2 << 20;
 /// otherwise if `below` were there instead of the layers under it; `below` reads as zeroes past
 /// its end, everywhere where it holds no disk.  Tells `progress` of as many bytes as the disk has.
 ///
+/// With [`Store::Compressed`], whole clusters are compressed.
+///
 /// The disk reads the same all the time.  Nothing is flushed.
 ///
 /// # Errors
-/// `Cancelled`; those of the chains.
+/// `Cancelled`; `Unsupported` where the top layer has no compressed data; those of the chains.
 pub fn rebase(
     chain: &Chain,
     below: &Joined,
+    store: Store,
     workers: usize,
     progress: &dyn Progress,
 ) -> Result<()> {
@@ -40,12 +43,19 @@ pub fn rebase(
             _ => Ok(run.len),
         }
     };
+    if store == Store::Compressed {
+        chain.top().as_compress()?;
+    }
     let engine = Engine::new(chain.virtual_size(), range_size(chain), &idle, progress);
     let keeper = Keeper {
         chain,
         below,
-        unit: unit(chain),
-        whole: Whole::new(chain),
+        unit: unit(chain, store),
+        whole: match store {
+            Store::Plain => Whole::new(chain),
+            Store::Compressed => None,
+        },
+        store,
         progress,
     };
     let workers = workers.clamp(1, super::MAX_WORKERS);
@@ -55,9 +65,22 @@ pub fn rebase(
     keeper.whole.map_or(Ok(()), |whole| whole.finish())
 }
 
+/// How what is copied is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Store {
+    /// As it is.
+    Plain,
+    /// Compressed, where a whole cluster is copied.
+    Compressed,
+}
+
 /// What the top layer is given as a whole.
-fn unit(chain: &Chain) -> u64 {
-    match u64::from(chain.top().limits().zero_align) {
+fn unit(chain: &Chain, store: Store) -> u64 {
+    let unit = match (store, chain.top().cluster_size()) {
+        (Store::Compressed, Some(cluster)) => cluster,
+        _ => u64::from(chain.top().limits().zero_align),
+    };
+    match unit {
         0 => 4096,
         unit => unit.min(STEP),
     }
@@ -75,6 +98,7 @@ struct Keeper<'a> {
     unit: u64,
     /// Where many units are written by one sync.
     whole: Option<Whole<'a>>,
+    store: Store,
     progress: &'a dyn Progress,
 }
 
@@ -151,8 +175,9 @@ impl Keeper<'_> {
             Some(whole) if aligned && whole.cluster() == self.unit => {
                 self.write_units(whole, bytes, part)
             }
-            _ => match aligned && is_zero(bytes) && self.zero(&part)? {
-                true => Ok(()),
+            _ if aligned && is_zero(bytes) && self.zero(&part)? => Ok(()),
+            _ => match aligned && self.store == Store::Compressed {
+                true => self.chain.write_compressed(bytes, part.start),
                 false => self.chain.write_at(bytes, part.start),
             },
         }
@@ -237,7 +262,7 @@ mod tests {
         wanted[70_000..75_000].fill(9);
         let joined = Joined::new(vec![raw(&new)]).expect("short");
         for workers in [1, 3] {
-            rebase(&chain, &joined, workers, &Silent).expect("rebases");
+            rebase(&chain, &joined, Store::Plain, workers, &Silent).expect("rebases");
             let mut now = vec![0; new.len()];
             joined.read_at(&mut now, 0).expect("reads");
             now.resize(old.len(), 0);

@@ -124,7 +124,7 @@ impl<'a> Scanner<'a> {
         }
         Ok(match self.before {
             Before::Unknown => with_zeroes(pieces, &job.range),
-            Before::Zeroes | Before::Backed => pieces,
+            Before::Zeroes | Before::Backed | Before::Itself => pieces,
         })
     }
 

@@ -5,6 +5,7 @@ pub mod raw;
 pub mod refused;
 pub mod vhd;
 
+use crate::error::{Error, Result};
 use crate::image::Driver;
 
 /// Every format, best first; `raw` last, because it accepts anything.
@@ -22,4 +23,23 @@ pub fn by_extension(extension: &str) -> Option<&'static Driver> {
         .iter()
         .copied()
         .find(|d| d.extensions.contains(&extension.as_str()))
+}
+
+/// The driver called `name`, by its name or an alias.
+///
+/// # Errors
+/// `Unsupported` for a format that vdtool knows and does not have, by that name; `Invalid` for one
+/// that it does not know, naming those it has.
+pub fn named(name: &str) -> Result<&'static Driver> {
+    if let Some(driver) = by_name(name) {
+        return Ok(driver);
+    }
+    if let Some(format) = refused::by_name(name) {
+        return Err(format.error());
+    }
+    let known: Vec<&str> = DRIVERS.iter().map(|d| d.name).collect();
+    Err(Error::invalid(format!(
+        "unknown format (allowed: {})",
+        known.join(", ")
+    )))
 }

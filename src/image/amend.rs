@@ -9,7 +9,8 @@ use crate::image::options::{OptionSpec, OptionValues};
 pub trait Amend {
     /// The options that can be changed.
     fn options(&self) -> &'static [OptionSpec];
-    /// Changes what `values`, which was checked against [`Amend::options`], has, and nothing else.
+    /// Changes what `values`, which was checked against [`Amend::options`], has, and nothing else;
+    /// but not `size`, for which the layers below are needed: the caller resizes.
     /// Durable when it returns.  The chain must then be opened anew.
     ///
     /// # Errors

@@ -102,6 +102,8 @@ pub struct ImageInfo {
     pub backing_path: Option<PathBuf>,
     /// Its internal snapshots, in order.
     pub snapshots: Vec<Snapshot>,
+    /// Its data is encrypted.
+    pub encrypted: bool,
     /// It was not closed cleanly.
     pub dirty: bool,
     /// What only its format has, in order.
@@ -129,6 +131,7 @@ impl ImageInfo {
             backing,
             backing_path,
             snapshots: image.snapshots().map_err(|e| e.at_opt(path.as_deref()))?,
+            encrypted: image.is_encrypted(),
             dirty: image.is_dirty(),
             details: image.details(),
             path,

@@ -247,6 +247,10 @@ pub trait Image: fmt::Debug + Send + Sync {
     fn identity(&self) -> Option<Uuid> {
         None
     }
+    /// Whether its data is encrypted; it is not read then.
+    fn is_encrypted(&self) -> bool {
+        false
+    }
     /// Whether the header says that the image was not closed cleanly.
     fn is_dirty(&self) -> bool {
         false

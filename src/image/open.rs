@@ -27,6 +27,9 @@ pub enum Purpose {
     /// To use the disk: damaged metadata is refused.
     #[default]
     Use,
+    /// To say what it is: nothing of its disk is read, so that what keeps it from being read, such
+    /// as encryption, is no reason to refuse it.
+    Describe,
     /// To check it: everything that still lets the checker work is let through, and reported.
     Check,
 }

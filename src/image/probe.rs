@@ -23,11 +23,18 @@ pub struct ProbeInput<'a> {
     pub extension: Option<&'a str>,
 }
 
-/// A format that is recognised by its bytes, and not supported.
+/// A format that is recognised by its name, by a file name extension or by its bytes, and not
+/// supported.
 #[derive(Debug)]
 pub struct Refused {
     /// The name users know it by.
     pub name: &'static str,
+    /// Other names for it.
+    pub aliases: &'static [&'static str],
+    /// File name extensions that stand for it, lower case.
+    pub extensions: &'static [&'static str],
+    /// What it is, in a few words.
+    pub about: &'static str,
     /// Whether the bytes look like this format.
     pub probe: fn(&ProbeInput<'_>) -> bool,
 }
@@ -42,7 +49,7 @@ const SURE: u8 = 50;
 /// format that vdtool knows by name but does not read.
 pub fn probe(
     drivers: &[&'static Driver],
-    refused: &[Refused],
+    refused: &[&[Refused]],
     storage: &dyn Storage,
 ) -> Result<&'static Driver> {
     let len = storage.size();
@@ -70,7 +77,7 @@ pub fn probe(
 /// `Unsupported` as there.
 pub fn best(
     drivers: &[&'static Driver],
-    refused: &[Refused],
+    refused: &[&[Refused]],
     input: &ProbeInput<'_>,
 ) -> Result<&'static Driver> {
     let mut best: Option<(u8, &'static Driver)> = None;
@@ -85,10 +92,11 @@ pub fn best(
     {
         return Ok(driver);
     }
-    if let Some(format) = refused.iter().find(|format| (format.probe)(input)) {
+    let mut known = refused.iter().copied().flatten();
+    if let Some(format) = known.find(|format| (format.probe)(input)) {
         return Err(Error::unsupported(format!(
-            "is of format '{}', which is not supported (-f raw takes its bytes as they are)",
-            format.name
+            "is of format '{}' ({}), which is not supported (-f raw takes its bytes as they are)",
+            format.name, format.about
         )));
     }
     best.map(|(_, driver)| driver)

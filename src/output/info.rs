@@ -67,6 +67,9 @@ fn facts(info: &ImageInfo) -> Vec<(String, String)> {
             fact("backing file format", printable(format));
         }
     }
+    if info.encrypted {
+        fact("encrypted", "yes".to_owned());
+    }
     if info.dirty {
         fact("dirty", "true".to_owned());
     }
@@ -165,6 +168,9 @@ fn value(info: &ImageInfo) -> Value {
             json!({ "type": info.format, "data": data }),
         );
     }
+    if info.encrypted {
+        set("encrypted", true.into());
+    }
     set("dirty-flag", info.dirty.into());
     Value::Object(object)
 }
@@ -223,6 +229,7 @@ mod tests {
             }),
             backing_path: Some("/d/b\x1b[2J.vhd".into()),
             snapshots: Vec::new(),
+            encrypted: false,
             dirty: false,
             details: vec![
                 Detail::new("creator", "\u{202e}evil"),

@@ -6,11 +6,12 @@ use crate::image::Driver;
 use crate::image::options::OptionSpec;
 use crate::output::table;
 
-/// Writes the options that `driver` takes: name, type, default and meaning.
+/// Writes the options that `driver` takes, and those that every new file takes: name, type, default
+/// and meaning.
 ///
 /// # Errors
 /// The writer's.
-pub fn table(out: &mut dyn Write, driver: &Driver) -> io::Result<()> {
+pub fn table(out: &mut dyn Write, driver: &Driver, files: &[OptionSpec]) -> io::Result<()> {
     let creation = driver.creator.as_ref().map_or(&[][..], |c| c.options);
     let compressing = driver.creator.as_ref().and_then(|c| c.compress);
     let compressing = compressing.unwrap_or_default();
@@ -23,6 +24,8 @@ pub fn table(out: &mut dyn Write, driver: &Driver) -> io::Result<()> {
         writeln!(out, "Options of format '{}':", driver.name)?;
         table::write(out, rows(creation))?;
     }
+    writeln!(out, "\nOf every new file:")?;
+    table::write(out, rows(files))?;
     if !compressing.is_empty() {
         writeln!(
             out,
@@ -67,7 +70,7 @@ mod tests {
     #[test]
     fn every_option_of_a_format_is_listed_with_type_default_and_meaning() {
         let mut out = Vec::new();
-        table(&mut out, &raw::DRIVER).expect("memory has room");
+        table(&mut out, &raw::DRIVER, &[]).expect("memory has room");
         let text = String::from_utf8(out).expect("is text");
         let row = text.lines().find(|l| l.starts_with("preallocation"));
         let row = row.expect("raw has it");

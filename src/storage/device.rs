@@ -28,6 +28,28 @@ const BLKROGET: ioctl::Opcode = ioctl::opcode::none(0x12, 94);
 /// Discards a range, given as offset and length in bytes.
 const BLKDISCARD: ioctl::Opcode = ioctl::opcode::none(0x12, 119);
 
+/// Attributes of a file as `struct fsxattr` has them: flags, size of extents, five words more.
+type Attributes = [u32; 7];
+/// Reads and sets them.
+const FS_IOC_FSGETXATTR: ioctl::Opcode = ioctl::opcode::read::<Attributes>(b'X', 31);
+const FS_IOC_FSSETXATTR: ioctl::Opcode = ioctl::opcode::write::<Attributes>(b'X', 32);
+/// The flag that says that the size of extents counts.
+const FS_XFLAG_EXTSIZE: u32 = 0x800;
+
+/// Has the host give a file that is empty space in units of `bytes`.
+///
+/// # Errors
+/// The host's.
+pub(super) fn set_extent_size(file: BorrowedFd<'_>, bytes: u32) -> Result<(), Errno> {
+    let getter = ioctl::Getter::<FS_IOC_FSGETXATTR, Attributes>::new;
+    // SAFETY: the opcode fills a struct of seven words through the pointer it is given.
+    let mut attributes = unsafe { ioctl::ioctl(file, getter()) }?;
+    attributes[0] |= FS_XFLAG_EXTSIZE;
+    attributes[1] = bytes;
+    // SAFETY: the opcode reads a struct of seven words through the pointer it is given.
+    unsafe { ioctl::ioctl(file, ioctl::Setter::<FS_IOC_FSSETXATTR, _>::new(attributes)) }
+}
+
 /// A block device.  Its length is fixed.
 #[derive(Debug)]
 pub struct DeviceStorage {

@@ -14,6 +14,7 @@ use crate::util::align::{clamp_len, len64};
 use crate::util::buf::zeroes;
 
 pub mod aligned;
+pub mod attributes;
 pub mod copy;
 pub mod device;
 pub mod file;

@@ -22,11 +22,14 @@ impl fmt::Display for SizeError {
 
 impl std::error::Error for SizeError {}
 
+/// Most digits of a fraction that count: with them a part of 1 EiB still fits 128 bits.
+const MAX_FRACTION: usize = 20;
+
 /// Bytes that `text` stands for.
 ///
 /// A unit is `b` (bytes), `s` (512-byte sectors), or one of `k M G T P E` in either case, alone or
-/// followed by `B` or `iB`; all are powers of 1024.  A fraction is allowed with a unit above bytes
-/// where it comes out as whole bytes or is rounded down to them.
+/// followed by `B` or `iB`; all are powers of 1024.  A fraction is allowed with a unit above bytes,
+/// where it comes out as whole bytes or is rounded down to them, and where it is zero.
 ///
 /// # Errors
 /// No number, an unknown unit, a negative number, or more than 2^63 - 1 bytes.
@@ -46,9 +49,12 @@ pub fn parse(text: &str) -> Result<u64, SizeError> {
     }
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     let digits = |s: &str| s.bytes().all(|b| b.is_ascii_digit());
-    if matches!(number, "" | ".") || !digits(whole) || !digits(fraction) || fraction.len() > 18 {
+    if matches!(number, "" | ".") || !digits(whole) || !digits(fraction) {
         return Err(fail("the number is not one"));
     }
+    let fraction = fraction.trim_end_matches('0');
+    // Digits past these are less than a byte of the largest unit.
+    let fraction = fraction.get(..MAX_FRACTION).unwrap_or(fraction);
     if !fraction.is_empty() && unit == 1 {
         return Err(fail("there are no fractions of a byte"));
     }
@@ -145,6 +151,11 @@ mod tests {
             ("0x1000", 4096),
             ("0.5k", 512),
             (".5k", 512),
+            ("1024.0b", 1024),
+            ("1024.", 1024),
+            ("1.000", 1),
+            ("1.50000000000000000000000000k", 1536),
+            ("0.3333333333333333333333333333E", 384_307_168_202_282_325),
             ("7E", 7 << 60),
         ];
         for (text, bytes) in cases {
@@ -164,6 +175,7 @@ mod tests {
             "1.5",
             "8E",
             "1.2.3G",
+            "1.0000000000000000000000001",
             "99999999999999999999",
             "1 000",
             "0x",

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use vdtool::chain::{Base, Chain};
-use vdtool::copy::{Before, Convert, Joined, Scan, commit, convert, rebase};
+use vdtool::copy::rebase::{Store, rebase};
+use vdtool::copy::{Before, Convert, Joined, Scan, commit, convert};
 use vdtool::formats;
 use vdtool::image::check::Repair;
 use vdtool::image::open::{OpenOptions, WriteOrder};
@@ -105,7 +106,7 @@ fn a_rebase_of_many_little_pieces_needs_few_syncs_and_survives_power_cuts() {
     layers[0].record();
     let chain = chain_of(&layers, Access::Write, Base::Zeroes);
     let nothing = Joined::new(Vec::new()).expect("is short");
-    rebase(&chain, &nothing, 2, &Silent).expect("rebases");
+    rebase(&chain, &nothing, Store::Plain, 2, &Silent).expect("rebases");
     chain.flush().expect("flushes");
     let changes = layers[0].changes();
     assert!(syncs(&changes) <= 16, "{} syncs", syncs(&changes));

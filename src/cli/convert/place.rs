@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::chain::open::ChainOptions;
+use crate::chain::open::{ChainOptions, References};
 use crate::chain::{self, Chain, HostFile};
 use crate::cli::backing;
 use crate::cli::cache::CacheMode;
@@ -12,18 +12,20 @@ use crate::cli::convert::Args;
 use crate::cli::convert::options::{Given, given};
 use crate::cli::create::{self, Generic, creator};
 use crate::cli::exit::{complain, usage};
+use crate::cli::hints::Hints;
 use crate::cli::target::{Target, refuse_open, settle};
 use crate::cli::{Globals, kept, progress};
 use crate::copy::bitmaps::{Broken, bitmaps_of, bitmaps_of_mut, copy_bitmaps};
 use crate::copy::{self, Allocation, Before, Convert, Joined, Outcome, Scan};
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::raw;
-use crate::image::Driver;
 use crate::image::create::{CreateOptions, Preallocation};
 use crate::image::open::WriteOrder;
 use crate::image::options::OptionValues;
+use crate::image::{Driver, Role};
 use crate::nbd::uri::is_uri;
 use crate::storage;
+use crate::storage::HostId;
 use crate::storage::open::{Access, StorageOptions};
 use crate::util::text::printable;
 
@@ -41,14 +43,18 @@ struct Place<'a> {
     path: PathBuf,
     before: Before,
     order: WriteOrder,
-    /// What lies below it.
+    /// What lies below a new one.
     backing: Option<PathBuf>,
+    /// What the user says lies below one that exists.
+    named: Option<PathBuf>,
     /// How data is compressed.
     compress: Vec<OsString>,
     /// Whether all of it was given space when it was made.
     given_space: bool,
     /// What is to be its data file, under the name that it has until it is whole.
     data_file: Option<PathBuf>,
+    /// What the host is told about it, where it is new.
+    hints: Hints,
 }
 
 /// Makes `target` hold what `sources` do.
@@ -72,6 +78,7 @@ pub(super) fn convert(
         kept::refuse(target, &files)?;
     }
     let mut options = create_options(args, &new, driver, target, sources.len(), backing.as_ref())?;
+    let hints = new.hints;
     let new = create::target(target, &options, &files)?;
     new.note_replaced(globals);
     let given_space = matches!(
@@ -96,9 +103,11 @@ pub(super) fn convert(
         },
         order: WriteOrder::Unordered,
         backing: backing.as_ref().map(|b| b.create.absolute.clone()),
+        named: None,
         compress,
         given_space,
         data_file: new.others().next().map(Path::to_owned),
+        hints,
     };
     let done = place
         .create(&mut options)
@@ -116,24 +125,33 @@ fn in_place(
     globals: &Globals,
 ) -> anyhow::Result<()> {
     let Given { new, compress } = given(args, driver)?;
-    if args.backing.is_some() || new.is_given() {
-        return Err(usage("-B and -o are for new images, and -n makes none"));
+    if new.is_given() {
+        return Err(usage("-o is for new images, and -n makes none"));
     }
+    let below = below_existing(args, target)?;
     let place = Place {
         args,
         globals,
         driver,
         name: target,
         path: target.to_owned(),
-        before: match args.target_is_zero {
-            true => Before::Zeroes,
-            false => Before::Unknown,
+        before: match (&below, args.target_is_zero) {
+            (Some(_), true) => {
+                let why = "--target-is-zero and -B exclude each other: what the target does not \
+                           have itself reads as its backing image does";
+                return Err(usage(why));
+            }
+            (Some(_), false) => Before::Itself,
+            (None, true) => Before::Zeroes,
+            (None, false) => Before::Unknown,
         },
         order: WriteOrder::Ordered,
         backing: None,
+        named: below,
         compress,
         given_space: false,
         data_file: None,
+        hints: Hints::default(),
     };
     place.fill(sources, None)
 }
@@ -153,6 +171,7 @@ impl Place<'_> {
 
     fn create(&self, options: &mut CreateOptions) -> anyhow::Result<()> {
         let storage = storage::open::open(&self.path, &self.storage(Access::Write))?;
+        self.hints.give(&*storage, self.name);
         if let Some(data) = &self.data_file {
             let data = storage::open::open(data, &self.storage(Access::Write))?;
             options.data_file = Some(data);
@@ -168,12 +187,21 @@ impl Place<'_> {
 
     fn open(&self, access: Access) -> anyhow::Result<Chain> {
         let plan = self.args.open.plan(Some(self.driver), Access::Read)?;
+        let references = match plan.references {
+            References::Any => References::Any,
+            References::Confined { mut allowed } => {
+                allowed.extend(self.named.clone());
+                References::Confined { allowed }
+            }
+        };
+        let remote = self.named.as_ref().filter(|path| is_uri(path));
+        let remote = remote.and_then(|path| Some(path.to_str()?.to_owned()));
         let options = ChainOptions {
             storage: self.storage(access),
             format: Some(self.driver),
             backing_format: self.args.target_backing_format,
-            references: plan.references,
-            remotes: plan.remotes,
+            references,
+            remotes: plan.remotes.into_iter().chain(remote).collect(),
             order: self.order,
             values: self.compress.clone(),
             data_file: self.data_file.clone(),
@@ -189,6 +217,9 @@ impl Place<'_> {
         let read: Vec<HostFile> = sources.chains().flat_map(Chain::files).collect();
         for written in chain.files().iter().filter(|f| f.layer == 0) {
             kept::refuse_open(self.name, written.id, &read)?;
+        }
+        if self.before == Before::Itself {
+            self.check_backing(&chain)?;
         }
         if self.args.bitmaps {
             // Before hours of copying.
@@ -231,6 +262,26 @@ impl Place<'_> {
             true => self.verify(sources),
             false => Ok(()),
         }
+    }
+
+    /// Refuses a target that exists and does not have the backing image that the user named.
+    fn check_backing(&self, chain: &Chain) -> Result<()> {
+        let Some(named) = &self.named else {
+            return Ok(());
+        };
+        let mut files = chain.files().into_iter();
+        let below = files.find(|f| f.layer == 1 && f.role == Role::Header);
+        let id = HostId::named(named);
+        if below.as_ref().is_some_and(|below| below.is_same(id, named)) {
+            return Ok(());
+        }
+        let found = below.and_then(|below| below.path);
+        let found = found.map_or("none".to_owned(), |path| printable(&path));
+        let text = format!(
+            "its backing image is {found}, and -B names {}",
+            printable(named)
+        );
+        Err(Error::invalid(text).at(self.name))
     }
 
     /// The disk whose bitmaps are copied.
@@ -338,6 +389,18 @@ pub(super) struct Below {
     disk: Joined,
 }
 
+/// The image that `-B` names, which a target that exists has below it.
+fn below_existing(args: &Args, target: &Path) -> anyhow::Result<Option<PathBuf>> {
+    let Some(name) = &args.backing else {
+        return match args.target_backing_format {
+            Some(_) => Err(usage("-F names the format of -B, which is missing")),
+            None => Ok(None),
+        };
+    };
+    let home = backing::home_of_new(target)?;
+    Ok(Some(backing::locate(&home, name)))
+}
+
 fn below(
     args: &Args,
     generic: &Generic,
@@ -351,7 +414,11 @@ fn below(
         return Ok(None);
     };
     refuse_open(target, "a backing image")?;
-    let format = args.target_backing_format.or(generic.backing_format);
+    // The last is qemu-img's long word for the first.
+    let format = args
+        .target_backing_format
+        .or(generic.backing_format)
+        .or(args.open.backing_format);
     let home = backing::home_of_new(target)?;
     let absolute = backing::locate(&home, name);
     let options = args.open.plan(format, Access::Read)?;

@@ -6,15 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
 use crate::chain::{Base, Chain};
 use crate::cli::convert::options::{Given, codec_options, given, refuse};
 use crate::cli::convert::{Args, is_stream, place, source};
 use crate::cli::create::creator;
 use crate::cli::exit::{self, usage};
+use crate::cli::patient::Patient;
 use crate::cli::target::{Target, look};
-use crate::cli::{Globals, interrupt, progress, signal, target};
+use crate::cli::{Globals, interrupt, progress, target};
 use crate::copy::{self, Before, Convert, Joined, Lost, stream};
 use crate::error::Error;
 use crate::formats::refused::REFUSED;
@@ -27,12 +26,6 @@ use crate::image::probe;
 use crate::storage;
 use crate::storage::Storage;
 use crate::storage::open::{Access, StorageOptions};
-
-/// How long a read from a pipe waits before it looks whether the user wants to stop.
-const WAIT: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 100_000_000,
-};
 
 /// Bytes of an image that are written to stdout at a time.
 const BUFFER: usize = 1 << 20;
@@ -91,6 +84,11 @@ pub(super) fn send(
     let given = given(args, driver)?;
     if given.new.backing.is_some() || given.new.backing_format.is_some() {
         return Err(usage("an image on stdout has no backing image"));
+    }
+    if given.new.hints.are_given() {
+        return Err(usage(
+            "extent_size_hint and nocow are for files, and not for stdout",
+        ));
     }
     if sequence.is_none() && given.new.is_given() {
         return Err(usage("a raw disk on stdout takes no -o"));
@@ -237,9 +235,7 @@ impl Input {
     /// Reads the beginning, and refuses what is a disk in a format, unless the user said that it is
     /// raw: its bytes as they are would not be the disk.
     fn new(args: &Args) -> crate::Result<Self> {
-        let mut rest = Patient {
-            input: std::io::stdin().lock(),
-        };
+        let mut rest = Patient::new(std::io::stdin().lock());
         let mut head = vec![0; probe::HEAD];
         let mut len = 0;
         while len < head.len() {
@@ -314,27 +310,4 @@ fn refuse_stream(driver: &Driver, done: &str, allowed: &str) -> crate::Result<()
         "format '{}' cannot be {done} a stream (allowed: {allowed})",
         driver.name
     )))
-}
-
-/// Reads from a descriptor that may have nothing for a long time, and gives up when the user wants
-/// to stop.
-struct Patient<R> {
-    input: R,
-}
-
-impl<R: Read + AsFd> Read for Patient<R> {
-    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-        loop {
-            // The caller asks why, and hears that it was cancelled.
-            if signal::caught() {
-                return Err(std::io::ErrorKind::Interrupted.into());
-            }
-            let mut fds = [PollFd::new(&self.input, PollFlags::IN)];
-            match poll(&mut fds, Some(&WAIT)) {
-                Ok(0) | Err(rustix::io::Errno::INTR) => {}
-                Ok(_) => return self.input.read(buf),
-                Err(e) => return Err(e.into()),
-            }
-        }
-    }
 }

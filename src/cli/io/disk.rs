@@ -6,16 +6,20 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::backend::{Backend, Durability, QueueId, Request};
+use crate::backend::{Backend, Durability, Fallback, QueueId, Request};
 use crate::chain::HostFile;
 use crate::chain::open as chain_open;
 use crate::cli::cache::{CacheMode, DiscardMode};
 use crate::cli::common::OpenArgs;
-use crate::cli::interrupt;
 use crate::cli::io::args::Parsed;
+use crate::cli::io::layout::pieces;
+use crate::cli::{exit, interrupt};
 use crate::error::{Error, ErrorKind};
 use crate::image::Driver;
+use crate::storage::Zeroing;
 use crate::storage::open::{Access, Caching};
+use crate::util::align::{clamp_len, len64};
+use crate::util::buf::is_zero;
 use crate::util::text::printable;
 
 /// Most bytes of a read or write that are in memory at a time; longer ones are made of several
@@ -47,6 +51,8 @@ pub(super) struct Spec {
     pub(super) cache: CacheMode,
     /// What becomes of discards.
     pub(super) discard: DiscardMode,
+    /// Whether what is read from the layers below is written into the top layer.
+    pub(super) copies: bool,
     /// Format options, as typed.
     pub(super) values: Vec<OsString>,
     /// How files are shared and found.
@@ -59,6 +65,11 @@ impl Spec {
     /// # Errors
     /// A usage error for options that contradict each other; those of the chain.
     pub(super) fn open(self) -> anyhow::Result<Disk> {
+        if self.copies && self.access == Access::Read {
+            return Err(exit::usage(
+                "-C/--copy-on-read writes into the image, which is opened for reading only",
+            ));
+        }
         let access = match self.target {
             Target::Image => self.access,
             Target::Overlay => Access::Read,
@@ -117,6 +128,39 @@ impl Disk {
             .submit(QueueId(0), request)
             .map_err(|e| failed(verb, e))?;
         Ok(start.elapsed())
+    }
+
+    /// Writes into the top layer what a read of `buf` at `at` found below it.
+    ///
+    /// # Errors
+    /// As `submit`.
+    pub(super) fn keep(&self, buf: &[u8], at: u64) -> anyhow::Result<()> {
+        let end = at + len64(buf.len());
+        let below: Vec<Range<u64>> = {
+            let chain = self.backend.chain();
+            let pieces = pieces("read", &chain, at..end);
+            let below = pieces.filter(|p| !p.as_ref().is_ok_and(|p| p.allocated));
+            below.map(|p| Ok(p?.range)).collect::<anyhow::Result<_>>()?
+        };
+        for range in below {
+            let part = clamp_len(range.start - at, buf.len())..clamp_len(range.end - at, buf.len());
+            let bytes = &buf[part];
+            let request = match is_zero(bytes) {
+                true => Request::Zero {
+                    range,
+                    how: Zeroing::MayUnmap,
+                    fallback: Fallback::Write,
+                    fua: false,
+                },
+                false => Request::Write {
+                    at: range.start,
+                    buf: bytes,
+                    fua: false,
+                },
+            };
+            self.submit("read", request)?;
+        }
+        Ok(())
     }
 
     /// The range of a command, if it lies inside the disk: a long command must not fail half done

@@ -129,13 +129,13 @@ fn alloc(session: &mut Session, parsed: &Parsed) -> anyhow::Result<Outcome> {
 
 /// A run of bytes that the top layer has or does not have.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Piece {
-    range: Range<u64>,
-    allocated: bool,
+pub(super) struct Piece {
+    pub(super) range: Range<u64>,
+    pub(super) allocated: bool,
 }
 
 /// The pieces of a range inside the disk, neighbours of one kind joined.
-fn pieces(
+pub(super) fn pieces(
     verb: &'static str,
     chain: &Chain,
     range: Range<u64>,

@@ -30,7 +30,7 @@ mod session;
 pub(in crate::cli) mod words;
 mod write;
 
-use crate::cli::cache::{CacheMode, DiscardMode};
+use crate::cli::cache::{AioMode, CacheMode, DiscardMode};
 use crate::util::text::printable;
 use command::Outcome;
 use disk::Target;
@@ -78,15 +78,18 @@ pub struct Args {
     /// How files are opened.
     #[command(flatten)]
     pub open: OpenArgs,
-    /// Not supported; named here so that the refusal says so.
-    #[arg(short = 'C', long, hide = true)]
+    /// Write into the image what is read from those below it.
+    #[arg(short = 'C', long, conflicts_with = "read_only")]
     pub copy_on_read: bool,
+    /// Accepted for qemu-io's sake, without effect.
+    #[arg(short = 'm', long, hide = true)]
+    pub misalign: bool,
     /// Accepted for qemu-io's sake, without effect.
     #[arg(short = 'k', long, hide = true)]
     pub native_aio: bool,
     /// Accepted for qemu-io's sake, without effect.
-    #[arg(short = 'i', long, hide = true, value_name = "MODE")]
-    pub aio: Option<String>,
+    #[arg(short = 'i', long, hide = true, value_enum, value_name = "MODE")]
+    pub aio: Option<AioMode>,
     /// The image to open first.
     #[arg(value_name = "FILE")]
     pub file: Option<PathBuf>,
@@ -118,9 +121,6 @@ EXIT STATUS:
 /// # Errors
 /// FILE or the script cannot be opened; standard output is gone.
 pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
-    if args.copy_on_read {
-        return Err(exit::usage("-C/--copy-on-read is not supported"));
-    }
     signal::catch()?;
     let source = Source::of(args)?;
     let mut session = Session::new(&args.open, globals.quiet);
@@ -158,6 +158,7 @@ fn open_first(session: &mut Session, args: &Args, file: &Path) -> anyhow::Result
     if args.snapshot {
         spec.target = Target::Overlay;
     }
+    spec.copies = args.copy_on_read;
     session.open(spec)
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::cli::cache::CacheMode;
+use crate::cli::cache::{AioMode, CacheMode};
 use crate::cli::common;
 use crate::cli::io::args::Parsed;
 use crate::cli::io::command::{Command, Needs, Outcome};
@@ -20,7 +20,7 @@ pub(super) static OPEN: Command = Command {
     needs: Needs::Nothing,
     about: "open an image",
     help: "\
--C  copy-on-read (refused)
+-C  write into the image what is read from those below it
 -d  unmap or ignore: what becomes of discards
 -i  no effect
 -k  no effect
@@ -71,9 +71,7 @@ The format stays what it was.  A snapshot (open -s) is not reopened: it would lo
 fn open(session: &mut Session, parsed: &Parsed) -> anyhow::Result<Outcome> {
     let path = parsed.operands.first().map(PathBuf::from);
     let mut spec = session.spec(path.unwrap_or_default());
-    if parsed.has('C') {
-        return Err(OPEN.misused("copy-on-read is not supported"));
-    }
+    spec.copies = parsed.has('C');
     if parsed.has('r') {
         spec.access = Access::Read;
     }
@@ -88,6 +86,9 @@ fn open(session: &mut Session, parsed: &Parsed) -> anyhow::Result<Outcome> {
     }
     if let Some(mode) = parsed.value('t') {
         spec.cache = OPEN.mode(mode)?;
+    }
+    if let Some(mode) = parsed.value('i') {
+        OPEN.mode::<AioMode>(mode)?;
     }
     if let Some(mode) = parsed.value('d') {
         spec.discard = OPEN.mode(mode)?;
@@ -104,7 +105,8 @@ fn add_options(spec: &mut Spec, parsed: &Parsed, command: &Command) -> anyhow::R
         let (key, value) = option.split_once('=').unwrap_or((option, "on"));
         match key {
             "driver" => {
-                let format = common::parse_driver(value).map_err(|e| command.misused(&e))?;
+                let format = common::parse_driver(value)
+                    .map_err(|e| command.misused(&format!("driver={}: {e}", printable(value))))?;
                 spec.format = Some(format);
             }
             "read-only" | "readonly" => {

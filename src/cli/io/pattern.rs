@@ -1,14 +1,20 @@
 //! What a write writes, and what a read is compared with.
 
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
+use crate::cli::interrupt;
+use crate::cli::patient::Patient;
 use crate::error::{Error, ErrorKind, Result};
 use crate::util::align::{clamp_len, len64};
 use crate::util::range;
 use crate::util::text::printable;
+
+/// Bytes read from a pipe at a time.
+const SPOOL_STEP: usize = 64 << 10;
 
 /// The byte that `write` writes where no other is asked for.
 pub(super) const DEFAULT: u8 = 0xcd;
@@ -46,20 +52,32 @@ pub(super) enum Bytes {
 }
 
 impl Bytes {
-    /// The content of the regular file at `path`.
+    /// The content of the file or block device at `path`; of a pipe or another device the first
+    /// `most` bytes, or as many as come.
     ///
     /// # Errors
-    /// The host's; `Invalid` for what is not a regular file, or is empty.
-    pub(super) fn from_file(path: &Path) -> Result<Self> {
-        let invalid = |what: &str| Err(Error::invalid(what).at(path));
-        // Not opened before it is known to be a file: opening a pipe would wait for its writer.
-        let found = std::fs::metadata(path).map_err(|e| Error::io("open", e).at(path))?;
-        if !found.is_file() {
-            return invalid("is not a regular file, so it cannot be a pattern");
+    /// The host's; `Invalid` for what cannot be read, or is empty; `Cancelled`.
+    pub(super) fn from_file(path: &Path, most: u64) -> Result<Self> {
+        let fail = |e| Error::io("open", e).at(path);
+        let mut options = File::options();
+        // Opening a pipe would wait for its writer, where no signal ends it.
+        options
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+        let mut file = options.open(path).map_err(fail)?;
+        let kind = file.metadata().map_err(fail)?.file_type();
+        if kind.is_dir() {
+            return Err(Error::invalid("is a directory, so it cannot be a pattern").at(path));
         }
-        let file = File::open(path).map_err(|e| Error::io("open", e).at(path))?;
-        match found.len() {
-            0 => invalid("is empty, so it cannot be a pattern"),
+        let (file, len) = match kind.is_file() || kind.is_block_device() {
+            true => {
+                let len = file.seek(SeekFrom::End(0)).map_err(fail)?;
+                (file, len)
+            }
+            false => spooled(file, most).map_err(|e| e.at(path))?,
+        };
+        match len {
+            0 => Err(Error::invalid("is empty, so it cannot be a pattern").at(path)),
             len => Ok(Self::File { file, len }),
         }
     }
@@ -94,6 +112,29 @@ impl Bytes {
     }
 }
 
+/// What a pipe has, up to `most` bytes, in a file without a name.
+fn spooled(source: File, most: u64) -> Result<(File, u64)> {
+    let fail = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::Interrupted => interrupt::check()
+            .err()
+            .unwrap_or_else(|| Error::io("read it", e)),
+        _ => Error::io("read it", e),
+    };
+    let mut spool = tempfile::tempfile().map_err(|e| Error::io("make a temporary file", e))?;
+    let mut source = Patient::new(source).take(most);
+    let mut buf = vec![0; clamp_len(most, SPOOL_STEP)];
+    let mut len = 0;
+    loop {
+        match source.read(&mut buf).map_err(fail)? {
+            0 => return Ok((spool, len)),
+            more => spool
+                .write_all(&buf[..more])
+                .map_err(|e| Error::io("write to a temporary file", e))?,
+        }
+        len = most - source.limit();
+    }
+}
+
 /// What a read is compared with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Expected {
@@ -120,8 +161,6 @@ impl Expected {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
     use super::*;
 
     #[test]
@@ -146,15 +185,25 @@ mod tests {
     fn a_file_is_repeated_from_wherever_the_write_is() {
         let mut file = tempfile::NamedTempFile::new().expect("a file");
         file.write_all(b"abc").expect("writes");
-        let bytes = Bytes::from_file(file.path()).expect("opens");
+        let bytes = Bytes::from_file(file.path(), 8).expect("opens");
         let mut buf = [0; 8];
         bytes.fill(&mut buf, 4).expect("fills");
         assert_eq!(&buf, b"bcabcabc");
         file.as_file().set_len(1).expect("cuts");
         assert!(bytes.fill(&mut buf, 0).is_err());
         file.as_file().set_len(0).expect("cuts");
-        assert!(Bytes::from_file(file.path()).is_err());
-        assert!(Bytes::from_file(Path::new("/dev/zero")).is_err());
+        assert!(Bytes::from_file(file.path(), 8).is_err());
+        assert!(Bytes::from_file(Path::new("/"), 8).is_err());
+        assert!(Bytes::from_file(Path::new("/dev/null"), 8).is_err());
+    }
+
+    #[test]
+    fn a_device_without_end_is_read_as_far_as_it_is_needed() {
+        let bytes = Bytes::from_file(Path::new("/dev/zero"), 8).expect("opens");
+        let mut buf = [1; 8];
+        bytes.fill(&mut buf, 0).expect("fills");
+        assert_eq!(buf, [0; 8]);
+        assert!(matches!(bytes, Bytes::File { len: 8, .. }));
     }
 
     #[test]

@@ -95,6 +95,9 @@ fn read(session: &mut Session, parsed: &Parsed, command: &Command) -> anyhow::Re
         let buf = &mut buf[..clamp_len(step.end - step.start, usize::MAX)];
         let at_step = step.start;
         time += disk.submit("read", Request::Read { at: at_step, buf })?;
+        if disk.spec.copies {
+            disk.keep(buf, at_step)?;
+        }
         if let Some(expected) = &expected
             && outcome == Outcome::Done
             && !expected.holds(buf, at_step - at)

@@ -78,6 +78,7 @@ impl Session {
             target: Target::default(),
             cache: CacheMode::default(),
             discard: DiscardMode::default(),
+            copies: false,
             values: Vec::new(),
             args: self.args.clone(),
         }

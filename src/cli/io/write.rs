@@ -34,7 +34,7 @@ pub(super) static WRITE: Command = Command {
 -P  write this byte (0 to 255) instead of 0xcd
 -q  no report
 -r  no effect
--s  write what this file holds, over and over
+-s  write what this file, device or pipe holds, over and over
 -u  with -z, give the space back where that reads as zeroes
 -z  make the range read as zeroes, by metadata or holes where possible
 
@@ -162,12 +162,14 @@ fn write(session: &mut Session, parsed: &Parsed, command: &Command) -> anyhow::R
     if parsed.has('z') {
         return zero(session, parsed);
     }
+    let (at, len) = (parsed.size_at(0)?, parsed.sizes_from(1)?);
+    // Before a pipe is waited for.
+    session.disk()?.range("write", at, len)?;
     let bytes = match (parsed.value('s'), parsed.value('P')) {
-        (Some(path), _) => Bytes::from_file(Path::new(path))?,
+        (Some(path), _) => Bytes::from_file(Path::new(path), len)?,
         (None, Some(byte)) => Bytes::Same(pattern::parse_byte(byte)?),
         (None, None) => Bytes::Same(pattern::DEFAULT),
     };
-    let (at, len) = (parsed.size_at(0)?, parsed.sizes_from(1)?);
     let time = write_bytes(session.disk()?, parsed, &bytes, at, len)?;
     report(session, parsed, "wrote", at, len, time)
 }

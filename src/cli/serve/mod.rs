@@ -9,7 +9,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 
 use crate::backend::OnError;
 use crate::cli::Globals;
-use crate::cli::cache::{CacheMode, DiscardMode};
+use crate::cli::cache::{AioMode, CacheMode, DiscardMode};
 use crate::cli::common::{OpenArgs, OutputArgs, parse_driver, parse_size};
 use crate::cli::exit::{Exit, usage};
 use crate::image::Driver;
@@ -117,6 +117,9 @@ pub struct Args {
     /// What becomes of discards.
     #[arg(long, value_enum, default_value_t, value_name = "MODE")]
     pub discard: DiscardMode,
+    /// Accepted for qemu-nbd's sake, without effect.
+    #[arg(long, hide = true, value_enum, value_name = "MODE")]
+    pub aio: Option<AioMode>,
     /// What becomes of writes of zeroes.
     #[arg(long, value_enum, default_value_t, value_name = "MODE")]
     pub detect_zeroes: DetectZeroes,

@@ -51,13 +51,19 @@ const OPTIONS: &[OptionSpec] = &[
         name: "data_file",
         kind: OptionKind::Name,
         default: "",
-        help: "name of the external data file, of images that have one",
+        help: "name of the external data file, of images that have one; empty: no name",
     },
     OptionSpec {
         name: "data_file_raw",
         kind: OptionKind::Bool,
         default: "",
         help: "off: the data file need not read as the disk does",
+    },
+    OptionSpec {
+        name: "size",
+        kind: OptionKind::Size,
+        default: "",
+        help: "size of the disk, which may grow",
     },
 ];
 
@@ -218,12 +224,12 @@ impl Qcow2 {
 
     fn amend_data_file(&self, header: &mut Header, values: &OptionValues) -> Result<()> {
         if let Some(name) = values.name("data_file") {
-            if !self.has_data_file() || name.is_empty() {
+            if !self.has_data_file() {
                 return Err(Error::unsupported(
-                    "data_file can be changed only in images that have one, and to another one",
+                    "data_file can be changed only in images that have one",
                 ));
             }
-            let data = Some(name.as_bytes().to_vec());
+            let data = Some(name.as_bytes().to_vec()).filter(|name| !name.is_empty());
             extension::set(&mut header.extensions, extension::DATA_FILE_NAME, data);
         }
         match values.bool("data_file_raw") {

@@ -31,6 +31,10 @@ impl Qcow2 {
             ));
             details.push(Detail::new("extended-l2", header.extended_l2()));
         }
+        if let Some(encryption) = header.encryption {
+            let described = encryption.describe(&*self.file, header);
+            details.push(Detail::new("encrypt", described));
+        }
         match self.list() {
             Ok(list) if list.is_empty() => {}
             Ok(list) => {

@@ -16,6 +16,8 @@ pub(super) const FEATURE_NAMES: u32 = 0x6803_f857;
 pub(super) const DATA_FILE_NAME: u32 = 0x4441_5441;
 /// Where the bitmap directory is.
 pub(super) const BITMAPS: u32 = 0x2385_2875;
+/// Where the header of LUKS is: offset and length, 8 bytes each.
+pub(super) const ENCRYPTION: u32 = 0x0537_be77;
 /// Most extensions looked at.
 const MAX_COUNT: usize = 256;
 

@@ -9,6 +9,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use zerocopy::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::encryption::Encryption;
 use super::extension::{self, Extension};
 use super::feature::{self, FeatureNames};
 use crate::error::{Error, ErrorKind, Result};
@@ -121,6 +122,8 @@ pub(super) struct Header {
     pub(super) refcount_order: u32,
     /// How clusters are compressed.
     pub(super) compression: Compression,
+    /// How guest data is encrypted.
+    pub(super) encryption: Option<Encryption>,
     /// Name of the backing file: bytes, as the host has them.
     pub(super) backing_name: Option<OsString>,
     /// Header bytes after the known fields, kept as they are.
@@ -159,8 +162,11 @@ impl Header {
             .check_incompatible(header.incompatible)?;
         header.backing_name = read_backing_name(storage, &raw, header.cluster_size())?;
         header.check(purpose)?;
-        header.check_encryption(raw.crypt_method.get())?;
-        Ok(header)
+        header.encryption = Encryption::of(raw.crypt_method.get())?;
+        match header.encryption {
+            Some(encryption) if purpose != Purpose::Describe => Err(encryption.refusal()),
+            _ => Ok(header),
+        }
     }
 
     fn from_raw(raw: &Raw) -> Result<Self> {
@@ -202,6 +208,7 @@ impl Header {
                 4
             },
             compression: Compression::Zlib,
+            encryption: None,
             backing_name: None,
             rest: Vec::new(),
             extensions: Vec::new(),
@@ -256,7 +263,7 @@ impl Header {
         }
         self.check_first_level()?;
         match purpose {
-            Purpose::Use => self.check_tables(),
+            Purpose::Use | Purpose::Describe => self.check_tables(),
             Purpose::Check => Ok(()),
         }
     }
@@ -313,21 +320,6 @@ impl Header {
             )));
         }
         Ok(())
-    }
-
-    fn check_encryption(&self, method: u32) -> Result<()> {
-        match method {
-            0 => Ok(()),
-            1 => Err(Error::unsupported(
-                "the image is encrypted with AES, which is not supported",
-            )),
-            2 => Err(Error::unsupported(
-                "the image is encrypted with LUKS, which is not supported",
-            )),
-            other => Err(Error::corrupt(format!(
-                "the header's encryption method is {other} (allowed: 0 to 2)"
-            ))),
-        }
     }
 
     /// Length of the fields, known and unknown; where the extensions begin.

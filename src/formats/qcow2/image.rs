@@ -162,6 +162,9 @@ impl Image for Qcow2 {
     }
 
     fn map(&self, at: u64, len: u64, wait: Wait) -> Result<Run<'_>> {
+        if let Some(encryption) = self.header.encryption {
+            return Err(encryption.refusal());
+        }
         let len = len.min(self.size().saturating_sub(at));
         let mut found = self.tables.find(&*self.file, at, len, wait)?;
         let source = match found.place {
@@ -284,6 +287,10 @@ impl Image for Qcow2 {
             format: self.header.backing_format(),
             identity: None,
         })
+    }
+
+    fn is_encrypted(&self) -> bool {
+        self.header.encryption.is_some()
     }
 
     fn is_dirty(&self) -> bool {

@@ -13,6 +13,7 @@ mod create;
 mod decode;
 mod details;
 mod encode;
+mod encryption;
 mod entry;
 mod expand;
 mod extension;

@@ -24,7 +24,7 @@ impl Qcow2 {
     /// Opens the image in `file`.
     pub(super) fn open(file: Arc<dyn Storage>, options: &OpenOptions) -> Result<Self> {
         let mut header = Header::read_for(&*file, options.purpose)?;
-        let using = options.purpose == Purpose::Use;
+        let using = options.purpose != Purpose::Check;
         let writing = using && options.access == Access::Write;
         if writing && header.incompatible & feature::CORRUPT != 0 {
             return Err(Error::corrupt(

@@ -52,7 +52,7 @@ impl Fixed {
     ) -> Result<Self> {
         let mut size = rule.size(&found.footer, found.data_end);
         if size > found.data_end {
-            if options.purpose == Purpose::Use {
+            if options.purpose != Purpose::Check {
                 return Err(Error::corrupt(format!(
                     "the disk has {size} bytes, the file only {} before its footer",
                     found.data_end

@@ -41,7 +41,7 @@ pub(super) fn open(storage: Arc<dyn Storage>, options: &OpenOptions) -> Result<B
     let strictness = strictness(options);
     let found = find(&*storage, strictness)?;
     if options.access == Access::Write
-        && options.purpose == Purpose::Use
+        && options.purpose != Purpose::Check
         && found.end == End::Killed
     {
         return Err(Error::new(
@@ -63,7 +63,7 @@ pub(super) fn open(storage: Arc<dyn Storage>, options: &OpenOptions) -> Result<B
 pub(super) fn strictness(options: &OpenOptions) -> Strictness {
     let ignore = options.values.text("checksum") == Some("ignore");
     match options.purpose {
-        Purpose::Use if !ignore => Strictness::Strict,
+        Purpose::Use | Purpose::Describe if !ignore => Strictness::Strict,
         _ => Strictness::Lax,
     }
 }

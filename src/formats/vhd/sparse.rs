@@ -123,7 +123,7 @@ impl Sparse {
         let batmap = batmap::read(&*storage, &found.footer, &header)?;
         let shape = Shape::new(found.footer, header, rule, batmap);
         let room = header.max_entries() * header.block_size();
-        if shape.size > room && options.purpose == Purpose::Use {
+        if shape.size > room && options.purpose != Purpose::Check {
             return Err(Error::corrupt(format!(
                 "the disk has {} bytes, its table of {} entries has room for {room}",
                 shape.size,

@@ -45,6 +45,48 @@ impl Facts {
         self.context.is_some()
     }
 
+    /// What is otherwise in `now`, each with what it was before.
+    pub(super) fn changes(&self, now: &Self) -> Vec<String> {
+        let mut changes = Vec::new();
+        let mut note = |is_same: bool, text: String| {
+            if !is_same {
+                changes.push(text);
+            }
+        };
+        let extents = |facts: &Self| match facts.context {
+            None => "not told".to_owned(),
+            Some(id) => format!("told under number {id}"),
+        };
+        let (old, size) = (self.size, now.size);
+        note(old == size, format!("it has {size} bytes (before: {old})"));
+        let (old, flags) = (self.flags, now.flags);
+        note(
+            old == flags,
+            format!("its flags are {flags:#x} (before: {old:#x})"),
+        );
+        let (old, min) = (self.min, now.min);
+        note(
+            old == min,
+            format!("its smallest block is {min} bytes (before: {old})"),
+        );
+        let (old, max) = (self.max, now.max);
+        note(
+            old == max,
+            format!("its longest transfer is {max} bytes (before: {old})"),
+        );
+        let (old, headers) = (self.headers, now.headers);
+        note(
+            old == headers,
+            format!("its replies are {headers:?} (before: {old:?})"),
+        );
+        let (old, context) = (extents(self), extents(now));
+        note(
+            old == context,
+            format!("its extents are {context} (before: {old})"),
+        );
+        changes
+    }
+
     /// How far one request for extents may look, of `left` bytes.
     pub(super) fn longest_status(&self, left: u64) -> u64 {
         match self.headers {
@@ -347,5 +389,45 @@ fn fact(data: &[u8], facts: &mut Facts) -> Result<bool> {
             Ok(false)
         }
         _ => Ok(false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_export_that_changed_tells_what_did_and_what_it_was() {
+        let before = Facts {
+            size: 4096,
+            flags: 1,
+            min: 1,
+            max: 1 << 20,
+            headers: Headers::Simple,
+            context: None,
+        };
+        assert_eq!(before.changes(&before), Vec::<String>::new());
+        let now = Facts {
+            size: 8192,
+            context: Some(1),
+            ..before
+        };
+        let told = before.changes(&now);
+        assert_eq!(told[0], "it has 8192 bytes (before: 4096)");
+        assert!(told[1].starts_with("its extents are told"), "{told:?}");
+        let now = Facts {
+            flags: 3,
+            min: 512,
+            max: 4096,
+            headers: Headers::Structured,
+            ..before
+        };
+        for (text, part) in before
+            .changes(&now)
+            .iter()
+            .zip(["0x3", "512", "4096", "Structured"])
+        {
+            assert!(text.contains(part), "{text}");
+        }
     }
 }

@@ -209,9 +209,8 @@ impl Pool {
         };
         if same != *before {
             let text = format!(
-                "the export is another one than before the connection was lost ({} bytes, \
-                 before: {})",
-                now.size, before.size
+                "the export is another one than before the connection was lost: {}",
+                before.changes(&same).join(", ")
             );
             *failed = Some((Instant::now(), text.clone()));
             return Err(Failure::Refused(Error::new(ErrorKind::Io, text)));

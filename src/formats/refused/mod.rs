@@ -1,0 +1,167 @@
+//! Formats that are recognised and not supported: they are refused by name, and never read or
+//! written as raw by accident.
+//!
+//! One row each: what users call it, the extensions that stand for it, how its bytes begin or end.
+//! A short magic occurs in boot code as well, so a partition table tells more than it does.
+
+use crate::error::Error;
+use crate::image::probe::{ProbeInput, Refused};
+
+mod bytes;
+mod others;
+
+use bytes::{
+    ends, has, is_android_cow, is_cue, is_parallels_descriptor, is_sparse_extent, is_tar,
+    is_vmdk_descriptor, is_xml, mentions, short, starts, tar_name, word_be,
+};
+use others::OTHERS;
+
+/// Formats of virtual disks.
+static DISKS: &[Refused] = &[
+    row(
+        "qcow",
+        &["qcow1"],
+        &["qcow"],
+        "QEMU's first copy-on-write format",
+        |i| starts(i, b"QFI\xfb\0\0\0\x01"),
+    ),
+    row("qed", &[], &["qed"], "QEMU enhanced disk", |i| {
+        short(i, b"QED\0")
+    }),
+    row(
+        "vhdx",
+        &[],
+        &["vhdx", "avhdx", "vhds"],
+        "Hyper-V virtual hard disk",
+        |i| starts(i, b"vhdxfile"),
+    ),
+    row("vdi", &[], &["vdi"], "VirtualBox disk image", |i| {
+        has(i, 64, &[0x7f, 0x10, 0xda, 0xbe])
+    }),
+    row(
+        "sesparse",
+        &["vmdk-sesparse"],
+        &[],
+        "VMware space-efficient sparse extent",
+        is_sparse_extent,
+    ),
+    row("vmdk", &[], &["vmdk"], "VMware virtual disk", |i| {
+        short(i, b"KDMV") || short(i, b"kdmv") || short(i, b"COWD") || is_vmdk_descriptor(i)
+    }),
+    row(
+        "parallels",
+        &["hdd"],
+        &["hdd", "hds"],
+        "Parallels disk image",
+        |i| {
+            starts(i, b"WithoutFreeSpace")
+                || starts(i, b"WithouFreSpacExt")
+                || is_parallels_descriptor(i)
+        },
+    ),
+    row("luks", &[], &["luks"], "LUKS encrypted volume", |i| {
+        short(i, b"LUKS\xba\xbe")
+    }),
+    row("dmg", &["udif"], &["dmg"], "Apple disk image", |i| {
+        i.tail.starts_with(b"koly")
+    }),
+    row(
+        "dmg-encrypted",
+        &[],
+        &[],
+        "encrypted Apple disk image",
+        |i| starts(i, b"encrcdsa") || ends(i, b"cdsaencr"),
+    ),
+    row("cloop", &[], &["cloop"], "compressed loopback image", |i| {
+        starts(i, b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop")
+    }),
+    row("bochs", &[], &["bochs"], "Bochs growing disk image", |i| {
+        starts(i, b"Bochs Virtual HD Image")
+    }),
+    row("bochs-sparse", &[], &[], "Bochs sparse disk image", |i| {
+        short(i, &[0xce, 0x8a, 0x46, 0x02])
+    }),
+    row("cue", &[], &["cue"], "CUE sheet of a disc", is_cue),
+    row(
+        "android-cow",
+        &["acow"],
+        &["cow"],
+        "Android snapshot",
+        is_android_cow,
+    ),
+    row(
+        "android-sparse",
+        &["simg"],
+        &["simg"],
+        "Android sparse image",
+        |i| short(i, &[0x3a, 0xff, 0x26, 0xed]),
+    ),
+    row("ova", &[], &["ova"], "appliance in a tar file", |i| {
+        is_tar(i) && tar_name(i).to_ascii_lowercase().ends_with(b".ovf")
+    }),
+    row("ovf", &[], &["ovf"], "description of an appliance", |i| {
+        is_xml(i) && mentions(i, "schemas.dmtf.org/ovf/envelope/")
+    }),
+    row("asif", &[], &["asif"], "Apple sparse image", |i| {
+        starts(i, b"shdw") && word_be(i, 4) == Some(1)
+    }),
+    row(
+        "sparseimage",
+        &[],
+        &["sparseimage"],
+        "Apple sparse disk image",
+        |i| short(i, b"sprs") && word_be(i, 4) == Some(3),
+    ),
+    row(
+        "uml-cow",
+        &[],
+        &[],
+        "copy-on-write file of User Mode Linux",
+        |i| short(i, b"OOOM") && matches!(word_be(i, 4), Some(1..=4)),
+    ),
+];
+
+const fn row(
+    name: &'static str,
+    aliases: &'static [&'static str],
+    extensions: &'static [&'static str],
+    about: &'static str,
+    probe: fn(&ProbeInput<'_>) -> bool,
+) -> Refused {
+    Refused {
+        name,
+        aliases,
+        extensions,
+        about,
+        probe,
+    }
+}
+
+/// Every such format.  Those that a driver reads are not among them.
+pub static REFUSED: &[&[Refused]] = &[DISKS, OTHERS];
+
+/// The format called `name`, by its name or an alias.
+pub fn by_name(name: &str) -> Option<&'static Refused> {
+    all().find(|format| format.name == name || format.aliases.contains(&name))
+}
+
+/// The format that a file name extension stands for.
+pub fn by_extension(extension: &str) -> Option<&'static Refused> {
+    let extension = extension.to_ascii_lowercase();
+    all().find(|format| format.extensions.contains(&extension.as_str()))
+}
+
+/// All of them.
+pub fn all() -> impl Iterator<Item = &'static Refused> {
+    REFUSED.iter().copied().flatten()
+}
+
+impl Refused {
+    /// The error for one who asks for this format by name.
+    pub fn error(&self) -> Error {
+        Error::unsupported(format!(
+            "format '{}' ({}) is not supported",
+            self.name, self.about
+        ))
+    }
+}

@@ -183,28 +183,6 @@ impl Target {
         matches!(self.image.existing, Existing::Device(_) | Existing::Remote)
     }
 
-    /// Refuses an image that surely takes `bytes` where there is not as much room.
-    ///
-    /// # Errors
-    /// `NoSpace`.
-    pub fn has_room(&self, bytes: u64) -> Result<()> {
-        let Some(temp) = &self.image.temp else {
-            return Ok(());
-        };
-        match rustix::fs::statvfs(temp.path()) {
-            Ok(found) if found.f_bavail.saturating_mul(found.f_frsize) < bytes => {
-                let text = format!(
-                    "{bytes} bytes are needed, and the file system has {} left",
-                    found.f_bavail.saturating_mul(found.f_frsize)
-                );
-                let error = Error::new(ErrorKind::NoSpace, text).at(&self.image.given);
-                Err(self.image.hint(error))
-            }
-            // What cannot be told shows when it is written.
-            _ => Ok(()),
-        }
-    }
-
     /// The same error, about the name that the user gave, where it is about a file on its way.
     #[must_use]
     pub fn name(&self, error: Error) -> Error {

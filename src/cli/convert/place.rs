@@ -1,6 +1,7 @@
 //! The image that `convert` makes: created, written, verified, put in place.
 
 use std::ffi::{OsStr, OsString};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -85,10 +86,6 @@ pub(super) fn convert(
         options.preallocation(),
         Preallocation::Falloc | Preallocation::Full
     );
-    let writes_all = args.scan() == Scan::Full && !args.compress && backing.is_none();
-    if (given_space || writes_all) && new.others().next().is_none() {
-        new.has_room(options.size)?;
-    }
     let place = Place {
         args,
         globals,
@@ -178,6 +175,10 @@ impl Place<'_> {
         }
         let options = &std::mem::take(options);
         (creator(self.driver)?.create)(&*storage, options).map_err(|e| e.at(&self.path))?;
+        if self.args.scan() == Scan::Full && self.driver.name == raw::DRIVER.name {
+            // All of it will be written: whether there is room is known at once.
+            reserve(&*storage, 0..options.size)?;
+        }
         let data = options.data_file.as_deref();
         for written in std::iter::once(&*storage).chain(data) {
             settle(written)?;
@@ -337,11 +338,16 @@ impl Place<'_> {
 /// Gives back to the disk what space zeroes in the source took from it.
 fn keep_space(chain: &Chain) -> Result<()> {
     let disk = 0..chain.virtual_size();
-    chain.give_space(disk, &mut |storage, place| match storage.reserve(place) {
-        // Then none was taken.
+    // Where the host cannot, none was taken.
+    chain.give_space(disk, &mut reserve)
+}
+
+/// Has the host give a range space, where it can.
+fn reserve(storage: &dyn Storage, host: Range<u64>) -> Result<()> {
+    match storage.reserve(host) {
         Err(e) if e.kind() == ErrorKind::Unsupported => Ok(()),
         done => done,
-    })
+    }
 }
 
 /// What could not be read while salvaging.

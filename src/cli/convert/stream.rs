@@ -42,11 +42,14 @@ impl Sink {
     /// Of the target that was named, where it is one.
     ///
     /// # Errors
-    /// Those of [`target::pipe`].
-    pub(super) fn of(path: &Path) -> crate::Result<Option<Self>> {
-        match is_stream(path) {
-            true => Ok(Some(Self::Stdout)),
-            false => Ok(target::pipe(path)?.map(Self::Pipe)),
+    /// Those of [`target::pipe`]; that nobody reads it any more.
+    pub(super) fn of(path: &Path) -> anyhow::Result<Option<Self>> {
+        if is_stream(path) {
+            return Ok(Some(Self::Stdout));
+        }
+        match target::pipe(path) {
+            Err(e) if e.errno() == libc::ENXIO => Err(exit::NobodyReads.into()),
+            found => Ok(found?.map(Self::Pipe)),
         }
     }
 

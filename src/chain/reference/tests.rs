@@ -142,6 +142,15 @@ fn swapped() -> tempfile::TempDir {
     outer
 }
 
+/// Tells the other thread to end, also where this one panics.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn a_directory_that_changes_places_while_names_are_followed_gives_no_other_directorys_files() {
     const ROUNDS: usize = 2000;
@@ -157,6 +166,7 @@ fn a_directory_that_changes_places_while_names_are_followed_gives_no_other_direc
                 std::thread::yield_now();
             }
         });
+        let _done = Done(&done);
         for round in 0..ROUNDS {
             let image = path("dir/image");
             // At the moment it is the other's own.
@@ -184,7 +194,6 @@ fn a_directory_that_changes_places_while_names_are_followed_gives_no_other_direc
                 }
             }
         }
-        done.store(true, Ordering::Relaxed);
     });
     assert!(opened > 0, "{opened} opened, {refused} refused");
 }

@@ -15,7 +15,7 @@ use crate::image::{Source, Wait};
 use crate::util::align::{clamp_len, down, len64};
 
 /// Bytes kept until they are stored.
-const MOST: usize = 8 << 20;
+const MOST: usize = 16 << 20;
 /// Larger clusters are not kept.
 const MOST_CLUSTER: u64 = 2 << 20;
 

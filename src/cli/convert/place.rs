@@ -26,8 +26,8 @@ use crate::image::options::OptionValues;
 use crate::image::{Driver, Role};
 use crate::nbd::uri::is_uri;
 use crate::storage;
-use crate::storage::HostId;
 use crate::storage::open::{Access, StorageOptions};
+use crate::storage::{HostId, Storage};
 use crate::util::text::printable;
 
 /// Warnings about unreadable places that are printed; all are counted.

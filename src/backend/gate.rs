@@ -51,6 +51,16 @@ impl Count {
     }
 }
 
+/// Somebody who looks, and is counted until this is dropped.
+#[derive(Debug)]
+pub(super) struct Looking<'g>(&'g Gate, &'g Count);
+
+impl Drop for Looking<'_> {
+    fn drop(&mut self) {
+        self.0.leave(self.1);
+    }
+}
+
 /// What keeps requests out.
 #[derive(Default)]
 pub(super) struct Gate {
@@ -87,6 +97,25 @@ impl Gate {
         }
     }
 
+    /// Counts somebody in who only looks, once neither of `flags` is set; `None` where it is over.
+    /// Counted out when dropped.
+    pub(super) fn look<'g>(&'g self, count: &'g Count, flags: u8) -> Option<Looking<'g>> {
+        loop {
+            count.add();
+            let looking = Looking(self, count);
+            match self.flags() & (flags | CLOSED) {
+                0 => return Some(looking),
+                found if found & CLOSED != 0 => return None,
+                _ => drop(looking),
+            }
+            let mut waiting = self.wait.lock();
+            let keeps_out = |now: u8| now & flags != 0 && now & CLOSED == 0;
+            while keeps_out(self.flags()) {
+                self.changed.wait(&mut waiting);
+            }
+        }
+    }
+
     /// Counts a request out.
     pub(super) fn leave(&self, count: &Count) {
         if count.0.fetch_sub(1, Ordering::SeqCst) == 1 && self.flags() != 0 {
@@ -108,6 +137,10 @@ impl Gate {
         let before = self.flags.fetch_and(!flags, Ordering::SeqCst);
         if before & !flags == 0 {
             self.wake();
+        } else {
+            // Those who only look may go on.
+            let _looking = self.wait.lock();
+            self.changed.notify_all();
         }
     }
 

@@ -39,7 +39,7 @@ pub use settings::{DetectZeroes, Discard, Durability, Event, Listener, Settings}
 pub use swap::Medium;
 pub use throttle::{Group, Limits, Membership};
 
-use gate::{ABSENT, CLOSED, Gate, PAUSED, STOPPED};
+use gate::{ABSENT, BUSY, CLOSED, Gate, PAUSED, STOPPED};
 use lane::{Lane, Place, Queue};
 
 /// Longest that a blocking request waits before it looks again on its own.
@@ -239,6 +239,17 @@ impl Backend {
     /// The disk itself, as it is now.
     pub fn chain(&self) -> Arc<Chain> {
         Arc::clone(&self.lanes[0].lane().chain)
+    }
+
+    /// Runs `look` on the disk as it is now: nobody changes its size or puts another in its place
+    /// meanwhile.  It is no request: not counted, not limited, and no pause holds it.
+    ///
+    /// # Errors
+    /// Those of `look`; that the disk is no longer in use.
+    pub fn look<T>(&self, queue: QueueId, look: impl FnOnce(&Chain) -> Result<T>) -> Result<T> {
+        let count = &self.queue(queue).count;
+        let _looking = self.gate.look(count, BUSY | ABSENT).ok_or_else(closed)?;
+        look(&self.place(queue).lane().chain)
     }
 
     /// What each queue has counted so far.

@@ -396,6 +396,10 @@ fn a_request_that_meets_a_bug_fails_alone() {
         fn size(&self) -> u64 {
             self.0.size()
         }
+
+        fn has_fixed_len(&self) -> bool {
+            false
+        }
         fn limits(&self) -> crate::storage::Limits {
             self.0.limits()
         }
@@ -615,4 +619,37 @@ fn groups_that_are_set_at_once_leave_all_queues_with_one_of_them() {
             assert!(Arc::ptr_eq(&of_queue, &limits));
         }
     }
+}
+
+#[test]
+fn a_disk_changes_its_size_only_when_nobody_looks_and_no_pause_keeps_who_looks_out() {
+    let backend = backend(Access::Write);
+    backend.pause();
+    std::thread::scope(|scope| {
+        let resize = std::cell::OnceCell::new();
+        let seen = backend.look(QUEUE, |chain| {
+            let _ = resize.set(scope.spawn(|| backend.resize(512)));
+            // It waits for whoever looks once it keeps others out.
+            while backend.gate.flags() & BUSY == 0 {
+                std::thread::yield_now();
+            }
+            Ok(chain.virtual_size())
+        });
+        assert_eq!(seen.expect("looks"), 4096);
+        let resize = resize.into_inner().expect("it began");
+        resize.join().expect("ends").expect("resizes");
+    });
+    let size = backend.look(QUEUE, |chain| Ok(chain.virtual_size()));
+    assert_eq!(size.expect("looks, paused or not"), 512);
+    let bug = || {
+        backend.look(QUEUE, |_| -> Result<()> {
+            std::panic::resume_unwind(Box::new(0))
+        })
+    };
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(bug)).is_err());
+    backend.resize(1024).expect("waits for nobody who is gone");
+    backend.finish().expect("ends");
+    backend
+        .look(QUEUE, |_| Ok(()))
+        .expect_err("nothing is there to look at");
 }

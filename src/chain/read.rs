@@ -5,6 +5,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Source, Wait};
 use crate::util::align::{clamp_len, len64};
 
+/// How often a read looks for bytes that others change each time before it gets to them.
+const LOOKS: u32 = 1000;
+
 impl Chain {
     /// Fills all of `buf` from `at`.
     ///
@@ -32,30 +35,39 @@ impl Chain {
     /// Fills `buf` with what the layers from `first` down hold at `at`; past the end of the first
     /// of them, zeroes.  The caller holds a ticket.
     pub(super) fn read_from(&self, first: usize, buf: &mut [u8], at: u64) -> Result<()> {
-        let mut done = 0;
+        let (mut done, mut looks) = (0, 0);
         while done < buf.len() {
             let at = at + len64(done);
             let found = self.resolve_from(first, at, len64(buf.len() - done), Wait::Yes)?;
             let len = clamp_len(found.len, buf.len() - done);
-            self.fetch(&found, &mut buf[done..done + len], at)?;
-            done += len;
+            let got = self.fetch(&found, &mut buf[done..done + len], at)?;
+            looks = if got == 0 { looks + 1 } else { 0 };
+            if looks == LOOKS {
+                return Err(self.unsteady(&found, at));
+            }
+            done += got;
         }
         Ok(())
     }
 
-    fn fetch(&self, found: &Resolved<'_>, buf: &mut [u8], at: u64) -> Result<()> {
+    /// How many bytes could be had; fewer than asked for where others changed them meanwhile.
+    fn fetch(&self, found: &Resolved<'_>, buf: &mut [u8], at: u64) -> Result<usize> {
         match found.source {
-            Source::Stored { storage, host, .. } => storage.read_at(buf, host),
+            Source::Stored { storage, host, .. } => storage.read_at(buf, host)?,
             Source::Encoded => {
                 let layer = &self.layers[found.depth];
-                layer
+                return layer
                     .read_encoded(buf, at)
-                    .map_err(|e| e.at_opt(layer.storage().path()))
+                    .map_err(|e| e.at_opt(layer.storage().path()));
             }
-            Source::Zero | Source::Below => {
-                buf.fill(0);
-                Ok(())
-            }
+            Source::Zero | Source::Below => buf.fill(0),
         }
+        Ok(buf.len())
+    }
+
+    fn unsteady(&self, found: &Resolved<'_>, at: u64) -> Error {
+        let text = format!("the bytes at {at:#x} changed {LOOKS} times while they were looked for");
+        let layer = self.layers.get(found.depth);
+        Error::new(ErrorKind::Io, text).at_opt(layer.and_then(|l| l.storage().path()))
     }
 }

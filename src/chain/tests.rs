@@ -91,7 +91,7 @@ impl Image for Toy {
             source,
         })
     }
-    fn read_encoded(&self, _buf: &mut [u8], _at: u64) -> Result<()> {
+    fn read_encoded(&self, _buf: &mut [u8], _at: u64) -> Result<usize> {
         Err(Error::unsupported("not compressed"))
     }
     fn allocate(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {

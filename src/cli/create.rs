@@ -117,6 +117,16 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
         return Err(usage("FILE, the name of the new image, is missing"));
     };
     let plan = plan(args, file, globals)?;
+    let asked = plan.options.size;
+    let options = (plan.creator.settle)(&plan.options).map_err(|e| e.at(file))?;
+    let plan = Plan { options, ..plan };
+    if plan.options.size != asked {
+        globals.note(&format!(
+            "{}: the disk is made with {} bytes, not {asked}: its format or profile has no such size",
+            file.display(),
+            plan.options.size
+        ));
+    }
     carry_out(file, &plan, globals)?;
     Ok(Exit::Done)
 }

@@ -48,6 +48,10 @@ impl Storage for Interruptible {
         self.storage.size()
     }
 
+    fn has_fixed_len(&self) -> bool {
+        self.storage.has_fixed_len()
+    }
+
     fn limits(&self) -> Limits {
         self.storage.limits()
     }

@@ -28,6 +28,7 @@ pub static DRIVER: Driver = Driver {
     open_options: &[],
     creator: Some(Creator {
         create,
+        settle: |options| Ok(options.clone()),
         measure,
         measure_bitmaps: |_, _| None,
         cluster_size: |_| Ok(1),
@@ -113,7 +114,7 @@ impl Image for Raw {
         Ok(Run::in_place(&*self.storage, at, inside, self.write))
     }
 
-    fn read_encoded(&self, _buf: &mut [u8], _at: u64) -> Result<()> {
+    fn read_encoded(&self, _buf: &mut [u8], _at: u64) -> Result<usize> {
         Err(Error::unsupported("format 'raw' has no compressed data"))
     }
 

@@ -33,6 +33,12 @@ pub struct Creator {
     /// `Invalid` or `OutOfRange` where the options contradict each other or the format's limits,
     /// with nothing written; the host's.
     pub create: fn(&dyn Storage, &CreateOptions) -> Result<()>,
+    /// What the options come to: the size as the disk will have it, and options that follow from
+    /// others.
+    ///
+    /// # Errors
+    /// As [`Creator::create`].
+    pub settle: fn(&CreateOptions) -> Result<CreateOptions>,
     /// Length in bytes of the file for a disk of `options.size` bytes in which `data_clusters`
     /// clusters (of `cluster_size`) hold data: what `measure` prints.
     pub measure: fn(&CreateOptions, data_clusters: u64) -> Result<u64>,

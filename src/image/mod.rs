@@ -195,11 +195,14 @@ pub trait Image: fmt::Debug + Send + Sync {
     /// # Errors
     /// `Corrupt` where the table points outside what it may; `WouldBlock` as `wait` says.
     fn map(&self, at: u64, len: u64, wait: Wait) -> Result<Run<'_>>;
-    /// Fills `buf` with the bytes at `at`, which `map` called `Encoded`.
+    /// Fills `buf` with the bytes at `at`, which `map` called `Encoded`, as far as they still are.
+    ///
+    /// Returns how many bytes that is.  Where it is fewer than asked for, 0 even, another thread has
+    /// changed what follows, so the caller maps again.
     ///
     /// # Errors
     /// `Corrupt` where they do not decode; the host's.
-    fn read_encoded(&self, buf: &mut [u8], at: u64) -> Result<()>;
+    fn read_encoded(&self, buf: &mut [u8], at: u64) -> Result<usize>;
     /// Gives the bytes from `at` space of their own, has `fill` write it, then publishes it.
     ///
     /// Returns how many bytes from `at` are now `Stored` and writable; 0 when another thread was

@@ -137,6 +137,15 @@ impl OptionValues {
         Ok(Self { values })
     }
 
+    /// The same with `text` for an option, as if it had been given.
+    ///
+    /// # Errors
+    /// `Invalid` for a value that is not of its kind.
+    pub fn with(mut self, spec: &OptionSpec, text: &str) -> Result<Self> {
+        self.values.insert(spec.name, spec.parse(OsStr::new(text))?);
+        Ok(self)
+    }
+
     /// The number given for `name`.
     pub fn number(&self, name: &str) -> Option<u64> {
         match self.values.get(name) {

@@ -7,6 +7,8 @@ use std::ops::Range;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::util::range;
+
 /// The ranges that are reserved now: one per thread at most, so a list serves.
 #[derive(Debug, Default)]
 pub struct Reservations {
@@ -25,10 +27,8 @@ impl Reservations {
     /// Reserves `range`; or, where another thread holds part of it, waits until it has let go and
     /// answers `None`: what the caller knows about the range is then out of date.
     pub fn reserve(&self, range: Range<u64>) -> Option<Reserved<'_>> {
-        let meets = |busy: &[Range<u64>]| {
-            busy.iter()
-                .any(|b| b.start < range.end && range.start < b.end)
-        };
+        let meets =
+            |busy: &[Range<u64>]| busy.iter().any(|b| range::intersect(b, &range).is_some());
         let mut busy = self.busy.lock();
         if meets(&busy) {
             while meets(&busy) {
@@ -38,6 +38,21 @@ impl Reservations {
         }
         busy.push(range.clone());
         Some(Reserved { owner: self, range })
+    }
+
+    /// As [`Reservations::reserve`], waiting for as long as it takes.
+    pub fn wait(&self, range: &Range<u64>) -> Reserved<'_> {
+        loop {
+            if let Some(reserved) = self.reserve(range.clone()) {
+                return reserved;
+            }
+        }
+    }
+
+    /// Whether part of `range` is reserved now.
+    pub fn holds(&self, range: &Range<u64>) -> bool {
+        let busy = self.busy.lock();
+        busy.iter().any(|b| range::intersect(b, range).is_some())
     }
 }
 

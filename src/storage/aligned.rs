@@ -149,6 +149,10 @@ impl<S: Storage> Storage for AlignedStorage<S> {
         self.inner.size()
     }
 
+    fn has_fixed_len(&self) -> bool {
+        self.inner.has_fixed_len()
+    }
+
     fn limits(&self) -> Limits {
         let inner = self.inner.limits();
         Limits {

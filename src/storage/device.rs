@@ -139,6 +139,10 @@ impl Storage for DeviceStorage {
         self.len
     }
 
+    fn has_fixed_len(&self) -> bool {
+        true
+    }
+
     fn limits(&self) -> Limits {
         let unit = |most: u64| if most == 0 { 0 } else { self.logical_block };
         Limits {

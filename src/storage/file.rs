@@ -133,6 +133,10 @@ impl Storage for FileStorage {
         self.len.load(Ordering::Acquire)
     }
 
+    fn has_fixed_len(&self) -> bool {
+        false
+    }
+
     fn limits(&self) -> Limits {
         Limits {
             align: 1,

@@ -82,6 +82,10 @@ impl Storage for Watched {
         self.inner.size()
     }
 
+    fn has_fixed_len(&self) -> bool {
+        self.inner.has_fixed_len()
+    }
+
     fn limits(&self) -> Limits {
         self.inner.limits()
     }

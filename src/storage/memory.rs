@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{HostId, HostRun, Limits, Storage, Zeroing};
 use crate::util::align::{clamp_len, down, len64};
 use crate::util::buf::is_zero;
@@ -74,6 +74,7 @@ struct Inner {
 pub struct MemoryStorage {
     inner: Mutex<Inner>,
     path: Option<PathBuf>,
+    fixed: bool,
 }
 
 impl MemoryStorage {
@@ -94,6 +95,27 @@ impl MemoryStorage {
     pub fn with_path(mut self, path: impl Into<PathBuf>) -> Self {
         self.path = Some(path.into());
         self
+    }
+
+    /// The same object with the length it has now for ever, as devices have it.
+    #[must_use]
+    pub fn with_fixed_len(mut self) -> Self {
+        self.fixed = true;
+        self
+    }
+
+    /// Refuses a change past the end, where that does not move.
+    fn check_end(&self, inner: &Inner, end: u64) -> Result<()> {
+        match self.fixed && end > inner.len {
+            true => Err(Error::new(
+                ErrorKind::NoSpace,
+                format!(
+                    "a change up to {end:#x} (the object ends at {:#x})",
+                    inner.len
+                ),
+            )),
+            false => Ok(()),
+        }
     }
 
     /// All its bytes; for small objects.
@@ -230,6 +252,10 @@ impl Storage for MemoryStorage {
         self.inner.lock().len
     }
 
+    fn has_fixed_len(&self) -> bool {
+        self.fixed
+    }
+
     fn limits(&self) -> Limits {
         Limits {
             align: 1,
@@ -261,11 +287,12 @@ impl Storage for MemoryStorage {
     fn write_at(&self, buf: &[u8], host: u64) -> Result<()> {
         let mut inner = self.inner.lock();
         inner.call(Op::Change, &format!("write at {host:#x}"))?;
-        if host.checked_add(len64(buf.len())).is_none() {
+        let Some(end) = host.checked_add(len64(buf.len())) else {
             return Err(Error::invalid(format!(
                 "offset {host:#x} is past the end of numbers"
             )));
-        }
+        };
+        self.check_end(&inner, end)?;
         inner.note(|| Change::Write {
             host,
             bytes: buf.to_vec(),
@@ -277,6 +304,7 @@ impl Storage for MemoryStorage {
     fn zero(&self, host: Range<u64>, _how: Zeroing) -> Result<()> {
         let mut inner = self.inner.lock();
         inner.call(Op::Change, &format!("zero at {:#x}", host.start))?;
+        self.check_end(&inner, host.end)?;
         inner.note(|| Change::Zero(host.clone()));
         inner.zero(&host);
         Ok(())
@@ -289,6 +317,10 @@ impl Storage for MemoryStorage {
     fn run(&self, host: u64, len: u64) -> Result<HostRun> {
         let inner = self.inner.lock();
         let end = host.saturating_add(len);
+        if self.fixed && host < inner.len {
+            let len = end.min(inner.len) - host;
+            return Ok(HostRun { data: true, len });
+        }
         let data = inner.pages.contains_key(&(host / PAGE64));
         let mut page = host / PAGE64;
         while page * PAGE64 < end && inner.pages.contains_key(&page) == data {
@@ -310,6 +342,9 @@ impl Storage for MemoryStorage {
     fn set_len(&self, len: u64) -> Result<()> {
         let mut inner = self.inner.lock();
         inner.call(Op::Change, "set the length")?;
+        if self.fixed && len != inner.len {
+            return Err(Error::unsupported("is an object of fixed length"));
+        }
         inner.note(|| Change::SetLen(len));
         inner.set_len(len);
         Ok(())
@@ -322,8 +357,10 @@ impl Storage for MemoryStorage {
         Ok(())
     }
 
-    fn reserve(&self, _host: Range<u64>) -> Result<()> {
-        self.inner.lock().call(Op::Change, "reserve")
+    fn reserve(&self, host: Range<u64>) -> Result<()> {
+        let mut inner = self.inner.lock();
+        inner.call(Op::Change, "reserve")?;
+        self.check_end(&inner, host.end)
     }
 }
 

@@ -74,6 +74,9 @@ pub enum Zeroing {
 pub trait Storage: fmt::Debug + Send + Sync {
     /// Length in bytes, as of the last change made through this object.
     fn size(&self) -> u64;
+    /// Whether the length is what it is: a device, a server's export.  All of its space is there,
+    /// and where nobody has written yet there may be anything.
+    fn has_fixed_len(&self) -> bool;
     /// What requests to this object should keep to.
     fn limits(&self) -> Limits;
     /// The path it was opened from, for messages and for resolving relative names.

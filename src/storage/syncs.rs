@@ -35,6 +35,29 @@ pub struct Stamp {
     failed: u64,
 }
 
+/// A sync that is under way; where it unwinds it has failed, and nobody waits for it.
+struct Running<'a> {
+    syncs: &'a Syncs,
+    number: u64,
+    /// How it failed, as far as is known.
+    failure: Option<i32>,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let mut state = self.syncs.state.lock();
+        state.running = false;
+        match self.failure {
+            None => state.done = state.done.max(self.number),
+            Some(errno) => {
+                state.failed += 1;
+                state.errno = errno;
+            }
+        }
+        self.syncs.ended.notify_all();
+    }
+}
+
 impl Syncs {
     /// The present moment.  Take it before the writes for `wait`, after them for `is_durable`.
     pub fn stamp(&self) -> Stamp {
@@ -72,17 +95,17 @@ impl Syncs {
             }
             state.running = true;
             state.begun += 1;
-            let number = state.begun;
-            let result = parking_lot::MutexGuard::unlocked(&mut state, || storage.sync());
-            state.running = false;
-            match &result {
-                Ok(()) => state.done = state.done.max(number),
-                Err(e) => {
-                    state.failed += 1;
-                    state.errno = e.errno();
-                }
-            }
-            self.ended.notify_all();
+            let mut running = Running {
+                syncs: self,
+                number: state.begun,
+                failure: Some(libc::EIO),
+            };
+            let result = parking_lot::MutexGuard::unlocked(&mut state, || {
+                let result = storage.sync();
+                running.failure = result.as_ref().err().map(Error::errno);
+                drop(running);
+                result
+            });
             result?;
         }
     }
@@ -118,10 +141,16 @@ fn failure(errno: i32) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+    use std::os::fd::BorrowedFd;
+    use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+    use std::path::Path;
     use std::sync::Barrier;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
     use crate::storage::memory::{Change, Fault, MemoryStorage, Op};
+    use crate::storage::{HostId, HostRun, Limits, Zeroing};
 
     fn fail_one(storage: &MemoryStorage) {
         storage.inject(Fault {
@@ -164,6 +193,75 @@ mod tests {
         assert!(!syncs.is_durable(early), "a later sync brings nothing back");
         syncs.flush(&storage).expect_err("a flush tells of it");
         syncs.flush(&storage).expect("but once");
+    }
+
+    /// Unwinds at its first sync.
+    #[derive(Debug)]
+    struct Unwinding(MemoryStorage, AtomicBool);
+
+    impl Storage for Unwinding {
+        fn size(&self) -> u64 {
+            self.0.size()
+        }
+        fn has_fixed_len(&self) -> bool {
+            self.0.has_fixed_len()
+        }
+        fn limits(&self) -> Limits {
+            self.0.limits()
+        }
+        fn path(&self) -> Option<&Path> {
+            None
+        }
+        fn host_id(&self) -> Option<HostId> {
+            None
+        }
+        fn fd(&self) -> Option<BorrowedFd<'_>> {
+            None
+        }
+        fn read_at(&self, buf: &mut [u8], host: u64) -> Result<()> {
+            self.0.read_at(buf, host)
+        }
+        fn write_at(&self, buf: &[u8], host: u64) -> Result<()> {
+            self.0.write_at(buf, host)
+        }
+        fn zero(&self, host: Range<u64>, how: Zeroing) -> Result<()> {
+            self.0.zero(host, how)
+        }
+        fn discard(&self, host: Range<u64>) -> Result<()> {
+            self.0.discard(host)
+        }
+        fn run(&self, host: u64, len: u64) -> Result<HostRun> {
+            self.0.run(host, len)
+        }
+        fn set_len(&self, len: u64) -> Result<()> {
+            self.0.set_len(len)
+        }
+        fn sync(&self) -> Result<()> {
+            if self.1.swap(false, Ordering::SeqCst) {
+                resume_unwind(Box::new("a bug"));
+            }
+            self.0.sync()
+        }
+        fn reserve(&self, host: Range<u64>) -> Result<()> {
+            self.0.reserve(host)
+        }
+    }
+
+    #[test]
+    fn a_sync_that_unwinds_has_failed_and_nobody_waits_for_it() {
+        let storage = Unwinding(MemoryStorage::new(), AtomicBool::new(true));
+        let syncs = Syncs::default();
+        let early = syncs.stamp();
+        let wait = || syncs.wait(&storage, early);
+        assert!(catch_unwind(AssertUnwindSafe(wait)).is_err());
+        let late = syncs.stamp();
+        std::thread::scope(|scope| {
+            let (sender, receiver) = std::sync::mpsc::channel();
+            let (syncs, storage) = (&syncs, &storage);
+            scope.spawn(move || sender.send(syncs.wait(storage, late).is_ok()));
+            assert_eq!(receiver.recv(), Ok(true));
+        });
+        syncs.wait(&storage, early).expect_err("may be lost");
     }
 
     #[test]

@@ -55,9 +55,9 @@ struct Session {
 }
 
 impl Session {
-    fn record(name: &str, specs: &[LayerSpec], also: Also) -> Self {
+    fn record(name: &str, place: Place, specs: &[LayerSpec], also: Also) -> Self {
         let mut rng = Seeded::new(name);
-        let (disk, model) = filled(Place::Memory, specs, &mut rng);
+        let (disk, model) = filled(place, specs, &mut rng);
         let top = Arc::clone(&disk.memory()[0]);
         let base = top.to_bytes();
         top.record();
@@ -93,6 +93,15 @@ impl Session {
         }
     }
 
+    /// The top layer with these bytes.
+    fn storage(&self, bytes: &[u8]) -> MemoryStorage {
+        let storage = MemoryStorage::from_bytes(bytes);
+        match self.disk.memory()[0].has_fixed_len() {
+            true => storage.with_fixed_len(),
+            false => storage,
+        }
+    }
+
     /// The last step acknowledged when `made` changes had been made, and the last flush.
     fn acknowledged(&self, made: usize) -> (usize, usize) {
         let last = self.steps.partition_point(|s| s.changes <= made) - 1;
@@ -101,7 +110,7 @@ impl Session {
     }
 
     fn every_kill(&mut self) {
-        let now = Arc::new(MemoryStorage::from_bytes(&self.base));
+        let now = Arc::new(self.storage(&self.base));
         for made in 0..=self.changes.len() {
             if made > 0 {
                 now.apply(&self.changes[made - 1]);
@@ -113,7 +122,7 @@ impl Session {
 
     /// Of the changes since each sync, none, all but one, only one, and some, whole and torn.
     fn power_cuts(&mut self) {
-        let now = MemoryStorage::from_bytes(&self.base);
+        let now = self.storage(&self.base);
         let mut synced = 0;
         for made in 0..=self.changes.len() {
             if made < self.changes.len() && self.changes[made] != Change::Sync {
@@ -122,7 +131,7 @@ impl Session {
             let (last, flush) = self.acknowledged(made);
             let stable = now.to_bytes();
             for (kept, how) in self.choices(synced..made) {
-                let state = Arc::new(MemoryStorage::from_bytes(&stable));
+                let state = Arc::new(self.storage(&stable));
                 kept.iter().for_each(|change| state.apply(change));
                 let what = || format!("power cut at {made}, synced at {synced}, {how}");
                 self.verify(&state, flush..last + 2, &what);
@@ -180,7 +189,7 @@ impl Session {
         drop(chain);
         self.check_clean(state, &in_words);
         if self.rng.u32(0..16) == 0 {
-            let copy = Arc::new(MemoryStorage::from_bytes(&state.to_bytes()));
+            let copy = Arc::new(self.storage(&state.to_bytes()));
             let seed = self.rng.u64(..);
             self.write_again(&copy, found, seed, &in_words);
         }
@@ -359,8 +368,12 @@ const RAW: LayerSpec = LayerSpec {
 };
 
 fn sessions(name: &str, specs: &[LayerSpec], also: Also) {
+    sessions_on(Place::Memory, name, specs, also);
+}
+
+fn sessions_on(place: Place, name: &str, specs: &[LayerSpec], also: Also) {
     for round in 0..3 {
-        let mut session = Session::record(&format!("{name} {round}"), specs, also);
+        let mut session = Session::record(&format!("{name} {round}"), place, specs, also);
         session.every_kill();
         session.power_cuts();
     }
@@ -397,6 +410,19 @@ fn a_differencing_vhd_survives_kills_and_power_cuts() {
 fn a_differencing_vhd_that_is_resized_survives_kills_and_power_cuts() {
     let specs = [vhd("block_size=8k", 130 * 512), RAW];
     sessions("over raw", &specs, Also::Resizing);
+}
+
+#[test]
+fn a_vhd_on_a_device_survives_kills_and_power_cuts() {
+    let dynamic = [vhd("block_size=16k", 200 * 512)];
+    sessions_on(Place::Device(1 << 20), "16k", &dynamic, Also::Resizing);
+    let fixed = [vhd("subformat=fixed", 130 * 512)];
+    sessions_on(Place::Device(1 << 20), "fixed", &fixed, Also::Resizing);
+    let child = [
+        vhd("block_size=8k", 130 * 512),
+        vhd("block_size=4k", 130 * 512),
+    ];
+    sessions_on(Place::Device(1 << 20), "child", &child, Also::Nothing);
 }
 
 fn qcow2(options: &'static str, size: u64) -> LayerSpec {

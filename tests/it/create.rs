@@ -282,3 +282,37 @@ fn the_size_of_a_vhd_is_forced_in_the_words_of_qemu_img() {
         made(wrong).code(1);
     }
 }
+
+#[test]
+fn what_a_profile_or_a_rule_makes_of_a_size_is_said() {
+    let dir = scratch();
+    for (options, size, made, subformat) in [
+        ("profile=azure", "10000000", "10485760", "fixed"),
+        ("size_rule=chs", "10M", "10514432", "dynamic"),
+        ("force_size=on", "1000", "1024", "dynamic"),
+    ] {
+        let output = vdtool()
+            .current_dir(dir.path())
+            .args(["create", "-f", "vhd", "-o", options, "a.vhd", size])
+            .assert()
+            .success();
+        let output = output.get_output();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(
+            said.contains(&format!(" size={made} subformat={subformat} ")),
+            "{said}"
+        );
+        let noted = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            noted.contains(made) && noted.lines().count() == 1,
+            "{noted}"
+        );
+    }
+    // Nothing to say where the size is as asked for.
+    vdtool()
+        .current_dir(dir.path())
+        .args(["create", "-f", "vhd", "-o", "profile=azure", "a.vhd", "2M"])
+        .assert()
+        .success()
+        .stderr("");
+}

@@ -178,9 +178,10 @@ fn a_device_that_is_too_small_is_refused_and_untouched() {
     );
     vdtool()
         .args(["convert", "-q", "-f", "raw", "-O", "vhd"])
+        .args(["-o", "subformat=fixed"])
         .args([&source, Path::new(&device.0)])
         .assert()
-        .code(63);
+        .code(1);
     vdtool()
         .args(["resize", "-f", "raw", &device.0, "16M"])
         .assert()
@@ -188,4 +189,194 @@ fn a_device_that_is_too_small_is_refused_and_untouched() {
     drop(device);
     let after = std::fs::read(&backing).expect("is there");
     assert!(after.iter().all(|b| *b == 0x55) && after.len() == 8 << 20);
+}
+
+/// Runs a line of words about a device, which stands for the word `DEV`.
+fn on(device: &Loop, line: &str) -> assert_cmd::assert::Assert {
+    let words = line.split_whitespace();
+    let words = words.map(|word| if word == "DEV" { &device.0 } else { word });
+    vdtool().args(words).assert()
+}
+
+fn io(device: &Loop, commands: &[&str]) -> assert_cmd::assert::Assert {
+    let mut command = vdtool();
+    command.args(["io", "-f", "vhd", "-q"]);
+    for text in commands {
+        command.args(["-c", text]);
+    }
+    command.arg(&device.0).assert()
+}
+
+/// Both footers are there: the copy at the start, and the one at the end of the device.
+fn ends_with_a_footer(backing: &Path) {
+    let bytes = std::fs::read(backing).expect("is there");
+    let last = &bytes[bytes.len() - 512..];
+    assert!(last.starts_with(b"conectix"), "no footer at the end");
+}
+
+#[test]
+fn a_dynamic_vhd_lives_on_a_device_with_its_footer_at_the_end() {
+    let dir = scratch();
+    let backing = dir.path().join("backing");
+    std::fs::write(&backing, vec![0xaa; 24 << 20]).expect("room");
+    let Some(device) = Loop::new(&backing) else {
+        return;
+    };
+    on(&device, "create -q -f vhd DEV 40M").success();
+    io(
+        &device,
+        &[
+            "read -P 0 0 40M",
+            "write -P 7 20M 64k",
+            "write -P 8 1M 4M",
+            "read -P 7 20M 64k",
+            "read -P 0 20544k 8M",
+        ],
+    )
+    .success();
+    on(&device, "check -f vhd DEV").success();
+    ends_with_a_footer(&backing);
+    on(&device, "resize -q -f vhd DEV +16M").success();
+    let at_the_end = ["write -P 9 55M 1M", "read -P 8 1M 4M", "read -P 0 40M 15M"];
+    io(&device, &at_the_end).success();
+    // What has no room is refused, and what is there stays.
+    let full = io(&device, &["write -P 5 24M 20M"]).failure();
+    let text = String::from_utf8_lossy(&full.get_output().stderr).into_owned();
+    assert!(text.contains("needed"), "{text}");
+    let all = ["read -P 9 55M 1M", "read -P 8 1M 4M", "read -P 7 20M 64k"];
+    io(&device, &all).success();
+    on(&device, "check -f vhd DEV").success();
+    on(&device, "resize -q --shrink -f vhd DEV 21M").success();
+    io(&device, &["read -P 8 1M 4M", "read -P 7 20M 64k"]).success();
+    on(&device, "check -f vhd DEV").success();
+    if requires("qemu-io") {
+        let line = ["-f", "vpc", "-c", "read -P 7 20M 64k", &device.0];
+        let told = peer("qemu-io", dir.path(), line);
+        assert!(!told.contains("failed"), "{told}");
+    }
+    ends_with_a_footer(&backing);
+}
+
+#[test]
+fn a_vhd_copied_onto_a_larger_device_is_written_behind_its_last_block() {
+    let dir = scratch();
+    let (file, backing) = (dir.path().join("a.vhd"), dir.path().join("backing"));
+    let source = dir.path().join("source.raw");
+    disk(&source, 3 * MIB);
+    vdtool()
+        .args(["convert", "-q", "-f", "raw", "-O", "vhd"])
+        .args([&source, &file])
+        .assert()
+        .success();
+    let mut bytes = std::fs::read(&file).expect("is there");
+    bytes.resize(24 << 20, 0xaa);
+    std::fs::write(&backing, &bytes).expect("room");
+    let Some(device) = Loop::new(&backing) else {
+        return;
+    };
+    on(&device, "check -f vhd DEV").code(2);
+    let mut compare = vdtool();
+    compare.args(["compare", "-q", "-f", "raw", "-F", "vhd"]);
+    compare.args([&source, Path::new(&device.0)]);
+    compare.assert().success();
+    io(&device, &["write -P 6 4k 8k", "read -P 6 4k 8k"]).success();
+    // The first write that needed space, or a repair, put the footer where it belongs.
+    on(&device, "check -r all -f vhd DEV").success();
+    on(&device, "check -r all -f vhd DEV").success();
+    ends_with_a_footer(&backing);
+    on(&device, "resize -q -f vhd DEV 16M").success();
+    io(&device, &["write -P 7 10M 64k", "read -P 7 10M 64k"]).success();
+    on(&device, "check -f vhd DEV").success();
+    ends_with_a_footer(&backing);
+}
+
+#[test]
+fn a_fixed_vhd_on_a_device_grows_up_to_the_footer_at_its_end() {
+    let dir = scratch();
+    let backing = dir.path().join("backing");
+    std::fs::write(&backing, vec![0xaa; 12 << 20]).expect("room");
+    let Some(device) = Loop::new(&backing) else {
+        return;
+    };
+    on(&device, "create -q -f vhd -o subformat=fixed DEV 12M").code(1);
+    on(&device, "create -q -f vhd -o subformat=fixed DEV 8M").success();
+    io(&device, &["read -P 0 0 8M", "write -P 7 7M 1M"]).success();
+    on(&device, "check -f vhd DEV").success();
+    on(&device, "resize -q -f vhd DEV 10M").success();
+    io(
+        &device,
+        &["read -P 7 7M 1M", "read -P 0 8M 2M", "write -P 6 9M 1M"],
+    )
+    .success();
+    on(&device, "resize -q --shrink -f vhd DEV 9M").success();
+    on(&device, "resize -q -f vhd DEV 11M").success();
+    io(&device, &["read -P 7 7M 1M", "read -P 0 8M 3M"]).success();
+    on(&device, "resize -q -f vhd DEV 12M").code(1);
+    on(&device, "check -r all -f vhd DEV").success();
+    ends_with_a_footer(&backing);
+}
+
+#[test]
+fn disks_of_every_kind_are_converted_onto_devices_and_back() {
+    let dir = scratch();
+    let (source, backing) = (dir.path().join("source.raw"), dir.path().join("backing"));
+    let base = dir.path().join("base.vhd");
+    disk(&source, 9 * MIB + 512);
+    std::fs::write(&backing, vec![0xaa; 24 << 20]).expect("room");
+    let Some(device) = Loop::new(&backing) else {
+        return;
+    };
+    let name = Path::new(&device.0);
+    for options in ["subformat=dynamic", "block_size=512k", "subformat=fixed"] {
+        vdtool()
+            .args(["convert", "-q", "--verify", "-f", "raw", "-O", "vhd"])
+            .args(["-o", options])
+            .args([&source, name])
+            .assert()
+            .success();
+        on(&device, "check -q -f vhd DEV").success();
+        ends_with_a_footer(&backing);
+        vdtool()
+            .args(["compare", "-q", "-f", "raw", "-F", "vhd"])
+            .args([&source, name])
+            .assert()
+            .success();
+    }
+    // A child on the device, of a parent in a file.
+    vdtool()
+        .args(["convert", "-q", "-f", "raw", "-O", "vhd"])
+        .args([&source, &base])
+        .assert()
+        .success();
+    vdtool()
+        .args(["create", "-q", "-f", "vhd", "-F", "vhd", "-b"])
+        .args([&base, name])
+        .assert()
+        .success();
+    let open = ["--allow-ref", "any"];
+    vdtool()
+        .args(["io", "-q", "-f", "vhd"])
+        .args(open)
+        .args(["-c", "write -P 7 1000 70000", "-c", "read -P 7 1000 70000"])
+        .arg(name)
+        .assert()
+        .success();
+    vdtool()
+        .args(["check", "-q", "-f", "vhd"])
+        .args(open)
+        .arg(name)
+        .assert()
+        .success();
+    vdtool()
+        .args(["commit", "-q", "-f", "vhd"])
+        .args(open)
+        .arg(name)
+        .assert()
+        .success();
+    vdtool()
+        .args(["io", "-q", "-c", "read -P 7 1000 70000"])
+        .arg(&base)
+        .assert()
+        .success();
+    ends_with_a_footer(&backing);
 }

@@ -33,6 +33,8 @@ pub(crate) struct LayerSpec {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
     Memory,
+    /// In memory, each layer of this length, which does not change, with anything in it.
+    Device(usize),
     Files,
 }
 
@@ -53,6 +55,7 @@ struct Layer {
 pub(crate) struct Disk {
     layers: Vec<Layer>,
     directory: Option<TempDir>,
+    place: Place,
 }
 
 impl Disk {
@@ -61,6 +64,7 @@ impl Disk {
         let mut disk = Self {
             layers: Vec::new(),
             directory: (place == Place::Files).then(scratch),
+            place,
         };
         for spec in specs.iter().rev() {
             disk.push(spec);
@@ -77,6 +81,7 @@ impl Disk {
         Self {
             layers: vec![layer],
             directory: None,
+            place: Place::Memory,
         }
     }
 
@@ -94,7 +99,13 @@ impl Disk {
         let home = match &self.directory {
             None => {
                 let name = format!("/memory/{}", self.layers.len());
-                Home::Memory(Arc::new(MemoryStorage::new().with_path(name)))
+                let storage = match self.place {
+                    Place::Device(len) => {
+                        MemoryStorage::from_bytes(&vec![0xaa; len]).with_fixed_len()
+                    }
+                    Place::Memory | Place::Files => MemoryStorage::new(),
+                };
+                Home::Memory(Arc::new(storage.with_path(name)))
             }
             Some(directory) => {
                 let name = format!("layer{}.{}", self.layers.len(), driver.name);

@@ -34,6 +34,7 @@ mod qcow2_guard;
 mod qcow2_matrix;
 mod qcow2_mutate;
 mod qcow2_resize;
+mod races;
 mod rebase;
 mod refuse;
 mod regress;

@@ -347,6 +347,19 @@ fn a_dynamic_vhd_with_the_usual_blocks_agrees_with_a_byte_vector() {
 }
 
 #[test]
+fn a_vhd_on_a_device_agrees_with_a_byte_vector() {
+    let specs = [vhd("block_size=64k", (1 << 20) + 1536)];
+    Session::new("64k device", Place::Device(2 << 20), &specs).run();
+    let specs = [vhd("subformat=fixed", 1_000 * 512)];
+    Session::new("fixed device", Place::Device(2 << 20), &specs).run();
+    let specs = [
+        vhd("block_size=16k", 300 * 512),
+        vhd("block_size=4k", 300 * 512),
+    ];
+    Session::new("child on a device", Place::Device(2 << 20), &specs).run();
+}
+
+#[test]
 fn a_differencing_vhd_over_raw_agrees_with_a_byte_vector() {
     let specs = [vhd("block_size=16k", 1 << 20), RAW];
     Session::new("over raw", Place::Memory, &specs).run();

@@ -56,6 +56,11 @@ fn shapes() -> Vec<(&'static str, Place, Vec<LayerSpec>)> {
             vec![vhd("block_size=4k", size)],
         ),
         ("dynamic", Place::Memory, vec![vhd("block_size=64k", size)]),
+        (
+            "dynamic on a device",
+            Place::Device(64 << 20),
+            vec![vhd("block_size=16k", size)],
+        ),
         ("dynamic file", Place::Files, vec![vhd("", size)]),
         (
             "over raw",

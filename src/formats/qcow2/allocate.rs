@@ -287,7 +287,7 @@ impl Qcow2 {
     /// The old content of a cluster that must move: decoded, or as another snapshot still has it.
     fn old_bytes(&self, unit: Unit, start: u64) -> Result<Option<Vec<u8>>> {
         match unit.cluster {
-            Cluster::Compressed(_) => Ok(Some(self.decoded(start)?.to_vec())),
+            Cluster::Compressed(range) => Ok(Some(self.decoded(range, start)?.to_vec())),
             Cluster::Standard {
                 host,
                 copied: false,

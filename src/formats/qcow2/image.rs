@@ -40,9 +40,8 @@ impl Qcow2 {
         self.data.as_deref().filter(|_| external)
     }
 
-    /// The compressed cluster that `at` lies in, decoded.
-    pub(super) fn decoded(&self, at: u64) -> Result<Arc<[u8]>> {
-        let range = self.packed(at)?;
+    /// The compressed cluster of `at`, whose bytes are at `range`, decoded.
+    pub(super) fn decoded(&self, range: Packed, at: u64) -> Result<Arc<[u8]>> {
         self.decoded.get(range.start, || {
             let mut out = vec![0; clamp_len(self.layout.cluster_size(), usize::MAX)];
             self.decode(range, at, &mut out)?;
@@ -50,18 +49,15 @@ impl Qcow2 {
         })
     }
 
-    /// Where the compressed bytes of the cluster of `at` are.
-    pub(super) fn packed(&self, at: u64) -> Result<Packed> {
-        let entry = self.tables.entry_offset(&*self.file, at, Wait::Yes)?;
-        let cluster = match entry {
-            Some(entry) => self.tables.cluster(&*self.file, entry, Wait::Yes)?,
-            None => Cluster::Unallocated,
+    /// Where the compressed bytes of the cluster of `at` are; `None` where it is not compressed,
+    /// any more perhaps.
+    pub(super) fn packed(&self, at: u64) -> Result<Option<Packed>> {
+        let Some(entry) = self.tables.entry_offset(&*self.file, at, Wait::Yes)? else {
+            return Ok(None);
         };
-        match cluster {
-            Cluster::Compressed(range) => Ok(range),
-            _ => Err(Error::corrupt(format!(
-                "the cluster at {at:#x} is not compressed"
-            ))),
+        match self.tables.cluster(&*self.file, entry, Wait::Yes)? {
+            Cluster::Compressed(range) => Ok(Some(range)),
+            _ => Ok(None),
         }
     }
 
@@ -86,8 +82,7 @@ impl Qcow2 {
 
     /// Decodes the whole cluster at `at` into `out`, without keeping it: who reads clusters whole
     /// does not come back for them, and those that others come back for stay.
-    pub(super) fn decode_whole(&self, at: u64, out: &mut [u8]) -> Result<()> {
-        let range = self.packed(at)?;
+    pub(super) fn decode_whole(&self, range: Packed, at: u64, out: &mut [u8]) -> Result<()> {
         match self.decoded.kept(range.start) {
             Some(bytes) => out.copy_from_slice(&bytes),
             None => self.decode(range, at, out)?,
@@ -189,24 +184,28 @@ impl Image for Qcow2 {
         })
     }
 
-    fn read_encoded(&self, buf: &mut [u8], at: u64) -> Result<()> {
+    fn read_encoded(&self, buf: &mut [u8], at: u64) -> Result<usize> {
         let size = self.layout.cluster_size();
         let mut done = 0;
         while done < buf.len() {
             let at = at + len64(done);
+            // Looked up anew: a write may have made it something else since it was mapped.
+            let Some(range) = self.packed(at)? else {
+                break;
+            };
             let within = clamp_len(at % size, usize::MAX);
             let whole = clamp_len(size, usize::MAX);
             if within == 0 && buf.len() - done >= whole {
-                self.decode_whole(at, &mut buf[done..done + whole])?;
+                self.decode_whole(range, at, &mut buf[done..done + whole])?;
                 done += whole;
                 continue;
             }
-            let cluster = self.decoded(at)?;
+            let cluster = self.decoded(range, at)?;
             let len = (cluster.len() - within).min(buf.len() - done);
             buf[done..done + len].copy_from_slice(&cluster[within..within + len]);
             done += len;
         }
-        Ok(())
+        Ok(done)
     }
 
     fn allocate(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {

@@ -66,6 +66,7 @@ pub static DRIVER: Driver = Driver {
     open_options: encode::OPTIONS,
     creator: Some(Creator {
         create: create::create,
+        settle: |options| Ok(options.clone()),
         measure: measure::measure,
         measure_bitmaps: measure::measure_bitmaps,
         cluster_size: create::cluster_size,

@@ -64,14 +64,9 @@ impl Qcow2 {
     fn check_ends(&self, range: &Range<u64>) -> Result<()> {
         let size = self.layout.cluster_size();
         for at in [range.start, range.end] {
-            if at % size != 0
-                && at < self.size()
-                && matches!(self.unit(down(at, size))?.cluster, Cluster::Compressed(_))
-            {
-                return Err(Error::unsupported(format!(
-                    "the cluster at {:#x} is compressed, and cannot change in part",
-                    down(at, size)
-                )));
+            if at % size != 0 && at < self.size() {
+                let start = down(at, size);
+                check_part(start, self.unit(start)?.cluster)?;
             }
         }
         Ok(())
@@ -125,6 +120,8 @@ impl Qcow2 {
             let (entry, kept) = if range::len(&part) == size {
                 self.changed(unit.cluster, target)
             } else {
+                // It may have become compressed since the ends were looked at.
+                check_part(start, unit.cluster)?;
                 self.changed_part(unit, &part, target)
             };
             words.extend(entry);
@@ -211,6 +208,16 @@ impl Qcow2 {
             clusters: run.clusters.start + part.start..run.clusters.start + part.end,
             fresh: run.fresh,
         }
+    }
+}
+
+/// Refuses a change in part of the cluster at `start` where that has no parts.
+fn check_part(start: u64, cluster: Cluster) -> Result<()> {
+    match cluster {
+        Cluster::Compressed(_) => Err(Error::unsupported(format!(
+            "the cluster at {start:#x} is compressed, and cannot change in part"
+        ))),
+        _ => Ok(()),
     }
 }
 

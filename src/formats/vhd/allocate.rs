@@ -9,6 +9,7 @@ use crate::formats::vhd::geometry::SECTOR;
 use crate::formats::vhd::layout::UNUSED;
 use crate::formats::vhd::space::Spot;
 use crate::formats::vhd::sparse::{Shape, Sparse};
+use crate::image::reserve::Reserved;
 use crate::image::{Fill, Layout, Old, Slot, Wait};
 use crate::storage::Zeroing;
 use crate::util::range;
@@ -20,19 +21,37 @@ const RESERVE_GAP: u64 = 8192;
 
 /// What a thread has reserved, to fill and publish.
 #[derive(Debug)]
-struct Claim {
+struct Claim<'a> {
     index: u64,
     /// Guest bytes that nobody else fills meanwhile.
     guest: Range<u64>,
-    work: Work,
+    work: Work<'a>,
+    _reserved: Reserved<'a>,
 }
 
 #[derive(Debug)]
-enum Work {
+enum Work<'a> {
     /// A block without space: it gets this.
-    Block(Spot),
+    Block(Taken<'a>),
     /// Sectors that the block at this offset does not have yet.
     Sectors(u64),
+}
+
+/// Space that was taken for a block and that nothing names yet; given back where that stays so.
+#[derive(Debug)]
+struct Taken<'a> {
+    image: &'a Sparse,
+    spot: Spot,
+    named: bool,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if !self.named {
+            let mut space = self.image.space.lock();
+            self.image.give_back(&mut space, self.spot.host);
+        }
+    }
 }
 
 impl Sparse {
@@ -42,47 +61,66 @@ impl Sparse {
             return Err(Error::read_only());
         }
         let shape = self.shape.load_full();
-        let Some(claim) = self.claim(&shape, at, len)? else {
+        let Some(mut claim) = self.claim(&shape, at, len)? else {
             return Ok(0);
         };
-        let done = match claim.work {
-            Work::Block(spot) => self.fill_block(&shape, &claim, spot, at..at + len, fill),
-            Work::Sectors(host) => self.fill_sectors(&claim, host, fill),
+        let (index, guest) = (claim.index, &claim.guest);
+        let end = match &mut claim.work {
+            Work::Block(taken) => self.fill_block(&shape, index, taken, at..at + len, fill)?,
+            Work::Sectors(host) => self.fill_sectors(index, guest, *host, fill)?,
         };
-        self.space.lock().release(&claim.guest);
-        self.changed.notify_all();
-        done.map(|end| end.min(at + len) - at)
+        Ok(end.min(at + len) - at)
     }
 
     /// Reserves what the bytes from `at` need; `None` where they have it, or had to be waited for.
-    fn claim(&self, shape: &Shape, at: u64, len: u64) -> Result<Option<Claim>> {
-        let mut space = self.space.lock();
+    fn claim(&self, shape: &Shape, at: u64, len: u64) -> Result<Option<Claim<'_>>> {
         let index = self.blocks.index(at);
-        let block = self.blocks.guest(index);
-        let host = self.locate(shape, index, Wait::Yes)?;
-        let guest = match host {
-            None => block,
-            Some(host) => {
-                let sectors = self.sectors(index, &(at..at + len));
-                let first = sectors.start;
-                let run = self.bitmaps.run(&*self.storage, host, sectors, Wait::Yes)?;
-                if run.present || shape.batmap().is_some_and(|m| m.is_full(index)) {
-                    return Ok(None);
-                }
-                let start = block.start + first * SECTOR;
-                start..start + run.count * SECTOR
-            }
+        let Some(missing) = self.missing(shape, index, at..at + len)? else {
+            return Ok(None);
         };
-        if space.is_busy(&guest) {
-            self.changed.wait(&mut space);
+        let (host, guest) = missing.clone();
+        let Some(reserved) = self.reservations.reserve(guest.clone()) else {
+            return Ok(None);
+        };
+        // From here on it cannot change; until here it could.
+        if self.missing(shape, index, at..at + len)? != Some(missing) {
             return Ok(None);
         }
         let work = match host {
-            None => Work::Block(self.take(&mut space, shape, index)?),
             Some(host) => Work::Sectors(host),
+            None => Work::Block(Taken {
+                image: self,
+                spot: self.take(&mut self.space.lock(), shape, index)?,
+                named: false,
+            }),
         };
-        space.busy.push(guest.clone());
-        Ok(Some(Claim { index, guest, work }))
+        Ok(Some(Claim {
+            index,
+            guest,
+            work,
+            _reserved: reserved,
+        }))
+    }
+
+    /// Where block `index` is, and the bytes that it does not have from the start of `request` on:
+    /// the whole block where it has no space; `None` where it has them.
+    fn missing(
+        &self,
+        shape: &Shape,
+        index: u64,
+        request: Range<u64>,
+    ) -> Result<Option<(Option<u64>, Range<u64>)>> {
+        let block = self.blocks.guest(index);
+        let Some(host) = self.locate(shape, index, Wait::Yes)? else {
+            return Ok(Some((None, block)));
+        };
+        let sectors = self.sectors(index, &request);
+        let start = block.start + sectors.start * SECTOR;
+        let run = self.bitmaps.run(&*self.storage, host, sectors, Wait::Yes)?;
+        if run.present || shape.batmap().is_some_and(|m| m.is_full(index)) {
+            return Ok(None);
+        }
+        Ok(Some((Some(host), start..start + run.count * SECTOR)))
     }
 
     /// The sectors within block `index` that a guest range touches.
@@ -96,27 +134,24 @@ impl Sparse {
     fn fill_block(
         &self,
         shape: &Shape,
-        claim: &Claim,
-        spot: Spot,
+        index: u64,
+        taken: &mut Taken<'_>,
         request: Range<u64>,
         fill: &mut Fill<'_>,
     ) -> Result<u64> {
         let sectors = match self.kind {
             // QEMU reads no bitmaps in dynamic disks, so all sectors are there and zero.
             Kind::Dynamic | Kind::Fixed => 0..self.blocks.sectors(),
-            Kind::Differencing => self.sectors(claim.index, &request),
+            Kind::Differencing => self.sectors(index, &request),
         };
-        let start = claim.guest.start;
+        let start = self.blocks.guest(index).start;
         let guest = start + sectors.start * SECTOR..start + sectors.end * SECTOR;
-        let filled = self.fill_space(spot, guest.clone(), sectors, start, fill);
-        if let Err(e) = filled {
-            self.give_back(&mut self.space.lock(), spot.host);
-            return Err(e);
-        }
-        // From here on the file may name the space, whatever the answer: it is not given back.
-        let word = u32::try_from(spot.host / SECTOR)
+        self.fill_space(taken.spot, guest.clone(), sectors, start, fill)?;
+        let word = u32::try_from(taken.spot.host / SECTOR)
             .map_err(|_| Error::new(ErrorKind::NoSpace, "the file is beyond 2 TiB"))?;
-        shape.table.publish(&*self.storage, claim.index, word)?;
+        // From here on the file may name the space, whatever the answer.
+        taken.named = true;
+        shape.table.publish(&*self.storage, index, word)?;
         Ok(guest.end)
     }
 
@@ -152,21 +187,27 @@ impl Sparse {
     }
 
     /// Fills sectors of a block that has space, then sets their bits; the end of what is there.
-    fn fill_sectors(&self, claim: &Claim, host: u64, fill: &mut Fill<'_>) -> Result<u64> {
-        let start = self.blocks.guest(claim.index).start;
+    fn fill_sectors(
+        &self,
+        index: u64,
+        guest: &Range<u64>,
+        host: u64,
+        fill: &mut Fill<'_>,
+    ) -> Result<u64> {
+        let start = self.blocks.guest(index).start;
         let stamp = self.syncs.stamp();
         fill(Slot {
-            guest: claim.guest.clone(),
+            guest: guest.clone(),
             storage: &*self.storage,
-            host: host + self.blocks.bitmap + (claim.guest.start - start),
+            host: host + self.blocks.bitmap + (guest.start - start),
             old: self.old(),
             // Under a bit that is 0 there may be anything.
             zeroed: false,
         })?;
         self.ordered(stamp)?;
-        let sectors = self.sectors(claim.index, &claim.guest);
+        let sectors = self.sectors(index, guest);
         self.bitmaps.set(&*self.storage, host, sectors)?;
-        Ok(claim.guest.end)
+        Ok(guest.end)
     }
 
     fn old(&self) -> Old<'static> {
@@ -180,13 +221,13 @@ impl Sparse {
     ///
     /// # Errors
     /// `Unsupported` in differencing disks, which would show the parent; where XenServer's batmap
-    /// names the blocks; and where blocks lie upon each other.
+    /// names the blocks; on storage of fixed length; and where blocks lie upon each other.
     pub(super) fn free_blocks(&self, guest: &Range<u64>) -> Result<()> {
         if !self.write {
             return Err(Error::read_only());
         }
         let shape = self.shape.load_full();
-        if self.kind == Kind::Differencing || shape.batmap().is_some() {
+        if self.kind == Kind::Differencing || shape.batmap().is_some() || self.keeps_blocks() {
             return Err(Error::unsupported("the blocks of this disk are kept"));
         }
         if !self.is_disjoint(&mut self.space.lock(), &shape)? {
@@ -203,11 +244,9 @@ impl Sparse {
     }
 
     fn free_some(&self, shape: &Shape, blocks: Range<u64>) -> Result<()> {
-        let mut space = self.space.lock();
         let guest = blocks.start * self.blocks.data..blocks.end * self.blocks.data;
-        while space.is_busy(&guest) {
-            self.changed.wait(&mut space);
-        }
+        let _reserved = self.reservations.wait(&guest);
+        let mut space = self.space.lock();
         let mut slots = Vec::new();
         let mut result = Ok(());
         for index in blocks {
@@ -257,10 +296,10 @@ impl Sparse {
             let mut index = blocks.start;
             while index < blocks.end {
                 let free = |i: u64| -> Result<bool> {
-                    let word = shape.table.get(&*self.storage, i, Wait::Yes)?;
-                    Ok(word == UNUSED
+                    // Who begins to fill it from here on takes what is assigned to it.
+                    Ok(!self.reservations.holds(&self.blocks.guest(i))
                         && !space.is_assigned(i)
-                        && !space.is_busy(&self.blocks.guest(i)))
+                        && shape.table.get(&*self.storage, i, Wait::Yes)? == UNUSED)
                 };
                 let mut count = 0;
                 while index + count < blocks.end && free(index + count)? {

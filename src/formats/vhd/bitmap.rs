@@ -76,9 +76,7 @@ impl Bitmaps {
         let first = sectors.start % PAGE_BITS;
         let end = (sectors.end - page * PAGE_BITS).min(PAGE_BITS);
         let words = self.page(storage, host + page * PAGE64, wait)?;
-        let present = words.bit(first);
-        let count = words.same(first, end, present) - first;
-        Ok(SectorRun { present, count })
+        Ok(run_of(|bit| words.word(bit), first, end))
     }
 
     fn page(&self, storage: &dyn Storage, host: u64, wait: Wait) -> Result<Arc<Page>> {
@@ -201,25 +199,30 @@ impl Page {
     fn word(&self, bit: u64) -> u64 {
         self.words[clamp_len(bit / 64, WORDS - 1)].load(Ordering::Acquire)
     }
+}
 
-    fn bit(&self, bit: u64) -> bool {
-        self.word(bit) & (1 << (63 - bit % 64)) != 0
-    }
-
-    /// The first bit from `from` that is not `present`; `end` where there is none before it.
-    fn same(&self, from: u64, end: u64, present: bool) -> u64 {
-        let mut bit = from;
-        while bit < end {
-            let word = self.word(bit);
-            let other = if present { !word } else { word };
-            let rest = other << (bit % 64);
-            if rest != 0 {
-                return (bit + u64::from(rest.leading_zeros())).min(end);
-            }
-            bit = (bit / 64 + 1) * 64;
+/// The run of bits at `first` and before `end`, `word` being that of a bit.
+///
+/// Asks for each word once: bits are set meanwhile, and two answers need not agree.
+fn run_of(word: impl Fn(u64) -> u64, first: u64, end: u64) -> SectorRun {
+    let mut bit = first;
+    let mut bits = word(bit);
+    let present = bits & (1 << (63 - bit % 64)) != 0;
+    loop {
+        let other = if present { !bits } else { bits };
+        let rest = other << (bit % 64);
+        if rest != 0 {
+            bit += u64::from(rest.leading_zeros());
+            break;
         }
-        end
+        bit = (bit / 64 + 1) * 64;
+        if bit >= end {
+            break;
+        }
+        bits = word(bit);
     }
+    let count = bit.min(end) - first;
+    SectorRun { present, count }
 }
 
 #[cfg(test)]
@@ -280,6 +283,25 @@ mod tests {
             runs(&bitmaps, &storage, 512, 8192),
             [(true, 4096), (true, 4096)]
         );
+    }
+
+    #[test]
+    fn a_bit_that_is_set_while_its_run_is_looked_for_leaves_no_empty_run() {
+        let storage = MemoryStorage::from_bytes(&[0; 512]);
+        let bitmaps = Bitmaps::default();
+        let page = bitmaps.page(&storage, 0, Wait::Yes).expect("reads");
+        for bit in [0, 5, 63, 64, 4095] {
+            page.store(&[0; PAGE]);
+            // Whatever is asked for is set right after it was told.
+            let word = |at: u64| {
+                let word = page.word(at);
+                page.store(&[0xff; PAGE]);
+                word
+            };
+            let run = run_of(word, bit, PAGE_BITS);
+            let count = 64 - bit % 64;
+            assert_eq!((run.present, run.count), (false, count), "{bit}");
+        }
     }
 
     #[test]

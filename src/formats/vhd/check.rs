@@ -78,6 +78,11 @@ fn in_future(report: &mut Report, what: &str, timestamp: u32) {
     }
 }
 
+/// Whether a footer is right once it was written: what it says may be damaged, or not supported.
+fn is_taken(footer: &Footer) -> bool {
+    Footer::parse(&footer.sealed().to_bytes(), Strictness::Strict).is_ok()
+}
+
 fn may_write(repair: Repair, write: bool) -> Result<()> {
     match repair == Repair::Nothing || write {
         true => Ok(()),
@@ -123,18 +128,15 @@ impl Check for Fixed {
             .max(state.footer.geometry().bytes());
         let end = align::up(largest, SECTOR).unwrap_or(u64::MAX);
         report.image_end_offset = state.data_end;
-        if end < state.data_end {
+        // All of a device's space is there, used or not.
+        if end < state.data_end && !self.storage.has_fixed_len() {
             let text = format!(
                 "{} bytes at {end:#x} before the footer belong to nothing",
                 state.data_end - end
             );
             let repaired = repair != Repair::Nothing;
             if repaired {
-                self.move_footer(state.footer, end)?;
-                if self.state.lock().data_end != end {
-                    // The old footer was in the way, so it went further; from there it can go.
-                    self.move_footer(state.footer, end)?;
-                }
+                self.put_footer(state.footer, end)?;
                 report.image_end_offset = end;
             }
             let did = repaired.then(|| "the footer was moved and the file cut".to_owned());
@@ -161,10 +163,14 @@ impl Check for Sparse {
         // What is repaired by what a wrong header says is destroyed.
         let repair = if sound { repair } else { Repair::Nothing };
         self.check_locators(&mut report, &shape);
-        let ends = self.check_blocks(&mut report, &shape, repair, progress)?;
-        self.check_end(&mut report, &shape, ends, repair)?;
+        let walk = self.walk(&mut report, &shape, progress)?;
+        // Each repair needs those before it: blocks are moved and space is cut off only where
+        // there is a footer, and what a batmap took is free once that was dropped.
+        self.check_end(&mut report, &shape, walk.ends(), repair)?;
         self.check_copy(&mut report, &shape, repair)?;
         self.check_batmap_header(&mut report, &shape, repair)?;
+        let shape = self.shape.load_full();
+        self.check_blocks(&mut report, &shape, walk, repair, progress)?;
         if repair != Repair::Nothing {
             self.storage.sync()?;
         }
@@ -255,7 +261,7 @@ impl Sparse {
         repair: Repair,
     ) -> Result<()> {
         // With a footer behind it, a block that was cut off would pass for whole.
-        let all = repair == Repair::All && !ends.lost;
+        let all = repair == Repair::All && !ends.lost && is_taken(&shape.footer);
         let used = ends.used;
         let size = self.storage.size();
         let found = self.space.lock().footer();
@@ -279,6 +285,11 @@ impl Sparse {
                     true => last,
                     false => align::up(size.max(used), SECTOR).unwrap_or(size),
                 };
+                if host > last && self.storage.has_fixed_len() {
+                    let text = format!("{text}; there is no room for it behind what is in use");
+                    corruption(report, text, None);
+                    return Ok(());
+                }
                 if all {
                     write(host)?;
                     self.space.lock().footer_is_at(host);
@@ -314,10 +325,13 @@ impl Sparse {
                 );
                 return self.finish_change(report, shape, repair, &what);
             }
+            Ok(copy) if batmap::is_due(&copy) && !batmap::is_due(&shape.footer) => {
+                "the copy of the footer at 0x0 names a creator that keeps a batmap, the footer at the end one that keeps none: XenServer's batmap is lost".to_owned()
+            }
             Ok(_) => "the copy of the footer at 0x0 differs from the footer at the end".to_owned(),
             Err(e) => format!("the copy of the footer at 0x0 is damaged: {}", e.message()),
         };
-        let all = repair == Repair::All;
+        let all = repair == Repair::All && is_taken(&shape.footer);
         if all {
             self.storage
                 .write_at(&shape.footer.sealed().to_bytes(), 0)?;
@@ -353,7 +367,8 @@ impl Sparse {
         repair: Repair,
     ) -> Result<()> {
         if let batmap::Found::Damaged(why) = &shape.batmap {
-            let all = repair == Repair::All;
+            // Both footers are written for it.
+            let all = repair == Repair::All && self.space.lock().footer().is_some();
             if all {
                 // XenServer refuses its own images without a batmap; others need none.
                 let footer = shape.footer.created_by(Creator::Win);

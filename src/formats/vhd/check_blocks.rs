@@ -1,11 +1,13 @@
 //! Checking and repairing the blocks of disks with a table.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use crate::error::{ErrorKind, Result};
 use crate::formats::vhd::batmap;
 use crate::formats::vhd::check::{corruption, note};
+use crate::formats::vhd::footer::Kind;
 use crate::formats::vhd::geometry::SECTOR;
 use crate::formats::vhd::layout::{Bounds, UNUSED};
 use crate::formats::vhd::sparse::{Shape, Sparse};
@@ -13,6 +15,7 @@ use crate::image::Wait;
 use crate::image::check::{Repair, Report, Severity};
 use crate::storage::Zeroing;
 use crate::util::align::{clamp_len, len64};
+use crate::util::buf::is_zero;
 use crate::util::progress::Progress;
 use crate::util::range;
 
@@ -39,14 +42,16 @@ impl Placed {
 
 /// What the walk over the table found.
 #[derive(Debug, Default)]
-struct Walk {
+pub(super) struct Walk {
+    /// End of the last block that lies inside the file, or of the metadata.
+    end: u64,
     placed: Vec<Placed>,
     /// Blocks that lie past the end of the file, whole.
     absent: Vec<u64>,
     /// Blocks that lie upon metadata, but for their bitmap.
     misplaced: Vec<u64>,
-    /// Words behind the last block of the disk.
-    surplus: Vec<u64>,
+    /// How many words behind the last block of the disk are in use.
+    surplus: u64,
     /// What is wrong with blocks that are left as they are.
     texts: Vec<String>,
     /// Whether some word names space that is not looked at further.
@@ -63,25 +68,34 @@ pub(super) struct Ends {
     pub(super) lost: bool,
 }
 
+impl Walk {
+    /// Where what is in use ends.
+    pub(super) fn ends(&self) -> Ends {
+        Ends {
+            used: self.end,
+            lost: !self.absent.is_empty() || !self.texts.is_empty(),
+        }
+    }
+}
+
 impl Sparse {
-    /// Checks table, blocks, batmap and unused space.
+    /// Checks table, blocks, bitmaps, batmap and unused space.
     pub(super) fn check_blocks(
         &self,
         report: &mut Report,
         shape: &Shape,
+        mut walk: Walk,
         repair: Repair,
         progress: &dyn Progress,
-    ) -> Result<Ends> {
-        let mut walk = self.walk(report, shape, progress)?;
+    ) -> Result<()> {
         for text in &walk.texts {
             corruption(report, text.as_str(), None);
         }
-        self.repair_surplus(report, shape, &walk.surplus, repair)?;
+        self.repair_surplus(report, shape, &walk, repair)?;
         self.report_lost(report, shape, &walk)?;
         walk.placed.sort_unstable();
-        let twice = self.overlaps(&walk.placed);
-        self.repair_overlaps(report, shape, &twice, repair)?;
-        self.check_batmap(report, shape, &walk.placed, progress)?;
+        self.repair_overlaps(report, shape, &mut walk, repair)?;
+        self.check_bitmaps(report, shape, &walk.placed, progress)?;
         if walk.too_many {
             report.check_errors += 1;
             note(
@@ -91,19 +105,24 @@ impl Sparse {
                 ),
             );
         }
-        let moved = !twice.is_empty() || !walk.misplaced.is_empty();
-        if moved || walk.too_many {
-            // What is unused is for the next check to say.
+        if walk.too_many || !walk.misplaced.is_empty() {
             walk.unsafe_to_cut = true;
         }
-        let used = self.check_space(report, shape, &walk, repair)?;
-        report.image_end_offset = used;
-        let lost = !walk.absent.is_empty() || !walk.texts.is_empty();
-        Ok(Ends { used, lost })
+        report.image_end_offset = self.check_space(report, shape, &walk, repair)?;
+        Ok(())
     }
 
-    fn walk(&self, report: &mut Report, shape: &Shape, progress: &dyn Progress) -> Result<Walk> {
-        let mut walk = Walk::default();
+    /// Looks at every word of the table.
+    pub(super) fn walk(
+        &self,
+        report: &mut Report,
+        shape: &Shape,
+        progress: &dyn Progress,
+    ) -> Result<Walk> {
+        let mut walk = Walk {
+            end: self.metadata_end(shape),
+            ..Walk::default()
+        };
         let blocks = self.blocks.count(shape.size);
         report.total_clusters = blocks;
         let bounds = Bounds {
@@ -121,7 +140,7 @@ impl Sparse {
                 return Ok(());
             }
             if index >= blocks {
-                keep(&mut walk.surplus, index, &mut walk.too_many);
+                walk.surplus += 1;
                 return Ok(());
             }
             report.allocated_clusters += 1;
@@ -129,7 +148,11 @@ impl Sparse {
             let follows = |l: u64| host >= l && host - l < PADDING;
             report.fragmented_clusters += u64::from(last.is_some_and(|l| !follows(l)));
             last = Some(host + self.blocks.len());
-            match bounds.locate(index, word) {
+            let found = bounds.locate(index, word);
+            if host < bounds.data_end {
+                walk.end = walk.end.max(host + self.blocks.len());
+            }
+            match found {
                 Ok(_) if walk.placed.len() < MAX_BLOCKS => {
                     let index = u32::try_from(index).unwrap_or(u32::MAX);
                     walk.placed.push(Placed { word, index });
@@ -163,19 +186,28 @@ impl Sparse {
         &self,
         report: &mut Report,
         shape: &Shape,
-        surplus: &[u64],
+        walk: &Walk,
         repair: Repair,
     ) -> Result<()> {
-        for index in surplus {
-            let fix = repair != Repair::Nothing;
+        if walk.surplus == 0 {
+            return Ok(());
+        }
+        // Where blocks lie upon metadata, these words may be somebody's data.
+        let apart = walk.misplaced.is_empty() && walk.texts.is_empty();
+        let fix = repair != Repair::Nothing && apart;
+        let blocks = self.blocks.count(shape.size);
+        self.each_word(shape, |index, word| {
+            if index < blocks || word == UNUSED {
+                return Ok(());
+            }
             if fix {
-                shape.table.publish(&*self.storage, *index, UNUSED)?;
+                shape.table.publish(&*self.storage, index, UNUSED)?;
             }
             let text = format!("table entry {index} is past the last block of the disk and in use");
             let did = fix.then(|| "it was set to unused".to_owned());
             report.add(Severity::Leak, 1, text, did);
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Blocks whose data is not there, or is metadata.  They stay as they are: who reads them is
@@ -214,25 +246,41 @@ impl Sparse {
         &self,
         report: &mut Report,
         shape: &Shape,
-        twice: &[Placed],
+        walk: &mut Walk,
         repair: Repair,
     ) -> Result<()> {
-        for block in twice {
+        let twice = self.overlaps(&walk.placed);
+        let mut moved = Vec::new();
+        for block in &twice {
             let index = u64::from(block.index);
-            let word = shape.table.get(&*self.storage, index, Wait::Yes)?;
-            let mut did = None;
-            if repair == Repair::All {
-                did = self.copy_away(shape, index, u64::from(word) * SECTOR)?;
-            }
-            let text =
-                format!("block {index}: its table entry {word:#x} puts it upon another block");
-            corruption(report, text, did);
+            let word = match repair {
+                Repair::All => self.copy_away(shape, index, block.host())?,
+                Repair::Nothing | Repair::Leaks => None,
+            };
+            moved.extend(word.map(|word| Placed { word, ..*block }));
+            let text = format!(
+                "block {index}: its table entry {:#x} puts it upon another block",
+                block.word
+            );
+            corruption(report, text, word.map(|_| "it was given a copy of its own"));
+        }
+        if moved.len() < twice.len() {
+            walk.unsafe_to_cut = true;
+        }
+        if !moved.is_empty() {
+            let gone: HashSet<u32> = moved.iter().map(|block| block.index).collect();
+            walk.placed.retain(|block| !gone.contains(&block.index));
+            walk.placed.extend(moved);
+            walk.placed.sort_unstable();
+            // What was made ready for more blocks is no leak.
+            self.trim(&mut self.space.lock(), shape)?;
         }
         Ok(())
     }
 
-    /// Copies a block to space of its own; `None` where no space may be taken.
-    fn copy_away(&self, shape: &Shape, index: u64, from: u64) -> Result<Option<&'static str>> {
+    /// Copies a block to space of its own, and says what the table has for it then; `None` where no
+    /// space may be taken.
+    fn copy_away(&self, shape: &Shape, index: u64, from: u64) -> Result<Option<u32>> {
         let mut space = self.space.lock();
         if space.footer().is_none() {
             return Ok(None);
@@ -255,7 +303,63 @@ impl Sparse {
         let word = u32::try_from(spot.host / SECTOR).unwrap_or(UNUSED);
         shape.table.publish(&*self.storage, index, word)?;
         self.bitmaps.forget();
-        Ok(Some("it was given a copy of its own"))
+        Ok(Some(word))
+    }
+
+    /// The bitmaps of blocks: those that the batmap calls full, and those that hide data.
+    fn check_bitmaps(
+        &self,
+        report: &mut Report,
+        shape: &Shape,
+        placed: &[Placed],
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        self.check_batmap(report, shape, placed, progress)?;
+        if self.kind != Kind::Dynamic {
+            // Under a bit that is 0 there may be anything.
+            return Ok(());
+        }
+        let full = |index| shape.batmap().is_some_and(|map| map.is_full(index));
+        let mut bitmap = vec![0; clamp_len(self.blocks.bitmap, usize::MAX)];
+        for block in placed.iter().filter(|b| !full(u64::from(b.index))) {
+            progress.check()?;
+            self.storage.read_at(&mut bitmap, block.host())?;
+            if is_zero(&bitmap)
+                && let Some(at) = self.first_data(*block)?
+            {
+                let text = format!(
+                    "block {}: its bitmap at {:#x} has no sector, and there is data at {at:#x}: it reads as zeroes here, and as that data where bitmaps are not read (QEMU)",
+                    block.index,
+                    block.host()
+                );
+                note(report, text);
+            }
+        }
+        Ok(())
+    }
+
+    /// Where in the file the first byte of a block's data that is not zero is, more or less.
+    fn first_data(&self, block: Placed) -> Result<Option<u64>> {
+        let start = block.host() + self.blocks.bitmap;
+        let end = (start + self.blocks.data).min(self.data_end.load(Ordering::Acquire));
+        let mut buf = vec![0; clamp_len(STEP.min(self.blocks.data), usize::MAX)];
+        let mut at = start;
+        while at < end {
+            let run = self.storage.run(at, end - at)?;
+            let step = match run.data {
+                true => clamp_len(run.len, buf.len()),
+                false => {
+                    at += run.len;
+                    continue;
+                }
+            };
+            self.storage.read_at(&mut buf[..step], at)?;
+            if let Some(first) = buf[..step].iter().position(|byte| *byte != 0) {
+                return Ok(Some(at + len64(first)));
+            }
+            at += len64(step);
+        }
+        Ok(None)
     }
 
     /// The batmap against the bitmaps of the blocks it calls full.
@@ -304,18 +408,21 @@ impl Sparse {
         let data_end = self.data_end.load(Ordering::Acquire);
         let fix = repair != Repair::Nothing && !walk.unsafe_to_cut && walk.misplaced.is_empty();
         let mut used = 0;
-        for part in self.parts(shape, walk) {
+        for part in self.in_order(shape, walk.placed.iter().map(|block| block.host())) {
             // A batmap that cannot be trusted may still be somebody's.
             let guarded = matches!(shape.batmap, batmap::Found::Damaged(_))
                 && used <= shape.table.host() + shape.table.len() * 4;
-            if part.start > used && part.start - used >= PADDING && !guarded {
+            // All of a device's space is there, used or not.
+            let leaks = !guarded && !self.storage.has_fixed_len();
+            if part.start > used && part.start - used >= PADDING && leaks {
                 self.check_gap(report, used..part.start, fix)?;
             }
             used = used.max(part.end);
         }
         let used = used.next_multiple_of(SECTOR);
         // The last block may lack what the disk does not show.
-        if data_end < used || data_end - used < PADDING || walk.unsafe_to_cut {
+        let padding = data_end < used || data_end - used < PADDING;
+        if padding || walk.unsafe_to_cut || self.storage.has_fixed_len() {
             return Ok(used);
         }
         let unused = data_end - used;
@@ -329,28 +436,6 @@ impl Sparse {
         let count = unused.div_ceil(self.blocks.len());
         report.add(Severity::Leak, count, text, did);
         Ok(used)
-    }
-
-    /// Everything in the file that something refers to, in order.
-    fn parts<'w>(
-        &self,
-        shape: &Shape,
-        walk: &'w Walk,
-    ) -> impl Iterator<Item = Range<u64>> + use<'w> {
-        let mut metadata = self.metadata(shape);
-        metadata.sort_unstable_by_key(|r| r.start);
-        let len = self.blocks.len();
-        let mut metadata = metadata.into_iter().peekable();
-        let mut blocks = walk
-            .placed
-            .iter()
-            .map(move |b| b.host()..b.host() + len)
-            .peekable();
-        std::iter::from_fn(move || match (metadata.peek(), blocks.peek()) {
-            (Some(m), Some(b)) if m.start <= b.start => metadata.next(),
-            (_, Some(_)) => blocks.next(),
-            (_, None) => metadata.next(),
-        })
     }
 
     /// Space between two parts: lost where the host keeps data for it.

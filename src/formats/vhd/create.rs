@@ -13,7 +13,7 @@ use crate::formats::vhd::locator::{self, Code, Locator};
 use crate::image::create::{CreateBacking, CreateOptions, PREALLOCATION, Preallocation};
 use crate::image::driver::Creator;
 use crate::image::options::{OptionKind, OptionSpec};
-use crate::storage::{Storage, fill_space, give_space};
+use crate::storage::{Storage, Zeroing, fill_space, give_space, has_room, zero_or_write};
 use crate::util::align::{clamp_len, len64};
 
 /// Where our tables begin: behind the footer's copy and the header.
@@ -30,6 +30,7 @@ const AZURE_UNIT: u64 = 1 << 20;
 /// How new images are made.
 pub(super) const CREATOR: Creator = Creator {
     create,
+    settle,
     measure,
     measure_bitmaps: |_, _| None,
     cluster_size: |options| {
@@ -271,6 +272,25 @@ fn block_size(options: &CreateOptions, kind: Kind) -> Result<u64> {
     Ok(size)
 }
 
+fn settle(options: &CreateOptions) -> Result<CreateOptions> {
+    let plan = Plan::new(options)?;
+    let subformat = match plan.kind {
+        Kind::Fixed => "fixed",
+        Kind::Dynamic | Kind::Differencing => "dynamic",
+    };
+    let rule = match plan.creator {
+        App::Qemu => "chs",
+        App::Win => "exact",
+    };
+    let values = options.values.clone();
+    let values = values.with(&SUBFORMAT, subformat)?.with(&SIZE, rule)?;
+    Ok(CreateOptions {
+        size: plan.size,
+        values,
+        ..options.clone()
+    })
+}
+
 fn measure(options: &CreateOptions, data_clusters: u64) -> Result<u64> {
     if options.backing.is_some() {
         return Err(Error::unsupported(
@@ -289,13 +309,7 @@ fn measure(options: &CreateOptions, data_clusters: u64) -> Result<u64> {
 
 fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
     let plan = Plan::new(options)?;
-    // The footer is at the end of the file, wherever that comes to be.
-    storage.set_len(0).map_err(|e| match e.kind() {
-        ErrorKind::Unsupported => Error::unsupported(
-            "a vhd cannot be made on a block device, whose length is fixed (allowed: a file)",
-        ),
-        _ => e,
-    })?;
+    let end = start(storage, &plan)?;
     let new = NewFooter {
         kind: plan.kind,
         size: plan.size,
@@ -304,21 +318,45 @@ fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
     };
     let footer = Footer::new(&new, SystemTime::now());
     match plan.kind {
-        Kind::Fixed => create_fixed(storage, &plan, &footer),
-        Kind::Dynamic | Kind::Differencing => create_sparse(storage, &plan, &footer),
+        Kind::Fixed => create_fixed(storage, &plan, &footer, end),
+        Kind::Dynamic | Kind::Differencing => create_sparse(storage, &plan, &footer, end),
     }
 }
 
-fn create_fixed(storage: &dyn Storage, plan: &Plan<'_>, footer: &Footer) -> Result<()> {
+/// Empties the file; where the footer goes.  That is behind everything else, or at the end of
+/// storage whose length is fixed, where other programs look for it.
+fn start(storage: &dyn Storage, plan: &Plan<'_>) -> Result<u64> {
+    let end = match plan.kind {
+        Kind::Fixed => plan.size,
+        Kind::Dynamic | Kind::Differencing => plan.metadata_end(),
+    };
+    if !storage.has_fixed_len() {
+        storage.set_len(0)?;
+        return Ok(end);
+    }
+    let size = storage.size();
+    if !size.is_multiple_of(SECTOR) {
+        return Err(Error::unsupported(format!(
+            "a VHD on a device of {size} bytes (allowed: a multiple of {SECTOR})"
+        )));
+    }
+    has_room(storage, end.saturating_add(footer::LEN64))?;
+    Ok(size - footer::LEN64)
+}
+
+fn create_fixed(storage: &dyn Storage, plan: &Plan<'_>, footer: &Footer, end: u64) -> Result<()> {
     match plan.preallocation {
+        Preallocation::Off | Preallocation::Metadata if storage.has_fixed_len() => {
+            zero_or_write(storage, 0..plan.size, Zeroing::MayUnmap)?;
+        }
         Preallocation::Off | Preallocation::Metadata => {}
         Preallocation::Falloc => give_space(storage, 0..plan.size)?,
         Preallocation::Full => fill_space(storage, 0..plan.size)?,
     }
-    storage.write_at(&footer.to_bytes(), plan.size)
+    storage.write_at(&footer.to_bytes(), end)
 }
 
-fn create_sparse(storage: &dyn Storage, plan: &Plan<'_>, footer: &Footer) -> Result<()> {
+fn create_sparse(storage: &dyn Storage, plan: &Plan<'_>, footer: &Footer, end: u64) -> Result<()> {
     let parent = plan
         .backing
         .map(|b| new_parent(b, plan.table_end()))
@@ -338,7 +376,7 @@ fn create_sparse(storage: &dyn Storage, plan: &Plan<'_>, footer: &Footer) -> Res
         storage.write_at(&data, at)?;
         at += room;
     }
-    storage.write_at(&footer.to_bytes(), plan.metadata_end())
+    storage.write_at(&footer.to_bytes(), end)
 }
 
 /// What the header says of the parent, whose paths lie in order from `at`.

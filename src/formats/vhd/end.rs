@@ -16,6 +16,14 @@ use crate::util::align::clamp_len;
 use crate::util::buf::is_zero;
 
 impl Sparse {
+    /// Where the footer has to be: at the end of storage whose length is fixed, such as the logical
+    /// volumes that XenServer keeps its disks on.  Elsewhere it is behind what is in use.
+    pub(super) fn footer_place(&self) -> Option<u64> {
+        let size = self.storage.size();
+        let fixed = self.storage.has_fixed_len();
+        fixed.then(|| size.saturating_sub(footer::LEN64))
+    }
+
     /// Has the footer right behind `used`, which is past everything in use.
     pub(super) fn cut(&self, space: &mut Space, shape: &Shape, used: u64) -> Result<()> {
         space.tail = Some(used);
@@ -70,6 +78,10 @@ impl Sparse {
         ahead: u64,
     ) -> Result<Option<u64>> {
         space.grown = true;
+        if let Some(place) = self.footer_place() {
+            self.keep_within(space, shape, end, place)?;
+            return Ok(None);
+        }
         self.erase_stale(space)?;
         if self.order == WriteOrder::Unordered {
             space.stale = space.footer.take_if(|f| *f < end);
@@ -86,6 +98,27 @@ impl Sparse {
         self.data_end.store(new, Ordering::Release);
         self.erase_stale(space)?;
         Ok(Some(new))
+    }
+
+    /// Refuses to use anything from `place` on, where the footer is, or is to be from now on: the
+    /// volume may have grown since.
+    fn keep_within(&self, space: &mut Space, shape: &Shape, end: u64, place: u64) -> Result<()> {
+        let end = end.max(space.tail.unwrap_or(0));
+        if end > place {
+            return Err(Error::new(
+                ErrorKind::NoSpace,
+                format!(
+                    "{end} bytes and a footer are needed, and there are {}",
+                    place + footer::LEN64
+                ),
+            ));
+        }
+        if space.footer.is_none() {
+            self.write_footer(shape, place)?;
+            space.footer = Some(place);
+            self.data_end.store(place, Ordering::Release);
+        }
+        Ok(())
     }
 
     /// Writes the footer at `host` and waits until it is on stable media.
@@ -110,7 +143,12 @@ impl Sparse {
             return Ok(tail);
         }
         let used = self.used_end(shape)?.max(space.listed_end(self.blocks));
+        if self.storage.has_fixed_len() {
+            self.find_gaps(space, shape)?;
+        }
         let tail = match space.footer {
+            // The footer is far away, and what lies between is free, whatever it holds.
+            _ if self.storage.has_fixed_len() => used,
             // What lies between is taken only where it is a hole: nobody's data.
             Some(at) if used < at && self.is_hole(used..at)? => used,
             Some(at) => used.max(at),
@@ -160,7 +198,7 @@ impl Sparse {
     }
 
     /// The end of the last metadata, but for the footer.
-    fn metadata_end(&self, shape: &Shape) -> u64 {
+    pub(super) fn metadata_end(&self, shape: &Shape) -> u64 {
         let parts = self.metadata(shape);
         let end = parts.iter().map(|part| part.end).max();
         end.unwrap_or_default().next_multiple_of(SECTOR)
@@ -193,14 +231,23 @@ impl Sparse {
             space.freed -= 1;
         }
         self.punch_ready(space);
+        space.tail = Some(tail);
+        match self.footer_place() {
+            Some(place) => self.keep_within(space, shape, tail, place)?,
+            None => self.end_at(space, shape, tail)?,
+        }
+        space.zeroes = 0..0;
+        space.grown = false;
+        Ok(())
+    }
+
+    /// Has the file end with a footer at `tail`.
+    fn end_at(&self, space: &mut Space, shape: &Shape, tail: u64) -> Result<()> {
         self.write_footer(shape, tail)?;
         self.storage.set_len(tail + footer::LEN64)?;
         // One that could not be erased was cut off, or the new one is in its place.
         space.stale = space.stale.filter(|old| *old + footer::LEN64 <= tail);
         space.footer = Some(tail);
-        space.tail = Some(tail);
-        space.zeroes = 0..0;
-        space.grown = false;
         self.data_end.store(tail, Ordering::Release);
         Ok(())
     }
@@ -211,6 +258,9 @@ impl Sparse {
             return Ok(());
         }
         let tail = self.tail(space, shape)?;
+        if let Some(place) = self.footer_place() {
+            return self.keep_within(space, shape, tail, place);
+        }
         self.write_footer(shape, tail)?;
         space.footer = Some(tail);
         Ok(())

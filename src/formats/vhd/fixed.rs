@@ -108,7 +108,7 @@ impl Image for Fixed {
         Ok(Run::in_place(&*self.storage, at, inside, self.write))
     }
 
-    fn read_encoded(&self, _buf: &mut [u8], _at: u64) -> Result<()> {
+    fn read_encoded(&self, _buf: &mut [u8], _at: u64) -> Result<usize> {
         Err(Error::unsupported("format 'vhd' has no compressed data"))
     }
 

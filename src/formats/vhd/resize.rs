@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::vhd::batmap;
-use crate::formats::vhd::fixed::{Fixed, State};
+use crate::formats::vhd::fixed::Fixed;
 use crate::formats::vhd::footer::{self, Creator, Footer, Kind};
 use crate::formats::vhd::geometry::{Geometry, MAX_SIZE, SECTOR, SizeRule};
 use crate::formats::vhd::layout::UNUSED;
@@ -67,41 +67,57 @@ impl Resize for Fixed {
         if virtual_size == size && state.footer.current_size() == size {
             return Ok(());
         }
+        if self.storage.has_fixed_len() && virtual_size > state.data_end {
+            return Err(Error::new(
+                ErrorKind::NoSpace,
+                format!(
+                    "a fixed VHD of {virtual_size} bytes (the device has room for {})",
+                    state.data_end
+                ),
+            ));
+        }
         let footer = resized(&state.footer, virtual_size);
         // What lies between the disk and its footer is not zero yet.
         let slack = size..state.data_end.min(virtual_size);
         if !slack.is_empty() {
             zero_or_write(&*self.storage, slack, Zeroing::MayUnmap)?;
+            self.storage.sync()?;
         }
-        if virtual_size > state.data_end {
-            self.step_aside(state, virtual_size)?;
-        }
-        self.move_footer(footer, virtual_size)?;
+        self.put_footer(footer, virtual_size)?;
         self.size.store(virtual_size, Ordering::Release);
         Ok(())
     }
 }
 
 impl Fixed {
-    /// Puts the footer as it is past where one for `size` bytes goes, and zeroes the place it
-    /// was in, which the larger disk will show.
-    fn step_aside(&self, state: State, size: u64) -> Result<()> {
-        self.move_footer(state.footer, size + footer::LEN64)?;
-        self.storage.sync()
+    /// Puts `footer`, the only one there is, right behind a disk that ends at `end`, and ends the
+    /// file behind it; on storage of fixed length it stays where it is.
+    pub(super) fn put_footer(&self, footer: Footer, end: u64) -> Result<()> {
+        let state = *self.state.lock();
+        if self.storage.has_fixed_len() {
+            // One sector, which a device writes whole or not at all.
+            let bytes = footer.sealed().to_bytes();
+            self.storage.write_at(&bytes, state.data_end)?;
+            self.state.lock().footer = footer.sealed();
+            return self.storage.sync();
+        }
+        if end + footer::LEN64 > state.data_end {
+            // The old one is in the way: first it steps aside as it is, and its place, which the
+            // disk may show from now on, becomes zero.
+            let aside = end.max(state.data_end).next_multiple_of(SECTOR) + footer::LEN64;
+            self.move_footer(state.footer, aside)?;
+            self.storage.sync()?;
+        }
+        self.move_footer(footer, end)
     }
 
-    /// Puts the footer, the only one there is, at `host`, and ends the file behind it.
+    /// Puts the footer at `host`, where it does not meet the old one, and ends the file behind it.
     ///
     /// At every moment a whole footer is at the end of the file: the old one until the new one is
     /// on stable media.
-    pub(super) fn move_footer(&self, footer: Footer, host: u64) -> Result<()> {
+    fn move_footer(&self, footer: Footer, host: u64) -> Result<()> {
         let mut state = self.state.lock();
         let old = state.data_end;
-        // Never upon the old one: a write that is cut short would leave none.
-        let host = match host.abs_diff(old) < footer::LEN64 {
-            true => old.next_multiple_of(SECTOR) + footer::LEN64,
-            false => host,
-        };
         self.storage.write_at(&footer.sealed().to_bytes(), host)?;
         self.storage.sync()?;
         if host > old {

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
+use crate::formats::vhd::batmap;
+use crate::formats::vhd::footer::Kind;
 use crate::formats::vhd::geometry::SECTOR;
 use crate::formats::vhd::layout::{Blocks, UNUSED};
 use crate::formats::vhd::sparse::{Shape, Sparse};
@@ -54,8 +56,6 @@ pub(super) struct Spot {
 /// What is known of the file's space.
 #[derive(Debug, Default)]
 pub(super) struct Space {
-    /// Guest ranges that some thread is filling.
-    pub(super) busy: Vec<Range<u64>>,
     /// First byte past everything in use, from which on all is zero; `None` until it was looked for.
     pub(super) tail: Option<u64>,
     /// Where the footer at the end is, while there is one.
@@ -73,6 +73,8 @@ pub(super) struct Space {
     /// How many are in these three.
     pub(super) freed: usize,
     pub(super) assigned: BTreeMap<u64, Assigned>,
+    /// Space between blocks, on storage of fixed length.
+    gaps: Vec<u32>,
     /// The part from `tail` on that is zero on stable media.
     pub(super) zeroes: Range<u64>,
     /// Whether no two blocks lie upon each other, once that was looked for.
@@ -99,18 +101,6 @@ impl Space {
         }
     }
 
-    /// Whether some thread is filling part of a guest range.
-    pub(super) fn is_busy(&self, guest: &Range<u64>) -> bool {
-        self.busy
-            .iter()
-            .any(|b| range::intersect(b, guest).is_some())
-    }
-
-    /// Ends what `busy` had of a guest range.
-    pub(super) fn release(&mut self, guest: &Range<u64>) {
-        self.busy.retain(|b| b != guest);
-    }
-
     /// Where the footer at the end is, while there is one.
     pub(super) fn footer(&self) -> Option<u64> {
         self.footer
@@ -123,27 +113,31 @@ impl Space {
         self.zeroes = 0..0;
     }
 
-    /// Whether part of a range of the file is freed or assigned.
-    pub(super) fn lists(&self, host: &Range<u64>, blocks: Blocks) -> bool {
+    /// The blocks that are freed or assigned, which no table word names.
+    fn listed(&self, blocks: Blocks) -> impl Iterator<Item = u32> {
         let freed = self.pending.iter().flat_map(|f| &f.slots);
-        let mut freed = freed.chain(&self.ready).chain(&self.clean);
-        let hit = |at: u64, len: u64| range::intersect(&(at..at + len), host).is_some();
-        freed.any(|slot| hit(u64::from(*slot) * SECTOR, blocks.len()))
-            || self
-                .assigned
-                .values()
-                .any(|run| hit(run.host, run.count * blocks.stride()))
+        let freed = freed.chain(&self.ready).chain(&self.clean).copied();
+        let assigned = self.assigned.values().flat_map(move |run| {
+            let hosts = (0..run.count).map(move |i| run.host + i * blocks.stride());
+            hosts.filter_map(|host| u32::try_from(host / SECTOR).ok())
+        });
+        freed.chain(assigned)
+    }
+
+    /// Whether part of a range of the file is freed, assigned or a gap.
+    pub(super) fn lists(&self, host: &Range<u64>, blocks: Blocks) -> bool {
+        let mut slots = self.listed(blocks).chain(self.gaps.iter().copied());
+        slots.any(|slot| {
+            let at = u64::from(slot) * SECTOR;
+            range::intersect(&(at..at + blocks.len()), host).is_some()
+        })
     }
 
     /// The end of the last block that is freed or assigned: no table word names it, and still it
     /// is not to be taken twice.
     pub(super) fn listed_end(&self, blocks: Blocks) -> u64 {
-        let freed = self.pending.iter().flat_map(|f| &f.slots);
-        let freed = freed.chain(&self.ready).chain(&self.clean);
-        let freed = freed.map(|slot| u64::from(*slot) * SECTOR + blocks.len());
-        let assigned = self.assigned.values();
-        let assigned = assigned.map(|run| run.host + run.count * blocks.stride());
-        freed.chain(assigned).max().unwrap_or(0)
+        let last = self.listed(blocks).max();
+        last.map_or(0, |slot| u64::from(slot) * SECTOR + blocks.len())
     }
 
     /// Takes the space that was assigned to a block.
@@ -178,7 +172,10 @@ impl Sparse {
     pub(super) fn take(&self, space: &mut Space, shape: &Shape, index: u64) -> Result<Spot> {
         let tail = self.tail(space, shape)?;
         if let Some(host) = space.take_assigned(index, self.blocks.stride()) {
-            return Ok(Spot::zeroed(host));
+            return Ok(Spot {
+                zeroed: !self.storage.has_fixed_len(),
+                ..Spot::zeroed(host)
+            });
         }
         self.settle(space);
         if let Some(slot) = space.clean.pop() {
@@ -193,21 +190,120 @@ impl Sparse {
                 ..Spot::zeroed(host)
             });
         }
+        match self.take_new(space, shape, tail) {
+            Err(e) if e.kind() == ErrorKind::NoSpace => self.take_left(space).ok_or(e),
+            done => done,
+        }
+    }
+
+    /// Takes space behind all that is in use.
+    fn take_new(&self, space: &mut Space, shape: &Shape, tail: u64) -> Result<Spot> {
         let host = self.blocks.place(tail);
         let end = self.limit(host + self.blocks.len())?;
         let ahead = (self.blocks.stride() * AHEAD_BLOCKS).min(AHEAD);
         let ahead = align::down(ahead, self.blocks.stride());
-        let since = self.syncs.stamp();
-        if let Some(new) = self.make_room(space, shape, end, ahead)? {
-            // Where the old footer was there are zeroes on stable media from now on, as behind it.
-            self.ordered(since)?;
-            space.zeroes = tail..new;
-        }
+        let zeroed = self.zeroed_room(space, shape, tail..end, ahead)?;
         space.tail = Some(end);
         Ok(Spot {
+            zeroed,
             ready: space.zeroes.start <= host && end <= space.zeroes.end,
             ..Spot::zeroed(host)
         })
+    }
+
+    /// Takes space between blocks of storage of fixed length that is used up to its end.
+    fn take_left(&self, space: &mut Space) -> Option<Spot> {
+        let host = u64::from(space.gaps.pop()?) * SECTOR;
+        Some(Spot {
+            zeroed: self.punch(host).is_ok(),
+            ..Spot::zeroed(host)
+        })
+    }
+
+    /// Lists the space between blocks of storage of fixed length, which cannot grow once its end
+    /// is reached.  Called before any space is taken.
+    pub(super) fn find_gaps(&self, space: &mut Space, shape: &Shape) -> Result<()> {
+        // A batmap that cannot be trusted may still be somebody's, wherever it is.
+        if matches!(shape.batmap, batmap::Found::Damaged(_)) {
+            return Ok(());
+        }
+        let mut words: Vec<u32> = space.listed(self.blocks).collect();
+        self.each_word(shape, |_, word| {
+            if word != UNUSED && words.len() <= 4 * MAX_FREED {
+                words.push(word);
+            }
+            Ok(())
+        })?;
+        space.gaps.clear();
+        if words.len() > 4 * MAX_FREED {
+            return Ok(());
+        }
+        words.sort_unstable();
+        let hosts = words.iter().map(|word| u64::from(*word) * SECTOR);
+        let mut used = 0;
+        for part in self.in_order(shape, hosts) {
+            let mut host = self.blocks.place(used);
+            while host + self.blocks.len() <= part.start && space.gaps.len() < MAX_FREED {
+                space.gaps.extend(u32::try_from(host / SECTOR));
+                host += self.blocks.stride();
+            }
+            used = used.max(part.end);
+        }
+        Ok(())
+    }
+
+    /// All metadata, and blocks that begin at `hosts`, which ascend; in order.
+    pub(super) fn in_order<I: Iterator<Item = u64>>(
+        &self,
+        shape: &Shape,
+        hosts: I,
+    ) -> impl Iterator<Item = Range<u64>> + use<I> {
+        let mut metadata = self.metadata(shape);
+        metadata.sort_unstable_by_key(|r| r.start);
+        let len = self.blocks.len();
+        let mut metadata = metadata.into_iter().peekable();
+        let mut blocks = hosts.map(move |host| host..host + len).peekable();
+        std::iter::from_fn(move || match (metadata.peek(), blocks.peek()) {
+            (Some(m), Some(b)) if m.start <= b.start => metadata.next(),
+            (_, Some(_)) => blocks.next(),
+            (_, None) => metadata.next(),
+        })
+    }
+
+    /// Makes room up to the end of `new`, which begins where all that is in use ends, and up to
+    /// `ahead` more; whether it reads as zeroes.  What does so on stable media is in
+    /// [`Space::zeroes`].
+    fn zeroed_room(
+        &self,
+        space: &mut Space,
+        shape: &Shape,
+        new: Range<u64>,
+        ahead: u64,
+    ) -> Result<bool> {
+        let since = self.syncs.stamp();
+        let moved = self.make_room(space, shape, new.end, ahead)?;
+        let Some(place) = self.footer_place() else {
+            if let Some(end) = moved {
+                // Where the old footer was there are zeroes on stable media from now on, as behind it.
+                self.ordered(since)?;
+                space.zeroes = new.start..end;
+            }
+            return Ok(true);
+        };
+        if self.kind == Kind::Differencing {
+            // What a block of it does not have may be anything.
+            return Ok(false);
+        }
+        if new.end > space.zeroes.end || new.start < space.zeroes.start {
+            let end = place.min(new.end.saturating_add(ahead));
+            match self.storage.zero(new.start..end, Zeroing::MayUnmap) {
+                Err(e) if e.kind() == ErrorKind::Unsupported => return Ok(false),
+                done => done?,
+            }
+            self.ordered(since)?;
+            space.zeroes = new.start..end;
+        }
+        Ok(true)
     }
 
     /// Assigns space to the blocks from `index` on, `count` of them; the file's range they get.
@@ -230,7 +326,7 @@ impl Sparse {
         Ok(host..end)
     }
 
-    /// Takes `len` bytes at a sector of the file for metadata; they read as zeroes.
+    /// Takes `len` bytes at a sector of the file for metadata.
     pub(super) fn take_bytes(&self, space: &mut Space, shape: &Shape, len: u64) -> Result<u64> {
         let host = self.tail(space, shape)?.next_multiple_of(SECTOR);
         let end = self.limit(host + len.next_multiple_of(SECTOR))?;

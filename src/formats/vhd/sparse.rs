@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
@@ -23,6 +23,7 @@ use crate::formats::vhd::space::Space;
 use crate::image::info::Detail;
 use crate::image::open::{OpenOptions, Purpose, WriteOrder};
 use crate::image::relink::Relink;
+use crate::image::reserve::Reservations;
 use crate::image::table::{Endian, Table};
 use crate::image::{Backing, Caps, Check, Driver, Fill, Image, Layout, Resize, Run, Source, Wait};
 use crate::storage::open::Access;
@@ -69,11 +70,11 @@ pub(super) struct Sparse {
     pub(super) locators: Vec<(Code, OsString)>,
     pub(super) order: WriteOrder,
     pub(super) grace: Arc<Grace>,
+    /// Blocks, and sectors of blocks, that some thread fills or frees.  Taken before `space`.
+    pub(super) reservations: Reservations,
     /// Held while space is taken, never while data is written.  Tables and bitmaps lock theirs
     /// under it.
     pub(super) space: Mutex<Space>,
-    /// Told when a guest range is no longer busy.
-    pub(super) changed: Condvar,
     pub(super) syncs: Syncs,
 }
 
@@ -148,10 +149,16 @@ impl Sparse {
             order: options.order,
             grace: Arc::clone(&options.grace),
             space: Mutex::new(Space::new(found_footer)),
-            changed: Condvar::new(),
+            reservations: Reservations::default(),
             syncs: Syncs::default(),
             storage,
         })
+    }
+
+    /// Whether blocks keep their space for ever: on storage of fixed length nobody gains by giving
+    /// it back, and it would be missing until no reader can be there any more.
+    pub(super) fn keeps_blocks(&self) -> bool {
+        self.storage.has_fixed_len()
     }
 
     /// Where block `index` begins in the file; `None` where it has no space.
@@ -291,6 +298,10 @@ impl Image for Sparse {
 
     fn limits(&self) -> Limits {
         // A differencing disk frees no blocks: the parent would show.
+        if self.keeps_blocks() && self.kind == Kind::Dynamic {
+            // What is given back is given back in place.
+            return self.storage.limits();
+        }
         let unit = match self.kind {
             Kind::Differencing => 0,
             Kind::Dynamic | Kind::Fixed => u32::try_from(self.blocks.data).unwrap_or(0),
@@ -327,7 +338,7 @@ impl Image for Sparse {
         }
     }
 
-    fn read_encoded(&self, _buf: &mut [u8], _at: u64) -> Result<()> {
+    fn read_encoded(&self, _buf: &mut [u8], _at: u64) -> Result<usize> {
         Err(Error::unsupported("format 'vhd' has no compressed data"))
     }
 

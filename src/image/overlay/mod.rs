@@ -204,7 +204,7 @@ impl Image for Overlay {
         Ok(Run { len, source })
     }
 
-    fn read_encoded(&self, _buf: &mut [u8], _at: u64) -> Result<()> {
+    fn read_encoded(&self, _buf: &mut [u8], _at: u64) -> Result<usize> {
         Err(Error::unsupported("an overlay has no compressed data"))
     }
 

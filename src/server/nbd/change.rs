@@ -1,6 +1,7 @@
 //! Requests that change the disk, flush it, or read ahead.
 
 use crate::backend::{Fallback, Request as Asked};
+use crate::chain::Chain;
 use crate::error::{Error, Result};
 use crate::image::{Source, Wait};
 use crate::nbd::wire::{Request, flag};
@@ -51,30 +52,32 @@ impl Session {
 
     /// Has the host read ahead what is stored as it is.
     pub(super) fn cache(&self, request: &Request) -> Result<(), Ended> {
-        self.answer(request, self.read_ahead(request))
-    }
-
-    fn read_ahead(&self, request: &Request) -> Result<()> {
-        let chain = self.export.export.backend.chain();
-        let _ticket = chain.enter();
-        let (mut at, end) = (request.offset, request.offset + request.len);
-        while at < end {
-            let found = chain.resolve(at, end - at, Wait::Yes)?;
-            if let Source::Stored { storage, host, .. } = found.source
-                && let Some(fd) = storage.fd()
-            {
-                let len = std::num::NonZeroU64::new(found.len);
-                let advice = rustix::fs::Advice::WillNeed;
-                rustix::fs::fadvise(fd, host, len, advice)
-                    .map_err(|e| Error::io(format!("read ahead at {host:#x}"), e.into()))?;
-            }
-            at += found.len;
-        }
-        Ok(())
+        let backend = &self.export.export.backend;
+        let done = backend.look(self.queue, |chain| read_ahead(chain, request));
+        self.answer(request, done)
     }
 
     pub(super) fn submit(&self, asked: Asked<'_>) -> Result<()> {
         let backend = &self.export.export.backend;
         self.shared.gate.submit(backend, self.queue, asked)
     }
+}
+
+/// Has the host read ahead what a range that a client asked for is stored in.
+fn read_ahead(chain: &Chain, request: &Request) -> Result<()> {
+    let _ticket = chain.enter();
+    let (mut at, end) = (request.offset, request.offset + request.len);
+    while at < end {
+        let found = chain.resolve(at, end - at, Wait::Yes)?;
+        if let Source::Stored { storage, host, .. } = found.source
+            && let Some(fd) = storage.fd()
+        {
+            let len = std::num::NonZeroU64::new(found.len);
+            let advice = rustix::fs::Advice::WillNeed;
+            rustix::fs::fadvise(fd, host, len, advice)
+                .map_err(|e| Error::io(format!("read ahead at {host:#x}"), e.into()))?;
+        }
+        at += found.len;
+    }
+    Ok(())
 }

@@ -111,7 +111,7 @@ impl Session {
             let text = "no metadata context was chosen, or no bytes are asked for";
             return self.fail(request, errno::INVAL, text);
         }
-        let chain = self.export.export.backend.chain();
+        let backend = &self.export.export.backend;
         let most = match request.flags & flag::REQ_ONE {
             0 => MOST,
             _ => 1,
@@ -119,7 +119,9 @@ impl Session {
         let range = request.offset..request.offset + request.len;
         let mut reply = Vec::new();
         for (index, context) in self.contexts.iter().enumerate() {
-            let found = context.extents(&self.export, &chain, range.clone(), most);
+            let found = backend.look(self.queue, |chain| {
+                context.extents(&self.export, chain, range.clone(), most)
+            });
             let extents = match found {
                 Ok(extents) => extents,
                 Err(e) => return self.answer(request, Err(e)),

@@ -250,6 +250,10 @@ impl Storage for NbdStorage {
         self.pool.facts().size
     }
 
+    fn has_fixed_len(&self) -> bool {
+        true
+    }
+
     fn limits(&self) -> Limits {
         let facts = self.pool.facts();
         let offered = |flag| match facts.flags & flag {

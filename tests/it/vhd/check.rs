@@ -324,3 +324,44 @@ fn no_cut_file_is_read_as_other_data() {
         check(&left, Repair::Nothing);
     }
 }
+
+#[test]
+fn a_damaged_footer_behind_unused_space_is_mended_in_one_run() {
+    let storage = filled();
+    let end = storage.size() - 512;
+    storage.write_at(&[0; 512], end).expect("writes");
+    storage.write_at(&[3; 3 << 16], end).expect("writes");
+    let fixed = check(&storage, Repair::All);
+    finds(&fixed, "footer at the end");
+    finds(&fixed, "belong to nothing");
+    assert_eq!((fixed.corruptions, fixed.leaks), (0, 0), "{fixed:?}");
+    let again = check(&storage, Repair::All);
+    assert!(again.findings.is_empty(), "{again:?}");
+    assert!(is_intact(&storage));
+}
+
+#[test]
+fn a_block_whose_bitmap_hides_its_data_is_mentioned() {
+    let storage = filled();
+    let host = u64::from(word(&storage, 3)) * 512;
+    storage.write_at(&[0; 512], host).expect("writes");
+    let report = check(&storage, Repair::Nothing);
+    finds(&report, "block 3: its bitmap");
+    assert_eq!((report.corruptions, report.leaks), (0, 0), "{report:?}");
+    let zeroes = vec![0; usize::try_from(BLOCK).expect("small")];
+    storage.write_at(&zeroes, host + 512).expect("writes");
+    let report = check(&storage, Repair::Nothing);
+    assert!(report.findings.is_empty(), "no data is hidden: {report:?}");
+}
+
+#[test]
+fn a_batmap_that_is_lost_with_its_footer_is_named() {
+    let storage = filled();
+    let mut copy = vec![0; 512];
+    storage.read_at(&mut copy, 0).expect("reads");
+    copy[28..36].copy_from_slice(b"tap\0\0\x01\0\x03");
+    crate::mutate::put_checksum(&mut copy, 64);
+    storage.write_at(&copy, 0).expect("writes");
+    repaired(&storage, "XenServer's batmap is lost");
+    assert!(is_intact(&storage));
+}

@@ -12,6 +12,7 @@ use vdtool::storage::memory::{Fault, MemoryStorage, Op};
 use vdtool::storage::open::Access;
 
 use super::{BLOCK, chain, check, content, create, dynamic, open, options};
+use crate::util::len;
 
 fn size_of(storage: &Arc<MemoryStorage>) -> u64 {
     open(storage, &options(Access::Read))
@@ -191,4 +192,38 @@ fn a_resize_that_fails_leaves_no_leak_before_the_header_is_written() {
     assert!(failed > 5, "{failed}");
     // A header write that fails may have reached the medium: then the new table must stay.
     assert!(leaking <= 1, "{leaking} of {failed}");
+}
+
+#[test]
+fn a_fixed_disk_with_slack_before_its_footer_resizes_to_any_size_and_keeps_no_slack() {
+    let (data, slack) = (8 * BLOCK, 2 * BLOCK);
+    let sizes = [
+        data - BLOCK,
+        data + BLOCK,
+        data + slack - 512,
+        data + slack,
+        data + slack + 512,
+        data + slack + 1024,
+        data + 2 * slack,
+    ];
+    for size in sizes {
+        let storage = create(data, &["subformat=fixed"], None);
+        let mut bytes = storage.to_bytes();
+        let footer = bytes.split_off(len(data));
+        bytes.fill(7);
+        // What is there is nobody's, and must not show.
+        bytes.resize(len(data + slack), 0x11);
+        bytes.extend(footer);
+        let storage = Arc::new(MemoryStorage::from_bytes(&bytes));
+        let disk = chain(&[&storage], WriteOrder::Ordered);
+        assert_eq!(disk.virtual_size(), data);
+        disk.resize(size).expect("resizes");
+        disk.close().expect("closes");
+        let found = content(&disk);
+        let kept = len(size.min(data));
+        assert!(found[..kept].iter().all(|b| *b == 7), "{size}");
+        assert!(found[kept..].iter().all(|b| *b == 0), "{size}");
+        assert_eq!(storage.size(), size + 512, "{size}");
+        clean(&storage);
+    }
 }

@@ -23,6 +23,7 @@ mod model;
 mod mutate;
 mod nbd;
 mod oracle;
+mod qcow2_agree;
 mod qcow2_attack;
 mod qcow2_check;
 mod qcow2_create;

@@ -38,6 +38,7 @@ mod resize;
 mod serve;
 mod snapshot;
 mod snapshot_table;
+mod snapshot_turns;
 mod storage;
 mod threads;
 mod ublk;

@@ -12,7 +12,7 @@ use crate::cli::exit::{self, Exit, coded, complain};
 use crate::cli::{Globals, progress, signal};
 use crate::error::{Error, ErrorKind};
 use crate::image::Driver;
-use crate::image::check::{Finding, Repair, Report, Severity};
+use crate::image::check::{Finding, Repair, Report, Severity, joined};
 use crate::image::open::Purpose;
 use crate::output;
 use crate::storage::open::Access;
@@ -145,7 +145,7 @@ fn check(
     let mut report = run(repair)?;
     if report.corruptions_fixed + report.leaks_fixed > 0 {
         chain.flush()?;
-        report = confirmed(report, run(Repair::Nothing)?);
+        report = joined(report, run(Repair::Nothing)?);
         chain.close()?;
         image.storage().sync()?;
     }
@@ -155,17 +155,6 @@ fn check(
         format,
         has_backing,
     })
-}
-
-/// What a repair did, and what a second look found afterwards.
-fn confirmed(repaired: Report, mut after: Report) -> Report {
-    after.corruptions_fixed = repaired.corruptions_fixed;
-    after.leaks_fixed = repaired.leaks_fixed;
-    let done = repaired.findings.into_iter();
-    let mut findings: Vec<Finding> = done.filter(|f| f.repaired.is_some()).collect();
-    findings.append(&mut after.findings);
-    findings.truncate(Report::MAX_FINDINGS);
-    Report { findings, ..after }
 }
 
 /// Opens the image once more with all that lies below it: a backing image that is missing or
@@ -268,7 +257,7 @@ mod tests {
         first.add(Severity::Corruption, 1, "bad".to_owned(), None);
         let mut second = Report::default();
         second.add(Severity::Corruption, 2, "still bad".to_owned(), None);
-        let report = confirmed(first, second);
+        let report = joined(first, second);
         assert_eq!(
             (report.leaks, report.leaks_fixed, report.corruptions),
             (0, 3, 2)

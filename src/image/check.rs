@@ -3,6 +3,9 @@
 use crate::error::Result;
 use crate::util::progress::Progress;
 
+/// Most passes of one repair.
+const MAX_PASSES: u32 = 8;
+
 /// What a check may change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Repair {
@@ -88,6 +91,38 @@ impl Report {
             });
         }
     }
+}
+
+/// Repairs in passes, until one has nothing left to mend: what one sets right may let the next do
+/// more.  The report has what all of them mended and what the last one found standing.
+///
+/// # Errors
+/// Those of `pass`.
+pub fn settle(repair: Repair, mut pass: impl FnMut(Repair) -> Result<Report>) -> Result<Report> {
+    let mut report = pass(repair)?;
+    for _ in 1..MAX_PASSES {
+        if report.corruptions_fixed + report.leaks_fixed == 0 {
+            break;
+        }
+        let after = pass(repair)?;
+        let idle = after.corruptions_fixed + after.leaks_fixed == 0;
+        report = joined(report, after);
+        if idle {
+            break;
+        }
+    }
+    Ok(report)
+}
+
+/// What a repair did, and what another look found afterwards.
+pub fn joined(repaired: Report, mut after: Report) -> Report {
+    after.corruptions_fixed += repaired.corruptions_fixed;
+    after.leaks_fixed += repaired.leaks_fixed;
+    let done = repaired.findings.into_iter();
+    let mut findings: Vec<Finding> = done.filter(|f| f.repaired.is_some()).collect();
+    findings.append(&mut after.findings);
+    findings.truncate(Report::MAX_FINDINGS);
+    Report { findings, ..after }
 }
 
 /// Consistency check of one image's metadata.

@@ -247,6 +247,50 @@ fn names_of_the_backing_file_and_the_data_file_change() {
     assert!(content(dir).iter().all(|b| *b == 3));
 }
 
+/// Takes away all extra data of the first snapshot, as old images have it.
+fn age_snapshot(path: &Path) {
+    let mut bytes = std::fs::read(path).expect("reads");
+    let word = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight"));
+    let at = usize::try_from(word(64)).expect("small");
+    let extra = usize::try_from(word(at + 32) & u64::from(u32::MAX)).expect("small");
+    assert!(extra >= 16, "{extra}");
+    // Identifier and name move to the front, zeroes behind them.
+    bytes[at + 36..at + 40].fill(0);
+    let tail = at + 40 + extra..at + 40 + extra + 64;
+    bytes.copy_within(tail, at + 40);
+    std::fs::write(path, bytes).expect("writes");
+}
+
+#[test]
+fn snapshots_of_old_images_get_what_the_new_version_wants() {
+    if !requires("qemu-img") || !requires("qemu-io") {
+        return;
+    }
+    let dir = scratch();
+    let dir = dir.path();
+    let create = [
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-o",
+        "compat=0.10",
+        "a.qcow2",
+        "1M",
+    ];
+    peer("qemu-img", dir, create);
+    peer("qemu-io", dir, ["-c", "write -P 3 0 100k", "a.qcow2"]);
+    peer("qemu-img", dir, ["snapshot", "-c", "old", "a.qcow2"]);
+    peer("qemu-io", dir, ["-c", "write -P 4 0 10k", "a.qcow2"]);
+    age_snapshot(&dir.join("a.qcow2"));
+    let (disk, old) = (content(dir), of_snapshot(dir, "old"));
+    ours(dir, &["check", "a.qcow2"]).success();
+    amend(dir, "compat=1.1").success();
+    ours(dir, &["check", "a.qcow2"]).success();
+    peer("qemu-img", dir, ["check", "a.qcow2"]);
+    assert!(content(dir) == disk && of_snapshot(dir, "old") == old);
+}
+
 #[test]
 fn a_crash_while_refcounts_change_leaves_leaks_at_most() {
     if !requires("qemu-img") {

@@ -7,12 +7,14 @@ use super::feature;
 use super::header::Header;
 use super::refblock::Width;
 use super::rewrite::Needs;
+use super::snapshot::replace_table;
 use super::snapshot_table::SnapshotTable;
 use super::switch::switch;
 use super::{Qcow2, relink};
 use crate::error::{Error, Result};
 use crate::image::amend::Amend;
 use crate::image::options::{OptionKind, OptionSpec, OptionValues};
+use crate::util::align::len64;
 use crate::util::text::printable;
 
 /// The options that can be changed.
@@ -121,6 +123,9 @@ impl Amend for Qcow2 {
             self.check_downgrade()?;
         }
         self.start_writing()?;
+        if plan.version > self.header.version {
+            self.complete_snapshots()?;
+        }
         // Version 3 comes first and version 2 last: what lies between needs the former.
         self.switch_to(|now| {
             let version = now.version.max(plan.version);
@@ -152,6 +157,8 @@ impl Amend for Qcow2 {
 fn take_places(next: &mut Header, now: &Header) {
     next.autoclear &= now.autoclear;
     next.refcount_order = now.refcount_order;
+    (next.reftable_offset, next.reftable_clusters) = (now.reftable_offset, now.reftable_clusters);
+    next.snapshots_offset = now.snapshots_offset;
 }
 
 /// Makes a header one of version 2 or 3.
@@ -176,6 +183,25 @@ fn set_version(header: &mut Header, version: u32) {
 }
 
 impl Qcow2 {
+    /// Gives snapshots of old images what version 3 wants of them, which version 2 has room for.
+    fn complete_snapshots(&mut self) -> Result<()> {
+        let mut table = SnapshotTable::read(&*self.file, &self.header)?;
+        let next = Header {
+            version: 3,
+            ..self.header.clone()
+        };
+        if table.incomplete(&next).is_none() {
+            return Ok(());
+        }
+        table.complete(self.size());
+        let needs = Needs {
+            tables: 0,
+            runs: &[len64(table.encode()?.len())],
+            refcount_order: self.header.refcount_order,
+        };
+        self.rewrite(&needs, |rewrite| replace_table(rewrite, &table))
+    }
+
     /// Changes the header, durably.
     fn switch_to(&mut self, change: impl FnOnce(&mut Header)) -> Result<()> {
         let mut header = Header::read(&*self.file)?;

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use zerocopy::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::entry::OFFSET;
 use super::extension;
 use super::feature;
 use super::header::Header;
@@ -204,7 +205,12 @@ impl Entry {
         }
         let (table, len) = (self.table(), self.table_len());
         let needed = table_len(header, header.size, raw.granularity_bits);
-        if !self.is_in_use() && len != needed {
+        if self.name.is_empty() {
+            return wrong("its name is empty".to_owned());
+        }
+        // One that is in use may be for another size, but never without a table.
+        let lost = len == 0 && needed > 0;
+        if lost || !self.is_in_use() && len != needed {
             return wrong(format!("its table has {len} entries (expected: {needed})"));
         }
         let fits = table
@@ -218,6 +224,20 @@ impl Entry {
             ));
         }
         Ok(())
+    }
+}
+
+/// Where the cluster of a word of a bitmap's table is; `None`: its bits are all the same.
+///
+/// # Errors
+/// The word itself, where no table has it.
+pub(super) fn cluster(word: u64, cluster_size: u64) -> std::result::Result<Option<u64>, u64> {
+    let host = word & OFFSET;
+    let sound = word & !(OFFSET | 1) == 0 && is_aligned(host, cluster_size);
+    // The lowest bit says which, where there is no cluster.
+    match sound && (host == 0 || word & 1 == 0) {
+        true => Ok(Some(host).filter(|host| *host != 0)),
+        false => Err(word),
     }
 }
 
@@ -262,6 +282,12 @@ impl Place {
                 found.data.len()
             )));
         };
+        let reserved = u64::from_be_bytes(first) & u64::from(u32::MAX);
+        if reserved != 0 {
+            return Err(Error::corrupt(format!(
+                "the bitmaps extension has {reserved:#x} in a reserved field (expected: 0)"
+            )));
+        }
         let place = Self {
             offset: u64::from_be_bytes(offset),
             len: u64::from_be_bytes(len),

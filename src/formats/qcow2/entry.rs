@@ -1,5 +1,7 @@
 //! Entries of first-level and second-level tables, decoded.
 
+use std::ops::Range;
+
 use crate::error::{Error, Result};
 use crate::util::align::is_aligned;
 
@@ -95,6 +97,47 @@ impl Layout {
         }
         self.check_aligned("L2 table", host)?;
         Ok(Some(host))
+    }
+
+    /// As `table`, of an entry that is judged: what is wrong with it, where something is.
+    pub(super) fn first_level(self, entry: u64) -> std::result::Result<Option<u64>, String> {
+        let host = entry & OFFSET;
+        if entry & !(OFFSET | COPIED) != 0 {
+            return Err(format!("is {entry:#018x} (reserved bits must be 0)"));
+        }
+        if host == 0 && entry != 0 {
+            return Err(format!("is {entry:#018x} (a flag without an offset)"));
+        }
+        if !is_aligned(host, self.cluster_size()) {
+            return Err(format!(
+                "points at {host:#x} (allowed: multiples of {:#x})",
+                self.cluster_size()
+            ));
+        }
+        Ok(Some(host).filter(|host| *host != 0))
+    }
+
+    /// Where the block of an entry of the refcount table is, in a file of `len` bytes; what is
+    /// wrong with the entry, where something is.
+    pub(super) fn refcount_block(
+        self,
+        entry: u64,
+        len: u64,
+    ) -> std::result::Result<Option<u64>, String> {
+        let size = self.cluster_size();
+        if entry & !OFFSET != 0 || !is_aligned(entry, size) || entry >= len {
+            return Err(format!(
+                "is at {entry:#x} (allowed: multiples of {size:#x} below {len:#x})"
+            ));
+        }
+        Ok(Some(entry).filter(|host| *host != 0))
+    }
+
+    /// Whether metadata lies in a file of `len` bytes; the last cluster may be there in part.
+    pub(super) fn is_inside(self, host: &Range<u64>, len: u64) -> bool {
+        let past = host.end.saturating_sub(len);
+        let outside = !host.is_empty() && host.start >= len;
+        past < self.cluster_size() && !outside && host.end >= host.start
     }
 
     /// A second-level entry's first word.

@@ -11,13 +11,14 @@ use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 
 use super::Qcow2;
-use super::entry::OFFSET;
+use super::bitmap_dir::Directory;
+use super::entry::Layout;
 use super::guard_fixed::Fixed;
-use super::header::MAX_REFTABLE_BYTES;
+use super::header::{Header, MAX_REFTABLE_BYTES};
 use super::refcount::Place;
 use crate::error::{Error, Result};
 use crate::storage::Storage;
-use crate::util::align::{clamp_len, down, is_aligned, len64};
+use crate::util::align::{clamp_len, down, len64};
 use crate::util::range::intersect;
 
 /// Clusters kept one by one at most, 16 MiB of them; what is beyond is not guarded.
@@ -88,10 +89,13 @@ pub(super) struct Guard {
 impl Guard {
     /// Whether a cluster is one of those kept one by one, or of the refcount table.
     fn contains(&self, host: u64) -> bool {
+        self.refcount_table().contains(&host) || self.is_kept(host) || self.is_fixed(host)
+    }
+
+    /// Whether a cluster is one of those kept one by one.
+    pub(super) fn is_kept(&self, host: u64) -> bool {
         let slots = self.slots.load();
-        self.refcount_table().contains(&host)
-            || slots.as_ref().is_some_and(|s| s.find(host).is_some())
-            || self.is_fixed(host)
+        slots.as_ref().is_some_and(|s| s.find(host).is_some())
     }
 
     fn is_fixed(&self, host: u64) -> bool {
@@ -189,36 +193,135 @@ impl Qcow2 {
         ))
     }
 
-    /// Learns where the metadata is, and refuses an image whose metadata overlaps itself.
+    /// Learns where the metadata is, and refuses an image whose metadata is damaged: what is
+    /// refused here is what a check names.
     pub(super) fn guard_metadata(&self, place: Place) -> Result<()> {
-        let guard = &self.writer()?.guard;
+        let subject = Subject {
+            file: &*self.file,
+            header: &self.header,
+            layout: self.layout,
+            l1: self.l1_range(),
+            refcounts: place,
+            directory: self.directory()?,
+        };
+        subject.learn(&self.writer()?.guard)
+    }
+}
+
+/// What a guard learns from.
+#[derive(Debug)]
+pub(super) struct Subject<'a> {
+    pub(super) file: &'a dyn Storage,
+    pub(super) header: &'a Header,
+    pub(super) layout: Layout,
+    /// The active first-level table.
+    pub(super) l1: Range<u64>,
+    /// Where the refcounts are.
+    pub(super) refcounts: Place,
+    pub(super) directory: Directory,
+}
+
+/// Refuses the image in `file` where opening it for writing, or the first change, would.
+pub(super) fn judge(file: &dyn Storage) -> Result<()> {
+    let header = Header::read(file)?;
+    let len = u64::from(header.l1_len) * 8;
+    let subject = Subject {
+        file,
+        header: &header,
+        layout: header.layout(),
+        l1: header.l1_offset..header.l1_offset.saturating_add(len),
+        refcounts: Place::of(&header),
+        directory: Directory::read(file, &header)?,
+    };
+    subject.learn(&Guard::default())
+}
+
+impl Subject<'_> {
+    fn learn(&self, guard: &Guard) -> Result<()> {
         guard.clear();
-        guard.set_refcount_table(place);
-        let (size, l1) = (self.layout.cluster_size(), self.l1_range());
-        let bytes = (place.table_clusters << place.cluster_bits).min(MAX_REFTABLE_BYTES.max(size));
-        let reftable = place.table..place.table.saturating_add(bytes);
+        guard.set_refcount_table(self.refcounts);
+        if let Some(fault) = self.header.faults().first() {
+            return Err(damaged(fault));
+        }
+        let (size, l1) = (self.layout.cluster_size(), &self.l1);
+        let reftable = self.refcount_table();
         // A disk of no bytes has no table.
         let l1_in_header = !l1.is_empty() && l1.start < size;
-        if intersect(&l1, &reftable).is_some() || l1_in_header || reftable.start < size {
+        if intersect(l1, &reftable).is_some() || l1_in_header || reftable.start < size {
             return Err(overlap(reftable.start));
         }
-        for range in [l1.clone(), reftable] {
-            for host in addresses(&*self.file, range)? {
-                let host = host & OFFSET;
-                if host == 0 || !is_aligned(host, size) {
-                    continue;
-                }
-                let twice = l1.start < host + size && host < l1.end || guard.contains(host);
-                if twice {
-                    return Err(overlap(host));
-                }
-                guard.insert(host);
+        for (what, range) in [("the L1 table", l1), ("the refcount table", &reftable)] {
+            if !self.layout.is_inside(range, self.file.size()) {
+                let text = format!("{what} ends at {:#x}, past the end of the file", range.end);
+                return Err(damaged(&text));
             }
         }
-        let fixed = self.fixed_metadata()?;
+        for (index, word) in addresses(self.file, l1.clone())?.into_iter().enumerate() {
+            let host = self.second_level(&format_args!("the L1 table"), index, word)?;
+            host.map_or(Ok(()), |host| self.keep(guard, host))?;
+        }
+        let mut blocks = Vec::new();
+        for word in addresses(self.file, reftable)? {
+            match self.layout.refcount_block(word, self.file.size()) {
+                Err(fault) => return Err(damaged(&format!("a refcount block {fault}"))),
+                Ok(host) => blocks.extend(host),
+            }
+        }
+        blocks.sort_unstable();
+        blocks.iter().try_for_each(|host| self.keep(guard, *host))?;
+        let fixed = self.fixed(guard, &blocks)?;
         guard.fixed.store(fixed.map(std::sync::Arc::new));
         Ok(())
     }
+
+    fn refcount_table(&self) -> Range<u64> {
+        let place = self.refcounts;
+        let most = MAX_REFTABLE_BYTES.max(self.layout.cluster_size());
+        let bytes = (place.table_clusters << place.cluster_bits).min(most);
+        place.table..place.table.saturating_add(bytes)
+    }
+
+    /// Where the second-level table of entry `index` is, which is refused where it is damaged.
+    pub(super) fn second_level(
+        &self,
+        table: &dyn std::fmt::Display,
+        index: usize,
+        word: u64,
+    ) -> Result<Option<u64>> {
+        let fault = |fault: String| damaged(&format!("entry {index} of {table} {fault}"));
+        let host = self.layout.first_level(word).map_err(fault)?;
+        let size = self.layout.cluster_size();
+        match host {
+            Some(host)
+                if !self
+                    .layout
+                    .is_inside(&(host..host + size), self.file.size()) =>
+            {
+                Err(fault(format!(
+                    "points at {host:#x}, past the end of the file"
+                )))
+            }
+            host => Ok(host),
+        }
+    }
+
+    /// Guards a cluster that nothing else may be in.
+    fn keep(&self, guard: &Guard, host: u64) -> Result<()> {
+        let (size, l1) = (self.layout.cluster_size(), &self.l1);
+        let twice = l1.start < host + size && host < l1.end || guard.contains(host);
+        if twice {
+            return Err(overlap(host));
+        }
+        guard.insert(host);
+        Ok(())
+    }
+}
+
+/// The error for metadata that keeps an image from being written.
+pub(super) fn damaged(what: &str) -> Error {
+    Error::corrupt(format!(
+        "{what}, so the image is not written; check names the damage"
+    ))
 }
 
 pub(super) fn overlap(host: u64) -> Error {

@@ -2,12 +2,11 @@
 
 use std::ops::Range;
 
-use super::Qcow2;
-use super::entry::OFFSET;
-use super::guard::{addresses, overlap};
+use super::guard::{Guard, Subject, addresses, damaged, overlap};
 use super::snapshot_table::SnapshotTable;
+use super::{bitmap_dir, snapshot_table};
 use crate::error::Result;
-use crate::util::align::{down, is_aligned, len64};
+use crate::util::align::{down, len64};
 use crate::util::range::{intersect, push_merged};
 
 /// Words of tables looked at: 16 MiB of them; what the others point at is not guarded.
@@ -43,78 +42,147 @@ fn find(ranges: &[Range<u64>], host: u64) -> Option<&Range<u64>> {
     ranges[..after].last().filter(|r| r.end > host)
 }
 
-impl Qcow2 {
-    /// Where snapshots and bitmaps have their metadata.
+impl Subject<'_> {
+    /// Where snapshots and bitmaps have their metadata; `blocks` are those of refcounts, in order.
     ///
     /// # Errors
     /// `Corrupt` where it is damaged, or where it overlaps itself or other metadata.
-    pub(super) fn fixed_metadata(&self) -> Result<Option<Fixed>> {
-        let size = self.layout.cluster_size();
-        let whole = |start: u64, len: u64| {
-            let end = start.saturating_add(len);
-            down(start, size)..end.checked_next_multiple_of(size).unwrap_or(u64::MAX)
-        };
-        let snapshots = SnapshotTable::read(&*self.file, &self.header)?;
-        let directory = self.directory()?;
-        let mut tables: Vec<Range<u64>> = Vec::new();
-        let first_level = snapshots.entries.iter();
-        tables.extend(first_level.map(|e| whole(e.l1_offset(), u64::from(e.l1_len()) * 8)));
-        let bitmaps = directory.entries.iter();
-        tables.extend(bitmaps.map(|e| whole(e.table(), e.table_len() * 8)));
-        let mut alone = tables.clone();
-        alone.push(whole(
-            self.header.snapshots_offset,
-            len64(snapshots.encode()?.len()),
-        ));
-        alone.extend(directory.place.map(|p| whole(p.offset, p.len)));
+    pub(super) fn fixed(&self, guard: &Guard, blocks: &[u64]) -> Result<Option<Fixed>> {
+        let snapshots = SnapshotTable::read(self.file, self.header)?;
+        if let Some(index) = snapshots.incomplete(self.header) {
+            return Err(damaged(&format!(
+                "snapshot {index} has too little extra data for version 3"
+            )));
+        }
+        let range = |start: u64, len: u64| start..start.saturating_add(len);
+        let l1 = |e: &snapshot_table::Entry| range(e.l1_offset(), u64::from(e.l1_len()) * 8);
+        let first_level: Vec<Range<u64>> = snapshots.entries.iter().map(l1).collect();
+        let bitmaps = self.directory.entries.iter();
+        let bitmaps: Vec<Range<u64>> =
+            (bitmaps.map(|e| range(e.table(), e.table_len() * 8))).collect();
+        let table_len = len64(snapshots.encode()?.len());
+        let mut alone = vec![range(self.header.snapshots_offset, table_len)];
+        alone.extend(self.directory.place.map(|p| range(p.offset, p.len)));
+        alone.extend(first_level.iter().chain(&bitmaps).cloned());
         alone.retain(|r| !r.is_empty());
+        let len = self.file.size();
+        // The padding of the snapshot table's last entry need not be there.
+        if let Some(past) = alone.iter().find(|r| !self.layout.is_inside(r, len)) {
+            let text = format!("metadata at {:#x} is past the end of the file", past.start);
+            return Err(damaged(&text));
+        }
+        let size = self.layout.cluster_size();
+        let whole = |r: &mut Range<u64>| {
+            let end = r.end.checked_next_multiple_of(size);
+            *r = down(r.start, size)..end.unwrap_or(u64::MAX);
+        };
+        alone.iter_mut().for_each(whole);
         alone.sort_unstable_by_key(|r| r.start);
-        self.check_alone(&alone)?;
-        alone.extend(self.pointed_at(&tables)?);
+        self.check_alone(guard, &alone)?;
+        let mut found = self.snapshot_tables(&first_level, |host| {
+            self.meets(host, guard, &alone) || blocks.binary_search(&host.start).is_ok()
+        })?;
+        let others = Fixed::new(found.clone());
+        found.extend(self.bitmap_clusters(&bitmaps, |host| {
+            self.meets(host, guard, &alone)
+                || guard.is_kept(host.start)
+                || others.as_ref().is_some_and(|o| o.contains(host.start))
+        })?);
+        alone.extend(found);
         Ok(Fixed::new(alone))
     }
 
+    /// Whether a cluster is in the header, the active first-level table, the refcount table, or
+    /// one of `ranges`, in order.
+    fn meets(&self, host: &Range<u64>, guard: &Guard, ranges: &[Range<u64>]) -> bool {
+        let reftable = guard.refcount_table();
+        host.start < self.layout.cluster_size()
+            || intersect(host, &self.l1).is_some()
+            || intersect(host, &reftable).is_some()
+            || find(ranges, host.start).is_some()
+    }
+
     /// Refuses ranges, in order, that overlap each other or what is guarded already.
-    fn check_alone(&self, ranges: &[Range<u64>]) -> Result<()> {
-        let size = self.layout.cluster_size();
+    fn check_alone(&self, guard: &Guard, ranges: &[Range<u64>]) -> Result<()> {
         let twice = ranges.windows(2).find(|p| p[0].end > p[1].start);
-        let (l1, reftable) = (self.l1_range(), self.writer()?.guard.refcount_table());
-        let met = |r: &&Range<u64>| {
-            r.start < size || intersect(r, &l1).is_some() || intersect(r, &reftable).is_some()
-        };
+        let met = |r: &&Range<u64>| self.meets(r, guard, &[]);
         let found = twice.map(|p| &p[1]).or_else(|| ranges.iter().find(met));
-        let kept = || self.writer().map(|w| w.guard.kept()).unwrap_or_default();
         match found {
             Some(range) => Err(overlap(range.start)),
-            None => match kept().into_iter().find(|h| find(ranges, *h).is_some()) {
+            None => match (guard.kept().into_iter()).find(|h| find(ranges, *h).is_some()) {
                 Some(host) => Err(overlap(host)),
                 None => Ok(()),
             },
         }
     }
 
-    /// The clusters that the words of tables point at.
-    fn pointed_at(&self, tables: &[Range<u64>]) -> Result<Vec<Range<u64>>> {
+    /// The second-level tables of snapshots: those of one may be those of another and of the disk,
+    /// but no snapshot has one twice, and none has `met` other metadata.
+    fn snapshot_tables(
+        &self,
+        tables: &[Range<u64>],
+        met: impl Fn(&Range<u64>) -> bool,
+    ) -> Result<Vec<Range<u64>>> {
         let size = self.layout.cluster_size();
         let mut left = MAX_WORDS;
         let mut found = Vec::new();
-        for table in tables {
-            let end = table
-                .end
-                .min(self.file.size())
-                .min(table.start.saturating_add(left * 8));
-            if end <= table.start {
-                continue;
+        for (number, table) in tables.iter().enumerate() {
+            let what = format!("the L1 table of snapshot {number}");
+            let mut hosts = Vec::new();
+            for (index, word) in self.words(table, &mut left)?.into_iter().enumerate() {
+                hosts.extend(self.second_level(&what, index, word)?);
             }
-            left -= (end - table.start) / 8;
-            for word in addresses(&*self.file, table.start..end)? {
-                let host = word & OFFSET;
-                if host != 0 && is_aligned(host, size) {
-                    push_merged(&mut found, host..host + size);
-                }
+            if let Some(host) = hosts.iter().find(|h| met(&(**h..**h + size))) {
+                return Err(overlap(*host));
+            }
+            hosts
+                .iter()
+                .for_each(|h| push_merged(&mut found, *h..*h + size));
+            hosts.sort_unstable();
+            if let Some(pair) = hosts.windows(2).find(|p| p[0] == p[1]) {
+                return Err(overlap(pair[0]));
             }
         }
         Ok(found)
+    }
+
+    /// The clusters that hold the bits of bitmaps, each only once, and none that has `met` other
+    /// metadata.
+    fn bitmap_clusters(
+        &self,
+        tables: &[Range<u64>],
+        met: impl Fn(&Range<u64>) -> bool,
+    ) -> Result<Vec<Range<u64>>> {
+        let size = self.layout.cluster_size();
+        let mut left = MAX_WORDS;
+        let mut hosts = Vec::new();
+        for table in tables {
+            for word in self.words(table, &mut left)? {
+                let Ok(host) = bitmap_dir::cluster(word, size) else {
+                    return Err(damaged(&format!("an entry of a bitmap is {word:#018x}")));
+                };
+                let range = host.map(|host| host..host + size);
+                let past = |r: &Range<u64>| !self.layout.is_inside(r, self.file.size());
+                match range {
+                    Some(r) if past(&r) || met(&r) => {
+                        return Err(overlap(r.start));
+                    }
+                    range => hosts.extend(range),
+                }
+            }
+        }
+        hosts.sort_unstable_by_key(|r| r.start);
+        match hosts.windows(2).find(|p| p[0] == p[1]) {
+            Some(pair) => Err(overlap(pair[0].start)),
+            None => Ok(hosts),
+        }
+    }
+
+    /// The words of a table, as long as there are some `left`.
+    fn words(&self, table: &Range<u64>, left: &mut u64) -> Result<Vec<u64>> {
+        let end = table.end.min(table.start.saturating_add(*left * 8));
+        *left -= (end - table.start) / 8;
+        addresses(self.file, table.start..end)
     }
 }
 

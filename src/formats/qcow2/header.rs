@@ -10,11 +10,13 @@ use zerocopy::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::encryption::Encryption;
+use super::entry::Layout;
 use super::extension::{self, Extension};
 use super::feature::{self, FeatureNames};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::open::Purpose;
 use crate::storage::Storage;
+use crate::storage::open::Access;
 use crate::util::align::{clamp_len, is_aligned, len64};
 
 /// First four bytes: `QFI` and 0xfb.
@@ -37,6 +39,31 @@ pub(super) const MAX_BACKING_NAME: u32 = 1023;
 pub(super) const MAX_SNAPSHOTS: u32 = 65_536;
 /// Longest header with what may follow the known fields.
 const MAX_HEADER_LEN: u32 = 4096;
+
+/// What a header is read for, which says what of it must be right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Need {
+    /// To say what it is, encrypted or not.
+    Describe,
+    /// To read the disk, which needs no refcounts.
+    Read,
+    /// To write to it, too.
+    Write,
+    /// To check it: what the checker can look at or make anew may be wrong.
+    Check,
+}
+
+impl Need {
+    /// What opening an image so needs.
+    pub(super) fn of(purpose: Purpose, access: Access) -> Self {
+        match (purpose, access) {
+            (Purpose::Check, _) => Self::Check,
+            (Purpose::Describe, _) => Self::Describe,
+            (Purpose::Use, Access::Read) => Self::Read,
+            (Purpose::Use, Access::Write) => Self::Write,
+        }
+    }
+}
 
 /// The fields on disk, all big-endian.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -126,6 +153,8 @@ pub(super) struct Header {
     pub(super) encryption: Option<Encryption>,
     /// Name of the backing file: bytes, as the host has them.
     pub(super) backing_name: Option<OsString>,
+    /// Where the header has a backing file's name of no bytes; 0: nowhere.
+    pub(super) nameless_at: u64,
     /// Header bytes after the known fields, kept as they are.
     pub(super) rest: Vec<u8>,
     /// Extensions, in order, kept as they are.
@@ -133,13 +162,13 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// Reads and validates the header of `storage`.
+    /// Reads and validates the header of `storage`, all of it.
     pub(super) fn read(storage: &dyn Storage) -> Result<Self> {
-        Self::read_for(storage, Purpose::Use)
+        Self::read_for(storage, Need::Write)
     }
 
-    /// As `read`; for a check, what the checker can look at or make anew may be wrong.
-    pub(super) fn read_for(storage: &dyn Storage, purpose: Purpose) -> Result<Self> {
+    /// As `read`; what is not needed may be wrong.
+    pub(super) fn read_for(storage: &dyn Storage, need: Need) -> Result<Self> {
         let mut bytes = [0; LEN_V3];
         storage.read_at(&mut bytes, 0)?;
         let raw =
@@ -161,10 +190,13 @@ impl Header {
             .feature_names()
             .check_incompatible(header.incompatible)?;
         header.backing_name = read_backing_name(storage, &raw, header.cluster_size())?;
-        header.check(purpose)?;
+        if raw.backing_len.get() == 0 {
+            header.nameless_at = raw.backing_offset.get();
+        }
+        header.check(need)?;
         header.encryption = Encryption::of(raw.crypt_method.get())?;
         match header.encryption {
-            Some(encryption) if purpose != Purpose::Describe => Err(encryption.refusal()),
+            Some(encryption) if need != Need::Describe => Err(encryption.refusal()),
             _ => Ok(header),
         }
     }
@@ -210,6 +242,7 @@ impl Header {
             compression: Compression::Zlib,
             encryption: None,
             backing_name: None,
+            nameless_at: 0,
             rest: Vec::new(),
             extensions: Vec::new(),
         })
@@ -248,7 +281,7 @@ impl Header {
         Ok(len)
     }
 
-    fn check(&self, purpose: Purpose) -> Result<()> {
+    fn check(&self, need: Need) -> Result<()> {
         if self.refcount_order > 6 {
             return Err(Error::corrupt(format!(
                 "the header's refcount_order is {} (allowed: 0 to 6)",
@@ -262,9 +295,12 @@ impl Header {
             )));
         }
         self.check_first_level()?;
-        match purpose {
-            Purpose::Use | Purpose::Describe => self.check_tables(),
-            Purpose::Check => Ok(()),
+        if need == Need::Write {
+            self.check_refcount_table()?;
+        }
+        match need {
+            Need::Describe | Need::Read | Need::Write => self.check_snapshot_table(),
+            Need::Check => Ok(()),
         }
     }
 
@@ -288,20 +324,23 @@ impl Header {
         self.check_table_place("L1 table", self.l1_offset, l1_bytes)
     }
 
-    fn check_tables(&self) -> Result<()> {
+    fn check_refcount_table(&self) -> Result<()> {
         let reftable = u64::from(self.reftable_clusters) << self.cluster_bits;
-        if reftable > MAX_REFTABLE_BYTES.max(self.cluster_size()) {
+        if reftable == 0 || reftable > MAX_REFTABLE_BYTES.max(self.cluster_size()) {
             return Err(Error::corrupt(format!(
-                "the refcount table has {reftable} bytes (allowed: {MAX_REFTABLE_BYTES})"
+                "the refcount table has {reftable} bytes (allowed: 1 to {MAX_REFTABLE_BYTES})"
             )));
         }
+        self.check_table_place("refcount table", self.reftable_offset, reftable)
+    }
+
+    fn check_snapshot_table(&self) -> Result<()> {
         if self.snapshot_count > MAX_SNAPSHOTS {
             return Err(Error::corrupt(format!(
                 "the header counts {} snapshots (allowed: {MAX_SNAPSHOTS})",
                 self.snapshot_count
             )));
         }
-        self.check_table_place("refcount table", self.reftable_offset, reftable)?;
         let snapshots = u64::from(self.snapshot_count != 0);
         self.check_table_place("snapshot table", self.snapshots_offset, snapshots)
     }
@@ -320,6 +359,33 @@ impl Header {
             )));
         }
         Ok(())
+    }
+
+    /// What is wrong with it, though it keeps nobody from reading the disk.
+    pub(super) fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        if self.data_file_is_raw() && self.incompatible & feature::DATA_FILE == 0 {
+            faults.push(
+                "the header says that the data file is raw (autoclear bit 1), but there is none"
+                    .to_owned(),
+            );
+        }
+        if self.nameless_at != 0 {
+            faults.push(format!(
+                "the backing file's name is at {:#x} and has no bytes (expected: at 0, or some)",
+                self.nameless_at
+            ));
+        }
+        faults
+    }
+
+    /// The same without what [`Header::faults`] finds.
+    pub(super) fn without_faults(mut self) -> Self {
+        if self.incompatible & feature::DATA_FILE == 0 {
+            self.autoclear &= !feature::DATA_FILE_RAW;
+        }
+        self.nameless_at = 0;
+        self
     }
 
     /// Length of the fields, known and unknown; where the extensions begin.
@@ -374,6 +440,15 @@ impl Header {
     /// Cluster size in bytes.
     pub(super) fn cluster_size(&self) -> u64 {
         1 << self.cluster_bits
+    }
+
+    /// What decides how entries of tables are read.
+    pub(super) fn layout(&self) -> Layout {
+        Layout {
+            cluster_bits: self.cluster_bits,
+            extended: self.extended_l2(),
+            version: self.version,
+        }
     }
 
     /// Whether entries of second-level tables have two words.

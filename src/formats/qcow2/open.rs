@@ -5,15 +5,14 @@ use std::sync::atomic::AtomicU64;
 
 use super::decode::Decoded;
 use super::encode::Codec;
-use super::entry::Layout;
-use super::header::Header;
+use super::header::{Header, Need};
 use super::lookup::Tables;
-use super::refcount::{self, Refcounts};
+use super::refcount::{Place, Refcounts};
 use super::snapshot_table::SnapshotTable;
 use super::writer::Writer;
-use super::{Qcow2, check, feature, refblock};
+use super::{Qcow2, check, feature};
 use crate::error::{Error, Result};
-use crate::image::check::Repair;
+use crate::image::check::{Repair, settle};
 use crate::image::open::{OpenOptions, Purpose};
 use crate::image::snapshot::Pick;
 use crate::storage::Storage;
@@ -23,7 +22,7 @@ use crate::util::progress::Silent;
 impl Qcow2 {
     /// Opens the image in `file`.
     pub(super) fn open(file: Arc<dyn Storage>, options: &OpenOptions) -> Result<Self> {
-        let mut header = Header::read_for(&*file, options.purpose)?;
+        let mut header = Header::read_for(&*file, Need::of(options.purpose, options.access))?;
         let using = options.purpose != Purpose::Check;
         let writing = using && options.access == Access::Write;
         if writing && header.incompatible & feature::CORRUPT != 0 {
@@ -52,11 +51,7 @@ impl Qcow2 {
         if let Some(pick) = &options.snapshot {
             view(&*file, &mut header, pick, options.access)?;
         }
-        let layout = Layout {
-            cluster_bits: header.cluster_bits,
-            extended: header.extended_l2(),
-            version: header.version,
-        };
+        let layout = header.layout();
         let (offset, len) = (header.l1_offset, u64::from(header.l1_len));
         let tables = Tables::new(layout, header.l2_bits(), offset, len, external);
         let decoded = Decoded::new(header.cluster_size());
@@ -108,7 +103,7 @@ fn view(file: &dyn Storage, header: &mut Header, pick: &Pick, access: Access) ->
 
 /// Counts anew what a writer with lazy refcounts left behind.
 fn mend(file: &dyn Storage) -> Result<()> {
-    let report = check::check(file, Repair::All, &Silent)?;
+    let report = settle(Repair::All, |repair| check::check(file, repair, &Silent))?;
     if report.corruptions + report.check_errors > 0 {
         return Err(Error::corrupt(format!(
             "the image was not closed cleanly (dirty bit) and cannot be mended: {} corruptions remain; check names them",
@@ -119,13 +114,7 @@ fn mend(file: &dyn Storage) -> Result<()> {
 }
 
 fn open_writer(file: &dyn Storage, header: &Header, options: &OpenOptions) -> Result<Writer> {
-    let place = refcount::Place {
-        cluster_bits: header.cluster_bits,
-        width: refblock::Width::new(header.refcount_order),
-        table: header.reftable_offset,
-        table_clusters: u64::from(header.reftable_clusters),
-    };
-    let refcounts = Refcounts::new(place, file.size(), options.order);
+    let refcounts = Refcounts::new(Place::of(header), file.size(), options.order);
     Ok(Writer::new(
         refcounts,
         options.order,

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::AtomicU64;
 
+use super::header::Header;
 use super::refblock::Width;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Wait;
@@ -43,6 +44,18 @@ pub(super) struct Place {
     pub(super) table: u64,
     /// Its length in clusters.
     pub(super) table_clusters: u64,
+}
+
+impl Place {
+    /// Where a header says that they are.
+    pub(super) fn of(header: &Header) -> Self {
+        Self {
+            cluster_bits: header.cluster_bits,
+            width: Width::new(header.refcount_order),
+            table: header.reftable_offset,
+            table_clusters: u64::from(header.reftable_clusters),
+        }
+    }
 }
 
 #[derive(Debug)]

@@ -303,7 +303,11 @@ impl<'a> Rewrite<'a> {
                 *entry = self.write_table(&table)?;
             }
             let grown = match (changed, replaced) {
-                (true, Replaced::Here) => continue,
+                (true, Replaced::Here) => {
+                    // Nothing else points at the copy.
+                    *entry |= COPIED;
+                    continue;
+                }
                 (true, Replaced::Everywhere) => {
                     self.release(host..host + (1 << bits))?;
                     *entry

@@ -1,16 +1,18 @@
 //! Internal snapshots: a first-level table of their own, everything below it shared.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::Qcow2;
 use super::bitmap_copy::Resized;
+use super::entry::Layout;
 use super::header::{Header, MAX_L1_BYTES};
 use super::lookup::Tables;
 use super::refcount::{Place, Refcounts};
 use super::rewrite::{Needs, Replaced, Rewrite};
 use super::snapshot_table::{Entry, SnapshotTable};
-use super::{Qcow2, refblock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::snapshot::{Pick, Snapshots};
 use crate::util::align::{clamp_len, len64};
@@ -53,14 +55,8 @@ impl Qcow2 {
         );
         self.decoded.clear();
         if let Some(writer) = &self.writer {
-            let place = Place {
-                cluster_bits: header.cluster_bits,
-                width: refblock::Width::new(header.refcount_order),
-                table: header.reftable_offset,
-                table_clusters: u64::from(header.reftable_clusters),
-            };
             let mut refcounts = writer.refcounts.lock();
-            *refcounts = Refcounts::new(place, self.file.size(), writer.order());
+            *refcounts = Refcounts::new(Place::of(&header), self.file.size(), writer.order());
             writer.start_again();
             writer.header_was_read();
         }
@@ -159,6 +155,7 @@ impl Qcow2 {
     ) -> Result<()> {
         let old = self.active_l1()?;
         let mut l1 = self.read_l1(entry.l1_offset(), entry.l1_len())?;
+        judge_l1(self.layout, &l1)?;
         l1.resize(clamp_len(l1_len, usize::MAX), 0);
         let needs = Needs {
             tables: count_tables(&l1),
@@ -209,6 +206,24 @@ impl Snapshots for Qcow2 {
     fn delete(&mut self, which: &Pick) -> Result<()> {
         self.do_delete(which)
     }
+}
+
+/// Refuses a first-level table that has damaged entries, or one second-level table twice.
+fn judge_l1(layout: Layout, l1: &[u64]) -> Result<()> {
+    let mut seen = HashSet::new();
+    for (index, word) in l1.iter().enumerate() {
+        let wrong = |what: String| {
+            Error::corrupt(format!(
+                "entry {index} of the snapshot's L1 table {what}; check names the damage"
+            ))
+        };
+        if let Some(host) = layout.first_level(*word).map_err(wrong)?
+            && !seen.insert(host)
+        {
+            return Err(wrong(format!("points at {host:#x}, as another one does")));
+        }
+    }
+    Ok(())
 }
 
 /// Tables that a first-level table points at.

@@ -18,6 +18,8 @@ const MAX_BYTES: u64 = 64 << 20;
 const MAX_EXTRA: usize = 1024;
 /// Extra data that is known: size of the VM state, size of the disk, instruction count.
 const EXTRA_LEN: usize = 24;
+/// Extra data that an entry has in version 3: size of the VM state and of the disk.
+pub(super) const EXTRA_V3: usize = 16;
 /// Where an entry has no instruction count.
 const NO_ICOUNT: u64 = u64::MAX;
 
@@ -100,8 +102,7 @@ impl Entry {
         self.head.l1_len = U32::new(len);
     }
 
-    /// Gives it the extra data that version 3 wants, where it has less: of a disk of `size` bytes.
-    pub(super) fn complete(&mut self, size: u64) {
+    fn complete(&mut self, size: u64) {
         if self.extra.len() >= EXTRA_LEN {
             return;
         }
@@ -196,6 +197,18 @@ impl SnapshotTable {
             entries.push(entry);
         }
         Ok(Self { entries })
+    }
+
+    /// The first entry that lacks the extra data that the version of `header` wants.
+    pub(super) fn incomplete(&self, header: &Header) -> Option<usize> {
+        let least = if header.version >= 3 { EXTRA_V3 } else { 0 };
+        self.entries.iter().position(|e| e.extra.len() < least)
+    }
+
+    /// Gives all entries the extra data that version 3 wants, where they have less: of a disk of
+    /// `size` bytes.
+    pub(super) fn complete(&mut self, size: u64) {
+        self.entries.iter_mut().for_each(|e| e.complete(size));
     }
 
     /// The bytes of the table.

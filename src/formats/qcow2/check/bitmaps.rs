@@ -2,7 +2,8 @@
 
 use super::Checker;
 use super::counts::Kind;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
+use crate::formats::qcow2::bitmap_dir::{self, Directory};
 use crate::formats::qcow2::extension;
 use crate::util::align::{clamp_len, is_aligned};
 
@@ -18,10 +19,6 @@ const MAX_DIRECTORY: u64 = 1024 * MAX_BITMAPS;
 const MAX_TABLE: u64 = 0x800_0000 / 8;
 /// Bytes of a directory entry before its extra data.
 const FIXED: usize = 24;
-/// Bits of a table's entry that hold an offset.
-const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-/// Bits of a table's entry that must be 0.
-const RESERVED: u64 = !(OFFSET | 1);
 /// Bytes of a table read at a time.
 const STEP: u64 = 1 << 20;
 
@@ -73,7 +70,19 @@ impl Checker<'_> {
         }
         let mut directory = vec![0; clamp_len(len, usize::MAX)];
         self.file.read_at(&mut directory, start)?;
-        self.bitmap_entries(&directory, count)
+        let before = self.report.corruptions;
+        self.bitmap_entries(&directory, count)?;
+        if self.report.corruptions == before {
+            // What makes bitmaps unusable otherwise may be a lost table.
+            match Directory::read(self.file, &self.header) {
+                Err(e) if e.kind() == ErrorKind::Corrupt => {
+                    self.complete = false;
+                    self.corrupt(e.message().to_owned());
+                }
+                read => return read.map(drop),
+            }
+        }
+        Ok(())
     }
 
     fn bitmap_entries(&mut self, directory: &[u8], count: u64) -> Result<()> {
@@ -93,6 +102,7 @@ impl Checker<'_> {
             self.bitmap(index, table, entries)?;
         }
         if !rest.is_empty() {
+            self.complete = false;
             self.corrupt(format!(
                 "the bitmap directory has {} bytes after its last entry (expected: 0)",
                 rest.len()
@@ -129,20 +139,28 @@ impl Checker<'_> {
     }
 
     fn bitmap_cluster(&mut self, index: u64, word: u64) -> Result<()> {
-        let host = word & OFFSET;
-        if word & RESERVED != 0 || !is_aligned(host, self.layout.cluster_size()) {
+        let size = self.layout.cluster_size();
+        let host = match bitmap_dir::cluster(word, size) {
+            Ok(Some(host)) => host,
+            Ok(None) => return Ok(()),
+            Err(word) => {
+                self.complete = false;
+                self.corrupt(format!(
+                    "an entry of the table of bitmap {index} is {word:#018x} (allowed: multiples of {size:#x}, 0, 1)"
+                ));
+                return Ok(());
+            }
+        };
+        if self.counts.get(host >> self.layout.cluster_bits) > 0 {
+            self.complete = false;
             self.corrupt(format!(
-                "an entry of the table of bitmap {index} is {word:#018x} (allowed: multiples of {:#x}, 0, 1)",
-                self.layout.cluster_size()
+                "a cluster of bitmap {index} is at {host:#x}, which has another use too"
             ));
-            return Ok(());
-        }
-        if host == 0 {
-            return Ok(());
         }
         let what = || format!("a cluster of bitmap {index}");
-        let end = host + self.layout.cluster_size();
-        self.mark(&what, host..end, 1, Kind::Table)?;
+        if !self.mark(&what, host..host + size, 1, Kind::Table)? {
+            self.complete = false;
+        }
         Ok(())
     }
 }

@@ -17,10 +17,13 @@ impl Checker<'_> {
 
     /// Looks at the flags of the active first-level table and of its second-level tables.
     pub(super) fn copied(&mut self, tables: &[Table]) -> Result<()> {
-        let mends = self.repair == Repair::All
-            && self.differs.is_empty()
-            && !self.unusable
-            && self.report.check_errors == 0;
+        let sound = !self.unusable && self.report.check_errors == 0;
+        let mends = match self.repair {
+            Repair::Nothing => false,
+            // Only flags that this repair made wrong.
+            Repair::Leaks => sound && !self.lowered.is_empty(),
+            Repair::All => sound && self.differs.is_empty(),
+        };
         if mends {
             // Counts come before flags that rely on them.
             self.file.sync()?;
@@ -29,8 +32,11 @@ impl Checker<'_> {
         for table in tables {
             let Some(index) = table.active else { continue };
             if index < len {
-                self.copied_table(index, table.host, mends)?;
+                self.copied_word(self.header.l1_offset + index * 8, mends)?;
             }
+        }
+        for repeat in self.repeats.clone().iter().filter(|r| r.active) {
+            self.copied_word(repeat.at, mends)?;
         }
         if self.external {
             return Ok(());
@@ -43,6 +49,7 @@ impl Checker<'_> {
             .map(|t| Table { times: 1, ..t })
             .collect();
         self.each_table(&active, |checker, table, bytes| {
+            let mends = mends && !checker.doubtful.contains(&table.host);
             let step = checker.layout.entry_len() / 8;
             for (index, word) in words(bytes).enumerate().step_by(usize::from(step == 2) + 1) {
                 let host = word & OFFSET;
@@ -56,13 +63,10 @@ impl Checker<'_> {
         })
     }
 
-    fn copied_table(&mut self, index: u64, table: u64, mends: bool) -> Result<()> {
-        let at = self.header.l1_offset + index * 8;
+    fn copied_word(&mut self, at: u64, mends: bool) -> Result<()> {
         let mut word = [0; 8];
         self.file.read_at(&mut word, at)?;
-        let word = u64::from_be_bytes(word);
-        debug_assert_eq!(word & OFFSET, table);
-        self.copied_entry("L1", at, word, mends)
+        self.copied_entry("L1", at, u64::from_be_bytes(word), mends)
     }
 
     fn copied_entry(&mut self, which: &str, at: u64, word: u64, mends: bool) -> Result<()> {
@@ -77,8 +81,9 @@ impl Checker<'_> {
         if is == expected {
             return Ok(());
         }
+        let lowered = self.lowered.contains(&(host >> self.layout.cluster_bits));
         // A flag is set only where nothing unseen may refer to the cluster.
-        let done = mends && (is || self.complete);
+        let done = mends && (is || self.complete) && (lowered || self.repair == Repair::All);
         if done {
             let right = word ^ COPIED;
             self.file.write_at(&right.to_be_bytes(), at)?;
@@ -86,8 +91,13 @@ impl Checker<'_> {
         let text = format!(
             "the {which} entry at {at:#x} is {word:#018x}, but the refcount of {host:#x} is {count} (copied flag)"
         );
+        // With a leak given back the flag of the last one that is left changes: no damage.
+        let severity = match done && lowered {
+            true => Severity::Note,
+            false => Severity::Corruption,
+        };
         let done = done.then(|| if is { "cleared" } else { "set" }.to_owned());
-        self.report.add(Severity::Corruption, 1, text, done);
+        self.report.add(severity, 1, text, done);
         Ok(())
     }
 }

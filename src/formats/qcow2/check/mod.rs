@@ -11,24 +11,26 @@ mod rebuild;
 mod refs;
 mod snapshots;
 mod tables;
+mod unshare;
+mod writable;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use super::Qcow2;
 use super::entry::{Layout, OFFSET};
 use super::feature;
-use super::header::Header;
+use super::header::{Header, Need};
 use super::snapshot_table::SnapshotTable;
 use crate::error::{Error, Result};
-use crate::image::check::{Check, Repair, Report, Severity};
-use crate::image::open::Purpose;
+use crate::image::check::{Check, Repair, Report, Severity, settle};
 use crate::storage::Storage;
 use crate::util::align::{is_aligned, len64};
 use crate::util::progress::Progress;
 use crate::util::range;
 
 use counts::{Counts, Kind, Met};
+use unshare::Repeat;
 
 /// Offset of the incompatible bits in the header.
 const INCOMPATIBLE_FIELD: u64 = 72;
@@ -53,12 +55,20 @@ struct Checker<'a> {
     dangling: bool,
     /// The refcount structure cannot be used as it is.
     unusable: bool,
+    /// It lies where tables or guest data are, too, and which of them is right nobody can tell.
+    ambiguous: bool,
     /// What is wrong with it.
     structure: Vec<String>,
+    /// Second-level tables with entries that no table has: they may be something else.
+    doubtful: HashSet<u64>,
     /// Refcounts on disk that are wrong and stay so, by cluster.
     differs: HashMap<u64, u64>,
     /// Words that the repair is going to set right.
     fixes: usize,
+    /// Clusters whose counts this repair lowered to 1: their copied flags are to be set.
+    lowered: HashSet<u64>,
+    /// First-level entries that point where another one of the same table does.
+    repeats: Vec<Repeat>,
     /// Snapshots of version 3 that lack what version 3 has: index, bytes of extra data.
     incomplete: Vec<(u32, u64)>,
     report: Report,
@@ -69,7 +79,7 @@ impl Check for Qcow2 {
         if repair != Repair::Nothing && self.writer.is_none() {
             return Err(Error::read_only());
         }
-        let report = check(&*self.file, repair, progress);
+        let report = settle(repair, |repair| check(&*self.file, repair, progress));
         if repair != Repair::Nothing {
             self.tables.forget(0..u64::MAX);
             self.decoded.clear();
@@ -79,7 +89,7 @@ impl Check for Qcow2 {
 
     fn work(&self) -> u64 {
         // What cannot be read is for the check to say.
-        Header::read_for(&*self.file, Purpose::Check)
+        Header::read_for(&*self.file, Need::Check)
             .and_then(|header| work(&*self.file, &header))
             .unwrap_or(0)
     }
@@ -105,15 +115,11 @@ fn work(file: &dyn Storage, header: &Header) -> Result<u64> {
     Ok(count.saturating_mul(header.cluster_size()))
 }
 
-/// Checks the image in `file`, and repairs what `repair` allows; a repair is on stable media when
-/// it returns.
+/// Checks the image in `file`, and repairs what `repair` allows in one pass; a repair is on stable
+/// media when it returns.
 pub(super) fn check(file: &dyn Storage, repair: Repair, progress: &dyn Progress) -> Result<Report> {
-    let header = Header::read_for(file, Purpose::Check)?;
-    let layout = Layout {
-        cluster_bits: header.cluster_bits,
-        extended: header.extended_l2(),
-        version: header.version,
-    };
+    let header = Header::read_for(file, Need::Check)?;
+    let layout = header.layout();
     let report = Report {
         total_clusters: header.size.div_ceil(header.cluster_size()),
         ..Report::default()
@@ -130,9 +136,13 @@ pub(super) fn check(file: &dyn Storage, repair: Repair, progress: &dyn Progress)
         complete: true,
         dangling: false,
         unusable: false,
+        ambiguous: false,
         structure: Vec::new(),
+        doubtful: HashSet::new(),
         differs: HashMap::new(),
         fixes: 0,
+        lowered: HashSet::new(),
+        repeats: Vec::new(),
         incomplete: Vec::new(),
         report,
     };
@@ -159,13 +169,27 @@ impl Checker<'_> {
         }
         self.copied(&tables)?;
         self.apply(&fixes)?;
+        self.unshare()?;
         self.complete_snapshots()?;
+        self.header_faults()?;
+        self.writable()?;
         self.finish()
+    }
+
+    /// Whether nothing is wrong any more but what is reported later, so that a repair may rely on
+    /// counts and tables.
+    fn is_sound(&self) -> bool {
+        self.report.corruptions == 0
+            && self.report.check_errors == 0
+            && self.differs.is_empty()
+            && self.complete
+            && !self.dangling
+            && !self.unusable
     }
 
     /// Whether the repair makes the refcount structure anew.
     fn rebuilds(&self) -> bool {
-        self.unusable && self.repair == Repair::All && !self.dangling
+        self.unusable && self.repair == Repair::All && !self.dangling && !self.ambiguous
     }
 
     fn corrupt(&mut self, text: String) {
@@ -181,9 +205,7 @@ impl Checker<'_> {
         kind: Kind,
     ) -> Result<bool> {
         let size = self.layout.cluster_size();
-        let past = host.end.saturating_sub(self.file.size());
-        let outside = range::len(&host) > 0 && host.start >= self.file.size();
-        if past >= size || outside || host.end < host.start {
+        if !self.layout.is_inside(&host, self.file.size()) {
             let end = self.file.size();
             self.dangling = true;
             self.corrupt(format!(
@@ -197,6 +219,8 @@ impl Checker<'_> {
         let bits = self.layout.cluster_bits;
         for cluster in host.start >> bits..host.end.div_ceil(size) {
             if self.counts.add(cluster, times, kind)? == Met::OtherKind {
+                // Whichever of the two is wrong pointed elsewhere once.
+                self.complete = false;
                 self.corrupt(format!(
                     "{} at {:#x} overlaps {} in the cluster at {:#x}",
                     what(),
@@ -232,11 +256,18 @@ impl Checker<'_> {
             if let Some(first) = shared.next() {
                 let count = 1 + shared.count();
                 let host = first << self.layout.cluster_bits;
-                self.corrupt(format!(
+                let text = format!(
                     "{what}: {count} of its clusters, the first at {host:#x}, have another use too"
-                ));
+                );
+                self.complete = false;
                 if what.starts_with(refs::BLOCK) || what.starts_with(refs::TABLE) {
+                    let uses = |c: u64| len64(sole.iter().filter(|(_, s)| s.contains(&c)).count());
+                    let mut clusters = clusters.clone();
+                    self.ambiguous |= clusters.any(|c| self.counts.get(c) > uses(c));
                     self.unusable = true;
+                    self.structure.push(text);
+                } else {
+                    self.corrupt(text);
                 }
             }
         }
@@ -255,7 +286,9 @@ impl Checker<'_> {
     /// Words of second-level tables that are wrong in themselves, set right.
     fn apply(&mut self, fixes: &[tables::Fix]) -> Result<()> {
         for fix in fixes {
-            let done = self.repair == Repair::All && self.is_unshared(fix.table);
+            let done = self.repair == Repair::All
+                && self.is_unshared(fix.table)
+                && !self.doubtful.contains(&fix.table);
             if done {
                 self.file.write_at(&fix.word.to_be_bytes(), fix.host)?;
             }
@@ -282,8 +315,9 @@ impl Checker<'_> {
         }
         let done = || clear.then(|| "cleared".to_owned());
         if marks & feature::CORRUPT != 0 {
+            // Nobody writes to it so.
             let text = "the image is marked corrupt (incompatible bit 1)".to_owned();
-            self.report.add(Severity::Note, 1, text, done());
+            self.report.add(Severity::Corruption, 1, text, done());
         }
         if marks & feature::DIRTY != 0 {
             let text = "the image was not closed cleanly (dirty bit)".to_owned();

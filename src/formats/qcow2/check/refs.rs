@@ -5,7 +5,6 @@ use std::ops::Range;
 use super::Checker;
 use super::tables::words;
 use crate::error::Result;
-use crate::formats::qcow2::entry::OFFSET;
 use crate::formats::qcow2::header::MAX_REFTABLE_BYTES;
 use crate::formats::qcow2::refblock::Width;
 use crate::image::check::{Repair, Severity};
@@ -15,8 +14,6 @@ use crate::util::align::{clamp_len, is_aligned, len64};
 pub(super) const TABLE: &str = "the refcount table";
 /// What findings call a refcount block.
 pub(super) const BLOCK: &str = "refcount block";
-/// Bits of a refcount table entry that must be 0.
-const RESERVED: u64 = !OFFSET;
 /// Wrong counts remembered one by one.
 const MAX_DIFFERS: usize = 1 << 20;
 
@@ -68,19 +65,16 @@ impl Checker<'_> {
     }
 
     fn refcount_block(&mut self, index: usize, word: u64) -> Result<Option<u64>> {
-        let (host, size) = (word & OFFSET, self.layout.cluster_size());
-        if word == 0 {
-            return Ok(None);
-        }
-        let inside = host != 0 && host < self.file.size();
-        if word & RESERVED != 0 || !is_aligned(host, size) || !inside {
-            self.unusable = true;
-            self.structure.push(format!(
-                "{BLOCK} {index} is at {word:#x} (allowed: multiples of {size:#x} below {:#x})",
-                self.file.size()
-            ));
-            return Ok(None);
-        }
+        let size = self.layout.cluster_size();
+        let host = match self.layout.refcount_block(word, self.file.size()) {
+            Ok(Some(host)) => host,
+            Ok(None) => return Ok(None),
+            Err(fault) => {
+                self.unusable = true;
+                self.structure.push(format!("{BLOCK} {index} {fault}"));
+                return Ok(None);
+            }
+        };
         self.mark_sole(format!("{BLOCK} {index}"), host..host + size)?;
         Ok(Some(host))
     }
@@ -138,6 +132,9 @@ impl Checker<'_> {
             let (set, done) = self.decide(is, expected);
             if set {
                 width.set(&mut bytes, index, expected);
+                if is > expected && expected == 1 {
+                    self.lowered.insert(cluster);
+                }
                 let first = changed.map_or(index, |c| c.start);
                 changed = Some(first..index + 1);
             }
@@ -178,14 +175,16 @@ impl Checker<'_> {
 
     /// Whether a wrong count is set in its block, and whether the repair mends it at all.
     fn decide(&self, is: u64, expected: u64) -> (bool, bool) {
+        // A count of 1 goes with a flag, which is for later: no more of them than can be kept.
+        let room = expected != 1 || self.lowered.len() < MAX_DIFFERS;
         let mends = match self.repair {
             Repair::Nothing => false,
-            Repair::Leaks => is > expected && self.complete,
+            Repair::Leaks => is > expected && self.complete && room,
             Repair::All => (is < expected || self.complete) && expected <= self.width().max(),
         };
         (
             mends && !self.unusable,
-            mends && (!self.unusable || self.repair == Repair::All),
+            mends && (!self.unusable || self.rebuilds()),
         )
     }
 

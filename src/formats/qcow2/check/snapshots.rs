@@ -2,21 +2,18 @@
 
 use super::Checker;
 use super::tables::FirstLevel;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::formats::qcow2::header::{Header, MAX_L1_BYTES, MAX_SNAPSHOTS};
-use crate::formats::qcow2::refcount::{Place, Refcounts, Step};
-use crate::formats::qcow2::snapshot_table::SnapshotTable;
+use crate::formats::qcow2::refcount::Step;
+use crate::formats::qcow2::snapshot_table::{EXTRA_V3, SnapshotTable};
 use crate::formats::qcow2::switch::switch;
 use crate::image::check::{Repair, Severity};
-use crate::image::open::WriteOrder;
 use crate::util::align::{clamp_len, is_aligned, len64};
 
 /// Bytes of an entry before its extra data.
 const FIXED: usize = 40;
 /// Most bytes of extra data, as QEMU has it.
 const MAX_EXTRA: u64 = 1024;
-/// Extra data that an entry has in version 3: size of the VM state and of the disk.
-const EXTRA_V3: u64 = 16;
 /// Longest table in bytes, as QEMU has it.
 const MAX_BYTES: u64 = 64 << 20;
 
@@ -73,14 +70,15 @@ impl Checker<'_> {
             ));
             return Ok(None);
         }
-        if self.header.version >= 3 && extra < EXTRA_V3 {
+        if self.header.version >= 3 && extra < len64(EXTRA_V3) {
             self.incomplete.push((index, extra));
         }
+        let nowhere = offset == 0 && len > 0;
         let aligned = is_aligned(offset, self.layout.cluster_size());
-        if !aligned || len * 8 > MAX_L1_BYTES {
+        if nowhere || !aligned || len * 8 > MAX_L1_BYTES {
             self.complete = false;
             self.corrupt(format!(
-                "the L1 table of snapshot {index} has {len} entries at {offset:#x} (allowed: {}, at a multiple of {:#x})",
+                "the L1 table of snapshot {index} has {len} entries at {offset:#x} (allowed: {}, at a non-zero multiple of {:#x})",
                 MAX_L1_BYTES / 8,
                 self.layout.cluster_size()
             ));
@@ -90,6 +88,7 @@ impl Checker<'_> {
                 offset,
                 len,
                 active: false,
+                number: list.len() + 2,
             });
         }
         Ok(Some(
@@ -104,12 +103,7 @@ impl Checker<'_> {
         if incomplete.is_empty() {
             return Ok(());
         }
-        let sound = self.report.corruptions == 0
-            && self.report.check_errors == 0
-            && self.differs.is_empty()
-            && self.complete
-            && !self.unusable;
-        let mends = sound && self.repair == Repair::All;
+        let mends = self.is_sound() && self.repair == Repair::All;
         if mends {
             self.replace_snapshot_table()?;
         }
@@ -132,24 +126,11 @@ impl Checker<'_> {
         let clusters = |bytes: &[u8]| len64(bytes.len()).div_ceil(1 << bits);
         let old = header.snapshots_offset >> bits;
         let old = old..old + clusters(&table.encode()?);
-        table
-            .entries
-            .iter_mut()
-            .for_each(|e| e.complete(header.size));
+        table.complete(header.size);
         let mut bytes = table.encode()?;
-        let place = Place {
-            cluster_bits: bits,
-            width: self.width(),
-            table: header.reftable_offset,
-            table_clusters: u64::from(header.reftable_clusters),
-        };
-        let mut refcounts = Refcounts::new(place, file.size(), WriteOrder::Ordered);
-        let used = |cluster| match self.counts.get(cluster) {
-            0 => Ok(()),
-            _ => Err(Error::corrupt(format!("cluster {cluster} is not free"))),
-        };
+        let mut refcounts = self.refcounts_now()?;
         let count = clusters(&bytes);
-        let taken = refcounts.take(file, count..count + 1, &used)?;
+        let taken = refcounts.take(file, count..count + 1, &self.unused())?;
         bytes.resize(clamp_len(count << bits, usize::MAX), 0);
         file.write_at(&bytes, taken.host)?;
         // The table of counts may have moved to make room.

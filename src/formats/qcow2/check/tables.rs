@@ -12,8 +12,6 @@ use crate::formats::qcow2::feature;
 use crate::image::check::Repair;
 use crate::util::align::{clamp_len, is_aligned, len64};
 
-/// Bits of a first-level entry that must be 0.
-const L1_RESERVED: u64 = !(OFFSET | COPIED);
 /// Bits of a second-level entry that must be 0 where the cluster is not compressed.
 const L2_RESERVED: u64 = !(OFFSET | COPIED | ZERO);
 /// Bytes of tables read at a time.
@@ -36,6 +34,8 @@ pub(super) struct FirstLevel {
     pub(super) len: u64,
     /// It is that of the disk, not of a snapshot.
     pub(super) active: bool,
+    /// Which it is of those that are looked at, from 1 on.
+    pub(super) number: usize,
 }
 
 /// One second-level table.
@@ -47,6 +47,8 @@ pub(super) struct Table {
     pub(super) times: u64,
     /// The first index in the active first-level table that points at it.
     pub(super) active: Option<u64>,
+    /// The first-level table that was last seen to point at it.
+    pub(super) seen: usize,
 }
 
 /// A word of a second-level table that is wrong in itself, and what it should be.
@@ -87,6 +89,7 @@ impl Checker<'_> {
             offset: self.header.l1_offset,
             len: u64::from(self.header.l1_len),
             active: true,
+            number: 1,
         };
         if self.external && !snapshots.is_empty() {
             self.corrupt(format!(
@@ -158,6 +161,7 @@ impl Checker<'_> {
         Ok(())
     }
 
+    /// Judges and counts one entry.
     fn first_level_entry(
         &mut self,
         table: &FirstLevel,
@@ -165,23 +169,14 @@ impl Checker<'_> {
         word: u64,
         found: &mut HashMap<u64, Table>,
     ) -> Result<()> {
-        let host = word & OFFSET;
-        if host == 0 {
-            return Ok(());
-        }
-        if word & L1_RESERVED != 0 {
-            self.corrupt(format!(
-                "entry {index} of {} is {word:#018x} (reserved bits must be 0)",
-                table.what
-            ));
-        }
-        if !is_aligned(host, self.layout.cluster_size()) {
+        let judged = self.layout.first_level(word);
+        if let Err(fault) = &judged {
             self.complete = false;
-            self.corrupt(format!(
-                "entry {index} of {} points at {host:#x} (allowed: multiples of {:#x})",
-                table.what,
-                self.layout.cluster_size()
-            ));
+            self.corrupt(format!("entry {index} of {} {fault}", table.what));
+        }
+        // Where only flags are wrong, the offset is counted.
+        let host = judged.unwrap_or(Some(word & OFFSET)).unwrap_or(0);
+        if host == 0 || !is_aligned(host, self.layout.cluster_size()) {
             return Ok(());
         }
         if found.len() >= MAX_TABLES && !found.contains_key(&host) {
@@ -192,10 +187,16 @@ impl Checker<'_> {
             host,
             times: 0,
             active: None,
+            seen: 0,
         });
         entry.times += 1;
+        let repeated = entry.seen == table.number;
+        entry.seen = table.number;
         if table.active && entry.active.is_none() {
             entry.active = Some(index);
+        }
+        if repeated {
+            self.repeated(table, index, host);
         }
         Ok(())
     }
@@ -249,6 +250,7 @@ impl Checker<'_> {
             let per_entry = clamp_len(entry_len / 8, 2);
             let mut words = words(bytes);
             let mut index = 0;
+            let before = checker.report.corruptions;
             // Where the next cluster of the disk would be, were it in one piece with the last.
             let mut next = None;
             while let Some(word) = words.next() {
@@ -265,6 +267,9 @@ impl Checker<'_> {
                 }
                 index += 1;
             }
+            if checker.report.corruptions > before {
+                checker.doubtful.insert(table.host);
+            }
             Ok(())
         })?;
         Ok(fixes)
@@ -278,6 +283,7 @@ impl Checker<'_> {
         next: &mut Option<u64>,
     ) -> Result<Option<Fix>> {
         if word & COMPRESSED == 0 && word & L2_RESERVED != 0 {
+            self.complete = false;
             self.corrupt(format!(
                 "the L2 entry at {:#x} is {word:#018x} (reserved bits must be 0)",
                 at.host

@@ -1,0 +1,47 @@
+//! What else keeps an image from being written: a check that finds nothing says that writers take
+//! the image.
+
+use super::Checker;
+use crate::error::{ErrorKind, Result};
+use crate::formats::qcow2::guard::judge;
+use crate::formats::qcow2::header::Header;
+use crate::formats::qcow2::switch::switch;
+use crate::image::check::{Repair, Severity};
+
+impl Checker<'_> {
+    /// Reports what is wrong with the header alone.  Where all else is sound, a repair writes it
+    /// anew without that.
+    pub(super) fn header_faults(&mut self) -> Result<()> {
+        let faults = self.header.faults();
+        if faults.is_empty() {
+            return Ok(());
+        }
+        let mut done = None;
+        if self.repair == Repair::All && self.is_sound() {
+            let header = Header::read(self.file)?.without_faults();
+            match switch(self.file, &header) {
+                Ok(()) => done = Some("taken away".to_owned()),
+                // It has no room to change; nothing was written.
+                Err(e) if e.kind() == ErrorKind::Unsupported => {}
+                Err(e) => return Err(e),
+            }
+        }
+        for fault in faults {
+            self.report
+                .add(Severity::Corruption, 1, fault, done.clone());
+        }
+        Ok(())
+    }
+
+    /// Asks what a writer asks before its first change.
+    pub(super) fn writable(&mut self) -> Result<()> {
+        if self.report.corruptions > 0 || self.report.check_errors > 0 {
+            return Ok(());
+        }
+        match judge(self.file) {
+            Err(e) if e.kind() == ErrorKind::Corrupt => self.corrupt(e.message().to_owned()),
+            other => return other,
+        }
+        Ok(())
+    }
+}

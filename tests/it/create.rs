@@ -278,3 +278,25 @@ fn the_size_of_a_vhd_is_forced_in_the_words_of_qemu_img() {
         made(wrong).code(1);
     }
 }
+
+#[test]
+fn a_disk_of_no_bytes_has_nothing_to_lose() {
+    let dir = scratch();
+    let run = |arguments: &[&str]| {
+        let mut command = vdtool();
+        command.current_dir(dir.path()).args(arguments);
+        command.assert().success();
+    };
+    std::fs::write(dir.path().join("e.raw"), b"").expect("writes");
+    run(&["create", "-q", "-f", "qcow2", "a.qcow2", "0"]);
+    run(&["convert", "-f", "raw", "-O", "qcow2", "e.raw", "b.qcow2"]);
+    run(&[
+        "convert", "-c", "-f", "raw", "-O", "qcow2", "e.raw", "c.qcow2",
+    ]);
+    for name in ["a.qcow2", "b.qcow2", "c.qcow2"] {
+        run(&["check", name]);
+        run(&["resize", "-q", name, "3M"]);
+        run(&["io", "-q", "-c", "write 1M 1M", name]);
+        run(&["check", name]);
+    }
+}

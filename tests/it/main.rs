@@ -20,6 +20,7 @@ mod io;
 mod layers;
 mod map;
 mod model;
+mod moving;
 mod mutate;
 mod nbd;
 mod oracle;

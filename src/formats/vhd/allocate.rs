@@ -9,25 +9,33 @@ use crate::formats::vhd::geometry::SECTOR;
 use crate::formats::vhd::layout::UNUSED;
 use crate::formats::vhd::space::Spot;
 use crate::formats::vhd::sparse::{Shape, Sparse};
+use crate::image::open::WriteOrder;
 use crate::image::{Fill, Layout, Old, Slot, Wait};
 use crate::storage::Zeroing;
-use crate::util::range;
+use crate::util::{align, range};
 
 /// Blocks freed under one hold of the lock.
 const FREE_STEP: u64 = 1024;
 /// Pieces to reserve that are no further apart than this are reserved as one.
 const RESERVE_GAP: u64 = 8192;
+/// Bytes whose way to stable media begins before the sync.
+const BEGIN_EARLY: u64 = 1 << 20;
+
+/// Blocks that are given space, or sectors, by one sync at most.
+const MAX_CLAIMS: usize = 64;
 
 /// What a thread has reserved, to fill and publish.
 #[derive(Debug)]
 struct Claim {
     index: u64,
     /// Guest bytes that nobody else fills meanwhile.
+    busy: Range<u64>,
+    /// Guest bytes that the block gets.
     guest: Range<u64>,
     work: Work,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 enum Work {
     /// A block without space: it gets this.
     Block(Spot),
@@ -38,51 +46,271 @@ enum Work {
 impl Sparse {
     /// As [`crate::image::Image::allocate`].
     pub(super) fn allocate_at(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
+        self.allocate_around(&(at..at + len), &(at..at + len), fill)
+    }
+
+    /// As [`crate::image::Image::allocate_ahead`].
+    pub(super) fn allocate_following(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
+        let request = at..at + len;
+        // In a dynamic disk what comes next has space without a sync, or is zero.
+        let around = match (self.kind, self.order) {
+            (Kind::Differencing, WriteOrder::Ordered) => self.followed.around(&request),
+            _ => request.clone(),
+        };
+        self.allocate_around(&request, &around, fill)
+    }
+
+    fn allocate_around(
+        &self,
+        request: &Range<u64>,
+        around: &Range<u64>,
+        fill: &mut Fill<'_>,
+    ) -> Result<u64> {
         if !self.write {
             return Err(Error::read_only());
         }
         let shape = self.shape.load_full();
-        let Some(claim) = self.claim(&shape, at, len)? else {
+        let around = around.start..around.end.min(shape.size.next_multiple_of(SECTOR));
+        let mut claims = self.claims(&shape, request, &around)?;
+        if claims.is_empty() {
             return Ok(0);
-        };
-        let done = match claim.work {
-            Work::Block(spot) => self.fill_block(&shape, &claim, spot, at..at + len, fill),
-            Work::Sectors(host) => self.fill_sectors(&claim, host, fill),
-        };
-        self.space.lock().release(&claim.guest);
+        }
+        let busy: Vec<Range<u64>> = claims.iter().map(|c| c.busy.clone()).collect();
+        let done = self.carry_out(&shape, &mut claims, request, fill);
+        let mut space = self.space.lock();
+        busy.iter().for_each(|guest| space.release(guest));
+        drop(space);
         self.changed.notify_all();
-        done.map(|end| end.min(at + len) - at)
+        done
     }
 
-    /// Reserves what the bytes from `at` need; `None` where they have it, or had to be waited for.
-    fn claim(&self, shape: &Shape, at: u64, len: u64) -> Result<Option<Claim>> {
+    /// Reserves what the bytes from the start of `request` on need, block by block without a gap;
+    /// nothing where they have it, or had to be waited for.
+    fn claims(
+        &self,
+        shape: &Shape,
+        request: &Range<u64>,
+        around: &Range<u64>,
+    ) -> Result<Vec<Claim>> {
         let mut space = self.space.lock();
-        let index = self.blocks.index(at);
-        let block = self.blocks.guest(index);
-        let host = self.locate(shape, index, Wait::Yes)?;
-        let guest = match host {
-            None => block,
-            Some(host) => {
-                let sectors = self.sectors(index, &(at..at + len));
-                let first = sectors.start;
-                let run = self.bitmaps.run(&*self.storage, host, sectors, Wait::Yes)?;
-                if run.present || shape.batmap().is_some_and(|m| m.is_full(index)) {
-                    return Ok(None);
+        let mut claims: Vec<Claim> = Vec::new();
+        let mut at = request.start;
+        while at < around.end && claims.len() < MAX_CLAIMS {
+            let index = self.blocks.index(at);
+            let block = self.blocks.guest(index);
+            let Some((host, guest)) = self.missing(shape, index, at, around)? else {
+                break;
+            };
+            let busy = if host.is_some() { &guest } else { &block }.clone();
+            if space.is_busy(&busy) {
+                if claims.is_empty() {
+                    self.changed.wait(&mut space);
                 }
-                let start = block.start + first * SECTOR;
-                start..start + run.count * SECTOR
+                break;
             }
-        };
-        if space.is_busy(&guest) {
-            self.changed.wait(&mut space);
-            return Ok(None);
+            let work = match host {
+                Some(host) => Work::Sectors(host),
+                None => match self.take(&mut space, shape, index) {
+                    Ok(spot) => Work::Block(spot),
+                    // Those before it can be written.
+                    Err(_) if !claims.is_empty() => break,
+                    Err(e) => return Err(e),
+                },
+            };
+            space.busy.push(busy.clone());
+            at = guest.end;
+            let whole = guest.end == block.end;
+            claims.push(Claim {
+                index,
+                busy,
+                guest,
+                work,
+            });
+            if !whole {
+                break;
+            }
         }
-        let work = match host {
-            None => Work::Block(self.take(&mut space, shape, index)?),
-            Some(host) => Work::Sectors(host),
+        Ok(claims)
+    }
+
+    /// Where block `index` is, and what of the bytes `around` `at` it does not have and is to get;
+    /// `None` where it has the byte at `at`.
+    fn missing(
+        &self,
+        shape: &Shape,
+        index: u64,
+        at: u64,
+        around: &Range<u64>,
+    ) -> Result<Option<(Option<u64>, Range<u64>)>> {
+        let block = self.blocks.guest(index);
+        let wanted = self.sectors(index, around);
+        let bytes = |sectors: Range<u64>| {
+            block.start + sectors.start * SECTOR..block.start + sectors.end * SECTOR
         };
-        space.busy.push(guest.clone());
-        Ok(Some(Claim { index, guest, work }))
+        let Some(host) = self.locate(shape, index, Wait::Yes)? else {
+            return Ok(Some(match self.kind {
+                // QEMU reads no bitmaps in dynamic disks, so all sectors are there and zero.
+                Kind::Dynamic | Kind::Fixed => (None, block),
+                Kind::Differencing => (None, bytes(wanted)),
+            }));
+        };
+        let first = (at - block.start) / SECTOR;
+        for from in [wanted.start, first] {
+            let run = self
+                .bitmaps
+                .run(&*self.storage, host, from..wanted.end, Wait::Yes)?;
+            if !run.present && from + run.count > first {
+                let full = shape.batmap().is_some_and(|m| m.is_full(index));
+                return Ok((!full).then(|| (Some(host), bytes(from..from + run.count))));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Fills what was claimed, waits once until that is on stable media, and publishes it; how much
+    /// of the request is there then.
+    fn carry_out(
+        &self,
+        shape: &Shape,
+        claims: &mut Vec<Claim>,
+        request: &Range<u64>,
+        fill: &mut Fill<'_>,
+    ) -> Result<u64> {
+        let stamp = self.syncs.stamp();
+        let filled = self.fill_claims(claims, request, fill);
+        // A power cut that leaves only the table word of a block that is ready leaves what was there
+        // before.
+        let ready = |c: &Claim| matches!(c.work, Work::Block(spot) if spot.ready);
+        let free = self.kind == Kind::Dynamic && claims.iter().all(ready);
+        let settled = filled.and_then(|()| if free { Ok(()) } else { self.ordered(stamp) });
+        if let Err(e) = settled {
+            self.give_back_claims(claims);
+            return Err(e);
+        }
+        for (index, claim) in claims.iter().enumerate() {
+            // From here on the file may name the space, whatever the answer: it is not given back.
+            if let Err(e) = self.publish(shape, claim) {
+                self.give_back_claims(&claims[index + 1..]);
+                return Err(e);
+            }
+        }
+        let (Some(first), Some(last)) = (claims.first(), claims.last()) else {
+            return Ok(0);
+        };
+        if self.kind == Kind::Differencing {
+            self.followed.worked_on(first.guest.start..last.guest.end);
+        }
+        Ok(last.guest.end.min(request.end) - request.start)
+    }
+
+    /// Fills what was claimed.  Where that fails for what was not asked for, it is no longer claimed.
+    fn fill_claims(
+        &self,
+        claims: &mut Vec<Claim>,
+        request: &Range<u64>,
+        fill: &mut Fill<'_>,
+    ) -> Result<()> {
+        let mut done = 0;
+        for claim in claims.iter_mut() {
+            let asked = range::intersect(&claim.guest, request);
+            match self.fill_claim(claim, request, fill) {
+                Ok(()) => done += 1,
+                Err(e) if asked.is_some() => return Err(e),
+                Err(_) => break,
+            }
+        }
+        self.give_back_claims(&claims[done..]);
+        claims.truncate(done);
+        Ok(())
+    }
+
+    fn fill_claim(
+        &self,
+        claim: &mut Claim,
+        request: &Range<u64>,
+        fill: &mut Fill<'_>,
+    ) -> Result<()> {
+        let mut parts = vec![claim.guest.clone()];
+        if self.kind == Kind::Differencing
+            && let Some(asked) = range::intersect(&claim.guest, request)
+        {
+            // What was asked for first: the rest may fail.
+            let asked = align::down(asked.start, SECTOR)..asked.end.next_multiple_of(SECTOR);
+            let (before, after) = (claim.guest.start..asked.start, asked.end..claim.guest.end);
+            parts = vec![asked, before, after];
+        }
+        parts.retain(|part| !part.is_empty());
+        for (index, part) in parts.iter().enumerate() {
+            if let Err(e) = self.fill_part(claim, part, fill) {
+                if index == 0 {
+                    return Err(e);
+                }
+                claim.guest = parts[0].clone();
+                break;
+            }
+        }
+        match claim.work {
+            Work::Block(spot) => {
+                let bits = match self.kind {
+                    // The bits of the padding too, as other writers set them.
+                    Kind::Dynamic | Kind::Fixed => 0..self.blocks.bitmap * 8,
+                    Kind::Differencing => self.sectors(claim.index, &claim.guest),
+                };
+                self.bitmaps
+                    .create(&*self.storage, spot.host, self.blocks.bitmap, bits)
+            }
+            Work::Sectors(_) => Ok(()),
+        }
+    }
+
+    fn fill_part(&self, claim: &Claim, part: &Range<u64>, fill: &mut Fill<'_>) -> Result<()> {
+        let (block, zeroed) = match claim.work {
+            Work::Block(spot) => (spot.host, spot.zeroed),
+            // Under a bit that is 0 there may be anything.
+            Work::Sectors(host) => (host, false),
+        };
+        let within = part.start - self.blocks.guest(claim.index).start;
+        let host = block + self.blocks.bitmap + within;
+        fill(Slot {
+            guest: part.clone(),
+            storage: &*self.storage,
+            host,
+            old: match self.kind {
+                Kind::Differencing => Old::Below,
+                Kind::Dynamic | Kind::Fixed => Old::Zero,
+            },
+            zeroed,
+        })?;
+        if self.kind == Kind::Differencing && range::len(part) >= BEGIN_EARLY {
+            // The sync that follows has less to wait for.
+            self.storage.write_back(host..host + range::len(part));
+        }
+        Ok(())
+    }
+
+    /// Shows what was filled to readers.
+    fn publish(&self, shape: &Shape, claim: &Claim) -> Result<()> {
+        match claim.work {
+            Work::Block(spot) => {
+                let word = u32::try_from(spot.host / SECTOR)
+                    .map_err(|_| Error::new(ErrorKind::NoSpace, "the file is beyond 2 TiB"))?;
+                shape.table.publish(&*self.storage, claim.index, word)
+            }
+            Work::Sectors(host) => {
+                let sectors = self.sectors(claim.index, &claim.guest);
+                self.bitmaps.set(&*self.storage, host, sectors)
+            }
+        }
+    }
+
+    /// Space of claims that were not published may be taken again.
+    fn give_back_claims(&self, claims: &[Claim]) {
+        let mut space = self.space.lock();
+        for claim in claims {
+            if let Work::Block(spot) = claim.work {
+                self.give_back(&mut space, spot.host);
+            }
+        }
     }
 
     /// The sectors within block `index` that a guest range touches.
@@ -90,90 +318,6 @@ impl Sparse {
         let block = self.blocks.guest(index);
         let part = range::intersect(guest, &block).unwrap_or(block.start..block.start);
         (part.start - block.start) / SECTOR..(part.end - block.start).div_ceil(SECTOR)
-    }
-
-    /// Fills and publishes a new block; the end of what is there then.
-    fn fill_block(
-        &self,
-        shape: &Shape,
-        claim: &Claim,
-        spot: Spot,
-        request: Range<u64>,
-        fill: &mut Fill<'_>,
-    ) -> Result<u64> {
-        let sectors = match self.kind {
-            // QEMU reads no bitmaps in dynamic disks, so all sectors are there and zero.
-            Kind::Dynamic | Kind::Fixed => 0..self.blocks.sectors(),
-            Kind::Differencing => self.sectors(claim.index, &request),
-        };
-        let start = claim.guest.start;
-        let guest = start + sectors.start * SECTOR..start + sectors.end * SECTOR;
-        let filled = self.fill_space(spot, guest.clone(), sectors, start, fill);
-        if let Err(e) = filled {
-            self.give_back(&mut self.space.lock(), spot.host);
-            return Err(e);
-        }
-        // From here on the file may name the space, whatever the answer: it is not given back.
-        let word = u32::try_from(spot.host / SECTOR)
-            .map_err(|_| Error::new(ErrorKind::NoSpace, "the file is beyond 2 TiB"))?;
-        shape.table.publish(&*self.storage, claim.index, word)?;
-        Ok(guest.end)
-    }
-
-    /// Has a new block's data written, and its bitmap, and waits until both are on stable media,
-    /// unless a power cut that leaves only the block's table word leaves what was there before.
-    fn fill_space(
-        &self,
-        spot: Spot,
-        guest: Range<u64>,
-        sectors: Range<u64>,
-        block_start: u64,
-        fill: &mut Fill<'_>,
-    ) -> Result<()> {
-        let stamp = self.syncs.stamp();
-        let bits = match self.kind {
-            // The bits of the padding too, as other writers set them.
-            Kind::Dynamic | Kind::Fixed => 0..self.blocks.bitmap * 8,
-            Kind::Differencing => sectors,
-        };
-        fill(Slot {
-            storage: &*self.storage,
-            host: spot.host + self.blocks.bitmap + (guest.start - block_start),
-            guest,
-            old: self.old(),
-            zeroed: spot.zeroed,
-        })?;
-        self.bitmaps
-            .create(&*self.storage, spot.host, self.blocks.bitmap, bits)?;
-        match spot.ready && self.kind == Kind::Dynamic {
-            true => Ok(()),
-            false => self.ordered(stamp),
-        }
-    }
-
-    /// Fills sectors of a block that has space, then sets their bits; the end of what is there.
-    fn fill_sectors(&self, claim: &Claim, host: u64, fill: &mut Fill<'_>) -> Result<u64> {
-        let start = self.blocks.guest(claim.index).start;
-        let stamp = self.syncs.stamp();
-        fill(Slot {
-            guest: claim.guest.clone(),
-            storage: &*self.storage,
-            host: host + self.blocks.bitmap + (claim.guest.start - start),
-            old: self.old(),
-            // Under a bit that is 0 there may be anything.
-            zeroed: false,
-        })?;
-        self.ordered(stamp)?;
-        let sectors = self.sectors(claim.index, &claim.guest);
-        self.bitmaps.set(&*self.storage, host, sectors)?;
-        Ok(claim.guest.end)
-    }
-
-    fn old(&self) -> Old<'static> {
-        match self.kind {
-            Kind::Differencing => Old::Below,
-            Kind::Dynamic | Kind::Fixed => Old::Zero,
-        }
     }
 
     /// Takes the space of whole blocks back, so that they read as zeroes.

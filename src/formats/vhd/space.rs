@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use crate::error::Result;
+use crate::formats::vhd::footer::Kind;
 use crate::formats::vhd::geometry::SECTOR;
 use crate::formats::vhd::layout::{Blocks, UNUSED};
 use crate::formats::vhd::sparse::{Shape, Sparse};
@@ -198,7 +199,9 @@ impl Sparse {
         let ahead = (self.blocks.stride() * AHEAD_BLOCKS).min(AHEAD);
         let ahead = align::down(ahead, self.blocks.stride());
         let since = self.syncs.stamp();
-        if let Some(new) = self.make_room(space, shape, end, ahead)? {
+        if let Some(new) = self.make_room(space, shape, end, ahead)?
+            && self.kind == Kind::Dynamic
+        {
             // Where the old footer was there are zeroes on stable media from now on, as behind it.
             self.ordered(since)?;
             space.zeroes = tail..new;

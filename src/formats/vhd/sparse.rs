@@ -19,6 +19,7 @@ use crate::formats::vhd::layout::{self, Blocks, Bounds, UNUSED};
 use crate::formats::vhd::locator::{self, Code};
 use crate::formats::vhd::open::{self, End, Found};
 use crate::formats::vhd::space::Space;
+use crate::image::follow::Followed;
 use crate::image::info::Detail;
 use crate::image::open::{OpenOptions, Purpose, WriteOrder};
 use crate::image::relink::Relink;
@@ -74,6 +75,8 @@ pub(super) struct Sparse {
     /// Told when a guest range is no longer busy.
     pub(super) changed: Condvar,
     pub(super) syncs: Syncs,
+    /// Who goes through a differencing disk in order.
+    pub(super) followed: Followed,
 }
 
 impl Shape {
@@ -149,6 +152,7 @@ impl Sparse {
             space: Mutex::new(Space::new(found_footer)),
             changed: Condvar::new(),
             syncs: Syncs::default(),
+            followed: Followed::default(),
             storage,
         })
     }
@@ -329,6 +333,10 @@ impl Image for Sparse {
 
     fn allocate(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
         self.allocate_at(at, len, fill)
+    }
+
+    fn allocate_ahead(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
+        self.allocate_following(at, len, fill)
     }
 
     fn zero(&self, range: Range<u64>, how: Zeroing) -> Result<()> {

@@ -179,7 +179,7 @@ impl Chain {
         self.check_write(range.start, range::len(&range))?;
         let _ticket = self.enter();
         let cut = self.cut(&range, self.top().limits().discard_align);
-        if self.top().caps().backing || cut.body.is_empty() {
+        if cut.body.is_empty() {
             return self.punch_runs(range);
         }
         match self.top().discard(cut.body.clone()) {

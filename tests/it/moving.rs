@@ -267,3 +267,48 @@ fn a_full_host_takes_what_was_asked_for_where_it_has_no_room_for_more() {
     let report = disk.check(Repair::Nothing).expect("checks");
     assert_eq!((report.leaks, report.corruptions), (0, 0));
 }
+
+/// Bytes of an object that take space.
+fn allocated(storage: &MemoryStorage) -> u64 {
+    let (mut at, mut sum) = (0, 0);
+    while at < storage.size() {
+        let run = storage.run(at, storage.size() - at).expect("memory");
+        sum += if run.data { run.len } else { 0 };
+        at += run.len;
+    }
+    sum
+}
+
+#[test]
+fn a_discard_above_another_image_gives_space_back_and_shows_nothing_of_it() {
+    const LEN: u64 = 16 * MIB;
+    for options in ["", "extended_l2=on", "compat=0.10", "compressed"] {
+        let layer = match options {
+            "compressed" => spec("qcow2", "", LEN),
+            options => spec("qcow2", options, LEN),
+        };
+        let disk = full(layer, Some(spec("raw", "", LEN)), "");
+        let top = Arc::clone(&disk.memory()[0]);
+        let chain = disk.open(Access::Write, WriteOrder::Ordered);
+        // The last quarter stays below.
+        let own = LEN / 4 * 3;
+        let bytes = vec![5; len(own)];
+        match options {
+            "compressed" => chain.write_compressed(&bytes, 0).expect("compresses"),
+            _ => chain.write_at(&bytes, 0).expect("writes"),
+        }
+        chain.close().expect("closes");
+        drop(chain);
+        let chain = disk.open(Access::Write, WriteOrder::Ordered);
+        chain.discard(0..LEN).expect("is taken");
+        chain.flush().expect("flushes");
+        chain.close().expect("closes");
+        assert!(allocated(&top) < MIB, "{options}: {}", allocated(&top));
+        let found = read_all(&chain);
+        assert!(found[..len(own)].iter().all(|b| *b == 0), "{options}");
+        assert!(found[len(own)..].iter().all(|b| *b == 1), "{options}");
+        drop(chain);
+        let report = disk.check(Repair::Nothing).expect("checks");
+        assert_eq!((report.leaks, report.corruptions), (0, 0), "{options}");
+    }
+}

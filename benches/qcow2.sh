@@ -63,6 +63,46 @@ looking() {
   done
 }
 
+# Overwrites 64 MiB that are shared, compressed or below, on a copy each time: name, and the image.
+overwritten() {
+  local name=$1 image=$2 tool run syncs=?
+  : >"$work/ours.s" && : >"$work/theirs.s"
+  for ((run = 0; run < runs; run++)); do
+    for tool in ours theirs; do
+      cp "$image" "$work/$tool.qcow2"
+      sync
+      case $tool in
+        ours) measured "$vdtool" io -q -c 'write -P 2 0 64M' "$work/ours.qcow2" ;;
+        theirs) measured qemu-io -c 'write -q -P 2 0 64M' "$work/theirs.qcow2" ;;
+      esac
+      echo "$seconds" >>"$work/$tool.s"
+    done
+  done
+  same qemu-io -c 'read -P 2 0 64M' "$work/ours.qcow2"
+  same qemu-img check -q "$work/ours.qcow2"
+  if command -v strace >/dev/null; then
+    cp "$image" "$work/ours.qcow2"
+    syncs=$(strace -f -e trace=fdatasync "$vdtool" io -q -c 'write -P 2 0 64M' "$work/ours.qcow2" 2>&1 | grep -c fdatasync)
+  fi
+  awk -v n="$name" -v a="$(median <"$work/ours.s")" -v b="$(median <"$work/theirs.s")" -v s="$syncs" 'BEGIN {
+    printf "| %s | %.3f | %.3f | %.2f | %s |\n", n, a, b, a / b, s }'
+}
+
+overwriting() {
+  echo
+  echo "| 64 MiB overwritten | vdtool io, s | qemu-io, s | ratio | vdtool's syncs |"
+  echo "|---|---|---|---|---|"
+  qemu-img create -q -f qcow2 "$work/shared.qcow2" 64M
+  qemu-io -c 'write -q -P 1 0 64M' "$work/shared.qcow2"
+  cp "$work/shared.qcow2" "$work/base.qcow2"
+  qemu-img snapshot -c s "$work/shared.qcow2"
+  overwritten "that a snapshot shares" "$work/shared.qcow2"
+  qemu-img create -q -f qcow2 -b "$work/base.qcow2" -F qcow2 "$work/above.qcow2"
+  overwritten "of the backing file" "$work/above.qcow2"
+  qemu-img convert -c -f qcow2 -O qcow2 "$work/base.qcow2" "$work/packed.qcow2"
+  overwritten "compressed" "$work/packed.qcow2"
+}
+
 begin "${1:-target}" "${2:-5}"
 build_source "$work/source.raw" 8G 3584 6144
 build_source "$work/small.raw" 3G 1024 2048
@@ -79,4 +119,5 @@ echo "| compressed by | vdtool, bytes | qemu-img, bytes | ratio |"
 echo "|---|---|---|---|"
 echo -n "$sizes"
 looking
+overwriting
 [ "$mistakes" -eq 0 ]

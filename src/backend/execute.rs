@@ -39,6 +39,15 @@ pub(super) fn run(
             })?;
             *fua
         }
+        Request::Fill { range, byte, fua } => {
+            let mut at = range.start;
+            while at < range.end {
+                let end = range.end.min(at.saturating_add(len64(step)));
+                fill(chain, at..end, *byte, settings)?;
+                at = end;
+            }
+            *fua
+        }
         Request::Compress { at, buf } => {
             chain.write_compressed(buf, *at)?;
             false
@@ -69,14 +78,25 @@ fn was_lost(chain: &Chain) -> Error {
 }
 
 fn write(chain: &Chain, buf: &[u8], at: u64, settings: &Settings) -> Result<()> {
-    let how = match settings.detect_zeroes {
-        DetectZeroes::Off => return chain.write_at(buf, at),
-        DetectZeroes::KeepSpace => Zeroing::KeepSpace,
-        DetectZeroes::MayUnmap => allowed(Zeroing::MayUnmap, settings),
-    };
-    match is_zero(buf) {
-        true => chain.zero(at..at + len64(buf.len()), how),
-        false => chain.write_at(buf, at),
+    match zeroing(settings).filter(|_| is_zero(buf)) {
+        Some(how) => chain.zero(at..at + len64(buf.len()), how),
+        None => chain.write_at(buf, at),
+    }
+}
+
+fn fill(chain: &Chain, range: Range<u64>, byte: u8, settings: &Settings) -> Result<()> {
+    match zeroing(settings).filter(|_| byte == 0) {
+        Some(how) => chain.zero(range, how),
+        None => chain.fill_with(byte, range),
+    }
+}
+
+/// How zeroes that clients write are zeroed; `None`: they are written.
+fn zeroing(settings: &Settings) -> Option<Zeroing> {
+    match settings.detect_zeroes {
+        DetectZeroes::Off => None,
+        DetectZeroes::KeepSpace => Some(Zeroing::KeepSpace),
+        DetectZeroes::MayUnmap => Some(allowed(Zeroing::MayUnmap, settings)),
     }
 }
 

@@ -67,6 +67,15 @@ pub enum Request<'a> {
         /// Durable before it completes.
         fua: bool,
     },
+    /// Write one byte all over a range.
+    Fill {
+        /// Guest range in bytes.
+        range: Range<u64>,
+        /// What to write.
+        byte: u8,
+        /// Durable before it completes.
+        fua: bool,
+    },
     /// Write the buffer at `at` and store it compressed; as
     /// [`Chain::write_compressed`](crate::chain::Chain::write_compressed) allows it.
     Compress {
@@ -135,6 +144,7 @@ impl Request<'_> {
         let (kind, range, fua) = match self {
             Self::Read { at, buf } => (Kind::Read, span(*at, buf.len()), false),
             Self::Write { at, buf, fua } => (Kind::Write, span(*at, buf.len()), *fua),
+            Self::Fill { range, fua, .. } => (Kind::Write, range.clone(), *fua),
             Self::Compress { at, buf } => (Kind::Write, span(*at, buf.len()), false),
             Self::Zero { range, fua, .. } => (Kind::Zero, range.clone(), *fua),
             Self::Discard { range } => (Kind::Discard, range.clone(), false),

@@ -7,10 +7,15 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Old, Slot, Source, Wait};
 use crate::storage::{Storage, Zeroing, zero_or_write};
 use crate::util::align::{clamp_len, len64};
+use crate::util::buf::AlignedBuf;
 use crate::util::range;
 
 /// Copy-on-write moves at most this much at a time.
 const COW_STEP: u64 = 256 << 10;
+/// Bytes in memory of what is the same all over: they fit a processor's own cache.
+const SAME_STEP: usize = 1 << 20;
+/// Where they begin: fit for direct I/O.
+const SAME_ALIGN: usize = 4096;
 
 /// Told where bytes are stored.
 pub type Stored<'f> = dyn FnMut(&dyn Storage, Range<u64>) -> Result<()> + 'f;
@@ -20,8 +25,37 @@ pub type Stored<'f> = dyn FnMut(&dyn Storage, Range<u64>) -> Result<()> + 'f;
 enum With<'a> {
     /// These bytes, the first of which belongs at the start of the range.
     Bytes(&'a [u8]),
+    /// These bytes, all the same, over and over.
+    Same(&'a [u8]),
     /// Zeroes.
     Zeroes(Zeroing),
+}
+
+impl With<'_> {
+    /// What belongs `done` bytes after the start of the range.
+    fn after(self, done: u64) -> Self {
+        match self {
+            Self::Bytes(bytes) => Self::Bytes(&bytes[clamp_len(done, bytes.len())..]),
+            same => same,
+        }
+    }
+
+    /// Writes the first `len` bytes.
+    fn write(self, storage: &dyn Storage, host: u64, len: u64) -> Result<()> {
+        match self {
+            Self::Bytes(bytes) => storage.write_at(&bytes[..clamp_len(len, bytes.len())], host),
+            Self::Same(bytes) => {
+                let mut done = 0;
+                while done < len {
+                    let step = clamp_len(len - done, bytes.len());
+                    storage.write_at(&bytes[..step], host + done)?;
+                    done += len64(step);
+                }
+                Ok(())
+            }
+            Self::Zeroes(how) => zero_or_write(storage, host..host + len, how),
+        }
+    }
 }
 
 impl Chain {
@@ -31,24 +65,34 @@ impl Chain {
     /// `OutOfRange` past the end of the disk; `ReadOnly`; those of the layers.  After an error any
     /// part of the range may have been written.
     pub fn write_at(&self, buf: &[u8], at: u64) -> Result<()> {
-        self.check_write(at, len64(buf.len()))?;
+        self.write_all(at..at.saturating_add(len64(buf.len())), With::Bytes(buf))
+    }
+
+    /// Writes `byte` all over a range, into the top layer.
+    ///
+    /// # Errors
+    /// As [`Chain::write_at`].
+    pub fn fill_with(&self, byte: u8, range: Range<u64>) -> Result<()> {
+        let mut buf = AlignedBuf::new(clamp_len(range::len(&range), SAME_STEP), SAME_ALIGN);
+        buf.fill(byte);
+        self.write_all(range, With::Same(&buf))
+    }
+
+    fn write_all(&self, range: Range<u64>, with: With<'_>) -> Result<()> {
+        self.check_write(range.start, range::len(&range))?;
         let _ticket = self.enter();
-        let mut done = 0;
-        while done < buf.len() {
-            let rest = &buf[done..];
-            let at = at + len64(done);
-            let len = match self.writable_at(at, len64(rest.len()))? {
+        let mut at = range.start;
+        while at < range.end {
+            let left = range.end - at;
+            let rest = with.after(at - range.start);
+            at += match self.writable_at(at, left)? {
                 Place::Stored { storage, host, len } => {
-                    let len = clamp_len(len, rest.len());
-                    storage.write_at(&rest[..len], host)?;
+                    let len = len.min(left);
+                    rest.write(storage, host, len)?;
                     len
                 }
-                Place::Unallocated => clamp_len(
-                    self.allocate(at, len64(rest.len()), With::Bytes(rest))?,
-                    rest.len(),
-                ),
+                Place::Unallocated => self.allocate(at, left, rest)?.min(left),
             };
-            done += len;
         }
         Ok(())
     }
@@ -135,7 +179,7 @@ impl Chain {
         self.check_write(range.start, range::len(&range))?;
         let _ticket = self.enter();
         let cut = self.cut(&range, self.top().limits().discard_align);
-        if self.top().caps().backing || cut.body.is_empty() {
+        if cut.body.is_empty() {
             return self.punch_runs(range);
         }
         match self.top().discard(cut.body.clone()) {
@@ -196,7 +240,7 @@ impl Chain {
     fn allocate(&self, at: u64, len: u64, with: With<'_>) -> Result<u64> {
         let request = at..at + len;
         let mut fill = |slot: Slot<'_>| self.fill(&slot, &request, with);
-        let done = self.top().allocate(at, len, &mut fill);
+        let done = self.top().allocate_ahead(at, len, &mut fill);
         done.map_err(|e| e.at_opt(self.top().storage().path()))
     }
 
@@ -207,16 +251,9 @@ impl Chain {
         };
         self.keep(slot, slot.guest.start..part.start)?;
         let host = slot.host + (part.start - slot.guest.start);
-        match with {
-            With::Bytes(bytes) => {
-                let first = clamp_len(part.start - request.start, bytes.len());
-                let len = clamp_len(range::len(&part), bytes.len() - first);
-                slot.storage.write_at(&bytes[first..first + len], host)?;
-            }
-            With::Zeroes(_) if slot.zeroed => {}
-            With::Zeroes(how) => {
-                zero_or_write(slot.storage, host..host + range::len(&part), how)?;
-            }
+        if !(slot.zeroed && matches!(with, With::Zeroes(_))) {
+            let with = with.after(part.start - request.start);
+            with.write(slot.storage, host, range::len(&part))?;
         }
         self.keep(slot, part.end..slot.guest.end)
     }
@@ -240,6 +277,10 @@ impl Chain {
                 slot.storage.write_at(&bytes[first..end], host)
             }
             Old::Below => self.copy_up(slot, part, host),
+            Old::Replaced => Err(Error::invalid(format!(
+                "the bytes at {:#x} are gone, and the request does not bring them",
+                part.start
+            ))),
         }
     }
 

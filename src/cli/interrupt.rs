@@ -108,6 +108,10 @@ impl Storage for Interruptible {
         self.storage.sync()
     }
 
+    fn write_back(&self, host: Range<u64>) {
+        self.storage.write_back(host);
+    }
+
     fn reserve(&self, host: Range<u64>) -> Result<()> {
         check()?;
         self.storage.reserve(host)

@@ -20,6 +20,7 @@ pub mod check;
 pub mod compress;
 pub mod create;
 pub mod driver;
+pub mod follow;
 pub mod info;
 pub mod open;
 pub mod options;
@@ -114,6 +115,8 @@ pub enum Old<'a> {
     Zero,
     /// These bytes, of the length of the unit.
     Bytes(&'a [u8]),
+    /// Nothing that is still wanted: the request covers the slot.
+    Replaced,
 }
 
 /// Called by `allocate` once for each slot.
@@ -213,6 +216,15 @@ pub trait Image: fmt::Debug + Send + Sync {
     /// # Errors
     /// That of `fill`, and the host's; then the mapping is as it was.
     fn allocate(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64>;
+    /// As [`Image::allocate`], for one of many requests of clients: `fill` may also be called for
+    /// slots that the request does not touch, whose bytes it must leave as they were.  Clusters that
+    /// are expected to be written next are copied so, by one sync.
+    ///
+    /// # Errors
+    /// As [`Image::allocate`].
+    fn allocate_ahead(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
+        self.allocate(at, len, fill)
+    }
     /// Makes an aligned range read as zeroes by metadata alone.
     ///
     /// # Errors

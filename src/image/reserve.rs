@@ -40,6 +40,16 @@ impl Reservations {
         Some(Reserved { owner: self, range })
     }
 
+    /// As [`Reservations::reserve`], and never waits.
+    pub fn try_reserve(&self, range: Range<u64>) -> Option<Reserved<'_>> {
+        let mut busy = self.busy.lock();
+        if busy.iter().any(|b| range::intersect(b, &range).is_some()) {
+            return None;
+        }
+        busy.push(range.clone());
+        Some(Reserved { owner: self, range })
+    }
+
     /// As [`Reservations::reserve`], waiting for as long as it takes.
     pub fn wait(&self, range: &Range<u64>) -> Reserved<'_> {
         loop {

@@ -17,6 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::image::Wait;
 use crate::storage::Storage;
 use crate::util::align::{clamp_len, len64};
+use crate::util::range;
 
 /// Byte order of the words on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,13 +205,19 @@ impl<W: Word> Words<W> {
     /// written by other means.
     pub fn forget(&self, host: Range<u64>) {
         let _fill = self.fill.lock();
-        for slot in &self.slots {
+        let forget = |slot: &ArcSwapOption<Page<W>>| {
             let met = slot.load().as_ref().is_some_and(|p| {
                 p.host < host.end && p.host.saturating_add(self.page_len) > host.start
             });
             if met {
                 slot.store(None);
             }
+        };
+        let pages = host.start / self.page_len..host.end.div_ceil(self.page_len);
+        match range::len(&pages) < len64(self.slots.len()) {
+            // Each page has but one place.
+            true => pages.for_each(|page| forget(self.slot(page * self.page_len))),
+            false => self.slots.iter().for_each(forget),
         }
     }
 
@@ -226,5 +233,39 @@ impl<W: Word> Words<W> {
             .map(|w| W::decode(w, self.endian))
             .collect();
         Ok(Page { host: page, words })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::memory::MemoryStorage;
+
+    #[test]
+    fn what_is_forgotten_is_read_again_and_nothing_else() {
+        const PAGES: u64 = 40;
+        // From one word of one page to more pages than there are places.
+        for forgotten in [
+            0..8,
+            4096..4104,
+            4090..8200,
+            0..PAGES * 4096,
+            1000..u64::MAX,
+        ] {
+            let file = MemoryStorage::from_bytes(&[0; 40 * 4096]);
+            let words = Words::<AtomicU64>::new(4096, 64, Endian::Big);
+            for page in 0..PAGES {
+                let word = words.get(&file, page * 4096, Wait::Yes).expect("reads");
+                assert_eq!(word, 0);
+            }
+            file.write_at(&[0xff; 40 * 4096], 0).expect("writes");
+            words.forget(forgotten.clone());
+            for page in 0..PAGES {
+                let host = page * 4096;
+                let met = range::intersect(&(host..host + 4096), &forgotten).is_some();
+                let word = words.get(&file, host, Wait::Yes).expect("reads");
+                assert_eq!(word != 0, met, "{page} of {forgotten:?}");
+            }
+        }
     }
 }

@@ -57,6 +57,17 @@ pub fn share(src: &dyn Storage, from: u64, dst: &dyn Storage, to: u64, len: u64)
     }
 }
 
+/// Begins to write what the page cache has of a range to the media.  A hint: failures show when it
+/// is synced.
+pub(super) fn write_back(fd: BorrowedFd<'_>, host: &Range<u64>) {
+    let (Ok(start), Ok(len)) = (i64::try_from(host.start), i64::try_from(range::len(host))) else {
+        return;
+    };
+    // SAFETY: the call takes numbers alone; the descriptor is open for as long as it is borrowed.
+    let _ =
+        unsafe { libc::sync_file_range(fd.as_raw_fd(), start, len, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
 /// Whether an errno of `FICLONERANGE` or `copy_file_range` means that it cannot be done here.
 fn cannot(error: Errno) -> bool {
     matches!(

@@ -11,6 +11,7 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Resource, getrlimit};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::storage::copy;
 use crate::storage::filesystem::FileSystem;
 use crate::storage::known::{Found, Known, Next};
 use crate::storage::mmap::Mapping;
@@ -252,6 +253,10 @@ impl Storage for FileStorage {
     fn sync(&self) -> Result<()> {
         let synced = self.host.file.sync_data();
         synced.map_err(|e| self.host.fail("sync".to_owned(), e))
+    }
+
+    fn write_back(&self, host: Range<u64>) {
+        copy::write_back(self.host.file.as_fd(), &host);
     }
 
     fn reserve(&self, host: Range<u64>) -> Result<()> {

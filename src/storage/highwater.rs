@@ -146,6 +146,10 @@ impl Storage for Watched {
         self.inner.sync()
     }
 
+    fn write_back(&self, host: Range<u64>) {
+        self.inner.write_back(host);
+    }
+
     fn reserve(&self, host: Range<u64>) -> Result<()> {
         self.inner.reserve(host)
     }

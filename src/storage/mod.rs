@@ -136,6 +136,11 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// # Errors
     /// The host's; what was written since the last successful call may be lost.
     fn sync(&self) -> Result<()>;
+    /// Begins to write the range to stable media, and does not wait for it: a sync that follows soon
+    /// has less to do then.
+    fn write_back(&self, host: Range<u64>) {
+        let _ = host;
+    }
     /// Gives the range space in as few pieces as the host can before it is written; what it
     /// reads as is unchanged, and so is the length.
     ///

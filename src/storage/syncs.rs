@@ -74,6 +74,11 @@ impl Syncs {
         state.done > stamp.begun && state.failed == stamp.failed
     }
 
+    /// As `is_durable`, of what was written from before `first` until `last`.
+    pub fn is_durable_since(&self, first: Stamp, last: Stamp) -> bool {
+        first.failed == last.failed && self.is_durable(last)
+    }
+
     /// Returns once a sync that began after the call has ended.
     ///
     /// # Errors

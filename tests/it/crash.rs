@@ -7,11 +7,13 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use vdtool::ErrorKind;
-use vdtool::chain::Chain;
+use vdtool::chain::{Base, Chain};
 use vdtool::image::check::Repair;
-use vdtool::image::open::WriteOrder;
+use vdtool::image::open::{OpenOptions, WriteOrder};
+use vdtool::image::snapshot::Pick;
 use vdtool::storage::memory::{Change, Fault, MemoryStorage, Op};
 use vdtool::storage::open::Access;
 use vdtool::storage::{Storage, Zeroing};
@@ -42,6 +44,8 @@ enum Also {
     Resizing,
     /// Compressed writes of clusters of 4 KiB.
     Compressing,
+    /// Writes over what a snapshot shares, what is compressed and what is below.
+    Moving,
 }
 
 /// A recorded session.
@@ -51,13 +55,19 @@ struct Session {
     base: Vec<u8>,
     changes: Vec<Change>,
     steps: Vec<Step>,
+    /// What the snapshot of the top layer reads as, where it has one.
+    kept: Option<Vec<u8>>,
     rng: Seeded,
 }
 
 impl Session {
     fn record(name: &str, place: Place, specs: &[LayerSpec], also: Also) -> Self {
         let mut rng = Seeded::new(name);
-        let (disk, model) = filled(place, specs, &mut rng);
+        let (disk, mut model) = filled(place, specs, &mut rng);
+        let kept = (also == Also::Moving).then(|| {
+            keep(&disk, &mut model, &mut rng);
+            model.clone()
+        });
         let top = Arc::clone(&disk.memory()[0]);
         let base = top.to_bytes();
         top.record();
@@ -89,6 +99,7 @@ impl Session {
             disk,
             base,
             steps,
+            kept,
             rng,
         }
     }
@@ -188,11 +199,32 @@ impl Session {
         }
         drop(chain);
         self.check_clean(state, &in_words);
+        if let Some(kept) = &self.kept {
+            let found = self.read_kept(state);
+            assert!(found == *kept, "{}: the snapshot changed", in_words());
+        }
         if self.rng.u32(0..16) == 0 {
             let copy = Arc::new(self.storage(&state.to_bytes()));
             let seed = self.rng.u64(..);
             self.write_again(&copy, found, seed, &in_words);
         }
+    }
+
+    /// What the snapshot reads as, above the layers below.
+    fn read_kept(&self, state: &Arc<MemoryStorage>) -> Vec<u8> {
+        let options = OpenOptions {
+            snapshot: Some(Pick::Any("kept".into())),
+            ..OpenOptions::default()
+        };
+        let top: Arc<dyn Storage> = state.clone();
+        let mut layers = vec![(self.disk.driver().open)(top, &options).expect("opens")];
+        let below = self.disk.memory().into_iter().skip(1);
+        let driver = vdtool::formats::by_name("raw").expect("a known format");
+        for storage in below {
+            layers.push((driver.open)(storage, &OpenOptions::default()).expect("opens"));
+        }
+        let chain = Chain::new(layers, Base::Zeroes, options.grace).expect("has layers");
+        read_all(&chain)
     }
 
     fn open_on(&self, state: &Arc<MemoryStorage>, access: Access) -> vdtool::Result<Chain> {
@@ -233,6 +265,34 @@ impl Session {
         let same = read_all(&chain) == model;
         assert!(same, "{}: written again, it reads otherwise", what());
     }
+}
+
+/// Fills a qcow2 in places, plain and compressed, and keeps that as a snapshot.
+fn keep(disk: &Disk, model: &mut [u8], rng: &mut Seeded) {
+    let mut chain = disk.open(Access::Write, WriteOrder::Ordered);
+    let unit = len(chain.top().cluster_size().expect("has clusters"));
+    for round in 0..12 {
+        let at = rng.usize(..model.len() / unit) * unit;
+        let end = model.len().min(at + rng.usize(1..6) * unit);
+        let bytes = match round % 3 {
+            0 => vec![rng.u8(..); end - at],
+            _ => rng.bytes(end - at),
+        };
+        let done = match round % 3 {
+            0 => chain.write_compressed(&bytes, at as u64),
+            _ => chain.write_at(&bytes, at as u64),
+        };
+        match done {
+            // What is there already is not compressed.
+            Err(e) => assert_eq!(e.kind(), ErrorKind::Invalid),
+            Ok(()) => model[at..end].copy_from_slice(&bytes),
+        }
+    }
+    let snapshots = chain.top_mut().as_snapshots().expect("has some");
+    snapshots
+        .create("kept".as_ref(), SystemTime::UNIX_EPOCH)
+        .expect("has room");
+    chain.close().expect("closes");
 }
 
 /// One random operation on the disk and on its model; what it was.
@@ -466,6 +526,19 @@ fn a_qcow2_with_compressed_writes_survives_kills_and_power_cuts() {
     ] {
         sessions(options, &[qcow2(options, 130 * 512)], Also::Compressing);
     }
+}
+
+#[test]
+fn a_qcow2_with_a_snapshot_survives_kills_and_power_cuts() {
+    for options in [
+        "cluster_size=512",
+        "compat=0.10,cluster_size=2k",
+        "extended_l2=on,cluster_size=16k",
+    ] {
+        sessions(options, &[qcow2(options, 130 * 512)], Also::Moving);
+    }
+    let specs = [qcow2("cluster_size=1k", 130 * 512), RAW];
+    sessions("over raw", &specs, Also::Moving);
 }
 
 #[test]

@@ -316,3 +316,25 @@ fn what_a_profile_or_a_rule_makes_of_a_size_is_said() {
         .success()
         .stderr("");
 }
+
+#[test]
+fn a_disk_of_no_bytes_has_nothing_to_lose() {
+    let dir = scratch();
+    let run = |arguments: &[&str]| {
+        let mut command = vdtool();
+        command.current_dir(dir.path()).args(arguments);
+        command.assert().success();
+    };
+    std::fs::write(dir.path().join("e.raw"), b"").expect("writes");
+    run(&["create", "-q", "-f", "qcow2", "a.qcow2", "0"]);
+    run(&["convert", "-f", "raw", "-O", "qcow2", "e.raw", "b.qcow2"]);
+    run(&[
+        "convert", "-c", "-f", "raw", "-O", "qcow2", "e.raw", "c.qcow2",
+    ]);
+    for name in ["a.qcow2", "b.qcow2", "c.qcow2"] {
+        run(&["check", name]);
+        run(&["resize", "-q", name, "3M"]);
+        run(&["io", "-q", "-c", "write 1M 1M", name]);
+        run(&["check", name]);
+    }
+}

@@ -23,6 +23,7 @@ mod known;
 mod layers;
 mod map;
 mod model;
+mod moving;
 mod mutate;
 mod names;
 mod nbd;

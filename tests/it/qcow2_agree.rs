@@ -64,7 +64,9 @@ fn sample(version: &'static str) -> Vec<u8> {
     snapshots.create("one".as_ref(), now).expect("creates");
     if version == "3" {
         let bitmaps = chain.top_mut().as_bitmaps().expect("has some");
-        bitmaps.add("b".as_ref(), Some(512), Recording::On).expect("adds");
+        bitmaps
+            .add("b".as_ref(), Some(512), Recording::On)
+            .expect("adds");
     }
     let bytes = rng.bytes(5 << 10);
     chain.write_at(&bytes, 64 << 10).expect("writes");

@@ -22,9 +22,13 @@ use crate::util::align::{clamp_len, len64};
 use crate::util::buf::is_zero;
 use crate::util::text::printable;
 
-/// Most bytes of a read or write that are in memory at a time; longer ones are made of several
-/// requests.
+/// Most bytes of a read that are in memory at a time; longer ones are made of several requests.
 pub(super) const STEP: u64 = 4 << 20;
+/// Most bytes of a write that are in memory: each request that overwrites shared clusters costs a
+/// sync.
+pub(super) const WRITE_STEP: u64 = 16 << 20;
+/// Most bytes of a request that writes one byte all over its range.
+pub(super) const FILL_STEP: u64 = 64 << 20;
 
 /// Where writes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -222,29 +226,28 @@ impl Disk {
         if self.spec.access == Access::Read || self.spec.target == Target::Overlay {
             return Ok(());
         }
-        self.flush()?;
         let chain = self.backend.chain();
-        let closed = chain.close().and_then(|()| match self.spec.cache {
-            CacheMode::Unsafe => Ok(()),
-            // Closing is not durable by itself.
-            _ => chain.top().storage().sync(),
-        });
-        closed.map_err(|e| failed("close", e.at_opt(chain.top().storage().path())))
+        let closed = chain.close();
+        // Closing is not durable by itself; what was written is to be, even where it fails.
+        let flushed = self.flush();
+        closed.map_err(|e| failed("close", e.at_opt(chain.top().storage().path())))?;
+        flushed
     }
 }
 
-/// The pieces of a range that are in memory at a time, in order.
+/// The pieces of a range that are in memory at a time, `step` bytes each, in order.
 ///
 /// # Errors
 /// Each piece is `Cancelled` once SIGINT or SIGTERM came.
 pub(super) fn steps(
     verb: &'static str,
     range: Range<u64>,
+    step: u64,
 ) -> impl Iterator<Item = anyhow::Result<Range<u64>>> {
     let mut next = Some(range.start);
     std::iter::from_fn(move || {
         let start = next?;
-        let end = range.end.min(start.saturating_add(STEP));
+        let end = range.end.min(start.saturating_add(step));
         next = (end < range.end).then_some(end);
         Some(uninterrupted(verb).map(|()| start..end))
     })
@@ -292,7 +295,7 @@ mod tests {
     #[test]
     fn steps_cover_a_range_once_and_an_empty_one_with_one_step() {
         let all = |range| -> Vec<(u64, u64)> {
-            steps("read", range)
+            steps("read", range, STEP)
                 .map(|s| s.expect("not interrupted"))
                 .map(|s| (s.start, s.end))
                 .collect()

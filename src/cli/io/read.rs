@@ -90,7 +90,7 @@ fn read(session: &mut Session, parsed: &Parsed, command: &Command) -> anyhow::Re
     let mut buf = AlignedBuf::new(clamp_len(len.min(STEP), usize::MAX), BUFFER_ALIGN);
     let mut time = Duration::ZERO;
     let mut outcome = Outcome::Done;
-    for step in steps("read", range) {
+    for step in steps("read", range, STEP) {
         let step = step?;
         let buf = &mut buf[..clamp_len(step.end - step.start, usize::MAX)];
         let at_step = step.start;

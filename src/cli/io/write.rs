@@ -7,7 +7,7 @@ use crate::backend::{Fallback, Request};
 use crate::cli::cache::DiscardMode;
 use crate::cli::io::args::Parsed;
 use crate::cli::io::command::{Command, Needs, Outcome};
-use crate::cli::io::disk::{Disk, STEP, steps};
+use crate::cli::io::disk::{Disk, FILL_STEP, WRITE_STEP, steps};
 use crate::cli::io::pattern::{self, Bytes};
 use crate::cli::io::read::BUFFER_ALIGN;
 use crate::cli::io::report::Report;
@@ -185,9 +185,20 @@ fn write_bytes(
     if parsed.has('c') {
         disk.check_whole("write", &range)?;
     }
-    let mut buf = AlignedBuf::new(clamp_len(len.min(STEP), usize::MAX), BUFFER_ALIGN);
     let mut time = Duration::ZERO;
-    for step in steps("write", range) {
+    if let (Bytes::Same(byte), false) = (bytes, parsed.has('c')) {
+        for step in steps("write", range, FILL_STEP) {
+            let request = Request::Fill {
+                range: step?,
+                byte: *byte,
+                fua: disk.fua(parsed),
+            };
+            time += disk.submit("write", request)?;
+        }
+        return Ok(time);
+    }
+    let mut buf = AlignedBuf::new(clamp_len(len.min(WRITE_STEP), usize::MAX), BUFFER_ALIGN);
+    for step in steps("write", range, WRITE_STEP) {
         let step = step?;
         let buf = &mut buf[..clamp_len(step.end - step.start, usize::MAX)];
         bytes.fill(buf, step.start - at)?;

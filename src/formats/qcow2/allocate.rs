@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::image::open::WriteOrder;
 use crate::image::{Fill, Old, Slot, Wait};
 use crate::storage::Storage;
-use crate::util::align::{clamp_len, down};
+use crate::util::align::down;
 use crate::util::range::{self, intersect};
 
 /// Bytes given space in one go at most.
@@ -26,6 +26,11 @@ pub(super) struct Unit {
 }
 
 impl Unit {
+    /// It reads as zeroes, all of it, whatever lies below.
+    pub(super) fn is_zero(self, extended: bool) -> bool {
+        self.plain(extended) == Some(Subcluster::Zero)
+    }
+
     /// The whole cluster reads from one place that is not in this file.
     fn plain(self, extended: bool) -> Option<Subcluster> {
         match (self.cluster, extended) {
@@ -51,24 +56,67 @@ impl Qcow2 {
     /// [`crate::image::Image::allocate`].
     pub(super) fn allocate_range(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
         self.start_writing()?;
+        let request = self.in_table(at, len);
+        self.allocate_around(&request, &request, fill)
+    }
+
+    /// [`crate::image::Image::allocate_ahead`].
+    pub(super) fn allocate_following(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
+        self.start_writing()?;
+        let request = self.in_table(at, len);
+        let writer = self.writer()?;
+        // Where nobody waits for syncs there is nothing to save.
+        let around = match writer.order() {
+            WriteOrder::Ordered => writer.followed.around(&request),
+            WriteOrder::Unordered => request.clone(),
+        };
+        self.allocate_around(&request, &around, fill)
+    }
+
+    /// The part of a request that one second-level table and one go cover.
+    fn in_table(&self, at: u64, len: u64) -> Range<u64> {
         let size = self.layout.cluster_size();
         let covered = size << self.header.l2_bits();
         let limit = (at + len)
             .min(down(at, covered) + covered)
             .min(down(at, size) + MAX_SPAN);
-        let span = down(at, size)..limit.next_multiple_of(size);
-        self.record(&(at..limit))?;
+        at..limit
+    }
+
+    /// Gives the request space, and moves what is `around` it where it has to move.
+    fn allocate_around(
+        &self,
+        request: &Range<u64>,
+        around: &Range<u64>,
+        fill: &mut Fill<'_>,
+    ) -> Result<u64> {
+        let size = self.layout.cluster_size();
+        let first = down(request.start, size);
+        let mut span = first..request.end.next_multiple_of(size);
+        if self.moves(self.unit(first)?) {
+            let covered = size << self.header.l2_bits();
+            let table = down(first, covered)..(down(first, covered) + covered).min(self.size());
+            let around = around.start.max(table.start)..around.end.min(table.end);
+            span.start = span.start.min(down(around.start, size));
+            span.end = span.end.max(around.end.next_multiple_of(size));
+        }
+        self.record(request)?;
         let writer = self.writer()?;
         let Some(_reserved) = writer.reservations.reserve(span.clone()) else {
             return Ok(0);
         };
-        let first = self.unit(span.start)?;
-        match first.plain(self.layout.extended) {
-            Some(old) => self.allocate_plain(at..limit, span, old, fill),
-            None => {
-                let request = at..limit.min(span.start + size);
-                self.allocate_one(&request, first, fill)
+        let unit = self.unit(first)?;
+        let own = matches!(unit.cluster, Cluster::Standard { copied: true, .. });
+        match unit.plain(self.layout.extended) {
+            Some(old) if self.is_zero(old) => {
+                let span = first..request.end.next_multiple_of(size);
+                self.allocate_plain(request.clone(), span, old, fill)
             }
+            _ if own => {
+                let request = request.start..request.end.min(first + size);
+                self.allocate_rest(&request, unit, fill)
+            }
+            _ => self.move_run(request, &span, fill),
         }
     }
 
@@ -85,7 +133,7 @@ impl Qcow2 {
         Ok(Unit { cluster, bits })
     }
 
-    /// Gives new space to clusters that all read alike from elsewhere.
+    /// Gives new space to clusters that all read as zeroes, and have none.
     fn allocate_plain(
         &self,
         request: Range<u64>,
@@ -106,10 +154,7 @@ impl Qcow2 {
         let since = self.moment()?;
         let table =
             self.own_table(span.start >> (self.layout.cluster_bits + self.header.l2_bits()))?;
-        let space = match self.is_zero(old) {
-            true => self.zero_space(span.start, count)?,
-            false => self.space(span.start, count)?,
-        };
+        let space = self.zero_space(span.start, count)?;
         let guest = span.start..span.start + space.count * size;
         let unit = self.layout.subcluster_size();
         let whole =
@@ -118,10 +163,9 @@ impl Qcow2 {
             guest: whole.start..whole.end.min(self.size()),
             storage: self.data()?,
             host: space.host + (whole.start - guest.start),
-            old: if old == Subcluster::Zero {
-                Old::Zero
-            } else {
-                Old::Below
+            old: match old {
+                Subcluster::Zero => Old::Zero,
+                _ => Old::Below,
             },
             zeroed: space.fresh,
         };
@@ -153,23 +197,17 @@ impl Qcow2 {
         Ok(request.end.min(guest.end) - request.start)
     }
 
-    /// Gives space to the request's part of one cluster that holds something already.
-    fn allocate_one(&self, request: &Range<u64>, unit: Unit, fill: &mut Fill<'_>) -> Result<u64> {
+    /// Fills the subclusters of the request that a cluster with space of its own does not have.
+    fn allocate_rest(&self, request: &Range<u64>, unit: Unit, fill: &mut Fill<'_>) -> Result<u64> {
         let (size, part_len) = (self.layout.cluster_size(), self.layout.subcluster_size());
+        let Cluster::Standard { host, .. } = unit.cluster else {
+            return Ok(0);
+        };
         let start = down(request.start, size);
         let within = request.start - start..request.end - start;
-        let own = match unit.cluster {
-            Cluster::Standard {
-                host, copied: true, ..
-            } => Some(host),
-            _ => None,
-        };
-        let within = match own {
-            // What is stored in place is the caller's to overwrite; nobody fills it here.
-            Some(_) => within.start..self.unstored_end(unit, &within)?,
-            None => within,
-        };
-        if let Some(host) = own.filter(|host| self.is_guarded(*host)) {
+        // What is stored in place is the caller's to overwrite; nobody fills it here.
+        let within = within.start..self.unstored_end(unit, &within)?;
+        if self.is_guarded(host) {
             return Err(self.metadata_at(host));
         }
         if within.is_empty() {
@@ -177,49 +215,29 @@ impl Qcow2 {
         }
         let since = self.moment()?;
         let table = self.own_table(start >> (self.layout.cluster_bits + self.header.l2_bits()))?;
-        let space = match own {
-            Some(host) => Space {
-                host,
-                count: 1,
-                fresh: false,
-                ready: false,
-                taken: None,
-            },
-            None => self.space(start, 1)?,
+        let space = Space {
+            host,
+            count: 1,
+            fresh: false,
+            ready: false,
+            taken: None,
         };
-        let old = self.old_bytes(unit, start)?;
         let mut bits = unit.bits;
-        let mut done = Ok(());
+        let grown = down(within.start, part_len)..within.end.next_multiple_of(part_len);
         for (kind, part) in self.parts(unit)? {
-            let grown = down(within.start, part_len)..within.end.next_multiple_of(part_len);
-            let slot_part = match (kind, own.is_some()) {
-                (Subcluster::Stored, true) => continue,
-                (Subcluster::Stored, false) => part,
-                _ => match intersect(&part, &grown) {
-                    Some(part) => part,
-                    None => continue,
-                },
+            let Some(part) = intersect(&part, &grown).filter(|_| kind != Subcluster::Stored) else {
+                continue;
             };
-            bits |= mask(&slot_part, part_len);
-            bits &= !(mask(&slot_part, part_len) << SUBCLUSTERS);
-            done = self.fill_part(start, &slot_part, kind, &space, old.as_deref(), fill);
-            if done.is_err() {
-                break;
-            }
+            bits |= mask(&part, part_len);
+            bits &= !(mask(&part, part_len) << SUBCLUSTERS);
+            self.fill_part(start, &part, kind, host, fill)?;
         }
-        let guest = start..start + size;
-        if let Err(e) = done.and_then(|()| self.finish(&space, &guest, since)) {
-            self.untake_space(&space);
-            return Err(e);
-        }
-        let mut words = vec![space.host | COPIED];
+        self.finish(&space, &(start..start + size), since)?;
+        let mut words = vec![host | COPIED];
         if self.layout.extended {
             words.push(bits);
         }
         self.publish(table, start, &words)?;
-        if own.is_none() {
-            self.free_cluster(unit.cluster)?;
-        }
         Ok(range::len(&within))
     }
 
@@ -228,25 +246,18 @@ impl Qcow2 {
         start: u64,
         part: &Range<u64>,
         kind: Subcluster,
-        space: &Space,
-        old: Option<&[u8]>,
+        host: u64,
         fill: &mut Fill<'_>,
     ) -> Result<()> {
-        let old = match (kind, old) {
-            (Subcluster::Stored, Some(bytes)) => Old::Bytes(
-                &bytes[clamp_len(part.start, bytes.len())..clamp_len(part.end, bytes.len())],
-            ),
-            (Subcluster::Below, _) => Old::Below,
-            _ => Old::Zero,
-        };
-        let guest = start + part.start..(start + part.end).min(self.size());
-        let storage = self.data()?;
         fill(Slot {
-            guest,
-            storage,
-            host: space.host + part.start,
-            old,
-            zeroed: space.fresh,
+            guest: start + part.start..(start + part.end).min(self.size()),
+            storage: self.data()?,
+            host: host + part.start,
+            old: match kind {
+                Subcluster::Below => Old::Below,
+                _ => Old::Zero,
+            },
+            zeroed: false,
         })
     }
 
@@ -260,7 +271,7 @@ impl Qcow2 {
     }
 
     /// The cluster cut into runs of subclusters that read alike, as ranges within it.
-    fn parts(&self, unit: Unit) -> Result<Vec<(Subcluster, Range<u64>)>> {
+    pub(super) fn parts(&self, unit: Unit) -> Result<Vec<(Subcluster, Range<u64>)>> {
         let (size, len) = (self.layout.cluster_size(), self.layout.subcluster_size());
         let whole = match unit.cluster {
             Cluster::Compressed(_) => Some(Subcluster::Stored),
@@ -284,26 +295,9 @@ impl Qcow2 {
         Ok(parts)
     }
 
-    /// The old content of a cluster that must move: decoded, or as another snapshot still has it.
-    fn old_bytes(&self, unit: Unit, start: u64) -> Result<Option<Vec<u8>>> {
-        match unit.cluster {
-            Cluster::Compressed(range) => Ok(Some(self.decoded(range, start)?.to_vec())),
-            Cluster::Standard {
-                host,
-                copied: false,
-                zero: false,
-            } => {
-                let mut bytes = vec![0; clamp_len(self.layout.cluster_size(), usize::MAX)];
-                self.data()?.read_at(&mut bytes, host)?;
-                Ok(Some(bytes))
-            }
-            _ => Ok(None),
-        }
-    }
-
     /// Space for up to `count` clusters from guest offset `start`: assigned, new, or, with an
     /// external data file, at the guest offset itself.
-    fn space(&self, start: u64, count: u64) -> Result<Space> {
+    pub(super) fn space(&self, start: u64, count: u64) -> Result<Space> {
         if self.external().is_some() {
             return Ok(Space {
                 host: start,

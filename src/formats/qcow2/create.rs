@@ -210,7 +210,7 @@ impl Plan {
     /// Where things are, in clusters.
     fn layout(&self) -> Layout {
         let size = self.cluster_size();
-        let l1 = (self.l1_len * 8).div_ceil(size).max(1);
+        let l1 = (self.l1_len * 8).div_ceil(size);
         let per_block = 1u64 << Width::new(self.refcount_order).block_bits(self.cluster_bits);
         let (l2, data) = self.preallocated();
         let mut blocks = 1u64;
@@ -385,6 +385,8 @@ pub(super) fn header(
     bytes.extend(plan.size.to_be_bytes());
     push32(&mut bytes, 0);
     push32(&mut bytes, u32::try_from(plan.l1_len).unwrap_or(0));
+    // A disk of no bytes has no table, and nothing is counted for it.
+    let l1 = if plan.l1_len == 0 { 0 } else { l1 };
     bytes.extend((l1 * size).to_be_bytes());
     bytes.extend((reftable.start * size).to_be_bytes());
     push32(

@@ -24,6 +24,7 @@ mod header;
 mod image;
 mod lookup;
 mod measure;
+mod moving;
 mod open;
 mod packing;
 mod preallocate;

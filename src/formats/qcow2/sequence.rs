@@ -77,7 +77,7 @@ pub(super) fn sequence(
     };
     let size = plan.cluster_size();
     let reftable = 1..1 + reftable_clusters(&plan, data_clusters);
-    let l1 = reftable.end..reftable.end + (plan.l1_len * 8).div_ceil(size).max(1);
+    let l1 = reftable.end..reftable.end + (plan.l1_len * 8).div_ceil(size);
     let header = create::header(&plan, l1.start, &reftable, options)?;
     Ok(Box::new(Ordered {
         layout: Layout {

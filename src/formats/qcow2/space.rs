@@ -23,6 +23,8 @@ pub(super) enum Become {
     ZeroKept,
     /// Unallocated.
     Unallocated,
+    /// Zero where it holds something, its space given back; what the layer below has stays there.
+    Dropped,
 }
 
 impl Qcow2 {
@@ -52,12 +54,18 @@ impl Qcow2 {
     pub(super) fn discard_range(&self, range: &Range<u64>) -> Result<()> {
         self.start_writing()?;
         self.record(range)?;
-        if self.external().is_some() || self.header.backing_name.is_some() {
+        let backed = self.header.backing_name.is_some();
+        // Without zero clusters, what lies below would show again.
+        if self.external().is_some() || backed && self.header.version < 3 {
             return Err(Error::unsupported(
                 "the range cannot be dropped by metadata alone",
             ));
         }
-        self.each_cluster(range, Become::Unallocated)
+        let target = match backed {
+            true => Become::Dropped,
+            false => Become::Unallocated,
+        };
+        self.each_cluster(range, target)
     }
 
     /// Refuses a range that begins or ends within a compressed cluster, which has no parts.
@@ -84,7 +92,8 @@ impl Qcow2 {
                 .tables
                 .entry_offset(&*self.file, at, Wait::Yes)?
                 .is_none();
-            if empty && (self.header.backing_name.is_none() || target == Become::Unallocated) {
+            let nothing = matches!(target, Become::Unallocated | Become::Dropped);
+            if empty && (self.header.backing_name.is_none() || nothing) {
                 at = end;
                 continue;
             }
@@ -106,18 +115,26 @@ impl Qcow2 {
             }
         };
         let bits = self.layout.cluster_bits + self.header.l2_bits();
+        let step = usize::try_from(size).unwrap_or(usize::MAX);
+        let units = (span.start..span.end).step_by(step).map(|at| self.unit(at));
+        let units: Vec<Unit> = units.collect::<Result<_>>()?;
+        let is_nowhere = |u: &Unit| matches!(u.cluster, Cluster::Unallocated | Cluster::Zero);
+        if target == Become::Dropped && units.iter().all(is_nowhere) {
+            return Ok(());
+        }
         let table = self.own_table(span.start >> bits)?;
         let mut words = Vec::new();
         let mut freed = Vec::new();
-        for start in (span.start..span.end).step_by(usize::try_from(size).unwrap_or(usize::MAX)) {
-            let unit = self.unit(start)?;
+        for (start, unit) in (span.start..span.end).step_by(step).zip(units) {
             let end = if range.end >= self.size() {
                 start + size
             } else {
                 range.end.min(start + size)
             };
             let part = range.start.max(start) - start..end - start;
-            let (entry, kept) = if range::len(&part) == size {
+            let packed = matches!(unit.cluster, Cluster::Compressed(_));
+            let by_parts = self.layout.extended && target == Become::Dropped && !packed;
+            let (entry, kept) = if range::len(&part) == size && !by_parts {
                 self.changed(unit.cluster, target)
             } else {
                 // It may have become compressed since the ends were looked at.
@@ -137,6 +154,9 @@ impl Qcow2 {
 
     /// The new entry, and whether the cluster's space stays its own.
     fn changed(&self, cluster: Cluster, target: Become) -> (Vec<u64>, bool) {
+        if target == Become::Dropped && cluster == Cluster::Unallocated {
+            return (vec![0], true);
+        }
         let zero = target != Become::Unallocated;
         let external = self.external().is_some() && zero;
         let own = match cluster {
@@ -159,8 +179,10 @@ impl Qcow2 {
         debug_assert!(self.layout.extended);
         let mask = mask(part, self.layout.subcluster_size());
         let rest = unit.bits & !(mask | mask << SUBCLUSTERS);
+        let stored = unit.bits & mask;
         let bits = match target {
             Become::Unallocated => rest,
+            Become::Dropped => unit.bits & !stored | stored << SUBCLUSTERS,
             Become::Zero | Become::ZeroKept => rest | mask << SUBCLUSTERS,
         };
         let Cluster::Standard { host, copied, .. } = unit.cluster else {

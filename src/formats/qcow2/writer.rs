@@ -2,18 +2,19 @@
 //! space, and the order of writes.
 //!
 //! Locks, outermost first: a reservation of the guest range; the stripe of its second-level table
-//! (held while a table is made or copied); `ahead`; `freed`; `refcounts`.  Nothing is held while
-//! guest data is written but the reservation.
+//! (held while a table is made or copied, and until its copy shows); `ahead`; `freed`; `refcounts`.
+//! Nothing else is held while guest data is written.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::Qcow2;
 use super::ahead::Ahead;
+use super::allocate::Space;
 use super::bitmap::Tracker;
 use super::entry::COPIED;
 use super::extension;
@@ -22,6 +23,7 @@ use super::guard::Guard;
 use super::refcount::{Refcounts, Step, Taken};
 use crate::error::{Error, Result};
 use crate::image::Wait;
+use crate::image::follow::Followed;
 use crate::image::open::WriteOrder;
 use crate::image::reserve::Reservations;
 use crate::storage::Zeroing;
@@ -49,6 +51,8 @@ pub(super) struct Writer {
     pub(super) assigned: Mutex<BTreeMap<u64, Taken>>,
     /// Clusters that may be pointed at before their data is on stable media.
     pub(super) ahead: Mutex<Ahead>,
+    /// Who goes through clusters that have to move.
+    pub(super) followed: Followed,
     syncs: Syncs,
     data_syncs: Syncs,
     order: WriteOrder,
@@ -78,8 +82,39 @@ pub(super) struct Since {
 struct Freed {
     clusters: Range<u64>,
     since: Moment,
-    /// When they were freed.
+    /// When the first of them were freed.
     written: Since,
+    /// When the last were.
+    last: Since,
+}
+
+/// A second-level table that may be changed in place.
+#[derive(Debug)]
+pub(super) struct Table<'a> {
+    host: u64,
+    /// Nothing points at it yet.
+    hidden: Option<Hidden<'a>>,
+}
+
+#[derive(Debug)]
+struct Hidden<'a> {
+    index: u64,
+    taken: Taken,
+    /// What it is to replace.
+    old: Option<u64>,
+    _stripe: MutexGuard<'a, ()>,
+}
+
+impl Table<'_> {
+    /// Its offset.
+    pub(super) fn host(&self) -> u64 {
+        self.host
+    }
+
+    /// The first-level table points at it.
+    pub(super) fn shows(&self) -> bool {
+        self.hidden.is_none()
+    }
 }
 
 impl Writer {
@@ -91,6 +126,7 @@ impl Writer {
             freed: Mutex::default(),
             assigned: Mutex::default(),
             ahead: Mutex::default(),
+            followed: Followed::default(),
             syncs: Syncs::default(),
             data_syncs: Syncs::default(),
             order,
@@ -269,42 +305,87 @@ impl Qcow2 {
     /// Where the second-level table of a first-level entry is, which may be changed in place:
     /// makes it, or copies it where snapshots share it.
     pub(super) fn own_table(&self, l1_index: u64) -> Result<u64> {
+        let since = self.moment()?;
+        let table = self.change_table(l1_index, || self.ready_space(1))?;
+        let host = table.host;
+        if !table.shows()
+            && let Err(e) = self.settle_since(since)
+        {
+            self.abandon(table);
+            return Err(e);
+        }
+        self.show(table)?;
+        Ok(host)
+    }
+
+    /// As `own_table`, but a table that it had to make does not show yet: [`Qcow2::show`] follows
+    /// once all that was written since before the call is on stable media.
+    pub(super) fn table_to_change(&self, l1_index: u64) -> Result<Table<'_>> {
+        self.change_table(l1_index, || Ok(None))
+    }
+
+    /// As `table_to_change`; an empty one may show at once where `ready` has space for it.
+    fn change_table(
+        &self,
+        l1_index: u64,
+        ready: impl Fn() -> Result<Option<Space>>,
+    ) -> Result<Table<'_>> {
         let writer = self.writer()?;
         let stripe = clamp_len(l1_index, usize::MAX) % STRIPES;
-        let _stripe = writer.stripes[stripe].lock();
+        let stripe = writer.stripes[stripe].lock();
         let entry = self.tables.l1_entry(&*self.file, l1_index, Wait::Yes)?;
         let old = self.layout.table(entry)?;
         if let Some(host) = old
             && entry & COPIED != 0
         {
-            return Ok(host);
+            return Ok(Table { host, hidden: None });
         }
-        let host = self.new_second_level(old)?;
-        writer.guard.insert(host);
-        self.tables
-            .publish_l1(&*self.file, l1_index, host | COPIED)?;
-        if let Some(old) = old {
-            writer.guard.remove(old);
-            self.free(old..old + self.layout.cluster_size())?;
-        }
-        Ok(host)
-    }
-
-    /// A second-level table on stable media, empty or a copy of `old`.
-    fn new_second_level(&self, old: Option<u64>) -> Result<u64> {
         if old.is_none()
-            && let Some(space) = self.ready_space(1)?
+            && let Some(space) = ready()?
         {
-            return Ok(space.host);
+            let host = space.host;
+            self.point_at_table(l1_index, host)?;
+            return Ok(Table { host, hidden: None });
         }
-        let since = self.moment()?;
         let taken = self.take(1..2)?;
-        let filled = self.fill_table(taken.host, old);
-        if let Err(e) = filled.and_then(|()| self.settle_since(since)) {
+        if let Err(e) = self.fill_table(taken.host, old) {
             self.untake(&taken);
             return Err(e);
         }
-        Ok(taken.host)
+        Ok(Table {
+            host: taken.host,
+            hidden: Some(Hidden {
+                index: l1_index,
+                taken,
+                old,
+                _stripe: stripe,
+            }),
+        })
+    }
+
+    /// Has the first-level table point at a table that is on stable media, where it does not yet.
+    pub(super) fn show(&self, table: Table<'_>) -> Result<()> {
+        let Some(hidden) = table.hidden else {
+            return Ok(());
+        };
+        self.point_at_table(hidden.index, table.host)?;
+        let Some(old) = hidden.old else {
+            return Ok(());
+        };
+        self.writer()?.guard.remove(old);
+        self.free(old..old + self.layout.cluster_size())
+    }
+
+    /// Gives a table back that does not show.
+    pub(super) fn abandon(&self, table: Table<'_>) {
+        if let Some(hidden) = table.hidden {
+            self.untake(&hidden.taken);
+        }
+    }
+
+    fn point_at_table(&self, l1_index: u64, host: u64) -> Result<()> {
+        self.writer()?.guard.insert(host);
+        self.tables.publish_l1(&*self.file, l1_index, host | COPIED)
     }
 
     fn fill_table(&self, host: u64, old: Option<u64>) -> Result<()> {
@@ -328,11 +409,13 @@ impl Qcow2 {
         match freed.last_mut() {
             Some(last) if last.clusters.end == clusters.start && last.since == since => {
                 last.clusters.end = clusters.end;
+                last.last = written;
             }
             _ => freed.push(Freed {
                 clusters,
                 since,
                 written,
+                last: written,
             }),
         }
         let full = freed.len() >= MAX_FREED;
@@ -354,31 +437,52 @@ impl Qcow2 {
             *freed = old.split_off(kept);
             old
         };
-        // The first is the oldest: where a sync failed since, they stay leaks.
-        if let Some(first) = passed.first() {
-            self.settle_since(first.written)?;
-        }
+        // Where a sync failed since, they stay leaks.
+        self.settle_freed(writer, &passed)?;
         let mut clusters: Vec<Range<u64>> = passed.into_iter().map(|f| f.clusters).collect();
         clusters.sort_by_key(|c| c.start);
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        // Neighbours become one; what is listed twice was counted twice.
+        clusters
+            .into_iter()
+            .for_each(|c| range::push_merged(&mut runs, c));
         let mut refcounts = writer.refcounts.lock();
-        for run in clusters {
-            for cluster in run {
-                self.release(&mut refcounts, cluster)?;
-            }
-        }
-        Ok(())
+        runs.into_iter()
+            .try_for_each(|run| self.release(&mut refcounts, run))
     }
 
-    fn release(&self, refcounts: &mut Refcounts, cluster: u64) -> Result<()> {
-        refcounts.step(&*self.file, cluster..cluster + 1, Step::Down)?;
-        if refcounts.count(&*self.file, cluster)? == 0 {
-            let bits = self.layout.cluster_bits;
-            let host = cluster << bits..(cluster + 1) << bits;
+    /// What referred to freed clusters is gone from stable media.
+    fn settle_freed(&self, writer: &Writer, freed: &[Freed]) -> Result<()> {
+        let (file, data) = (&writer.syncs, &writer.data_syncs);
+        let external = self.external().is_some();
+        let is_durable = |f: &Freed| {
+            file.is_durable_since(f.written.file, f.last.file)
+                && (!external || data.is_durable_since(f.written.data, f.last.data))
+        };
+        match freed.first() {
+            Some(first) if !freed.iter().all(is_durable) => self.settle_since(first.written),
+            _ => Ok(()),
+        }
+    }
+
+    fn release(&self, refcounts: &mut Refcounts, run: Range<u64>) -> Result<()> {
+        refcounts.step(&*self.file, run.clone(), Step::Down)?;
+        let bits = self.layout.cluster_bits;
+        let mut free: Vec<Range<u64>> = Vec::new();
+        for cluster in run {
+            if refcounts.count(&*self.file, cluster)? == 0 {
+                range::push_merged(&mut free, cluster..cluster + 1);
+            }
+        }
+        for clusters in &free {
+            let host = clusters.start << bits..clusters.end << bits;
             let host = host.start..host.end.min(self.file.size());
             if range::len(&host) > 0 {
                 // Where the host cannot, the space is reused all the same.
                 drop(self.file.zero(host, Zeroing::MayUnmap));
             }
+        }
+        if !free.is_empty() {
             self.decoded.clear();
         }
         Ok(())

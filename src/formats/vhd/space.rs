@@ -283,7 +283,10 @@ impl Sparse {
         let since = self.syncs.stamp();
         let moved = self.make_room(space, shape, new.end, ahead)?;
         let Some(place) = self.footer_place() else {
-            if let Some(end) = moved {
+            // A child's blocks wait for stable media themselves, whatever is there before.
+            if let Some(end) = moved
+                && self.kind == Kind::Dynamic
+            {
                 // Where the old footer was there are zeroes on stable media from now on, as behind it.
                 self.ordered(since)?;
                 space.zeroes = new.start..end;

@@ -20,6 +20,7 @@ use crate::formats::vhd::layout::{self, Blocks, Bounds, UNUSED};
 use crate::formats::vhd::locator::{self, Code};
 use crate::formats::vhd::open::{self, End, Found};
 use crate::formats::vhd::space::Space;
+use crate::image::follow::Followed;
 use crate::image::info::Detail;
 use crate::image::open::{OpenOptions, Purpose, WriteOrder};
 use crate::image::relink::Relink;
@@ -76,6 +77,8 @@ pub(super) struct Sparse {
     /// under it.
     pub(super) space: Mutex<Space>,
     pub(super) syncs: Syncs,
+    /// Who goes through a differencing disk in order.
+    pub(super) followed: Followed,
 }
 
 impl Shape {
@@ -151,6 +154,7 @@ impl Sparse {
             space: Mutex::new(Space::new(found_footer)),
             reservations: Reservations::default(),
             syncs: Syncs::default(),
+            followed: Followed::default(),
             storage,
         })
     }
@@ -344,6 +348,10 @@ impl Image for Sparse {
 
     fn allocate(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
         self.allocate_at(at, len, fill)
+    }
+
+    fn allocate_ahead(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
+        self.allocate_following(at, len, fill)
     }
 
     fn zero(&self, range: Range<u64>, how: Zeroing) -> Result<()> {

@@ -123,6 +123,11 @@ impl Round<'_> {
                 let size = self.rng.usize(64..1024) * 1024;
                 let shrink = size < self.disk.len();
                 let text = size.to_string();
+                // qemu-img shows what a shrink left in the last cluster, whoever shrank the disk.
+                let tool = match shrink || self.disk.len().is_multiple_of(64 << 10) {
+                    true => tool,
+                    false => Tool::Ours,
+                };
                 match shrink {
                     true => self.img(tool, &["resize", "--shrink", "a.qcow2", &text]),
                     false => self.img(tool, &["resize", "a.qcow2", &text]),
@@ -157,9 +162,15 @@ impl Round<'_> {
                     Tool::Theirs => drop(peer("qemu-img", self.dir, &line)),
                 }
                 let found = std::fs::read(self.dir.join("out.raw")).expect("reads");
-                assert_eq!(found.len(), content.len(), "{tool:?} {name:?}: {done:#?}");
                 let what = format!("{tool:?} {name:?}: {done:#?}");
-                assert_same(&found, content, 0, &what);
+                // qemu-img shows snapshots with the size that the disk has now.
+                let expected = match tool {
+                    Tool::Ours => content.len(),
+                    Tool::Theirs => self.disk.len(),
+                };
+                assert_eq!(found.len(), expected, "{what}");
+                let both = found.len().min(content.len());
+                assert_same(&found[..both], &content[..both], 0, &what);
             }
         }
     }

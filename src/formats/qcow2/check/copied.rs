@@ -35,9 +35,10 @@ impl Checker<'_> {
                 self.copied_word(self.header.l1_offset + index * 8, mends)?;
             }
         }
-        for repeat in self.repeats.clone().iter().filter(|r| r.active) {
-            self.copied_word(repeat.at, mends)?;
-        }
+        let repeats = std::mem::take(&mut self.repeats);
+        let mut active = repeats.iter().filter(|r| r.active);
+        active.try_for_each(|repeat| self.copied_word(repeat.at, mends))?;
+        self.repeats = repeats;
         if self.external {
             return Ok(());
         }

@@ -251,6 +251,13 @@ impl Checker<'_> {
     /// Metadata that something else points at, too.
     fn overlaps(&mut self) {
         let sole = std::mem::take(&mut self.sole);
+        // How often such metadata is in a cluster, where anything else is.
+        let mut uses: HashMap<u64, u64> = HashMap::new();
+        for cluster in sole.iter().flat_map(|(_, clusters)| clusters.clone()) {
+            if self.counts.get(cluster) > 1 {
+                *uses.entry(cluster).or_default() += 1;
+            }
+        }
         for (what, clusters) in &sole {
             let mut shared = clusters.clone().filter(|c| self.counts.get(*c) > 1);
             if let Some(first) = shared.next() {
@@ -261,8 +268,8 @@ impl Checker<'_> {
                 );
                 self.complete = false;
                 if what.starts_with(refs::BLOCK) || what.starts_with(refs::TABLE) {
-                    let uses = |c: u64| len64(sole.iter().filter(|(_, s)| s.contains(&c)).count());
                     let mut clusters = clusters.clone();
+                    let uses = |c: u64| uses.get(&c).copied().unwrap_or(1);
                     self.ambiguous |= clusters.any(|c| self.counts.get(c) > uses(c));
                     self.unusable = true;
                     self.structure.push(text);

@@ -11,7 +11,7 @@ use crate::image::check::{Repair, Severity};
 use crate::image::open::WriteOrder;
 use crate::util::align::clamp_len;
 
-/// Most entries that one pass gives a table of their own.
+/// Most entries that a repair gives a table of their own.
 const MAX_REPEATS: usize = 1 << 16;
 
 /// A first-level entry that points where another one of the same table does.
@@ -35,7 +35,7 @@ impl Checker<'_> {
             table.what
         );
         if self.repeats.len() >= MAX_REPEATS {
-            // The first ones are mended first.
+            // More than a repair takes on: the image stays as it is.
             self.corrupt(text);
             return;
         }

@@ -258,10 +258,12 @@ impl AssignLayout for Qcow2 {
 }
 
 impl Qcow2 {
-    /// Adds the guest clusters of a range that have no space and none assigned.
+    /// Adds the guest clusters of a range, which lies after those before, that have no space and
+    /// none assigned; ranges may meet in one cluster.
     fn want(&self, range: &Range<u64>, wanted: &mut Vec<Range<u64>>) -> Result<()> {
         let bits = self.layout.cluster_bits;
-        let mut at = range.start >> bits;
+        let seen = wanted.last().map_or(0, |last| last.end);
+        let mut at = (range.start >> bits).max(seen);
         let end = range.end.div_ceil(1 << bits);
         while at < end {
             // Tables come first, in guest order too.

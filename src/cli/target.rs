@@ -154,11 +154,6 @@ impl Target {
         self.others.iter().map(|other| other.new.written())
     }
 
-    /// The name as the user gave it.
-    pub fn given(&self) -> &Path {
-        &self.image.given
-    }
-
     /// Tells the user what is replaced that he may not think of: the files that the image names,
     /// and those that have other names, which keep what they were.
     pub fn note_replaced(&self, globals: &Globals) {
@@ -250,18 +245,14 @@ impl New {
         self.path.file_name().unwrap_or_default()
     }
 
+    /// The same error, about the name that the user gave; for want of room beside the old file, it
+    /// names the way out.
     fn name(&self, error: Error) -> Error {
-        let is_about = error.path() == Some(self.written());
+        let lacks_room = error.kind() == ErrorKind::NoSpace
+            && error.path() == Some(self.written())
+            && self.replaces();
         let error = error.renamed(self.written(), &self.given);
-        match is_about && error.kind() == ErrorKind::NoSpace {
-            true => self.hint(error),
-            false => error,
-        }
-    }
-
-    /// The same error; for want of room beside the old file, it names the way out.
-    fn hint(&self, error: Error) -> Error {
-        match self.replaces() {
+        match lacks_room {
             true => error
                 .noted("the file that it replaces is kept until then (convert -n writes in place)"),
             false => error,

@@ -106,7 +106,7 @@ fn without_procfs_images_are_made_as_well_and_signals_clean_up() {
                   $V convert -q a.raw t.raw && $V convert -q -O qcow2 -o data_file=d.raw a.raw i.qcow2 || exit; done; \
                   $V compare a.raw t.raw; $V compare a.raw i.qcow2; \
                   for s in HUP TERM QUIT KILL; do for name in t.raw u.raw; do $V convert -q -r 50k a.raw $name & \
-                  while ! ls -A | grep -q '^[.].*-.*[.]tmp$'; do sleep 0.01; done; sleep 0.05; \
+                  n=0; while ! ls -A | grep -q '^[.].*-.*[.]tmp$'; do sleep 0.01; n=$((n+1)); [ $n -lt 3000 ] || exit; done; sleep 0.05; \
                   kill -$s $!; wait $!; echo $s $name $? $(ls -A | grep -c '^[.]'); \
                   $V create -q -f raw $name 1M; done; rm u.raw; done; ls -mA";
     let text = shell(dir, script);

@@ -169,7 +169,7 @@ mod tests {
             ("bs=1k skip=9", Some(9216..10_000)),
             ("bs=1000 skip=10", Some(10_000..10_000)),
             ("bs=1000 skip=11", None),
-            ("bs=1G skip=8E", None),
+            ("bs=1G skip=7E", None),
             ("bs=1G count=7E", Some(0..10_000)),
             ("bs=1k count=0", Some(0..0)),
         ] {

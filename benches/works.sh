@@ -80,7 +80,7 @@ PY
     IFS=: read -r image below step byte <<<"$image"
     qemu-img create -q -f qcow2 -b "$below" -F qcow2 "$image"
     awk -v s="$step" -v b="$byte" 'BEGIN { for (i = 0; i < 200; i++) print "write -q -P", b, i * s, 20000 }' |
-      qemu-io "$image"
+      qemu-io "$image" >/dev/null
   done
   qemu-img create -q -f qcow2 snapshots 100M
   for ((i = 0; i < 500; i++)); do qemu-img snapshot -c "s$i" snapshots; done

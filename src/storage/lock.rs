@@ -88,7 +88,7 @@ pub(super) fn lock(file: BorrowedFd<'_>, access: Access) -> Result<()> {
     Ok(())
 }
 
-/// Takes the file for the one user of its name: none of the bytes that QEMU or [`lock`] know, so
+/// Takes the file for the one user of its name: none of the bytes that QEMU or `lock` know, so
 /// that it can be opened and locked besides.  Lasts until `file` and all its duplicates are closed.
 ///
 /// # Errors

@@ -887,7 +887,7 @@ fn a_word_that_says_nothing_about_the_image_is_refused_and_named() {
         dir,
         &["rebase", "-b", "b.qcow2", "-F", "qcow2", "b.qcow2"],
         1,
-        "its own backing image",
+        "is the image itself",
     );
     assert!(!dir.join("c.qcow2").exists());
 }

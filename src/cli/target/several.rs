@@ -205,7 +205,7 @@ impl<'a> Placing<'a> {
         self.try_own_names(generations).map_err(|e| {
             let names = self.meanwhile(generations);
             let names: Vec<_> = names.iter().map(|n| n.to_string_lossy()).collect();
-            e.noted(&format!(
+            e.noted(format!(
                 "the new image is in place and whole, with the files {}",
                 names.join(", ")
             ))

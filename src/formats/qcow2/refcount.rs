@@ -432,7 +432,8 @@ impl Refcounts {
             return Err(wrong(span.start, 0));
         };
         let mut freed = None;
-        let before = block.bytes.clone();
+        let bytes = width.bytes(span.start, span.end);
+        let before = block.bytes[bytes.clone()].to_vec();
         for cluster in span.clone() {
             let count = width.get(&block.bytes, cluster);
             let changed = match step {
@@ -440,7 +441,7 @@ impl Refcounts {
                 Step::Down => count.checked_sub(1),
             };
             let Some(changed) = changed else {
-                block.bytes = before;
+                block.bytes[bytes].copy_from_slice(&before);
                 return Err(wrong(cluster, count));
             };
             width.set(&mut block.bytes, cluster, changed);
@@ -448,10 +449,9 @@ impl Refcounts {
                 freed = freed.or(Some((index << bits) + len64(cluster)));
             }
         }
-        let bytes = width.bytes(span.start, span.end);
         let host = block.host + len64(bytes.start);
-        if let Err(e) = file.write_at(&block.bytes[bytes], host) {
-            block.bytes = before;
+        if let Err(e) = file.write_at(&block.bytes[bytes.clone()], host) {
+            block.bytes[bytes].copy_from_slice(&before);
             return Err(e);
         }
         self.next = self.next.min(freed.unwrap_or(u64::MAX));

@@ -70,10 +70,12 @@ impl Sparse {
     pub(super) fn allocate_following(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
         let request = at..at + len;
         // In a dynamic disk what comes next has space without a sync, or is zero.
-        let around = match (self.kind, self.order) {
+        let mut around = match (self.kind, self.order) {
             (Kind::Differencing, WriteOrder::Ordered) => self.followed.around(&request),
             _ => request.clone(),
         };
+        let size = self.shape.load().size.next_multiple_of(SECTOR);
+        around.end = around.end.min(size.max(request.end));
         self.allocate_around(&request, &around, fill)
     }
 
@@ -87,8 +89,7 @@ impl Sparse {
             return Err(Error::read_only());
         }
         let shape = self.shape.load_full();
-        let around = around.start..around.end.min(shape.size.next_multiple_of(SECTOR));
-        let mut claims = self.claims(&shape, request, &around)?;
+        let mut claims = self.claims(&shape, request, around)?;
         match claims.is_empty() {
             true => Ok(0),
             false => self.carry_out(&shape, &mut claims, request, fill),

@@ -220,7 +220,7 @@ impl Generic {
                     generic.backing_format.get_or_insert(driver);
                 }
                 Some("encryption") if ["off", "no", "false"].iter().any(|off| value == *off) => {}
-                Some(key) if is_about_encryption(key) => {
+                _ if key.to_str().is_some_and(is_about_encryption) => {
                     let text = format!(
                         "option '{}': encrypted images are not supported",
                         printable(&pair)
@@ -235,8 +235,7 @@ impl Generic {
     }
 }
 
-fn is_about_encryption(pair: &str) -> bool {
-    let key = pair.split_once('=').map_or(pair, |(key, _)| key);
+fn is_about_encryption(key: &str) -> bool {
     key == "encryption" || key.starts_with("encrypt.")
 }
 

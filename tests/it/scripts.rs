@@ -817,7 +817,7 @@ fn options_that_only_qemu_img_has_a_use_for_are_accepted_or_refused_by_name() {
         dir,
         &["create", "-q", "-o", "encryption=off", "a.qcow2", "512"],
     );
-    for option in ["encryption=on", "encrypt.format=luks"] {
+    for option in ["encryption", "encryption=on", "encrypt.format=luks"] {
         fails(
             dir,
             &["create", "-f", "qcow2", "-o", option, "b.qcow2", "1M"],

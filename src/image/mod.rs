@@ -30,6 +30,7 @@ pub mod relink;
 pub mod reserve;
 pub mod snapshot;
 pub mod table;
+pub mod units;
 pub mod words;
 
 pub use amend::Amend;

@@ -1,0 +1,131 @@
+//! Space made ready ahead of the writes that will want it.
+//!
+//! A unit that reads as zeroes before its entry appears, and would read as zeroes if only the entry
+//! outlived a power cut, needs no order between its data and its entry.  Its space, what counts it,
+//! and its zeroes must be on stable media before: one sync sees to that for many units, where each
+//! of them would need one otherwise.  A kill leaves what was not used as leaks, at most [`MOST`]
+//! bytes of them.
+
+use crate::error::{ErrorKind, Result};
+use crate::image::open::WriteOrder;
+use crate::image::units::{Allocator, Taken, Units};
+use crate::storage::Zeroing;
+
+/// Bytes made ready at a time, at most, beyond what is needed at once.
+const MOST: u64 = 16 << 20;
+/// Units, at most.
+const MOST_UNITS: u64 = 1024;
+/// What part of a disk is made ready at a time, at most.
+const PART: u64 = 16;
+/// Runs that they may be in.
+const MAX_RUNS: usize = 64;
+
+/// Space that is zero and on stable media, and that nothing points at.
+#[derive(Debug, Default)]
+pub(super) struct Ahead {
+    /// The next one to use is last.
+    runs: Vec<Taken>,
+    /// Units to make ready next time: few for who writes little.
+    next: u64,
+    /// The host cannot make space zero without writing zeroes.
+    useless: bool,
+}
+
+impl Ahead {
+    /// Up to `count` units in one piece.
+    fn pop(&mut self, count: u64) -> Option<Taken> {
+        let last = self.runs.last_mut()?;
+        if last.count <= count {
+            return self.runs.pop();
+        }
+        let first = last.part(0..count);
+        *last = last.part(count..last.count);
+        Some(first)
+    }
+}
+
+impl Allocator {
+    /// Up to `count` units of space whose entries need not wait for their data; `None` where order
+    /// does not matter, or the host cannot make space zero without writing zeroes.
+    pub(super) fn ready_space(
+        &self,
+        units: &dyn Units,
+        first: u64,
+        count: u64,
+    ) -> Result<Option<Taken>> {
+        if self.order.policy() == WriteOrder::Unordered {
+            return Ok(None);
+        }
+        let mut ahead = self.ahead.lock();
+        if ahead.useless {
+            return Ok(None);
+        }
+        if ahead.runs.is_empty() {
+            let most = MOST.min(units.disk_size() / PART) / units.unit_len();
+            let want = ahead.next.max(count);
+            ahead.next = (want * 2).min(most.min(MOST_UNITS));
+            ahead.runs = self.make_ready(units, first, want)?;
+            ahead.useless = ahead.runs.is_empty();
+        }
+        Ok(ahead.pop(count))
+    }
+
+    /// Takes some `want` units and sees to it that they may be used at once, the first of them last;
+    /// none where the host cannot make them zero.
+    fn make_ready(&self, units: &dyn Units, first: u64, want: u64) -> Result<Vec<Taken>> {
+        let since = self.order.now();
+        let mut runs: Vec<Taken> = Vec::new();
+        let mut left = want;
+        let mut done = Ok(true);
+        while left > 0 && runs.len() < MAX_RUNS && matches!(done, Ok(true)) {
+            done = units.take(first, left).and_then(|taken| {
+                left -= taken.count.min(left);
+                runs.push(taken);
+                make_zero(units, &taken)
+            });
+        }
+        match done.and_then(|zero| self.order.settle(since).map(|()| zero)) {
+            Ok(true) => {
+                runs.iter_mut()
+                    .for_each(|run| (run.zeroed, run.ready) = (true, true));
+                runs.reverse();
+                Ok(runs)
+            }
+            failed => {
+                runs.iter().for_each(|run| units.untake(run));
+                failed.map(|_| Vec::new())
+            }
+        }
+    }
+
+    /// Gives back what was set aside or made ready and not used.  With no request under way.
+    pub(super) fn release_unused(&self, units: &dyn Units) {
+        let assigned: Vec<Taken> = self.assigned.lock().drain().collect();
+        let mut ahead = std::mem::take(&mut *self.ahead.lock()).runs;
+        ahead.sort_by_key(|run| run.host);
+        for run in assigned.iter().chain(&ahead).rev() {
+            units.untake(run);
+        }
+    }
+}
+
+/// Makes space that was just taken read as zeroes, inside the file; false where the host has no way
+/// to do so but to write them.
+fn make_zero(units: &dyn Units, taken: &Taken) -> Result<bool> {
+    let storage = units.data()?;
+    let host = taken.bytes(units.unit_len());
+    if !taken.zeroed {
+        let stored = host.start..host.end.min(storage.size());
+        if !stored.is_empty() {
+            match storage.zero(stored, Zeroing::MayUnmap) {
+                Err(e) if e.kind() == ErrorKind::Unsupported => return Ok(false),
+                done => done?,
+            }
+        }
+    }
+    if storage.size() < host.end {
+        // Grows the file and never cuts it, whatever other threads write behind us.
+        storage.write_at(&[0], host.end - 1)?;
+    }
+    Ok(true)
+}

@@ -40,14 +40,22 @@ impl Reservations {
         Some(Reserved { owner: self, range })
     }
 
-    /// As [`Reservations::reserve`], and never waits.
-    pub fn try_reserve(&self, range: Range<u64>) -> Option<Reserved<'_>> {
+    /// As [`Reservations::reserve`] for `must`, and as much of `wish` around it as nobody holds.
+    pub fn reserve_around(&self, must: Range<u64>, wish: Range<u64>) -> Option<Reserved<'_>> {
         let mut busy = self.busy.lock();
-        if busy.iter().any(|b| range::intersect(b, &range).is_some()) {
-            return None;
+        if !busy.iter().any(|b| range::intersect(b, &must).is_some()) {
+            let before = busy.iter().filter(|b| b.end <= must.start).map(|b| b.end);
+            let after = busy.iter().filter(|b| b.start >= must.end).map(|b| b.start);
+            let start = before.max().unwrap_or(0).max(wish.start).min(must.start);
+            let end = after.min().unwrap_or(u64::MAX).min(wish.end).max(must.end);
+            busy.push(start..end);
+            return Some(Reserved {
+                owner: self,
+                range: start..end,
+            });
         }
-        busy.push(range.clone());
-        Some(Reserved { owner: self, range })
+        drop(busy);
+        self.reserve(must).and(None)
     }
 
     /// As [`Reservations::reserve`], waiting for as long as it takes.
@@ -63,6 +71,13 @@ impl Reservations {
     pub fn holds(&self, range: &Range<u64>) -> bool {
         let busy = self.busy.lock();
         busy.iter().any(|b| range::intersect(b, range).is_some())
+    }
+}
+
+impl Reserved<'_> {
+    /// What is held.
+    pub fn range(&self) -> &Range<u64> {
+        &self.range
     }
 }
 

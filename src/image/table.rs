@@ -8,7 +8,7 @@ use crate::image::Wait;
 pub use crate::image::words::Endian;
 use crate::image::words::Words;
 use crate::storage::Storage;
-use crate::util::align::clamp_len;
+use crate::util::align::{clamp_len, len64};
 
 /// Bytes of table in one cached page.
 const PAGE: u64 = 16 << 10;
@@ -58,13 +58,13 @@ impl Table {
         self.words.get(storage, self.host + index * 4, wait)
     }
 
-    /// Writes the word at `index` to the file, then shows it to readers.
+    /// Writes the words from `index` on to the file, then shows them to readers.
     ///
     /// # Errors
-    /// The host's; readers then see the old word.
-    pub fn publish(&self, storage: &dyn Storage, index: u64, value: u32) -> Result<()> {
-        debug_assert!(index < self.len);
-        self.words.publish(storage, self.host + index * 4, &[value])
+    /// The host's; readers then see the old words.
+    pub fn publish(&self, storage: &dyn Storage, index: u64, values: &[u32]) -> Result<()> {
+        debug_assert!(index + len64(values.len()) <= self.len);
+        self.words.publish(storage, self.host + index * 4, values)
     }
 }
 
@@ -83,7 +83,7 @@ mod tests {
         let table = Table::new(512, len, Endian::Big);
         for index in [0, WORDS * SLOTS, len - 1, 1] {
             table
-                .publish(&storage, index, 7 + u32::from(index == 1))
+                .publish(&storage, index, &[7 + u32::from(index == 1)])
                 .expect("memory has room");
         }
         for _ in 0..2 {

@@ -13,6 +13,7 @@ use crate::formats::vhd::layout::{Bounds, UNUSED};
 use crate::formats::vhd::sparse::{Shape, Sparse};
 use crate::image::Wait;
 use crate::image::check::{Repair, Report, Severity};
+use crate::image::units::Units;
 use crate::storage::Zeroing;
 use crate::util::align::{clamp_len, len64};
 use crate::util::buf::is_zero;
@@ -201,7 +202,7 @@ impl Sparse {
                 return Ok(());
             }
             if fix {
-                shape.table.publish(&*self.storage, index, UNUSED)?;
+                shape.table.publish(&*self.storage, index, &[UNUSED])?;
             }
             let text = format!("table entry {index} is past the last block of the disk and in use");
             let did = fix.then(|| "it was set to unused".to_owned());
@@ -281,27 +282,26 @@ impl Sparse {
     /// Copies a block to space of its own, and says what the table has for it then; `None` where no
     /// space may be taken.
     fn copy_away(&self, shape: &Shape, index: u64, from: u64) -> Result<Option<u32>> {
-        let mut space = self.space.lock();
-        if space.footer().is_none() {
+        if self.space.lock().footer().is_none() {
             return Ok(None);
         }
-        let spot = match self.take(&mut space, shape, index) {
-            Ok(spot) => spot,
+        let to = match self.take(index, 1) {
+            Ok(taken) => taken.host - taken.lead,
             Err(e) if e.kind() == ErrorKind::Corrupt => return Ok(None),
             Err(e) => return Err(e),
         };
         let mut buf = vec![0; clamp_len(STEP.min(self.blocks.len()), usize::MAX)];
         let mut done = 0;
-        let stamp = self.syncs.stamp();
+        let stamp = self.allocator.order.now();
         while done < self.blocks.len() {
             let step = clamp_len(self.blocks.len() - done, buf.len());
             self.storage.read_at(&mut buf[..step], from + done)?;
-            self.storage.write_at(&buf[..step], spot.host + done)?;
+            self.storage.write_at(&buf[..step], to + done)?;
             done += len64(step);
         }
-        self.syncs.wait(&*self.storage, stamp)?;
-        let word = u32::try_from(spot.host / SECTOR).unwrap_or(UNUSED);
-        shape.table.publish(&*self.storage, index, word)?;
+        self.allocator.order.settle(stamp)?;
+        let word = u32::try_from(to / SECTOR).unwrap_or(UNUSED);
+        shape.table.publish(&*self.storage, index, &[word])?;
         self.bitmaps.forget();
         Ok(Some(word))
     }

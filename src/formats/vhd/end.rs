@@ -45,9 +45,7 @@ impl Sparse {
         };
         let bytes = footer.sealed().to_bytes();
         for at in [host, 0] {
-            let stamp = self.syncs.stamp();
-            self.storage.write_at(&bytes, at)?;
-            self.ordered(stamp)?;
+            self.write_in_order(&bytes, at)?;
         }
         let batmap = batmap::read(&*self.storage, &footer, &shape.header)?;
         let shape = Shape::new(footer, shape.header, self.rule, batmap);
@@ -66,8 +64,7 @@ impl Sparse {
         ))
     }
 
-    /// Moves the footer so that all before `end` is free of it, and then `ahead` more.  Says where
-    /// it is then, if it had to be moved.
+    /// Moves the footer so that all before `end` is free of it, and then `ahead` more.
     ///
     /// The new footer is on stable media before anything may touch the old one.
     pub(super) fn make_room(
@@ -76,28 +73,26 @@ impl Sparse {
         shape: &Shape,
         end: u64,
         ahead: u64,
-    ) -> Result<Option<u64>> {
+    ) -> Result<()> {
         space.grown = true;
         if let Some(place) = self.footer_place() {
-            self.keep_within(space, shape, end, place)?;
-            return Ok(None);
+            return self.keep_within(space, shape, end, place);
         }
         self.erase_stale(space)?;
-        if self.order == WriteOrder::Unordered {
+        if self.allocator.order.policy() == WriteOrder::Unordered {
             space.stale = space.footer.take_if(|f| *f < end);
             self.erase_stale(space)?;
             self.data_end.fetch_max(end, Ordering::AcqRel);
-            return Ok(None);
+            return Ok(());
         }
         if space.footer.is_some_and(|f| f >= end) {
-            return Ok(None);
+            return Ok(());
         }
         let new = self.limit(end + ahead).unwrap_or(end);
         self.write_footer(shape, new)?;
         space.stale = space.footer.replace(new);
         self.data_end.store(new, Ordering::Release);
-        self.erase_stale(space)?;
-        Ok(Some(new))
+        self.erase_stale(space)
     }
 
     /// Refuses to use anything from `place` on, where the footer is, or is to be from now on: the
@@ -123,10 +118,14 @@ impl Sparse {
 
     /// Writes the footer at `host` and waits until it is on stable media.
     pub(super) fn write_footer(&self, shape: &Shape, host: u64) -> Result<()> {
-        let stamp = self.syncs.stamp();
-        let bytes = shape.footer.sealed().to_bytes();
-        self.storage.write_at(&bytes, host)?;
-        self.ordered(stamp)
+        self.write_in_order(&shape.footer.sealed().to_bytes(), host)
+    }
+
+    /// Writes, and waits until that is on stable media, where order matters.
+    pub(super) fn write_in_order(&self, bytes: &[u8], host: u64) -> Result<()> {
+        let since = self.allocator.order.now();
+        self.storage.write_at(bytes, host)?;
+        self.allocator.order.settle(since)
     }
 
     fn erase_stale(&self, space: &mut Space) -> Result<()> {
@@ -206,16 +205,10 @@ impl Sparse {
 
     /// Leaves the file's end as a clean close leaves it: the footer right behind what is in use.
     pub(super) fn trim(&self, space: &mut Space, shape: &Shape) -> Result<()> {
-        if !space.grown && space.freed == 0 {
+        if !space.grown && space.ready.is_empty() && space.clean.is_empty() {
             return Ok(());
         }
-        if !space.pending.is_empty() {
-            // What the table on stable media may still name is not to be overwritten.
-            self.ordered(self.syncs.stamp())?;
-        }
         let mut tail = self.tail(space, shape)?;
-        self.settle(space);
-        self.return_assigned(space);
         let floor = self.metadata_end(shape);
         let unused: Vec<u32> = space.clean.drain(..).collect();
         space.ready.extend(unused);
@@ -228,7 +221,6 @@ impl Sparse {
             }
             tail = host;
             space.ready.pop();
-            space.freed -= 1;
         }
         self.punch_ready(space);
         space.tail = Some(tail);
@@ -236,7 +228,6 @@ impl Sparse {
             Some(place) => self.keep_within(space, shape, tail, place)?,
             None => self.end_at(space, shape, tail)?,
         }
-        space.zeroes = 0..0;
         space.grown = false;
         Ok(())
     }
@@ -253,8 +244,8 @@ impl Sparse {
     }
 
     /// Writes the footer where an unordered image has none, so that the file is whole.
-    pub(super) fn complete(&self, space: &mut Space, shape: &Shape) -> Result<()> {
-        if self.order == WriteOrder::Ordered || space.footer.is_some() {
+    pub(super) fn complete_end(&self, space: &mut Space, shape: &Shape) -> Result<()> {
+        if self.allocator.order.policy() == WriteOrder::Ordered || space.footer.is_some() {
             return Ok(());
         }
         let tail = self.tail(space, shape)?;

@@ -54,7 +54,7 @@ impl Sparse {
         let host = self.take_bytes(&mut space, &shape, rooms + header::LEN64)?;
         let parent = backing.map(|b| new_parent(b, host)).transpose()?;
         let changed = shape.header.with_parent(parent.as_ref());
-        let stamp = self.syncs.stamp();
+        let stamp = self.allocator.order.now();
         let mut at = host;
         for (_, mut data) in paths {
             let len = room(&data);
@@ -63,12 +63,12 @@ impl Sparse {
             at += len64(data.len());
         }
         self.storage.write_at(&changed.to_bytes(), at)?;
-        self.ordered(stamp)?;
+        self.allocator.order.settle(stamp)?;
         let usual = shape.footer.header_offset();
         self.replace_footers(&space, &shape, shape.footer.with_header(at, kind))?;
-        let stamp = self.syncs.stamp();
+        let stamp = self.allocator.order.now();
         self.storage.write_at(&changed.to_bytes(), usual)?;
-        self.ordered(stamp)?;
+        self.allocator.order.settle(stamp)?;
         let footer = shape.footer.with_header(usual, kind);
         // The batmap, where there is one, is read again.
         let now = Shape::new(footer, changed, self.rule, batmap::Found::None);

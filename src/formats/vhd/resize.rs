@@ -164,14 +164,14 @@ impl Sparse {
         } else {
             for index in self.blocks.count(shape.size)..entries {
                 if shape.table.get(&*self.storage, index, Wait::Yes)? != UNUSED {
-                    shape.table.publish(&*self.storage, index, UNUSED)?;
+                    shape.table.publish(&*self.storage, index, &[UNUSED])?;
                 }
             }
         }
-        self.ordered(self.syncs.stamp())?;
+        self.allocator.order.settle_all()?;
         if let Some(hidden) = hidden {
             self.cover(&now, hidden)?;
-            self.ordered(self.syncs.stamp())?;
+            self.allocator.order.settle_all()?;
         }
         self.set_size(&now, size)
     }
@@ -235,7 +235,7 @@ impl Sparse {
                     continue;
                 }
             }
-            at += self.allocate_at(at, end - at, &mut fill)?;
+            at += self.allocator.allocate(self, at..end, &mut fill)?;
         }
         Ok(())
     }
@@ -244,6 +244,7 @@ impl Sparse {
     fn enlarge_table(&self, shape: &Arc<Shape>, entries: u64) -> Result<Arc<Shape>> {
         let count = u32::try_from(entries)
             .map_err(|_| Error::new(ErrorKind::OutOfRange, "the table would be too long"))?;
+        let unnamed = self.allocator.unnamed(self);
         let mut space = self.space.lock();
         let mut shape = Arc::clone(shape);
         // tapdisk finds its batmap behind the table: where that grows, the batmap is dropped.
@@ -254,17 +255,17 @@ impl Sparse {
         }
         let old = shape.table.host();
         let before = self.tail(&mut space, &shape)?;
-        let laid = self.lay_table(&mut space, &shape, entries);
+        let laid = self.lay_table(&mut space, &shape, entries, &unnamed);
         let host = laid.inspect_err(|_| {
             // Nothing refers to the room that was made; where it stays it is a leak.
             let _ = self.cut(&mut space, &shape, before);
         })?;
-        let stamp = self.syncs.stamp();
+        let stamp = self.allocator.order.now();
         let header = shape.header.with_table(host, count);
         let fields = &header.to_bytes()[TABLE_FIELDS];
         let at = shape.footer.header_offset() + len64(TABLE_FIELDS.start);
         self.storage.write_at(fields, at)?;
-        self.ordered(stamp)?;
+        self.allocator.order.settle(stamp)?;
         if host != old {
             let unused = old..old + shape.table.len() * 4;
             match self.storage.zero(unused, Zeroing::MayUnmap) {
@@ -279,11 +280,18 @@ impl Sparse {
         Ok(shape)
     }
 
-    /// Writes a table of `entries` words, the old ones and then unused ones, to where it has room.
-    fn lay_table(&self, space: &mut Space, shape: &Shape, entries: u64) -> Result<u64> {
-        let stamp = self.syncs.stamp();
+    /// Writes a table of `entries` words, the old ones and then unused ones, to where it has room:
+    /// not to what is `unnamed`.
+    fn lay_table(
+        &self,
+        space: &mut Space,
+        shape: &Shape,
+        entries: u64,
+        unnamed: &[Range<u64>],
+    ) -> Result<u64> {
+        let stamp = self.allocator.order.now();
         let old = shape.table.host();
-        let host = match self.extend_in_place(space, shape, old + entries * 4)? {
+        let host = match self.extend_in_place(space, shape, old + entries * 4, unnamed)? {
             true => old,
             false => {
                 let host = self.take_bytes(space, shape, entries * 4)?;
@@ -293,12 +301,18 @@ impl Sparse {
         };
         let fresh = host + shape.table.len() * 4..(host + entries * 4).next_multiple_of(SECTOR);
         self.write_unused(fresh)?;
-        self.ordered(stamp)?;
+        self.allocator.order.settle(stamp)?;
         Ok(host)
     }
 
     /// Has the table end at `end`, if only unused space is between.
-    fn extend_in_place(&self, space: &mut Space, shape: &Shape, end: u64) -> Result<bool> {
+    fn extend_in_place(
+        &self,
+        space: &mut Space,
+        shape: &Shape,
+        end: u64,
+        unnamed: &[Range<u64>],
+    ) -> Result<bool> {
         let start = shape.table.host() + shape.table.len() * 4;
         let end = end.next_multiple_of(SECTOR);
         let tail = self.tail(space, shape)?;
@@ -308,7 +322,11 @@ impl Sparse {
             return Ok(true);
         }
         let wanted = start..end;
-        if end > tail || space.lists(&wanted, self.blocks) || self.is_metadata(shape, &wanted) {
+        let taken = unnamed
+            .iter()
+            .any(|host| range::intersect(host, &wanted).is_some());
+        let listed = taken || space.lists(&wanted, self.blocks);
+        if end > tail || listed || self.is_metadata(shape, &wanted) {
             return Ok(false);
         }
         let mut free = true;
@@ -356,16 +374,17 @@ impl Sparse {
         let shape = self.shape.load_full();
         let mut space = self.space.lock();
         let freeable = self.is_disjoint(&mut space, &shape)?;
-        let mut slots = Vec::new();
+        drop(space);
         for index in blocks {
             let word = shape.table.get(&*self.storage, index, Wait::Yes)?;
             if word != UNUSED {
-                shape.table.publish(&*self.storage, index, UNUSED)?;
-                slots.extend(freeable.then_some(word));
+                shape.table.publish(&*self.storage, index, &[UNUSED])?;
+                let host = u64::from(word) * SECTOR;
+                if freeable {
+                    self.allocator.free(self, host..host + self.blocks.len())?;
+                }
             }
         }
-        self.free(&mut space, slots);
-        drop(space);
         self.zero_cut(&shape)
     }
 
@@ -393,7 +412,7 @@ impl Sparse {
         let mut space = self.space.lock();
         let footer = resized(&shape.footer, size);
         self.tail(&mut space, shape)?;
-        self.complete(&mut space, shape)?;
+        self.complete_end(&mut space, shape)?;
         self.replace_footers(&space, shape, footer)
     }
 }

@@ -1,6 +1,5 @@
 //! The space of the file: which of it is free, and taking it.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
@@ -10,11 +9,9 @@ use crate::formats::vhd::footer::Kind;
 use crate::formats::vhd::geometry::SECTOR;
 use crate::formats::vhd::layout::{Blocks, UNUSED};
 use crate::formats::vhd::sparse::{Shape, Sparse};
-use crate::image::open::WriteOrder;
+use crate::image::units::Taken;
 use crate::storage::Zeroing;
-use crate::storage::syncs::Stamp;
-use crate::util::align::{self, clamp_len, len64};
-use crate::util::grace::Moment;
+use crate::util::align::{clamp_len, len64};
 use crate::util::range;
 
 /// The file grows by at most this much more than is needed, so that moving the footer costs one
@@ -22,36 +19,12 @@ use crate::util::range;
 const AHEAD: u64 = 32 << 20;
 /// Blocks the file grows ahead by, at most.
 const AHEAD_BLOCKS: u64 = 15;
+/// Where table words end.
+const LIMIT: u64 = UNUSED as u64 * SECTOR;
 /// Freed blocks remembered for reuse, 4 bytes each; more than that are left for `check`.
 const MAX_FREED: usize = 1 << 20;
 /// Table bytes read at a time.
 const STEP: u64 = 64 << 10;
-
-/// Blocks that were made unreachable together.
-#[derive(Debug)]
-pub(super) struct Freed {
-    slots: Vec<u32>,
-    moment: Moment,
-    stamp: Stamp,
-}
-
-/// Space assigned to blocks ahead of their writes: neighbours in the disk and in the file.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Assigned {
-    count: u64,
-    host: u64,
-}
-
-/// Space for one block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Spot {
-    /// Where it begins.
-    pub(super) host: u64,
-    /// Whether it reads as zeroes.
-    pub(super) zeroed: bool,
-    /// Whether it does so on stable media too.
-    pub(super) ready: bool,
-}
 
 /// What is known of the file's space.
 #[derive(Debug, Default)]
@@ -64,32 +37,14 @@ pub(super) struct Space {
     pub(super) grown: bool,
     /// Where a footer was that is still to be erased before space after it is taken.
     pub(super) stale: Option<u64>,
-    /// Freed blocks that may still be read, or named by the table on stable media.
-    pub(super) pending: VecDeque<Freed>,
-    /// Freed blocks that may be taken.
+    /// Free blocks.
     pub(super) ready: Vec<u32>,
     /// The same, and they read as zeroes.
     pub(super) clean: Vec<u32>,
-    /// How many are in these three.
-    pub(super) freed: usize,
-    pub(super) assigned: BTreeMap<u64, Assigned>,
     /// Space between blocks, on storage of fixed length.
     gaps: Vec<u32>,
-    /// The part from `tail` on that is zero on stable media.
-    pub(super) zeroes: Range<u64>,
     /// Whether no two blocks lie upon each other, once that was looked for.
     disjoint: Option<bool>,
-}
-
-impl Spot {
-    /// Space that reads as zeroes, maybe not on stable media.
-    fn zeroed(host: u64) -> Self {
-        Self {
-            host,
-            zeroed: true,
-            ready: false,
-        }
-    }
 }
 
 impl Space {
@@ -110,114 +65,90 @@ impl Space {
     pub(super) fn footer_is_at(&mut self, host: u64) {
         self.footer = Some(host);
         self.tail = None;
-        self.zeroes = 0..0;
     }
 
-    /// The blocks that are freed or assigned, which no table word names.
-    fn listed(&self, blocks: Blocks) -> impl Iterator<Item = u32> {
-        let freed = self.pending.iter().flat_map(|f| &f.slots);
-        let freed = freed.chain(&self.ready).chain(&self.clean).copied();
-        let assigned = self.assigned.values().flat_map(move |run| {
-            let hosts = (0..run.count).map(move |i| run.host + i * blocks.stride());
-            hosts.filter_map(|host| u32::try_from(host / SECTOR).ok())
-        });
-        freed.chain(assigned)
+    /// The free blocks, which no table word names.
+    fn listed(&self) -> impl Iterator<Item = u32> {
+        self.ready.iter().chain(&self.clean).copied()
     }
 
-    /// Whether part of a range of the file is freed, assigned or a gap.
+    /// Whether part of a range of the file is a free block or a gap.
     pub(super) fn lists(&self, host: &Range<u64>, blocks: Blocks) -> bool {
-        let mut slots = self.listed(blocks).chain(self.gaps.iter().copied());
+        let mut slots = self.listed().chain(self.gaps.iter().copied());
         slots.any(|slot| {
             let at = u64::from(slot) * SECTOR;
             range::intersect(&(at..at + blocks.len()), host).is_some()
         })
     }
 
-    /// The end of the last block that is freed or assigned: no table word names it, and still it
-    /// is not to be taken twice.
+    /// The end of the last free block: no table word names it, and still it is not to be taken twice.
     pub(super) fn listed_end(&self, blocks: Blocks) -> u64 {
-        let last = self.listed(blocks).max();
+        let last = self.listed().max();
         last.map_or(0, |slot| u64::from(slot) * SECTOR + blocks.len())
-    }
-
-    /// Takes the space that was assigned to a block.
-    fn take_assigned(&mut self, index: u64, stride: u64) -> Option<u64> {
-        let (&first, &run) = self.assigned.range(..=index).next_back()?;
-        let before = index - first;
-        if before >= run.count {
-            return None;
-        }
-        self.assigned.remove(&first);
-        let host = run.host + before * stride;
-        for (first, count, host) in [
-            (first, before, run.host),
-            (index + 1, run.count - before - 1, host + stride),
-        ] {
-            if count > 0 {
-                self.assigned.insert(first, Assigned { count, host });
-            }
-        }
-        Some(host)
-    }
-
-    /// Whether a block has space assigned to it.
-    pub(super) fn is_assigned(&self, index: u64) -> bool {
-        let run = self.assigned.range(..=index).next_back();
-        run.is_some_and(|(first, run)| index - first < run.count)
     }
 }
 
 impl Sparse {
-    /// Finds space for block `index`.
-    pub(super) fn take(&self, space: &mut Space, shape: &Shape, index: u64) -> Result<Spot> {
-        let tail = self.tail(space, shape)?;
-        if let Some(host) = space.take_assigned(index, self.blocks.stride()) {
-            return Ok(Spot {
-                zeroed: !self.storage.has_fixed_len(),
-                ..Spot::zeroed(host)
-            });
+    /// Space of blocks, the first of which begins at `host`.
+    fn blocks_at(&self, host: u64, count: u64, zeroed: bool) -> Taken {
+        Taken {
+            lead: self.blocks.bitmap,
+            zeroed,
+            ..Taken::new(host + self.blocks.bitmap, count, self.blocks.stride())
         }
-        self.settle(space);
+    }
+
+    /// Finds space for one to `count` blocks.
+    pub(super) fn take_blocks(
+        &self,
+        space: &mut Space,
+        shape: &Shape,
+        count: u64,
+    ) -> Result<Taken> {
+        let tail = self.tail(space, shape)?;
         if let Some(slot) = space.clean.pop() {
-            space.freed -= 1;
-            return Ok(Spot::zeroed(u64::from(slot) * SECTOR));
+            return Ok(self.blocks_at(u64::from(slot) * SECTOR, 1, true));
         }
         if let Some(slot) = space.ready.pop() {
-            space.freed -= 1;
-            let host = u64::from(slot) * SECTOR;
-            return Ok(Spot {
-                zeroed: self.punch(host).is_ok(),
-                ..Spot::zeroed(host)
-            });
+            return Ok(self.take_slot(slot));
         }
-        match self.take_new(space, shape, tail) {
-            Err(e) if e.kind() == ErrorKind::NoSpace => self.take_left(space).ok_or(e),
+        match self.take_new(space, shape, tail, count) {
+            Err(e) if e.kind() == ErrorKind::NoSpace => match space.gaps.pop() {
+                // The storage, of fixed length, is used up to its end.
+                Some(slot) => Ok(self.take_slot(slot)),
+                None => Err(e),
+            },
             done => done,
         }
     }
 
-    /// Takes space behind all that is in use.
-    fn take_new(&self, space: &mut Space, shape: &Shape, tail: u64) -> Result<Spot> {
-        let host = self.blocks.place(tail);
-        let end = self.limit(host + self.blocks.len())?;
-        let ahead = (self.blocks.stride() * AHEAD_BLOCKS).min(AHEAD);
-        let ahead = align::down(ahead, self.blocks.stride());
-        let zeroed = self.zeroed_room(space, shape, tail..end, ahead)?;
-        space.tail = Some(end);
-        Ok(Spot {
-            zeroed,
-            ready: space.zeroes.start <= host && end <= space.zeroes.end,
-            ..Spot::zeroed(host)
-        })
+    fn take_slot(&self, slot: u32) -> Taken {
+        let host = u64::from(slot) * SECTOR;
+        self.blocks_at(host, 1, self.punch(host).is_ok())
     }
 
-    /// Takes space between blocks of storage of fixed length that is used up to its end.
-    fn take_left(&self, space: &mut Space) -> Option<Spot> {
-        let host = u64::from(space.gaps.pop()?) * SECTOR;
-        Some(Spot {
-            zeroed: self.punch(host).is_ok(),
-            ..Spot::zeroed(host)
-        })
+    /// Takes space behind all that is in use.
+    fn take_new(&self, space: &mut Space, shape: &Shape, tail: u64, count: u64) -> Result<Taken> {
+        let (len, stride) = (self.blocks.len(), self.blocks.stride());
+        let host = self.blocks.place(tail);
+        let end = self.footer_place().unwrap_or(LIMIT);
+        let room = end.saturating_sub(host + len) / stride + 1;
+        let count = count.min(room);
+        let end = self.limit(host + (count - 1) * stride + len)?;
+        let ahead = match self.kind {
+            // Its blocks are taken when they are wanted.
+            Kind::Differencing => self.ahead_blocks() * stride,
+            Kind::Dynamic | Kind::Fixed => 0,
+        };
+        self.make_room(space, shape, end, ahead)?;
+        space.tail = Some(end);
+        // Behind all that is in use a file is zero, a device is anything.
+        Ok(self.blocks_at(host, count, !self.storage.has_fixed_len()))
+    }
+
+    /// How many blocks the file grows by beyond what is needed at once.
+    pub(super) fn ahead_blocks(&self) -> u64 {
+        AHEAD_BLOCKS.min(AHEAD / self.blocks.stride())
     }
 
     /// Lists the space between blocks of storage of fixed length, which cannot grow once its end
@@ -227,7 +158,7 @@ impl Sparse {
         if matches!(shape.batmap, batmap::Found::Damaged(_)) {
             return Ok(());
         }
-        let mut words: Vec<u32> = space.listed(self.blocks).collect();
+        let mut words: Vec<u32> = space.listed().collect();
         self.each_word(shape, |_, word| {
             if word != UNUSED && words.len() <= 4 * MAX_FREED {
                 words.push(word);
@@ -270,65 +201,6 @@ impl Sparse {
         })
     }
 
-    /// Makes room up to the end of `new`, which begins where all that is in use ends, and up to
-    /// `ahead` more; whether it reads as zeroes.  What does so on stable media is in
-    /// [`Space::zeroes`].
-    fn zeroed_room(
-        &self,
-        space: &mut Space,
-        shape: &Shape,
-        new: Range<u64>,
-        ahead: u64,
-    ) -> Result<bool> {
-        let since = self.syncs.stamp();
-        let moved = self.make_room(space, shape, new.end, ahead)?;
-        let Some(place) = self.footer_place() else {
-            // A child's blocks wait for stable media themselves, whatever is there before.
-            if let Some(end) = moved
-                && self.kind == Kind::Dynamic
-            {
-                // Where the old footer was there are zeroes on stable media from now on, as behind it.
-                self.ordered(since)?;
-                space.zeroes = new.start..end;
-            }
-            return Ok(true);
-        };
-        if self.kind == Kind::Differencing {
-            // What a block of it does not have may be anything.
-            return Ok(false);
-        }
-        if new.end > space.zeroes.end || new.start < space.zeroes.start {
-            let end = place.min(new.end.saturating_add(ahead));
-            match self.storage.zero(new.start..end, Zeroing::MayUnmap) {
-                Err(e) if e.kind() == ErrorKind::Unsupported => return Ok(false),
-                done => done?,
-            }
-            self.ordered(since)?;
-            space.zeroes = new.start..end;
-        }
-        Ok(true)
-    }
-
-    /// Assigns space to the blocks from `index` on, `count` of them; the file's range they get.
-    pub(super) fn assign_run(
-        &self,
-        space: &mut Space,
-        shape: &Shape,
-        index: u64,
-        count: u64,
-    ) -> Result<Range<u64>> {
-        let tail = self.tail(space, shape)?;
-        let host = self.blocks.place(tail);
-        let len = (count - 1)
-            .checked_mul(self.blocks.stride())
-            .and_then(|l| l.checked_add(self.blocks.len()));
-        let end = self.limit(len.and_then(|l| l.checked_add(host)).unwrap_or(u64::MAX))?;
-        self.make_room(space, shape, end, 0)?;
-        space.tail = Some(end);
-        space.assigned.insert(index, Assigned { count, host });
-        Ok(host..end)
-    }
-
     /// Takes `len` bytes at a sector of the file for metadata.
     pub(super) fn take_bytes(&self, space: &mut Space, shape: &Shape, len: u64) -> Result<u64> {
         let host = self.tail(space, shape)?.next_multiple_of(SECTOR);
@@ -365,55 +237,17 @@ impl Sparse {
         reserved.chain(locators).collect()
     }
 
-    /// Space that was taken but never published may be taken again.
-    pub(super) fn give_back(&self, space: &mut Space, host: u64) {
+    /// Lists a block as free that nothing names; what is beyond the list is left for `check`.
+    pub(super) fn list_free(&self, space: &mut Space, host: u64) {
         if let Ok(slot) = u32::try_from(host / SECTOR)
-            && space.freed < MAX_FREED
+            && space.ready.len() + space.clean.len() < MAX_FREED
         {
             space.ready.push(slot);
-            space.freed += 1;
         }
     }
 
-    /// Turns space that was assigned and never used into free blocks.
-    pub(super) fn return_assigned(&self, space: &mut Space) {
-        for (_, run) in std::mem::take(&mut space.assigned) {
-            for i in 0..run.count {
-                self.give_back(space, run.host + i * self.blocks.stride());
-            }
-        }
-    }
-
-    /// Space of blocks that were just made unreachable.
-    pub(super) fn free(&self, space: &mut Space, mut slots: Vec<u32>) {
-        slots.truncate(MAX_FREED - space.freed.min(MAX_FREED));
-        space.freed += slots.len();
-        if !slots.is_empty() {
-            space.pending.push_back(Freed {
-                slots,
-                moment: self.grace.now(),
-                stamp: self.syncs.stamp(),
-            });
-        }
-    }
-
-    /// Makes freed space ready that nobody can read any more, and that no table on stable media
-    /// names any more.
-    pub(super) fn settle(&self, space: &mut Space) {
-        while let Some(freed) = space.pending.front() {
-            let durable = self.order == WriteOrder::Unordered || self.syncs.is_durable(freed.stamp);
-            if !durable || !self.grace.passed(freed.moment) {
-                break;
-            }
-            if let Some(freed) = space.pending.pop_front() {
-                space.ready.extend(freed.slots);
-            }
-        }
-    }
-
-    /// Gives the space of freed blocks back to the host, as far as that may be done yet.
+    /// Gives the space of free blocks back to the host.
     pub(super) fn punch_ready(&self, space: &mut Space) {
-        self.settle(space);
         // A hint: what cannot be punched now is zeroed when it is taken.
         while let Some(slot) = space.ready.last()
             && self.punch(u64::from(*slot) * SECTOR).is_ok()
@@ -425,14 +259,6 @@ impl Sparse {
     fn punch(&self, host: u64) -> Result<()> {
         self.storage
             .zero(host..host + self.blocks.len(), Zeroing::MayUnmap)
-    }
-
-    /// Returns once what was written since `stamp` is on stable media, where order matters.
-    pub(super) fn ordered(&self, stamp: Stamp) -> Result<()> {
-        match self.order {
-            WriteOrder::Ordered => self.syncs.wait(&*self.storage, stamp),
-            WriteOrder::Unordered => Ok(()),
-        }
     }
 
     /// Calls `f` with each word of the table, straight from the file.

@@ -20,18 +20,15 @@ use crate::formats::vhd::layout::{self, Blocks, Bounds, UNUSED};
 use crate::formats::vhd::locator::{self, Code};
 use crate::formats::vhd::open::{self, End, Found};
 use crate::formats::vhd::space::Space;
-use crate::image::follow::Followed;
 use crate::image::info::Detail;
-use crate::image::open::{OpenOptions, Purpose, WriteOrder};
+use crate::image::open::{OpenOptions, Purpose};
 use crate::image::relink::Relink;
-use crate::image::reserve::Reservations;
 use crate::image::table::{Endian, Table};
+use crate::image::units::{Allocator, Order, Units};
 use crate::image::{Backing, Caps, Check, Driver, Fill, Image, Layout, Resize, Run, Source, Wait};
 use crate::storage::open::Access;
-use crate::storage::syncs::Syncs;
 use crate::storage::{Limits, Storage, Zeroing};
 use crate::util::align;
-use crate::util::grace::Grace;
 
 /// Table words looked at for one answer of `map`.
 const LOOK_AHEAD: u64 = 4096;
@@ -69,16 +66,11 @@ pub(super) struct Sparse {
     pub(super) data_end: AtomicU64,
     /// The parent's paths, as the locators have them.
     pub(super) locators: Vec<(Code, OsString)>,
-    pub(super) order: WriteOrder,
-    pub(super) grace: Arc<Grace>,
-    /// Blocks, and sectors of blocks, that some thread fills or frees.  Taken before `space`.
-    pub(super) reservations: Reservations,
+    /// What gives blocks space.
+    pub(super) allocator: Allocator,
     /// Held while space is taken, never while data is written.  Tables and bitmaps lock theirs
     /// under it.
     pub(super) space: Mutex<Space>,
-    pub(super) syncs: Syncs,
-    /// Who goes through a differencing disk in order.
-    pub(super) followed: Followed,
 }
 
 impl Shape {
@@ -139,6 +131,7 @@ impl Sparse {
             End::Whole | End::Short => Some(found.data_end),
             End::Killed | End::Damaged(_) => None,
         };
+        let order = Order::new(options.order, Arc::clone(&storage), None);
         Ok(Self {
             write: options.access == Access::Write,
             kind: found.footer.kind(),
@@ -149,12 +142,8 @@ impl Sparse {
             bitmaps: Bitmaps::default(),
             data_end: AtomicU64::new(found.data_end),
             locators,
-            order: options.order,
-            grace: Arc::clone(&options.grace),
+            allocator: Allocator::new(order, Arc::clone(&options.grace)),
             space: Mutex::new(Space::new(found_footer)),
-            reservations: Reservations::default(),
-            syncs: Syncs::default(),
-            followed: Followed::default(),
             storage,
         })
     }
@@ -347,11 +336,12 @@ impl Image for Sparse {
     }
 
     fn allocate(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
-        self.allocate_at(at, len, fill)
+        self.allocator()?.allocate(self, at..at + len, fill)
     }
 
     fn allocate_ahead(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
-        self.allocate_following(at, len, fill)
+        self.allocator()?
+            .allocate_following(self, at..at + len, fill)
     }
 
     fn zero(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
@@ -367,6 +357,7 @@ impl Image for Sparse {
     }
 
     fn close(&self) -> Result<()> {
+        self.allocator.close(self)?;
         self.trim(&mut self.space.lock(), &self.shape.load())
     }
 

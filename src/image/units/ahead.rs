@@ -3,20 +3,14 @@
 //! A unit that reads as zeroes before its entry appears, and would read as zeroes if only the entry
 //! outlived a power cut, needs no order between its data and its entry.  Its space, what counts it,
 //! and its zeroes must be on stable media before: one sync sees to that for many units, where each
-//! of them would need one otherwise.  A kill leaves what was not used as leaks, at most [`MOST`]
-//! bytes of them.
+//! of them would need one otherwise.  A kill leaves what was not used as leaks, no more than
+//! [`Units::ahead`] allows.
 
 use crate::error::{ErrorKind, Result};
 use crate::image::open::WriteOrder;
 use crate::image::units::{Allocator, Taken, Units};
 use crate::storage::Zeroing;
 
-/// Bytes made ready at a time, at most, beyond what is needed at once.
-const MOST: u64 = 16 << 20;
-/// Units, at most.
-const MOST_UNITS: u64 = 1024;
-/// What part of a disk is made ready at a time, at most.
-const PART: u64 = 16;
 /// Runs that they may be in.
 const MAX_RUNS: usize = 64;
 
@@ -32,6 +26,11 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
+    /// All that is ready.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Taken> {
+        self.runs.iter()
+    }
+
     /// Up to `count` units in one piece.
     fn pop(&mut self, count: u64) -> Option<Taken> {
         let last = self.runs.last_mut()?;
@@ -47,13 +46,17 @@ impl Ahead {
 impl Allocator {
     /// Up to `count` units of space whose entries need not wait for their data; `None` where order
     /// does not matter, or the host cannot make space zero without writing zeroes.
-    pub(super) fn ready_space(
+    ///
+    /// # Errors
+    /// Those of taking space, and the host's.
+    pub fn ready_space<U: Units>(
         &self,
-        units: &dyn Units,
+        units: &U,
         first: u64,
         count: u64,
     ) -> Result<Option<Taken>> {
-        if self.order.policy() == WriteOrder::Unordered {
+        let wanted = units.ahead();
+        if self.order.policy() == WriteOrder::Unordered || wanted.end == 0 {
             return Ok(None);
         }
         let mut ahead = self.ahead.lock();
@@ -61,9 +64,8 @@ impl Allocator {
             return Ok(None);
         }
         if ahead.runs.is_empty() {
-            let most = MOST.min(units.disk_size() / PART) / units.unit_len();
-            let want = ahead.next.max(count);
-            ahead.next = (want * 2).min(most.min(MOST_UNITS));
+            let want = ahead.next.max(wanted.start).max(count);
+            ahead.next = (want * 2).min(wanted.end);
             ahead.runs = self.make_ready(units, first, want)?;
             ahead.useless = ahead.runs.is_empty();
         }
@@ -72,7 +74,7 @@ impl Allocator {
 
     /// Takes some `want` units and sees to it that they may be used at once, the first of them last;
     /// none where the host cannot make them zero.
-    fn make_ready(&self, units: &dyn Units, first: u64, want: u64) -> Result<Vec<Taken>> {
+    fn make_ready<U: Units>(&self, units: &U, first: u64, want: u64) -> Result<Vec<Taken>> {
         let since = self.order.now();
         let mut runs: Vec<Taken> = Vec::new();
         let mut left = want;
@@ -99,7 +101,7 @@ impl Allocator {
     }
 
     /// Gives back what was set aside or made ready and not used.  With no request under way.
-    pub(super) fn release_unused(&self, units: &dyn Units) {
+    pub(super) fn release_unused<U: Units>(&self, units: &U) {
         let assigned: Vec<Taken> = self.assigned.lock().drain().collect();
         let mut ahead = std::mem::take(&mut *self.ahead.lock()).runs;
         ahead.sort_by_key(|run| run.host);
@@ -111,7 +113,7 @@ impl Allocator {
 
 /// Makes space that was just taken read as zeroes, inside the file; false where the host has no way
 /// to do so but to write them.
-fn make_zero(units: &dyn Units, taken: &Taken) -> Result<bool> {
+pub(super) fn make_zero<U: Units>(units: &U, taken: &Taken) -> Result<bool> {
     let storage = units.data()?;
     let host = taken.bytes(units.unit_len());
     if !taken.zeroed {

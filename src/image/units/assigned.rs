@@ -49,6 +49,11 @@ impl Assigned {
         at.min(units.end)..units.end
     }
 
+    /// All that is set aside.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Taken> {
+        self.runs.values()
+    }
+
     /// Takes out all that is left.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = Taken> + use<> {
         std::mem::take(&mut self.runs).into_values()

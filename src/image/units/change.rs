@@ -2,44 +2,47 @@
 
 use std::ops::Range;
 
-use crate::error::{ErrorKind, Result};
-use crate::image::units::{Allocator, Freed, Space, Target, Units};
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::open::WriteOrder;
+use crate::image::units::ahead::make_zero;
+use crate::image::units::{Allocator, Freed, Taken, Target, Units};
 use crate::util::align::down;
-use crate::util::range::intersect;
+use crate::util::range::{self, intersect};
 
 /// Units changed under one reservation, at most.
 const STEP: u64 = 1024;
 /// Freed ranges kept before they must be given back.
 const MAX_FREED: usize = 4096;
-/// Pieces to reserve that are no further apart than this are reserved as one.
+/// Pieces of a file to reserve that are no further apart than this are reserved as one.
 const RESERVE_GAP: u64 = 8192;
 
 impl Allocator {
-    /// Drops what units have, all those that an aligned range touches.
+    /// Drops what units have: all those that an aligned range of the disk touches.
     ///
     /// # Errors
     /// The host's.
-    pub fn drop_units(&self, units: &dyn Units, guest: &Range<u64>, target: Target) -> Result<()> {
+    pub fn drop_units<U: Units>(
+        &self,
+        units: &U,
+        guest: &Range<u64>,
+        target: Target,
+    ) -> Result<()> {
         self.begin(units)?;
         units.note(guest)?;
         let size = units.unit_len();
         let mut at = guest.start;
         while at < guest.end {
-            let table = units.table_end(at / size).saturating_mul(size);
-            let end = guest.end.min(table).min(down(at, size) + STEP * size);
+            let together = units.together(at / size).end.saturating_mul(size);
+            let end = guest.end.min(together).min(down(at, size) + STEP * size);
             let span = down(at, size)..end.next_multiple_of(size);
-            let _reserved = loop {
-                if let Some(reserved) = self.reservations.reserve(span.clone()) {
-                    break reserved;
-                }
-            };
+            let _reserved = self.reservations.wait(&span);
             let freed = units.drop_units(&(at..end), target)?;
             freed
                 .into_iter()
                 .try_for_each(|host| self.free(units, host))?;
             at = end;
         }
-        self.release(units)
+        Ok(())
     }
 
     /// Lets go of a host range that no entry names any more: it is given back once no reader can be
@@ -47,7 +50,7 @@ impl Allocator {
     ///
     /// # Errors
     /// The host's, where so much waits that some must be given back now.
-    pub fn free(&self, units: &dyn Units, host: Range<u64>) -> Result<()> {
+    pub fn free<U: Units>(&self, units: &U, host: Range<u64>) -> Result<()> {
         let mut freed = self.freed.lock();
         freed.push(host, &self.order, &self.grace);
         let full = freed.len() >= MAX_FREED;
@@ -58,11 +61,23 @@ impl Allocator {
         }
     }
 
-    /// Gives back what was freed and has passed its grace point.
+    /// Gives back what was freed, nobody reads any more, and is known to be gone from stable media.
     ///
     /// # Errors
     /// The host's.
-    pub fn release(&self, units: &dyn Units) -> Result<()> {
+    pub fn release_ready<U: Units>(&self, units: &U) -> Result<()> {
+        let ready = self.freed.lock().ready(&self.order, &self.grace);
+        match ready.is_empty() {
+            true => Ok(()),
+            false => units.give_back(ready),
+        }
+    }
+
+    /// As [`Allocator::release_ready`], having waited for stable media.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn release<U: Units>(&self, units: &U) -> Result<()> {
         let ready = Freed::settled(&self.freed, &self.order, &self.grace)?;
         match ready.is_empty() {
             true => Ok(()),
@@ -70,66 +85,121 @@ impl Allocator {
         }
     }
 
-    /// Sets space aside for all units that `ranges` (ascending) touch and that have none.
+    /// Host ranges that are taken and that no entry names: freed, set aside, or made ready.
+    pub fn unnamed<U: Units>(&self, units: &U) -> Vec<Range<u64>> {
+        let size = units.unit_len();
+        let mut ranges: Vec<Range<u64>> = self.freed.lock().iter().cloned().collect();
+        let mut add = |taken: &Taken| ranges.push(taken.bytes(size));
+        self.assigned.lock().iter().for_each(&mut add);
+        self.ahead.lock().iter().for_each(&mut add);
+        ranges
+    }
+
+    /// Sets space aside, in guest order, for all units that `ranges` (ascending) touch and that have
+    /// none of their own; where it can be named at once then, it is made ready, all of it by one sync.
+    /// Where that would cost a write of all the space, nothing is set aside.
     ///
     /// # Errors
-    /// The host's, `NoSpace` among them; what was set aside so far stays so.
-    pub fn assign(&self, units: &dyn Units, ranges: &[Range<u64>]) -> Result<()> {
+    /// The host's, `NoSpace` among them; then nothing more is set aside than before.
+    pub fn assign<U: Units>(&self, units: &U, ranges: &[Range<u64>]) -> Result<()> {
         self.begin(units)?;
-        let mut pieces: Vec<Range<u64>> = Vec::new();
-        let size = units.unit_len();
-        for range in ranges {
-            let end = range.end.min(units.disk_size()).div_ceil(size);
-            let mut index = range.start / size;
-            while index < end {
-                let stop = end.min(units.table_end(index));
-                units.own_table(index)?;
-                let free = self.unassigned(units, index..stop)?;
-                if free.is_empty() {
-                    index = stop;
-                    continue;
-                }
-                let taken = units.take(free.start, free.end - free.start)?;
-                for i in 0..taken.count {
-                    let unit = (free.start + i) * size..(free.start + i + 1) * size;
-                    let Some(part) = intersect(&unit, range) else {
-                        continue;
-                    };
-                    let host = taken.host + i * taken.stride;
-                    let host = host + (part.start - unit.start)..host + (part.end - unit.start);
-                    match pieces.last_mut() {
-                        Some(p) if host.start >= p.end && host.start - p.end <= RESERVE_GAP => {
-                            p.end = host.end;
-                        }
-                        _ => pieces.push(host),
-                    }
-                }
-                self.assigned.lock().insert(free.start, taken);
-                index = free.start + taken.count;
-            }
+        let mut wanted: Vec<Range<u64>> = Vec::new();
+        for guest in ranges {
+            self.want(units, guest, &mut wanted)?;
         }
-        for piece in pieces {
-            match units.data()?.reserve(piece) {
-                Err(e) if e.kind() == ErrorKind::Unsupported => break,
-                done => done?,
+        let ready = self.order.policy() == WriteOrder::Ordered && !units.has_backing();
+        let since = self.order.now();
+        let mut runs: Vec<(u64, Taken)> = Vec::new();
+        let done = self.take_wanted(units, &wanted, ready, &mut runs);
+        let done = match done {
+            Ok(true) if ready && !runs.is_empty() => self.order.settle(since).map(|()| true),
+            done => done,
+        };
+        if !matches!(done, Ok(true)) {
+            runs.iter().for_each(|(_, run)| units.untake(run));
+            return done.map(|_| ());
+        }
+        let mut assigned = self.assigned.lock();
+        for (first, run) in &mut runs {
+            (run.zeroed, run.ready) = (run.zeroed || ready, ready);
+            assigned.insert(*first, *run);
+        }
+        drop(assigned);
+        reserve(units, ranges, &runs)
+    }
+
+    /// Adds the units of a guest range, which lies behind those before, that have no space of their
+    /// own and none set aside; ranges may meet in one unit.
+    fn want<U: Units>(
+        &self,
+        units: &U,
+        guest: &Range<u64>,
+        wanted: &mut Vec<Range<u64>>,
+    ) -> Result<()> {
+        let size = units.unit_len();
+        let seen = wanted.last().map_or(0, |last| last.end);
+        let end = guest.end.min(units.disk_end()).div_ceil(size);
+        let mut index = (guest.start / size).max(seen);
+        while index < end {
+            let stop = end.min(units.together(index).end);
+            // Tables come first, in guest order too.
+            units.make_tables(index..stop)?;
+            let free = self.unassigned(units, index..stop)?;
+            if !free.is_empty() {
+                range::push_merged(wanted, free.clone());
             }
+            index = free.end;
         }
         Ok(())
     }
 
-    /// The first run of units that have no space of their own and none set aside; empty where there
-    /// is none.
-    fn unassigned(&self, units: &dyn Units, range: Range<u64>) -> Result<Range<u64>> {
+    /// Takes space for all wanted units; false where it cannot be made zero.
+    fn take_wanted<U: Units>(
+        &self,
+        units: &U,
+        wanted: &[Range<u64>],
+        ready: bool,
+        runs: &mut Vec<(u64, Taken)>,
+    ) -> Result<bool> {
+        let mut wanted = wanted.iter().cloned();
+        let mut next = 0..0;
+        let mut left: u64 = wanted.clone().map(|w| range::len(&w)).sum();
+        while left > 0 {
+            // As few pieces as there are, whatever lies between the units.
+            let taken = units.take(next.start, left)?;
+            let mut used = 0;
+            while used < taken.count {
+                if next.is_empty() {
+                    next = wanted.next().unwrap_or(0..0);
+                }
+                let count = range::len(&next).min(taken.count - used);
+                if count == 0 {
+                    return Err(Error::invalid("more space was taken than was asked for"));
+                }
+                runs.push((next.start, taken.part(used..used + count)));
+                next.start += count;
+                used += count;
+            }
+            left -= taken.count;
+            if ready && !make_zero(units, &taken)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The first run of units that have no space of their own and none set aside; empty, at its end,
+    /// where there is none.
+    fn unassigned<U: Units>(&self, units: &U, range: Range<u64>) -> Result<Range<u64>> {
         let mut at = range.start;
         while at < range.end {
             let gap = self.assigned.lock().gap(at..range.end);
-            let is_free = |i| Ok::<_, crate::Error>(!matches!(units.unit(i)?.space, Space::Own(_)));
             at = gap.start;
-            while at < gap.end && !is_free(at)? {
+            while at < gap.end && units.unit(at)?.is_own() {
                 at += 1;
             }
             let free = at;
-            while at < gap.end && is_free(at)? {
+            while at < gap.end && !units.unit(at)?.is_own() {
                 at += 1;
             }
             if free < at {
@@ -143,17 +213,60 @@ impl Allocator {
     ///
     /// # Errors
     /// The host's.
-    pub fn flush(&self, units: &dyn Units) -> Result<()> {
+    pub fn flush<U: Units>(&self, units: &U) -> Result<()> {
         self.order.flush()?;
         self.release(units)
     }
 
-    /// Gives back what was set aside, made ready or freed, as far as nobody reads there.
+    /// Gives back what was set aside, made ready or freed, as far as nobody reads there.  With no
+    /// request under way.
     ///
     /// # Errors
     /// The host's.
-    pub fn close(&self, units: &dyn Units) -> Result<()> {
+    pub fn close<U: Units>(&self, units: &U) -> Result<()> {
         self.release_unused(units);
         self.release(units)
     }
+}
+
+/// Has the host reserve the parts of space just set aside that guest ranges touch.
+fn reserve<U: Units>(units: &U, ranges: &[Range<u64>], runs: &[(u64, Taken)]) -> Result<()> {
+    let (size, part) = (units.unit_len(), units.part_len());
+    let mut pieces: Vec<Range<u64>> = Vec::new();
+    let mut ranges = ranges.iter().peekable();
+    for (first, run) in runs {
+        for number in 0..run.count {
+            let unit = (first + number) * size..(first + number + 1) * size;
+            let host = run.host + number * run.stride;
+            while let Some(guest) = ranges.peek() {
+                if let Some(met) = intersect(guest, &unit) {
+                    let start = down(met.start - unit.start, part);
+                    let end = (met.end - unit.start).next_multiple_of(part);
+                    // What belongs to the unit goes with its first part.
+                    let lead = if start == 0 { run.lead } else { 0 };
+                    let piece = host + start - lead..host + end;
+                    match pieces.last_mut() {
+                        Some(p) if piece.start >= p.end && piece.start - p.end <= RESERVE_GAP => {
+                            p.end = piece.end;
+                        }
+                        Some(p) if (p.start..p.end).contains(&piece.start) => {
+                            p.end = p.end.max(piece.end);
+                        }
+                        _ => pieces.push(piece),
+                    }
+                }
+                if guest.end > unit.end {
+                    break;
+                }
+                ranges.next();
+            }
+        }
+    }
+    for piece in pieces {
+        match units.data()?.reserve(piece) {
+            Err(e) if e.kind() == ErrorKind::Unsupported => break,
+            done => done?,
+        }
+    }
+    Ok(())
 }

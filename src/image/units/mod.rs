@@ -11,19 +11,28 @@
 //!
 //! Whatever fails before "publish" leaves the entries as they were and gives the space back; from
 //! then on the file may name the space, and it is not given back whatever the answer.
+//!
+//! Units whose old content a power cut must not lose, or that hold something which shows through,
+//! wait for one sync before their entries appear: as many as lie side by side wait together, and
+//! where a writer goes on in order, those that come next with them ([`crate::image::follow`]).
+//! Units that read as zeroes before and after need no sync of their own, because the space they
+//! get was made zero on stable media ahead of them.
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
-use crate::error::Result;
-use crate::storage::{Storage, Zeroing};
+use crate::error::{Error, Result};
+use crate::storage::Storage;
 
 mod ahead;
 mod allocate;
 mod assigned;
 mod change;
+mod fill;
 mod freed;
 mod order;
+mod plan;
 
 pub use allocate::Allocator;
 pub use freed::Freed;
@@ -31,7 +40,7 @@ pub use order::{Moment, Order};
 
 /// What part of a unit reads as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
+pub enum Content {
     /// As the layer below, or as zeroes where there is none.
     Below,
     /// As zeroes.
@@ -41,7 +50,7 @@ pub enum Part {
 }
 
 /// The space that a unit has.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Space {
     /// None.
     None,
@@ -49,42 +58,30 @@ pub enum Space {
     Own(u64),
     /// Shared with others, such as internal snapshots: it may only be read.
     Shared(u64),
-    /// A range of host bytes that holds it compressed.
-    Encoded(Range<u64>),
+    /// These host bytes hold it compressed.
+    Encoded {
+        /// Offset of the first.
+        start: u64,
+        /// Offset behind the last.
+        end: u64,
+    },
 }
 
 /// One unit, as its entry describes it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unit {
     /// The space it has.
     pub space: Space,
-    /// What it reads as, in runs of bytes within the unit, in order and without gaps.
-    pub parts: Vec<(Part, Range<u64>)>,
+    /// What all of it reads as; `None` where its parts differ ([`Units::parts`]).
+    pub whole: Option<Content>,
+    /// What else the format keeps in an entry.
+    pub word: u64,
 }
 
 impl Unit {
-    /// A unit of `len` bytes without space that reads as `part` everywhere.
-    pub fn plain(part: Part, len: u64) -> Self {
-        Self {
-            space: Space::None,
-            parts: vec![(part, 0..len)],
-        }
-    }
-
-    /// A unit of `len` bytes that is stored in space of its own from `host` on.
-    pub fn stored(host: u64, len: u64) -> Self {
-        Self {
-            space: Space::Own(host),
-            parts: vec![(Part::Stored, 0..len)],
-        }
-    }
-
-    /// What all of it reads as, where it has no space.
-    fn whole(&self) -> Option<Part> {
-        match (&self.space, &self.parts[..]) {
-            (Space::None, [(part, _)]) => Some(*part),
-            _ => None,
-        }
+    /// Whether it has space of its own.
+    pub fn is_own(&self) -> bool {
+        matches!(self.space, Space::Own(_))
     }
 }
 
@@ -97,6 +94,8 @@ pub struct Taken {
     pub count: u64,
     /// Bytes from the data of one to that of the next.
     pub stride: u64,
+    /// Bytes before the data of each that belong to it too.
+    pub lead: u64,
     /// It reads as zeroes.
     pub zeroed: bool,
     /// It does so on stable media, and so does all that must be there before an entry names it.
@@ -110,6 +109,7 @@ impl Taken {
             host,
             count,
             stride,
+            lead: 0,
             zeroed: false,
             ready: false,
         }
@@ -124,44 +124,67 @@ impl Taken {
         }
     }
 
-    /// Host bytes from the data of the first to the end of that of the last, of `unit` bytes each.
+    /// Host bytes from the first that belongs to the first unit to the end of the data of the last,
+    /// of `unit` bytes each.
     pub fn bytes(&self, unit: u64) -> Range<u64> {
-        self.host..self.host + self.count.saturating_sub(1) * self.stride + unit
+        let last = self.host + self.count.saturating_sub(1) * self.stride;
+        self.host - self.lead..last + unit
     }
 }
 
 /// A unit's new entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct New {
+    /// Which unit.
+    pub index: u64,
+    /// As it was.
+    pub old: Unit,
     /// Host offset of its data.
     pub host: u64,
-    /// What of the unit is stored there from now on; the rest reads as before.
-    pub stored: Vec<Range<u64>>,
+    /// What of it is stored there from now on, whole parts, beside what was stored before; the rest
+    /// reads as before.
+    pub filled: Range<u64>,
 }
 
-/// What units become that are dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target {
-    /// Zeroes, whatever lies below.
-    Zero(Zeroing),
-    /// Whatever needs no space and no data of the layer below: zeroes.
-    Nothing,
+impl New {
+    /// Whether it has other space than before.
+    pub fn has_moved(&self) -> bool {
+        !self.old.is_own()
+    }
 }
 
 /// What a format gives: where its units are, and how space is taken.
 ///
-/// All methods but [`Units::unit`] are called with the units in question reserved, or for no unit in
-/// particular; none is called with a lock of the [`Allocator`] held, so that each format's own locks
-/// lie inside those of the allocator.
+/// Methods that change a unit are called with it reserved.  None is called with a lock of the
+/// [`Allocator`] held but `ahead`, so that each format's own locks lie inside that one.
 pub trait Units: fmt::Debug + Send + Sync {
-    /// Bytes of one unit: a power of two.
+    /// Entries that are about to change, from before their units are filled until they show: what the
+    /// format locks or makes for them.  Dropped, they stay as they were.
+    type Entries<'a>
+    where
+        Self: 'a;
+
+    /// What the formats share.
+    ///
+    /// # Errors
+    /// `ReadOnly`.
+    fn allocator(&self) -> Result<&Allocator>;
+    /// Bytes of one unit.
     fn unit_len(&self) -> u64;
     /// Bytes of the smallest part of a unit that can be stored alone; a unit's where it has none.
     fn part_len(&self) -> u64 {
         self.unit_len()
     }
-    /// Size of the disk in bytes.
-    fn disk_size(&self) -> u64;
+    /// Whether all of a unit that gets space is stored there.
+    fn stores_whole(&self) -> bool {
+        self.part_len() == self.unit_len()
+    }
+    /// Whether parts of one unit can be published by several threads at once.
+    fn has_free_parts(&self) -> bool {
+        false
+    }
+    /// End of what is filled: the disk's size in bytes, or up to a unit more.
+    fn disk_end(&self) -> u64;
     /// Whether what no unit has is read from a layer below.
     fn has_backing(&self) -> bool;
     /// The object that guest data is written to.
@@ -169,26 +192,41 @@ pub trait Units: fmt::Debug + Send + Sync {
     /// # Errors
     /// Where it is not open.
     fn data(&self) -> Result<&dyn Storage>;
-    /// End of the units whose entries are in one table with that of `index`: no allocation goes
-    /// further.
-    fn table_end(&self, index: u64) -> u64;
+    /// The units around `index` that one allocation may change together, and no others.
+    fn together(&self, index: u64) -> Range<u64>;
     /// The unit `index`, waiting for its table where need be.
     ///
     /// # Errors
     /// `Corrupt` where its entry points outside what it may; the host's.
     fn unit(&self, index: u64) -> Result<Unit>;
-    /// Bytes that a unit holds compressed, or shares, as they are to be copied: all of it.
+    /// What the parts of a unit read as that a range within it touches, in runs, in order, without
+    /// gaps; they may reach past the range.
+    ///
+    /// # Errors
+    /// As [`Units::unit`].
+    fn parts(
+        &self,
+        index: u64,
+        unit: &Unit,
+        within: &Range<u64>,
+    ) -> Result<Vec<(Content, Range<u64>)>>;
+    /// All bytes of a unit that is compressed.
     ///
     /// # Errors
     /// `Corrupt` where they do not decode; the host's.
-    fn old_bytes(&self, index: u64, unit: &Unit) -> Result<Vec<u8>>;
+    fn decoded(&self, index: u64, unit: &Unit) -> Result<Arc<[u8]>> {
+        let _ = (index, unit);
+        Err(Error::unsupported("the format has no compressed data"))
+    }
 
     /// Before the first change of a session: what must be said in the file, durably, before anything
     /// in it changes (dirty flags, the identity of the state).
     ///
     /// # Errors
     /// The host's; then nothing is changed.
-    fn announce(&self) -> Result<()>;
+    fn announce(&self) -> Result<()> {
+        Ok(())
+    }
     /// Before a range of the disk changes: what must be noted of it.
     ///
     /// # Errors
@@ -197,14 +235,9 @@ pub trait Units: fmt::Debug + Send + Sync {
         let _ = guest;
         Ok(())
     }
-    /// Sees to it that the entry of a unit can be changed in place.
-    ///
-    /// # Errors
-    /// The host's, `NoSpace` among them.
-    fn own_table(&self, index: u64) -> Result<()> {
-        let _ = index;
-        Ok(())
-    }
+    /// How many units are made ready ahead of those who want them: at first, and at most.  None where
+    /// entries of this image always wait.
+    fn ahead(&self) -> Range<u64>;
     /// Takes space for 1 to `count` units in one piece, unit `index` being the first; unless it is
     /// ready it is named by an entry only after all that this wrote is on stable media.
     ///
@@ -214,29 +247,60 @@ pub trait Units: fmt::Debug + Send + Sync {
     /// Gives space back that was taken and that no entry names, in the file neither.  Where that
     /// fails it stays a leak.
     fn untake(&self, taken: &Taken);
-    /// After the data of units was written: writes what else a unit must hold before an entry
-    /// names it.
+    /// Sees to it that the tables for the entries of `units` are there, for space that is set aside.
+    ///
+    /// # Errors
+    /// The host's, `NoSpace` among them.
+    fn make_tables(&self, units: Range<u64>) -> Result<()> {
+        let _ = units;
+        Ok(())
+    }
+    /// Sees to it that the entries of `units` can be changed in place; `waits` where a sync follows
+    /// before they do, so that nothing need be on stable media yet.
+    ///
+    /// # Errors
+    /// The host's, `NoSpace` among them.
+    fn open(&self, units: Range<u64>, waits: bool) -> Result<Self::Entries<'_>>;
+    /// After the data of units was written: writes what else must be there, in units and in tables
+    /// that nothing points at, before entries show.
     ///
     /// # Errors
     /// The host's.
-    fn complete(&self, taken: &Taken, new: &[New]) -> Result<()> {
-        let _ = (taken, new);
-        Ok(())
-    }
-    /// Writes the entries of the units from `first` on, then shows them to readers.
+    fn complete(&self, entries: &Self::Entries<'_>, new: &[New]) -> Result<()>;
+    /// Writes entries, which are neighbours in order, and shows them to readers.
     ///
     /// # Errors
     /// The host's; the file may then have the new entries or the old ones.
-    fn publish(&self, first: u64, new: &[New]) -> Result<()>;
-    /// Changes the entries of all units that an aligned range of the disk touches, within one table;
-    /// the host ranges that nothing names then.
+    fn publish(&self, entries: Self::Entries<'_>, new: &[New]) -> Result<()>;
+    /// Changes the entries of all units of an aligned range of the disk, so that it reads as zeroes,
+    /// as `target` says; the host ranges that nothing names then.  The range lies in what
+    /// [`Units::together`] says of its first unit.
     ///
     /// # Errors
     /// The host's.
     fn drop_units(&self, guest: &Range<u64>, target: Target) -> Result<Vec<Range<u64>>>;
+    /// The host bytes to give back of space that a unit no longer has.
+    fn unnamed(&self, old: Space) -> Option<Range<u64>> {
+        match old {
+            Space::None => None,
+            Space::Own(host) | Space::Shared(host) => Some(host..host + self.unit_len()),
+            Space::Encoded { start, end } => Some(start..end),
+        }
+    }
     /// Takes back space that was freed: no reader is there any more, and no entry on stable media.
     ///
     /// # Errors
     /// The host's; then it stays a leak.
     fn give_back(&self, freed: Vec<Range<u64>>) -> Result<()>;
+}
+
+/// What units become that are dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// Zeroes, their space given back.
+    Zero,
+    /// Zeroes, their space kept where it is their own.
+    ZeroKept,
+    /// Whatever needs least and reads as zeroes.
+    Nothing,
 }

@@ -87,6 +87,14 @@ impl Order {
         metadata.syncs.wait(&*metadata.file, since.metadata)
     }
 
+    /// As [`Order::settle`], for all writes so far; for who runs alone.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn settle_all(&self) -> Result<()> {
+        self.settle(self.now())
+    }
+
     /// Whether what was written before `moment` is known to be on stable media, or nobody asked for
     /// an order.
     pub fn is_settled(&self, moment: Moment) -> bool {

@@ -190,8 +190,8 @@ impl Units for Sparse {
         }
     }
 
-    fn open(&self, _units: Range<u64>, _waits: bool) -> Result<()> {
-        Ok(())
+    fn open(&self, units: Range<u64>, _first: u64, _waits: bool) -> Result<(Range<u64>, ())> {
+        Ok((units, ()))
     }
 
     fn complete(&self, _entries: &(), new: &[New]) -> Result<()> {

@@ -8,7 +8,7 @@
 
 use crate::error::{ErrorKind, Result};
 use crate::image::open::WriteOrder;
-use crate::image::units::{Allocator, Taken, Units};
+use crate::image::units::{Allocator, Taken, Units, Unnamed};
 use crate::storage::Zeroing;
 
 /// Runs that they may be in.
@@ -76,28 +76,26 @@ impl Allocator {
     /// none where the host cannot make them zero.
     fn make_ready<U: Units>(&self, units: &U, first: u64, want: u64) -> Result<Vec<Taken>> {
         let since = self.order.now();
-        let mut runs: Vec<Taken> = Vec::new();
+        let mut unnamed = Unnamed {
+            units,
+            runs: Vec::new(),
+        };
         let mut left = want;
-        let mut done = Ok(true);
-        while left > 0 && runs.len() < MAX_RUNS && matches!(done, Ok(true)) {
-            done = units.take(first, left).and_then(|taken| {
-                left -= taken.count.min(left);
-                runs.push(taken);
-                make_zero(units, &taken)
-            });
-        }
-        match done.and_then(|zero| self.order.settle(since).map(|()| zero)) {
-            Ok(true) => {
-                runs.iter_mut()
-                    .for_each(|run| (run.zeroed, run.ready) = (true, true));
-                runs.reverse();
-                Ok(runs)
-            }
-            failed => {
-                runs.iter().for_each(|run| units.untake(run));
-                failed.map(|_| Vec::new())
+        while left > 0 && unnamed.runs.len() < MAX_RUNS {
+            let taken = units.take(first, left)?;
+            left -= taken.count.min(left);
+            unnamed.runs.push(taken);
+            if !make_zero(units, &taken)? {
+                return Ok(Vec::new());
             }
         }
+        self.order.settle(since)?;
+        let mut runs = unnamed.named();
+        for run in &mut runs {
+            (run.zeroed, run.ready) = (true, true);
+        }
+        runs.reverse();
+        Ok(runs)
     }
 
     /// Gives back what was set aside or made ready and not used.  With no request under way.

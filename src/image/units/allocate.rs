@@ -171,7 +171,7 @@ impl Allocator {
         let Some(reserved) = self.reservations.reserve_around(must, wish) else {
             return Ok(0);
         };
-        let (moves, first) = goal.plan(reserved.range())?;
+        let moves = goal.plan(reserved.range())?;
         if moves.is_empty() {
             return Ok(0);
         }
@@ -180,21 +180,22 @@ impl Allocator {
             moves,
             named: false,
         };
-        self.carry_out(&goal, &mut batch, first, fill)
+        self.carry_out(&goal, &mut batch, fill)
     }
 
-    /// Gives the units of a batch space, of which the one numbered `first` must get some; how many
-    /// bytes of the request are there then.
+    /// Gives the units of a batch space; how many bytes of the request are there then.
     fn carry_out<U: Units>(
         &self,
         goal: &Goal<'_, U>,
         batch: &mut Batch<'_, U>,
-        first: usize,
         fill: &mut Fill<'_>,
     ) -> Result<u64> {
         let units = goal.units;
         let since = self.order.now();
-        let entries = units.open(batch.span(), goal.waits)?;
+        let asked = goal.request.start / units.unit_len();
+        let (open, entries) = units.open(batch.span(), asked, goal.waits)?;
+        batch.keep(|_, unit| open.contains(&unit.index));
+        let first = batch.moves.partition_point(|unit| unit.index < asked);
         self.give_space(batch, first, goal.waits)?;
         if !goal.fill(&batch.moves, fill)? {
             batch.keep(|_, unit| !unit.asked.is_empty());

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::image::open::WriteOrder;
 use crate::image::units::ahead::make_zero;
-use crate::image::units::{Allocator, Freed, Taken, Target, Units};
+use crate::image::units::{Allocator, Freed, Taken, Target, Units, Unnamed};
 use crate::util::align::down;
 use crate::util::range::{self, intersect};
 
@@ -31,9 +31,14 @@ impl Allocator {
         units.note(guest)?;
         let size = units.unit_len();
         let mut at = guest.start;
-        while at < guest.end {
-            let together = units.together(at / size).end.saturating_mul(size);
-            let end = guest.end.min(together).min(down(at, size) + STEP * size);
+        loop {
+            let last = guest.end.div_ceil(size);
+            let next = units.next_to_drop(at / size, last, target)?;
+            at = at.max(next.saturating_mul(size));
+            if at >= guest.end {
+                return Ok(());
+            }
+            let end = guest.end.min(down(at, size) + STEP * size);
             let span = down(at, size)..end.next_multiple_of(size);
             let _reserved = self.reservations.wait(&span);
             let freed = units.drop_units(&(at..end), target)?;
@@ -42,7 +47,6 @@ impl Allocator {
                 .try_for_each(|host| self.free(units, host))?;
             at = end;
         }
-        Ok(())
     }
 
     /// Lets go of a host range that no entry names any more: it is given back once no reader can be
@@ -109,16 +113,17 @@ impl Allocator {
         }
         let ready = self.order.policy() == WriteOrder::Ordered && !units.has_backing();
         let since = self.order.now();
-        let mut runs: Vec<(u64, Taken)> = Vec::new();
-        let done = self.take_wanted(units, &wanted, ready, &mut runs);
-        let done = match done {
-            Ok(true) if ready && !runs.is_empty() => self.order.settle(since).map(|()| true),
-            done => done,
+        let mut unnamed = Unnamed {
+            units,
+            runs: Vec::new(),
         };
-        if !matches!(done, Ok(true)) {
-            runs.iter().for_each(|(_, run)| units.untake(run));
-            return done.map(|_| ());
+        let Some(mut runs) = take_wanted(&mut unnamed, &wanted, ready)? else {
+            return Ok(());
+        };
+        if ready && !runs.is_empty() {
+            self.order.settle(since)?;
         }
+        unnamed.named();
         let mut assigned = self.assigned.lock();
         for (first, run) in &mut runs {
             (run.zeroed, run.ready) = (run.zeroed || ready, ready);
@@ -151,41 +156,6 @@ impl Allocator {
             index = free.end;
         }
         Ok(())
-    }
-
-    /// Takes space for all wanted units; false where it cannot be made zero.
-    fn take_wanted<U: Units>(
-        &self,
-        units: &U,
-        wanted: &[Range<u64>],
-        ready: bool,
-        runs: &mut Vec<(u64, Taken)>,
-    ) -> Result<bool> {
-        let mut wanted = wanted.iter().cloned();
-        let mut next = 0..0;
-        let mut left: u64 = wanted.clone().map(|w| range::len(&w)).sum();
-        while left > 0 {
-            // As few pieces as there are, whatever lies between the units.
-            let taken = units.take(next.start, left)?;
-            let mut used = 0;
-            while used < taken.count {
-                if next.is_empty() {
-                    next = wanted.next().unwrap_or(0..0);
-                }
-                let count = range::len(&next).min(taken.count - used);
-                if count == 0 {
-                    return Err(Error::invalid("more space was taken than was asked for"));
-                }
-                runs.push((next.start, taken.part(used..used + count)));
-                next.start += count;
-                used += count;
-            }
-            left -= taken.count;
-            if ready && !make_zero(units, &taken)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
     }
 
     /// The first run of units that have no space of their own and none set aside; empty, at its end,
@@ -269,4 +239,36 @@ fn reserve<U: Units>(units: &U, ranges: &[Range<u64>], runs: &[(u64, Taken)]) ->
         }
     }
     Ok(())
+}
+
+/// Takes space for all wanted units, in as few pieces as there are; for which each run is.  None where
+/// it cannot be made zero.
+fn take_wanted<U: Units>(
+    unnamed: &mut Unnamed<'_, U>,
+    wanted: &[Range<u64>],
+    ready: bool,
+) -> Result<Option<Vec<(u64, Taken)>>> {
+    let mut runs = Vec::new();
+    let mut wanted = wanted.iter().cloned();
+    let mut left: u64 = wanted.clone().map(|w| range::len(&w)).sum();
+    let mut next = wanted.next().unwrap_or(0..0);
+    while left > 0 {
+        let taken = unnamed.units.take(next.start, left)?;
+        unnamed.runs.push(taken);
+        if ready && !make_zero(unnamed.units, &taken)? {
+            return Ok(None);
+        }
+        left = left.saturating_sub(taken.count);
+        let mut used = 0;
+        while used < taken.count && !next.is_empty() {
+            let count = range::len(&next).min(taken.count - used);
+            runs.push((next.start, taken.part(used..used + count)));
+            next.start += count;
+            used += count;
+            if next.is_empty() {
+                next = wanted.next().unwrap_or(0..0);
+            }
+        }
+    }
+    Ok(Some(runs))
 }

@@ -194,6 +194,15 @@ pub trait Units: fmt::Debug + Send + Sync {
     fn data(&self) -> Result<&dyn Storage>;
     /// The units around `index` that one allocation may change together, and no others.
     fn together(&self, index: u64) -> Range<u64>;
+    /// The first unit from `index` on, below `end`, that `target` may have to change; `end` where
+    /// none has.  A hint, for disks that are mostly empty.
+    ///
+    /// # Errors
+    /// The host's.
+    fn next_to_drop(&self, index: u64, end: u64, target: Target) -> Result<u64> {
+        let _ = (end, target);
+        Ok(index)
+    }
     /// The unit `index`, waiting for its table where need be.
     ///
     /// # Errors
@@ -255,12 +264,18 @@ pub trait Units: fmt::Debug + Send + Sync {
         let _ = units;
         Ok(())
     }
-    /// Sees to it that the entries of `units` can be changed in place; `waits` where a sync follows
-    /// before they do, so that nothing need be on stable media yet.
+    /// Sees to it that the entries of `units` can be changed in place, at least that of `first`, and
+    /// says of which that is so; `waits` where a sync follows before they do, so that nothing need be
+    /// on stable media yet.
     ///
     /// # Errors
     /// The host's, `NoSpace` among them.
-    fn open(&self, units: Range<u64>, waits: bool) -> Result<Self::Entries<'_>>;
+    fn open(
+        &self,
+        units: Range<u64>,
+        first: u64,
+        waits: bool,
+    ) -> Result<(Range<u64>, Self::Entries<'_>)>;
     /// After the data of units was written: writes what else must be there, in units and in tables
     /// that nothing points at, before entries show.
     ///
@@ -273,8 +288,7 @@ pub trait Units: fmt::Debug + Send + Sync {
     /// The host's; the file may then have the new entries or the old ones.
     fn publish(&self, entries: Self::Entries<'_>, new: &[New]) -> Result<()>;
     /// Changes the entries of all units of an aligned range of the disk, so that it reads as zeroes,
-    /// as `target` says; the host ranges that nothing names then.  The range lies in what
-    /// [`Units::together`] says of its first unit.
+    /// as `target` says; the host ranges that nothing names then.
     ///
     /// # Errors
     /// The host's.
@@ -292,6 +306,25 @@ pub trait Units: fmt::Debug + Send + Sync {
     /// # Errors
     /// The host's; then it stays a leak.
     fn give_back(&self, freed: Vec<Range<u64>>) -> Result<()>;
+}
+
+/// Space that was taken and that nothing names yet: given back when it is dropped.
+struct Unnamed<'a, U: Units> {
+    units: &'a U,
+    runs: Vec<Taken>,
+}
+
+impl<U: Units> Unnamed<'_, U> {
+    /// From now on something names it.
+    fn named(mut self) -> Vec<Taken> {
+        std::mem::take(&mut self.runs)
+    }
+}
+
+impl<U: Units> Drop for Unnamed<'_, U> {
+    fn drop(&mut self) {
+        self.runs.iter().for_each(|run| self.units.untake(run));
+    }
 }
 
 /// What units become that are dropped.

@@ -105,13 +105,13 @@ impl<'a, U: Units> Goal<'a, U> {
     }
 
     /// The units that change: that of the start of the request, and those before and after it
-    /// without a gap; which of them is that of the request.  None where it has all it needs.
-    pub(super) fn plan(&self, reserved: &Range<u64>) -> Result<(Vec<Move>, usize)> {
+    /// without a gap.  None where it has all it needs.
+    pub(super) fn plan(&self, reserved: &Range<u64>) -> Result<Vec<Move>> {
         let size = self.units.unit_len();
         let first = self.request.start / size;
         let mut moves = Vec::new();
         let Some(next) = self.consider(first, self.request.start, reserved)? else {
-            return Ok((moves, 0));
+            return Ok(moves);
         };
         let mut index = first;
         while !next.unit.is_own() && index > 0 && (index - 1) * size >= self.around.start {
@@ -123,7 +123,6 @@ impl<'a, U: Units> Goal<'a, U> {
             }
         }
         moves.reverse();
-        let asked = moves.len();
         let mut index = first;
         let mut next = Some(next);
         while let Some(found) = next.take() {
@@ -134,7 +133,7 @@ impl<'a, U: Units> Goal<'a, U> {
                 next = self.consider(index, index * size, reserved)?;
             }
         }
-        Ok((moves, asked))
+        Ok(moves)
     }
 
     fn unit_range(&self, index: u64) -> Range<u64> {

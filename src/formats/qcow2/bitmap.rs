@@ -122,7 +122,7 @@ impl Qcow2 {
         let Some(writer) = &self.writer else {
             return 0;
         };
-        if !writer.started.load(Ordering::Acquire) {
+        if !writer.allocator.has_begun() {
             return 0;
         }
         if !writer.tracking.load(Ordering::Acquire) {
@@ -137,7 +137,7 @@ impl Qcow2 {
         let writer = self.writer()?;
         let mut tracker = writer.tracker.lock();
         if let Some(tracker) = &mut *tracker {
-            if !writer.has_started() {
+            if !writer.allocator.has_begun() {
                 // A change of the whole image since the last write moved metadata.
                 self.prepare()?;
             }
@@ -145,7 +145,7 @@ impl Qcow2 {
         }
         *tracker = None;
         writer.tracking.store(false, Ordering::Release);
-        writer.started.store(false, Ordering::Release);
+        writer.allocator.begin_again();
         Ok(())
     }
 
@@ -206,7 +206,7 @@ impl Qcow2 {
     fn new_run(&self, len: u64) -> Result<u64> {
         match len.div_ceil(self.layout.cluster_size()) {
             0 => Ok(0),
-            count => Ok(self.take(count..count + 1)?.host),
+            count => Ok(self.take_clusters(count..count + 1)?.host),
         }
     }
 

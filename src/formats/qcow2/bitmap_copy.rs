@@ -67,7 +67,7 @@ impl Qcow2 {
 
     /// Takes one cluster for a bitmap, which is metadata from now on.
     pub(super) fn take_for_bitmap(&self) -> Result<u64> {
-        let taken = self.take(1..2)?;
+        let taken = self.take_clusters(1..2)?;
         self.writer()?.guard.insert(taken.host);
         Ok(taken.host)
     }
@@ -248,17 +248,17 @@ impl Qcow2 {
         self.finish_bitmaps()?;
         self.check_bitmaps_before_resize(size)?;
         self.prepare()?;
-        self.writer()?.start_unrecorded();
+        self.writer()?.allocator.begin_unannounced();
         let made = self.bitmaps_of_size(size, Recorded::All);
         if made.is_err() {
-            self.writer()?.start_again();
+            self.writer()?.allocator.begin_again();
         }
         made
     }
 
     /// After the disk became another one, or did not.
     pub(super) fn bitmaps_after_jump(&self, resized: &Resized, done: Result<()>) -> Result<()> {
-        self.writer()?.start_again();
+        self.writer()?.allocator.begin_again();
         match done {
             Ok(()) => self.drop_old_bitmaps(resized),
             Err(e) => {

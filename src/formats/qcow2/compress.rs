@@ -3,15 +3,14 @@
 use std::ops::Range;
 
 use super::Qcow2;
-use super::allocate::Unit as Old;
 use super::entry::Cluster;
-use super::packing::{self, Packing};
-use super::refcount::Taken;
-use super::writer::Since;
+use super::packing::Packing;
+use super::units::Entry as Old;
 use crate::error::{Error, Result};
 use crate::image::compress::{Compress, Encoder, Existing, Form, Placed, Unit};
+use crate::image::units::{Moment, Taken, Units, Unnamed};
 use crate::util::align::{clamp_len, len64};
-use crate::util::range::{self, push_merged};
+use crate::util::range::push_merged;
 
 /// Host clusters that are given to plain units in one piece at most.
 const MAX_RUN: u64 = 1 << 16;
@@ -48,7 +47,7 @@ impl Qcow2 {
                 )));
             }
             if existing == Existing::Refuse {
-                self.check_new(unit.at, self.unit(unit.at)?)?;
+                self.check_new(unit.at, self.entry(unit.at)?)?;
             }
         }
         Ok(())
@@ -68,34 +67,44 @@ impl Qcow2 {
     fn hosts(&self, units: &[Unit]) -> Result<Vec<u64>> {
         let lens: Vec<u64> = units.iter().filter_map(packed_len).collect();
         let plain = len64(units.len() - lens.len());
-        let packing = self.pack(&lens)?;
-        let mut runs = Vec::new();
+        let mut runs = Unnamed::new(self, Vec::new());
         let mut missing = plain;
+        // Plain ones are taken after the others, and lie behind them.
+        let packing = self.pack(&lens)?;
         while missing > 0 {
-            match self.take(1..missing.min(MAX_RUN) + 1) {
+            match self.take_clusters(1..missing.min(MAX_RUN) + 1) {
                 Ok(taken) => {
-                    missing -= range::len(&taken.clusters);
-                    runs.push(taken);
+                    missing -= taken.count;
+                    runs.runs.push(taken);
                 }
                 Err(e) => {
-                    runs.iter().for_each(|taken| self.untake(taken));
                     self.unpack(packing.hosts.iter().copied().zip(lens));
                     return Err(e);
                 }
             }
         }
+        let runs = runs.named();
         self.prepare_space(&packing, &runs);
         let size = self.layout.cluster_size();
         let mut packed = packing.hosts.into_iter();
         let mut whole = runs
             .iter()
-            .flat_map(|t| t.clusters.clone())
-            .map(|c| c * size);
+            .flat_map(|t| (0..t.count).map(move |number| t.host + number * size));
         let host = |unit: &Unit| match unit.form {
             Form::Packed(_) => packed.next(),
             Form::Plain => whole.next(),
         };
         Ok(units.iter().filter_map(host).collect())
+    }
+
+    /// Publishes entries of one second-level table.
+    fn show_run(&self, start: u64, words: &[u64]) -> Result<()> {
+        let table = start >> (self.layout.cluster_bits + self.header.l2_bits());
+        self.publish_entries(
+            self.own_table(table)?,
+            start >> self.layout.cluster_bits,
+            words,
+        )
     }
 
     fn pack(&self, lens: &[u64]) -> Result<Packing> {
@@ -116,10 +125,13 @@ impl Qcow2 {
     fn prepare_space(&self, packing: &Packing, runs: &[Taken]) {
         let mut all: Vec<Range<u64>> = Vec::new();
         let mut clusters = packing.taken.clone();
-        clusters.extend(runs.iter().map(|t| t.clusters.clone()));
+        let bits = self.layout.cluster_bits;
+        clusters.extend(
+            runs.iter()
+                .map(|t| t.host >> bits..(t.host >> bits) + t.count),
+        );
         clusters.sort_by_key(|c| c.start);
         clusters.into_iter().for_each(|c| push_merged(&mut all, c));
-        let bits = self.layout.cluster_bits;
         for run in all {
             let host = run.start << bits..run.end << bits;
             self.tables.forget(host.clone());
@@ -159,7 +171,7 @@ impl Compress for Qcow2 {
     fn place<'a>(&'a self, units: &[Unit], existing: Existing) -> Result<Box<dyn Placed + 'a>> {
         self.start_writing()?;
         self.check_units(units, existing)?;
-        let since = self.moment()?;
+        let since = self.writer()?.allocator.order.now();
         // Tables come first, in guest order too.
         for table in self.tables_of(units) {
             self.own_table(table)?;
@@ -183,7 +195,7 @@ struct Space<'a> {
     hosts: Vec<u64>,
     existing: Existing,
     /// Before the first write that the entries must come after.
-    since: Since,
+    since: Moment,
     /// Entries may show it.
     shown: bool,
 }
@@ -201,14 +213,10 @@ impl Placed for Space<'_> {
             let bytes = bytes.ok_or_else(|| Error::invalid("fewer bytes than the units have"))?;
             image.file.write_at(bytes, host)?;
         }
-        image.settle_since(self.since)?;
-        let writer = image.writer()?;
-        let _reserved = loop {
-            if let Some(reserved) = writer.reservations.reserve(span.clone()) {
-                break reserved;
-            }
-        };
-        let olds: Result<Vec<Old>> = self.units.iter().map(|u| image.unit(u.at)).collect();
+        let allocator = image.allocator()?;
+        allocator.order.settle(self.since)?;
+        let _reserved = allocator.reservations.wait(&span);
+        let olds: Result<Vec<Old>> = self.units.iter().map(|u| image.entry(u.at)).collect();
         let olds = olds?;
         if self.existing == Existing::Refuse {
             for (unit, old) in self.units.iter().zip(&olds) {
@@ -243,14 +251,14 @@ impl Space<'_> {
                 }
                 _ => {
                     if let Some((start, all, _)) = run.take() {
-                        image.publish(image.own_table(start >> bits)?, start, &all)?;
+                        image.show_run(start, &all)?;
                     }
                     run = Some((unit.at, words, unit.at + size));
                 }
             }
         }
         match run {
-            Some((start, all, _)) => image.publish(image.own_table(start >> bits)?, start, &all),
+            Some((start, all, _)) => image.show_run(start, &all),
             None => Ok(()),
         }
     }
@@ -264,14 +272,7 @@ impl Drop for Space<'_> {
         for (unit, host) in self.units.iter().zip(&self.hosts) {
             match unit.form {
                 Form::Packed(len) => self.image.unpack(std::iter::once((*host, len))),
-                Form::Plain => {
-                    let clusters = packing::clusters(*host, 1, self.image.layout.cluster_bits);
-                    self.image.untake(&Taken {
-                        host: *host,
-                        clusters,
-                        fresh: false,
-                    });
-                }
+                Form::Plain => self.image.untake(&Taken::new(*host, 1, 0)),
             }
         }
     }

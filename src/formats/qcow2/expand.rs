@@ -8,8 +8,8 @@ use super::refcount::Step;
 use super::rewrite::{Needs, Rewrite};
 use super::snapshot::{count_tables, replace_l1, replace_table, write_l1};
 use super::snapshot_table::SnapshotTable;
-use super::space::Become;
 use crate::error::{Error, Result};
+use crate::image::units::{Target, Units};
 use crate::image::{Image, Slot, Source, Wait};
 use crate::storage::{Zeroing, zero_or_write};
 use crate::util::align::{clamp_len, down, len64};
@@ -212,7 +212,7 @@ impl Qcow2 {
     fn expand(&self, zeroes: std::ops::Range<u64>) -> Result<()> {
         if self.header.backing_name.is_none() {
             let start = down(zeroes.start, self.layout.cluster_size());
-            return self.each_cluster(&(start..zeroes.end), Become::Unallocated);
+            return self.drop_range(&(start..zeroes.end), Target::Below);
         }
         let mut at = zeroes.start;
         while at < zeroes.end {
@@ -223,7 +223,9 @@ impl Qcow2 {
                     false => zero_or_write(slot.storage, slot.host..end, Zeroing::KeepSpace),
                 }
             };
-            at += self.allocate_range(at, zeroes.end - at, &mut fill)?;
+            at += self
+                .allocator()?
+                .allocate(self, at..zeroes.end, &mut fill)?;
         }
         Ok(())
     }

@@ -7,7 +7,6 @@ use std::sync::atomic::Ordering;
 use super::entry::{Cluster, Packed};
 use super::lookup::Place;
 use super::snapshot_table::SnapshotTable;
-use super::writer::Writer;
 use super::{DRIVER, Qcow2, feature};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::amend::Amend;
@@ -17,6 +16,7 @@ use crate::image::compress::Compress;
 use crate::image::info::Detail;
 use crate::image::relink::{Empty, Relink};
 use crate::image::snapshot::{Snapshot, Snapshots};
+use crate::image::units::Units;
 use crate::image::{
     Backing, BackingName, Caps, Driver, Fill, Image, Part, Resize, Role, Run, Source, Wait,
 };
@@ -41,7 +41,7 @@ impl Qcow2 {
     }
 
     /// The compressed cluster of `at`, whose bytes are at `range`, decoded.
-    pub(super) fn decoded(&self, range: Packed, at: u64) -> Result<Arc<[u8]>> {
+    pub(super) fn decode_kept(&self, range: Packed, at: u64) -> Result<Arc<[u8]>> {
         self.decoded.get(range.start, || {
             let mut out = vec![0; clamp_len(self.layout.cluster_size(), usize::MAX)];
             self.decode(range, at, &mut out)?;
@@ -105,7 +105,10 @@ impl Qcow2 {
             )));
         }
         // The first change is made by `allocate`, which sees to the header.
-        let started = self.writer.as_ref().is_some_and(Writer::has_started);
+        let started = self
+            .writer
+            .as_ref()
+            .is_some_and(|w| w.allocator.has_begun());
         Ok(Source::Stored {
             storage: &**data,
             host,
@@ -200,7 +203,7 @@ impl Image for Qcow2 {
                 done += whole;
                 continue;
             }
-            let cluster = self.decoded(range, at)?;
+            let cluster = self.decode_kept(range, at)?;
             let len = (cluster.len() - within).min(buf.len() - done);
             buf[done..done + len].copy_from_slice(&cluster[within..within + len]);
             done += len;
@@ -209,11 +212,12 @@ impl Image for Qcow2 {
     }
 
     fn allocate(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
-        self.allocate_range(at, len, fill)
+        self.allocator()?.allocate(self, at..at + len, fill)
     }
 
     fn allocate_ahead(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
-        self.allocate_following(at, len, fill)
+        self.allocator()?
+            .allocate_following(self, at..at + len, fill)
     }
 
     fn zero(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
@@ -228,8 +232,7 @@ impl Image for Qcow2 {
         let Some(writer) = &self.writer else {
             return Ok(());
         };
-        self.flush_all(writer)?;
-        self.release_freed()
+        writer.allocator.flush(self)
     }
 
     fn close(&self) -> Result<()> {

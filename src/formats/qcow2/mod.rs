@@ -1,7 +1,5 @@
 //! qcow2: QEMU's copy-on-write format, versions 2 and 3.
 
-mod ahead;
-mod allocate;
 mod amend;
 mod bitmap;
 mod bitmap_copy;
@@ -24,7 +22,6 @@ mod header;
 mod image;
 mod lookup;
 mod measure;
-mod moving;
 mod open;
 mod packing;
 mod preallocate;
@@ -39,6 +36,7 @@ mod snapshot;
 mod snapshot_table;
 mod space;
 mod switch;
+mod units;
 mod writer;
 
 use std::sync::Arc;

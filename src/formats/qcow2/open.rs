@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::image::check::{Repair, settle};
 use crate::image::open::{OpenOptions, Purpose};
 use crate::image::snapshot::Pick;
+use crate::image::units::{Allocator, Order};
 use crate::storage::Storage;
 use crate::storage::open::Access;
 use crate::util::progress::Silent;
@@ -58,7 +59,10 @@ impl Qcow2 {
         let codec = Codec::new(header.compression, &options.values)?;
         let writer = match options.access {
             Access::Read => None,
-            Access::Write => Some(open_writer(&*file, &header, options)?),
+            Access::Write => {
+                let data = data.clone().filter(|_| external);
+                Some(open_writer(&file, data, &header, options))
+            }
         };
         Ok(Self {
             file,
@@ -113,13 +117,16 @@ fn mend(file: &dyn Storage) -> Result<()> {
     Ok(())
 }
 
-fn open_writer(file: &dyn Storage, header: &Header, options: &OpenOptions) -> Result<Writer> {
+fn open_writer(
+    file: &Arc<dyn Storage>,
+    data: Option<Arc<dyn Storage>>,
+    header: &Header,
+    options: &OpenOptions,
+) -> Writer {
     let refcounts = Refcounts::new(Place::of(header), file.size(), options.order);
-    Ok(Writer::new(
-        refcounts,
-        options.order,
-        Arc::clone(&options.grace),
-    ))
+    let order = Order::new(options.order, Arc::clone(file), data);
+    let allocator = Allocator::new(order, Arc::clone(&options.grace));
+    Writer::new(refcounts, allocator)
 }
 
 fn open_data_file(header: &Header, options: &OpenOptions) -> Result<Option<Arc<dyn Storage>>> {

@@ -13,8 +13,8 @@ use super::feature;
 use super::header::MAX_L1_BYTES;
 use super::lookup::FirstLevel;
 use super::refcount::Step;
-use super::space::Become;
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::units::{Target, Units};
 use crate::image::{Image, LayerBelow, Old, Resize, Slot, Source, Wait};
 use crate::storage::{Zeroing, zero_or_write};
 use crate::util::align::{clamp_len, down};
@@ -38,18 +38,18 @@ impl Resize for Qcow2 {
         self.check_bitmaps_before_resize(virtual_size)?;
         self.prepare()?;
         // Bitmaps take no note of what the resize itself writes, and begin anew with the next write.
-        self.writer()?.start_unrecorded();
+        self.writer()?.allocator.begin_unannounced();
         let done = self.resize_with_bitmaps(virtual_size, below);
-        self.writer()?.start_again();
+        self.writer()?.allocator.begin_again();
         done
     }
 
     fn unrecorded(&self, give: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         self.finish_bitmaps()?;
         self.prepare()?;
-        self.writer()?.start_unrecorded();
+        self.writer()?.allocator.begin_unannounced();
         let done = give();
-        self.writer()?.start_again();
+        self.writer()?.allocator.begin_again();
         done
     }
 }
@@ -165,7 +165,7 @@ impl Qcow2 {
         let end = hidden.end.next_multiple_of(size).min(new.end);
         let whole = tail.end..end.max(tail.end);
         if !whole.is_empty() && self.header.version >= 3 {
-            self.each_cluster(&whole, Become::Zero)?;
+            self.drop_range(&whole, Target::Zero)?;
         } else if !whole.is_empty() {
             self.allocate_zeroes(&whole)?;
         }
@@ -186,7 +186,7 @@ impl Qcow2 {
                         "the disk's last cluster has no space of its own",
                     ));
                 }
-                self.each_cluster(&part, Become::Zero)?;
+                self.drop_range(&part, Target::Zero)?;
             }
             Source::Stored {
                 storage,
@@ -198,7 +198,7 @@ impl Qcow2 {
             }
             _ => {
                 let mut fill = |slot: Slot<'_>| zero_from(&slot, tail.start);
-                return self.allocate_range(tail.start, range::len(tail), &mut fill);
+                return self.allocator()?.allocate(self, tail.clone(), &mut fill);
             }
         }
         Ok(run.len)
@@ -209,7 +209,7 @@ impl Qcow2 {
         let mut at = range.start;
         while at < range.end {
             let mut fill = |slot: Slot<'_>| zero_from(&slot, range.start);
-            let done = self.allocate_range(at, range.end - at, &mut fill)?;
+            let done = self.allocator()?.allocate(self, at..range.end, &mut fill)?;
             if done == 0 {
                 return Err(Error::corrupt(format!(
                     "the bytes at {at:#x} have space past the end of the disk"
@@ -250,7 +250,7 @@ impl Qcow2 {
             return Ok(FirstLevel { len, ..old });
         }
         let clusters = (len * 8).div_ceil(size);
-        let taken = self.take(clusters..clusters + 1)?;
+        let taken = self.take_clusters(clusters..clusters + 1)?;
         let mut bytes = vec![0; clamp_len(clusters * size, usize::MAX)];
         let copied = self
             .file
@@ -305,7 +305,7 @@ impl Qcow2 {
         let first = size.next_multiple_of(self.layout.cluster_size());
         let whole = first.next_multiple_of(covered);
         if first < old {
-            self.each_cluster(&(first..old.min(whole)), Become::Unallocated)?;
+            self.drop_range(&(first..old.min(whole)), Target::Below)?;
         }
         for index in whole / covered..self.tables.first_level().len {
             self.drop_table(index)?;

@@ -56,8 +56,12 @@ impl Qcow2 {
         self.decoded.clear();
         if let Some(writer) = &self.writer {
             let mut refcounts = writer.refcounts.lock();
-            *refcounts = Refcounts::new(Place::of(&header), self.file.size(), writer.order());
-            writer.start_again();
+            *refcounts = Refcounts::new(
+                Place::of(&header),
+                self.file.size(),
+                writer.allocator.order.policy(),
+            );
+            writer.allocator.begin_again();
             writer.header_was_read();
         }
         self.layout.version = header.version;

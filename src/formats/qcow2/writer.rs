@@ -5,37 +5,26 @@
 //! (held while a table is made or copied, and until its copy shows); `ahead`; `freed`; `refcounts`.
 //! Nothing else is held while guest data is written.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
 use super::Qcow2;
-use super::ahead::Ahead;
-use super::allocate::Space;
 use super::bitmap::Tracker;
 use super::entry::COPIED;
 use super::extension;
 use super::feature;
 use super::guard::Guard;
-use super::refcount::{Refcounts, Step, Taken};
+use super::refcount::Refcounts;
 use crate::error::{Error, Result};
 use crate::image::Wait;
-use crate::image::follow::Followed;
-use crate::image::open::WriteOrder;
-use crate::image::reserve::Reservations;
-use crate::storage::Zeroing;
-use crate::storage::syncs::{Stamp, Syncs};
+use crate::image::units::{Allocator, Taken, Unnamed};
 use crate::util::align::clamp_len;
-use crate::util::grace::{Grace, Moment};
 use crate::util::range;
 
 /// Tables that are made or copied at the same time.
-const STRIPES: usize = 16;
-/// Freed ranges kept before they must be given back.
-const MAX_FREED: usize = 4096;
+const STRIPES: usize = 512;
 /// Offset of the autoclear bits in the header.
 const AUTOCLEAR_FIELD: u64 = 88;
 
@@ -43,22 +32,8 @@ const AUTOCLEAR_FIELD: u64 = 88;
 #[derive(Debug)]
 pub(super) struct Writer {
     pub(super) refcounts: Mutex<Refcounts>,
-    pub(super) reservations: Reservations,
-    stripes: [Mutex<()>; STRIPES],
-    freed: Mutex<Vec<Freed>>,
-    /// Clusters taken ahead for runs of guest clusters that have none yet, by the first of each.
-    /// Innermost.
-    pub(super) assigned: Mutex<BTreeMap<u64, Taken>>,
-    /// Clusters that may be pointed at before their data is on stable media.
-    pub(super) ahead: Mutex<Ahead>,
-    /// Who goes through clusters that have to move.
-    pub(super) followed: Followed,
-    syncs: Syncs,
-    data_syncs: Syncs,
-    order: WriteOrder,
-    grace: Arc<Grace>,
-    /// The first change was announced.
-    pub(super) started: AtomicBool,
+    pub(super) allocator: Allocator,
+    stripes: Box<[Mutex<()>]>,
     /// Metadata that guest data must not overwrite.
     pub(super) guard: Guard,
     /// There is a tracker.
@@ -67,25 +42,6 @@ pub(super) struct Writer {
     new_header: AtomicBool,
     /// The bitmaps that record.  Outside `refcounts`.
     pub(super) tracker: Mutex<Option<Tracker>>,
-}
-
-/// A moment in the life of both files.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Since {
-    file: Stamp,
-    data: Stamp,
-}
-
-/// Clusters that nothing refers to any more, but that readers may still be reading and that a
-/// power cut may bring back.
-#[derive(Debug)]
-struct Freed {
-    clusters: Range<u64>,
-    since: Moment,
-    /// When the first of them were freed.
-    written: Since,
-    /// When the last were.
-    last: Since,
 }
 
 /// A second-level table that may be changed in place.
@@ -99,13 +55,18 @@ pub(super) struct Table<'a> {
 #[derive(Debug)]
 struct Hidden<'a> {
     index: u64,
-    taken: Taken,
+    taken: Unnamed<'a, Qcow2>,
     /// What it is to replace.
     old: Option<u64>,
     _stripe: MutexGuard<'a, ()>,
 }
 
 impl Table<'_> {
+    /// One that the first-level table points at.
+    pub(super) fn shown(host: u64) -> Self {
+        Self { host, hidden: None }
+    }
+
     /// Its offset.
     pub(super) fn host(&self) -> u64 {
         self.host
@@ -118,42 +79,16 @@ impl Table<'_> {
 }
 
 impl Writer {
-    pub(super) fn new(refcounts: Refcounts, order: WriteOrder, grace: Arc<Grace>) -> Self {
+    pub(super) fn new(refcounts: Refcounts, allocator: Allocator) -> Self {
         Self {
             refcounts: Mutex::new(refcounts),
-            reservations: Reservations::default(),
-            stripes: std::array::from_fn(|_| Mutex::default()),
-            freed: Mutex::default(),
-            assigned: Mutex::default(),
-            ahead: Mutex::default(),
-            followed: Followed::default(),
-            syncs: Syncs::default(),
-            data_syncs: Syncs::default(),
-            order,
-            grace,
-            started: AtomicBool::new(false),
+            allocator,
+            stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
             guard: Guard::default(),
             tracking: AtomicBool::new(false),
             new_header: AtomicBool::new(false),
             tracker: Mutex::default(),
         }
-    }
-}
-
-impl Writer {
-    /// Whether changes have begun, so that data may be overwritten in place.
-    pub(super) fn has_started(&self) -> bool {
-        self.started.load(Ordering::Acquire)
-    }
-
-    /// Has the next change look at the metadata again, which was changed by other means.
-    pub(super) fn start_again(&self) {
-        self.started.store(false, Ordering::Release);
-    }
-
-    /// Has changes go on without bitmaps that record, until [`Writer::start_again`].
-    pub(super) fn start_unrecorded(&self) {
-        self.started.store(true, Ordering::Release);
     }
 
     /// From now on the bitmaps are where the header in the file says.
@@ -170,11 +105,6 @@ impl Writer {
     pub(super) fn has_new_header(&self) -> bool {
         self.new_header.load(Ordering::Acquire)
     }
-
-    /// Whether metadata waits for data.
-    pub(super) fn order(&self) -> WriteOrder {
-        self.order
-    }
 }
 
 impl Qcow2 {
@@ -183,25 +113,9 @@ impl Qcow2 {
         self.writer.as_ref().ok_or_else(Error::read_only)
     }
 
-    /// Before the first change: what the header promises and this driver does not keep up is
-    /// taken back, durably, and bitmaps begin to record.
+    /// Before the first change.
     pub(super) fn start_writing(&self) -> Result<()> {
-        let writer = self.writer()?;
-        if writer.started.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        let mut tracker = writer.tracker.lock();
-        if writer.started.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        self.prepare()?;
-        // One that is there already still has what it recorded.
-        if tracker.is_none() {
-            *tracker = Tracker::start(&*self.file, self.directory()?, self.header.cluster_bits)?;
-        }
-        writer.tracking.store(tracker.is_some(), Ordering::Release);
-        writer.started.store(true, Ordering::Release);
-        Ok(())
+        self.writer()?.allocator.begin(self)
     }
 
     /// Before any change: learns where metadata is, and takes back what the header promises and
@@ -222,48 +136,20 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// The present moment: to be taken before the writes that [`Qcow2::settle_since`] is to wait
-    /// for.
-    pub(super) fn moment(&self) -> Result<Since> {
-        let writer = self.writer()?;
-        Ok(Since {
-            file: writer.syncs.stamp(),
-            data: writer.data_syncs.stamp(),
-        })
-    }
-
     /// All writes so far, of metadata and data, come before those that follow, in a power cut too.
     /// For operations that run alone; others take the moment before they write.
     pub(super) fn settle(&self) -> Result<()> {
-        self.settle_since(self.moment()?)
-    }
-
-    /// All writes since `since` come before those that follow, in a power cut too.
-    ///
-    /// # Errors
-    /// The host's, and that of any sync since then: it may have lost the writes.
-    pub(super) fn settle_since(&self, since: Since) -> Result<()> {
-        let writer = self.writer()?;
-        if writer.order == WriteOrder::Unordered {
-            return Ok(());
-        }
-        if let Some(data) = self.external() {
-            writer.data_syncs.wait(data, since.data)?;
-        }
-        writer.syncs.wait(&*self.file, since.file)
-    }
-
-    /// Makes all completed writes durable, and tells once of a sync that failed since.
-    pub(super) fn flush_all(&self, writer: &Writer) -> Result<()> {
-        if let Some(data) = self.external() {
-            writer.data_syncs.flush(data)?;
-        }
-        writer.syncs.flush(&*self.file)
+        self.writer()?.allocator.order.settle_all()
     }
 
     /// Takes clusters of the image file.
-    pub(super) fn take(&self, count: Range<u64>) -> Result<Taken> {
-        self.taking(|refcounts| refcounts.take(&*self.file, count, &self.allowed()))
+    pub(super) fn take_clusters(&self, count: Range<u64>) -> Result<Taken> {
+        let taken = self.taking(|refcounts| refcounts.take(&*self.file, count, &self.allowed()))?;
+        let count = range::len(&taken.clusters);
+        Ok(Taken {
+            zeroed: taken.fresh,
+            ..Taken::new(taken.host, count, self.layout.cluster_size())
+        })
     }
 
     /// Runs `take`, then guards what the refcount structure took for itself.
@@ -289,30 +175,18 @@ impl Qcow2 {
         }
     }
 
-    /// Gives clusters back that were taken and that nothing refers to yet.
-    pub(super) fn untake(&self, taken: &Taken) {
-        if let Some(writer) = &self.writer {
-            // Where this fails too, they stay a leak.
-            let step =
-                writer
-                    .refcounts
-                    .lock()
-                    .step(&*self.file, taken.clusters.clone(), Step::Down);
-            drop(step);
-        }
-    }
-
     /// Where the second-level table of a first-level entry is, which may be changed in place:
     /// makes it, or copies it where snapshots share it.
     pub(super) fn own_table(&self, l1_index: u64) -> Result<u64> {
-        let since = self.moment()?;
-        let table = self.change_table(l1_index, || self.ready_space(1))?;
+        let order = &self.writer()?.allocator.order;
+        let since = order.now();
+        let stripe = self.stripe(l1_index)?.lock();
+        let table = self.change_table(l1_index, stripe, || {
+            self.writer()?.allocator.ready_space(self, 0, 1)
+        })?;
         let host = table.host;
-        if !table.shows()
-            && let Err(e) = self.settle_since(since)
-        {
-            self.abandon(table);
-            return Err(e);
+        if !table.shows() {
+            order.settle(since)?;
         }
         self.show(table)?;
         Ok(host)
@@ -321,39 +195,49 @@ impl Qcow2 {
     /// As `own_table`, but a table that it had to make does not show yet: [`Qcow2::show`] follows
     /// once all that was written since before the call is on stable media.
     pub(super) fn table_to_change(&self, l1_index: u64) -> Result<Table<'_>> {
-        self.change_table(l1_index, || Ok(None))
+        let stripe = self.stripe(l1_index)?.lock();
+        self.change_table(l1_index, stripe, || Ok(None))
+    }
+
+    /// As `table_to_change`, for who has such a table already, which others may wait for: `None`
+    /// where it would have to wait itself.
+    pub(super) fn another_to_change(&self, l1_index: u64) -> Result<Option<Table<'_>>> {
+        let stripe = self.stripe(l1_index)?.try_lock();
+        let table = stripe.map(|stripe| self.change_table(l1_index, stripe, || Ok(None)));
+        table.transpose()
+    }
+
+    fn stripe(&self, l1_index: u64) -> Result<&Mutex<()>> {
+        Ok(&self.writer()?.stripes[clamp_len(l1_index, usize::MAX) % STRIPES])
     }
 
     /// As `table_to_change`; an empty one may show at once where `ready` has space for it.
-    fn change_table(
-        &self,
+    fn change_table<'a>(
+        &'a self,
         l1_index: u64,
-        ready: impl Fn() -> Result<Option<Space>>,
-    ) -> Result<Table<'_>> {
-        let writer = self.writer()?;
-        let stripe = clamp_len(l1_index, usize::MAX) % STRIPES;
-        let stripe = writer.stripes[stripe].lock();
+        stripe: MutexGuard<'a, ()>,
+        ready: impl Fn() -> Result<Option<Taken>>,
+    ) -> Result<Table<'a>> {
         let entry = self.tables.l1_entry(&*self.file, l1_index, Wait::Yes)?;
         let old = self.layout.table(entry)?;
         if let Some(host) = old
             && entry & COPIED != 0
         {
-            return Ok(Table { host, hidden: None });
+            return Ok(Table::shown(host));
         }
         if old.is_none()
             && let Some(space) = ready()?
         {
             let host = space.host;
             self.point_at_table(l1_index, host)?;
-            return Ok(Table { host, hidden: None });
+            return Ok(Table::shown(host));
         }
-        let taken = self.take(1..2)?;
-        if let Err(e) = self.fill_table(taken.host, old) {
-            self.untake(&taken);
-            return Err(e);
-        }
+        let taken = self.take_clusters(1..2)?;
+        let host = taken.host;
+        let taken = Unnamed::new(self, vec![taken]);
+        self.fill_table(host, old)?;
         Ok(Table {
-            host: taken.host,
+            host,
             hidden: Some(Hidden {
                 index: l1_index,
                 taken,
@@ -364,23 +248,18 @@ impl Qcow2 {
     }
 
     /// Has the first-level table point at a table that is on stable media, where it does not yet.
+    /// A table that is never shown is given back.
     pub(super) fn show(&self, table: Table<'_>) -> Result<()> {
         let Some(hidden) = table.hidden else {
             return Ok(());
         };
+        hidden.taken.named();
         self.point_at_table(hidden.index, table.host)?;
         let Some(old) = hidden.old else {
             return Ok(());
         };
         self.writer()?.guard.remove(old);
         self.free(old..old + self.layout.cluster_size())
-    }
-
-    /// Gives a table back that does not show.
-    pub(super) fn abandon(&self, table: Table<'_>) {
-        if let Some(hidden) = table.hidden {
-            self.untake(&hidden.taken);
-        }
     }
 
     fn point_at_table(&self, l1_index: u64, host: u64) -> Result<()> {
@@ -400,91 +279,11 @@ impl Qcow2 {
     /// Lets go of a range of the image file: its clusters are given back once no reader can be
     /// there any more and what referred to it is gone from stable media too.
     pub(super) fn free(&self, host: Range<u64>) -> Result<()> {
-        let writer = self.writer()?;
-        let bits = self.layout.cluster_bits;
-        let clusters = host.start >> bits..host.end.div_ceil(1 << bits);
-        let mut freed = writer.freed.lock();
-        let since = writer.grace.now();
-        let written = self.moment()?;
-        match freed.last_mut() {
-            Some(last) if last.clusters.end == clusters.start && last.since == since => {
-                last.clusters.end = clusters.end;
-                last.last = written;
-            }
-            _ => freed.push(Freed {
-                clusters,
-                since,
-                written,
-                last: written,
-            }),
-        }
-        let full = freed.len() >= MAX_FREED;
-        drop(freed);
-        if full { self.release_freed() } else { Ok(()) }
+        self.writer()?.allocator.free(self, host)
     }
 
     /// Gives back what was freed and has passed its grace point.
     pub(super) fn release_freed(&self) -> Result<()> {
-        let writer = self.writer()?;
-        let passed: Vec<Freed> = {
-            let mut freed = writer.freed.lock();
-            let mut old = std::mem::take(&mut *freed);
-            old.sort_by_key(|f| f.since);
-            let kept = old
-                .iter()
-                .position(|f| !writer.grace.passed(f.since))
-                .unwrap_or(old.len());
-            *freed = old.split_off(kept);
-            old
-        };
-        // Where a sync failed since, they stay leaks.
-        self.settle_freed(writer, &passed)?;
-        let mut clusters: Vec<Range<u64>> = passed.into_iter().map(|f| f.clusters).collect();
-        clusters.sort_by_key(|c| c.start);
-        let mut runs: Vec<Range<u64>> = Vec::new();
-        // Neighbours become one; what is listed twice was counted twice.
-        clusters
-            .into_iter()
-            .for_each(|c| range::push_merged(&mut runs, c));
-        let mut refcounts = writer.refcounts.lock();
-        runs.into_iter()
-            .try_for_each(|run| self.release(&mut refcounts, run))
-    }
-
-    /// What referred to freed clusters is gone from stable media.
-    fn settle_freed(&self, writer: &Writer, freed: &[Freed]) -> Result<()> {
-        let (file, data) = (&writer.syncs, &writer.data_syncs);
-        let external = self.external().is_some();
-        let is_durable = |f: &Freed| {
-            file.is_durable_since(f.written.file, f.last.file)
-                && (!external || data.is_durable_since(f.written.data, f.last.data))
-        };
-        match freed.first() {
-            Some(first) if !freed.iter().all(is_durable) => self.settle_since(first.written),
-            _ => Ok(()),
-        }
-    }
-
-    fn release(&self, refcounts: &mut Refcounts, run: Range<u64>) -> Result<()> {
-        refcounts.step(&*self.file, run.clone(), Step::Down)?;
-        let bits = self.layout.cluster_bits;
-        let mut free: Vec<Range<u64>> = Vec::new();
-        for cluster in run {
-            if refcounts.count(&*self.file, cluster)? == 0 {
-                range::push_merged(&mut free, cluster..cluster + 1);
-            }
-        }
-        for clusters in &free {
-            let host = clusters.start << bits..clusters.end << bits;
-            let host = host.start..host.end.min(self.file.size());
-            if range::len(&host) > 0 {
-                // Where the host cannot, the space is reused all the same.
-                drop(self.file.zero(host, Zeroing::MayUnmap));
-            }
-        }
-        if !free.is_empty() {
-            self.decoded.clear();
-        }
-        Ok(())
+        self.writer()?.allocator.release(self)
     }
 }

@@ -44,7 +44,7 @@ impl Sparse {
         if !self.is_disjoint(&mut self.space.lock(), &shape)? {
             return Err(Error::unsupported("blocks lie upon each other"));
         }
-        allocator.drop_units(self, guest, Target::Nothing)
+        allocator.drop_units(self, guest, Target::Below)
     }
 
     /// As [`crate::image::Image::zero`].

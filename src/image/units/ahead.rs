@@ -76,10 +76,7 @@ impl Allocator {
     /// none where the host cannot make them zero.
     fn make_ready<U: Units>(&self, units: &U, first: u64, want: u64) -> Result<Vec<Taken>> {
         let since = self.order.now();
-        let mut unnamed = Unnamed {
-            units,
-            runs: Vec::new(),
-        };
+        let mut unnamed = Unnamed::new(units, Vec::new());
         let mut left = want;
         while left > 0 && unnamed.runs.len() < MAX_RUNS {
             let taken = units.take(first, left)?;
@@ -98,14 +95,14 @@ impl Allocator {
         Ok(runs)
     }
 
-    /// Gives back what was set aside or made ready and not used.  With no request under way.
-    pub(super) fn release_unused<U: Units>(&self, units: &U) {
-        let assigned: Vec<Taken> = self.assigned.lock().drain().collect();
-        let mut ahead = std::mem::take(&mut *self.ahead.lock()).runs;
-        ahead.sort_by_key(|run| run.host);
-        for run in assigned.iter().chain(&ahead).rev() {
-            units.untake(run);
-        }
+    /// Gives back what was set aside or made ready and not used, and says what that was, the last of it
+    /// first.  With no request under way.
+    pub fn release_unused<U: Units>(&self, units: &U) -> Vec<Taken> {
+        let mut runs: Vec<Taken> = self.assigned.lock().drain().collect();
+        runs.append(&mut std::mem::take(&mut *self.ahead.lock()).runs);
+        runs.sort_by_key(|run| std::cmp::Reverse(run.host));
+        runs.iter().for_each(|run| units.untake(run));
+        runs
     }
 }
 

@@ -33,7 +33,8 @@ pub struct Allocator {
     /// The order of writes.
     pub order: Order,
     pub(super) grace: Arc<Grace>,
-    pub(super) reservations: Reservations,
+    /// Guest ranges that some thread changes.
+    pub reservations: Reservations,
     followed: Followed,
     started: AtomicBool,
     starting: Mutex<()>,
@@ -107,6 +108,11 @@ impl Allocator {
     /// Has the next change announced again.
     pub fn begin_again(&self) {
         self.started.store(false, Ordering::Release);
+    }
+
+    /// Has changes go on without an announcement, until [`Allocator::begin_again`].
+    pub fn begin_unannounced(&self) {
+        self.started.store(true, Ordering::Release);
     }
 
     /// Announces the first change of a session, once.

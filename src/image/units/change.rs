@@ -113,10 +113,7 @@ impl Allocator {
         }
         let ready = self.order.policy() == WriteOrder::Ordered && !units.has_backing();
         let since = self.order.now();
-        let mut unnamed = Unnamed {
-            units,
-            runs: Vec::new(),
-        };
+        let mut unnamed = Unnamed::new(units, Vec::new());
         let Some(mut runs) = take_wanted(&mut unnamed, &wanted, ready)? else {
             return Ok(());
         };
@@ -194,7 +191,7 @@ impl Allocator {
     /// # Errors
     /// The host's.
     pub fn close<U: Units>(&self, units: &U) -> Result<()> {
-        self.release_unused(units);
+        drop(self.release_unused(units));
         self.release(units)
     }
 }

@@ -80,18 +80,16 @@ impl Freed {
         order: &Order,
         grace: &Grace,
     ) -> Result<Vec<Range<u64>>> {
-        let passed = {
+        let (oldest, ranges) = {
             let mut freed = freed.lock();
-            let oldest = freed.batches.front().map(|b| b.written);
-            oldest.map(|oldest| (oldest, freed.take(|b| grace.passed(b.grace))))
+            let unsettled = freed.batches.iter().find(|b| !order.is_settled(b.written));
+            let oldest = unsettled.map(|b| b.written);
+            (oldest, freed.take(|b| grace.passed(b.grace)))
         };
-        match passed {
-            Some((oldest, ranges)) if !ranges.is_empty() => {
-                order.settle(oldest)?;
-                Ok(ranges)
-            }
-            _ => Ok(Vec::new()),
+        if let Some(oldest) = oldest.filter(|_| !ranges.is_empty()) {
+            order.settle(oldest)?;
         }
+        Ok(ranges)
     }
 
     /// Takes the oldest out for as long as `may_go` says so.

@@ -309,14 +309,21 @@ pub trait Units: fmt::Debug + Send + Sync {
 }
 
 /// Space that was taken and that nothing names yet: given back when it is dropped.
-struct Unnamed<'a, U: Units> {
+#[derive(Debug)]
+pub struct Unnamed<'a, U: Units> {
     units: &'a U,
-    runs: Vec<Taken>,
+    /// Runs of it.
+    pub runs: Vec<Taken>,
 }
 
-impl<U: Units> Unnamed<'_, U> {
-    /// From now on something names it.
-    fn named(mut self) -> Vec<Taken> {
+impl<'a, U: Units> Unnamed<'a, U> {
+    /// Some runs, none perhaps.
+    pub fn new(units: &'a U, runs: Vec<Taken>) -> Self {
+        Self { units, runs }
+    }
+
+    /// From now on something may name it, whatever comes.
+    pub fn named(mut self) -> Vec<Taken> {
         std::mem::take(&mut self.runs)
     }
 }
@@ -334,6 +341,9 @@ pub enum Target {
     Zero,
     /// Zeroes, their space kept where it is their own.
     ZeroKept,
-    /// Whatever needs least and reads as zeroes.
-    Nothing,
+    /// Zeroes where they have something of their own, their space given back; what the layer below
+    /// has stays there.
+    Dropped,
+    /// What the layer below has, their space given back.
+    Below,
 }

@@ -3,13 +3,14 @@
 pub mod qcow2;
 pub mod raw;
 pub mod refused;
+pub mod vdi;
 pub mod vhd;
 
 use crate::error::{Error, Result};
 use crate::image::Driver;
 
 /// Every format, best first; `raw` last, because it accepts anything.
-pub static DRIVERS: &[&Driver] = &[&qcow2::DRIVER, &vhd::DRIVER, &raw::DRIVER];
+pub static DRIVERS: &[&Driver] = &[&qcow2::DRIVER, &vhd::DRIVER, &vdi::DRIVER, &raw::DRIVER];
 
 /// The driver called `name`, by its name or an alias.
 pub fn by_name(name: &str) -> Option<&'static Driver> {

@@ -12,6 +12,8 @@ use crate::util::align::{clamp_len, len64};
 
 /// Bytes of table in one cached page.
 const PAGE: u64 = 16 << 10;
+/// Bytes read at a time.
+const STEP: u64 = 64 << 10;
 /// Pages cached: 4 MiB of table, all of that of the largest VHD with blocks of 2 MiB.
 const SLOTS: u64 = 257;
 
@@ -56,6 +58,30 @@ impl Table {
     pub fn get(&self, storage: &dyn Storage, index: u64, wait: Wait) -> Result<u32> {
         debug_assert!(index < self.len);
         self.words.get(storage, self.host + index * 4, wait)
+    }
+
+    /// Calls `f` with each word of the table, straight from the file.
+    ///
+    /// # Errors
+    /// The host's; those of `f`, which end it.
+    pub fn each(
+        &self,
+        storage: &dyn Storage,
+        mut f: impl FnMut(u64, u32) -> Result<()>,
+    ) -> Result<()> {
+        let len = self.len * 4;
+        let mut bytes = vec![0; clamp_len(len.min(STEP), usize::MAX)];
+        let mut at = 0;
+        while at < len {
+            let step = clamp_len(len - at, bytes.len());
+            let part = &mut bytes[..step];
+            storage.read_at(part, self.host + at)?;
+            for (i, word) in part.as_chunks::<4>().0.iter().enumerate() {
+                f(at / 4 + len64(i), self.words.decode(word))?;
+            }
+            at += len64(step);
+        }
+        Ok(())
     }
 
     /// Writes the words from `index` on to the file, then shows them to readers.

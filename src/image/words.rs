@@ -133,6 +133,11 @@ impl<W: Word> Words<W> {
         }
     }
 
+    /// A word from its bytes.
+    pub fn decode(&self, bytes: &[u8]) -> W::Value {
+        W::decode(bytes, self.endian).load()
+    }
+
     /// The word at `host`, a multiple of its length.
     ///
     /// # Errors

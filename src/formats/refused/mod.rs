@@ -11,7 +11,7 @@ mod bytes;
 mod others;
 
 use bytes::{
-    ends, has, is_android_cow, is_cue, is_parallels_descriptor, is_sparse_extent, is_tar,
+    ends, is_android_cow, is_cue, is_parallels_descriptor, is_sparse_extent, is_tar,
     is_vmdk_descriptor, is_xml, mentions, short, starts, tar_name, word_be,
 };
 use others::OTHERS;
@@ -35,9 +35,6 @@ static DISKS: &[Refused] = &[
         "Hyper-V virtual hard disk",
         |i| starts(i, b"vhdxfile"),
     ),
-    row("vdi", &[], &["vdi"], "VirtualBox disk image", |i| {
-        has(i, 64, &[0x7f, 0x10, 0xda, 0xbe])
-    }),
     row(
         "sesparse",
         &["vmdk-sesparse"],

@@ -133,7 +133,7 @@ impl Sparse {
             reserved: &shape.reserved,
         };
         let mut last: Option<u64> = None;
-        self.each_word(shape, |index, word| {
+        shape.table.each(&*self.storage, |index, word| {
             progress.check()?;
             let start = index.saturating_mul(self.blocks.data);
             progress.advance(shape.size.saturating_sub(start).min(self.blocks.data));
@@ -197,7 +197,7 @@ impl Sparse {
         let apart = walk.misplaced.is_empty() && walk.texts.is_empty();
         let fix = repair != Repair::Nothing && apart;
         let blocks = self.blocks.count(shape.size);
-        self.each_word(shape, |index, word| {
+        shape.table.each(&*self.storage, |index, word| {
             if index < blocks || word == UNUSED {
                 return Ok(());
             }

@@ -183,7 +183,7 @@ impl Sparse {
         };
         let mut end = self.metadata_end(shape);
         let blocks = self.blocks.count(shape.size);
-        self.each_word(shape, |index, word| {
+        shape.table.each(&*self.storage, |index, word| {
             let host = match bounds.locate(index, word) {
                 Ok(host) => host,
                 // Past the disk's end nothing is read: such words do not count.

@@ -330,7 +330,7 @@ impl Sparse {
             return Ok(false);
         }
         let mut free = true;
-        self.each_word(shape, |_, word| {
+        shape.table.each(&*self.storage, |_, word| {
             let host = u64::from(word) * SECTOR;
             let block = host..host + self.blocks.len();
             free &= word == UNUSED || range::intersect(&block, &wanted).is_none();

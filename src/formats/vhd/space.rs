@@ -11,7 +11,6 @@ use crate::formats::vhd::layout::{Blocks, UNUSED};
 use crate::formats::vhd::sparse::{Shape, Sparse};
 use crate::image::units::Taken;
 use crate::storage::Zeroing;
-use crate::util::align::{clamp_len, len64};
 use crate::util::range;
 
 /// The file grows by at most this much more than is needed, so that moving the footer costs one
@@ -23,8 +22,6 @@ const AHEAD_BLOCKS: u64 = 15;
 const LIMIT: u64 = UNUSED as u64 * SECTOR;
 /// Freed blocks remembered for reuse, 4 bytes each; more than that are left for `check`.
 const MAX_FREED: usize = 1 << 20;
-/// Table bytes read at a time.
-const STEP: u64 = 64 << 10;
 
 /// What is known of the file's space.
 #[derive(Debug, Default)]
@@ -159,7 +156,7 @@ impl Sparse {
             return Ok(());
         }
         let mut words: Vec<u32> = space.listed().collect();
-        self.each_word(shape, |_, word| {
+        shape.table.each(&*self.storage, |_, word| {
             if word != UNUSED && words.len() <= 4 * MAX_FREED {
                 words.push(word);
             }
@@ -261,27 +258,6 @@ impl Sparse {
             .zero(host..host + self.blocks.len(), Zeroing::MayUnmap)
     }
 
-    /// Calls `f` with each word of the table, straight from the file.
-    pub(super) fn each_word(
-        &self,
-        shape: &Shape,
-        mut f: impl FnMut(u64, u32) -> Result<()>,
-    ) -> Result<()> {
-        let len = shape.table.len() * 4;
-        let mut bytes = vec![0; clamp_len(len.min(STEP), usize::MAX)];
-        let mut at = 0;
-        while at < len {
-            let step = clamp_len(len - at, bytes.len());
-            let part = &mut bytes[..step];
-            self.storage.read_at(part, shape.table.host() + at)?;
-            for (i, word) in part.as_chunks::<4>().0.iter().enumerate() {
-                f(at / 4 + len64(i), u32::from_be_bytes(*word))?;
-            }
-            at += len64(step);
-        }
-        Ok(())
-    }
-
     /// Whether no two blocks lie upon each other, so that the space of one may be freed.
     pub(super) fn is_disjoint(&self, space: &mut Space, shape: &Shape) -> Result<bool> {
         if let Some(disjoint) = space.disjoint {
@@ -289,7 +265,7 @@ impl Sparse {
         }
         let mut words = Vec::new();
         let mut fits = true;
-        self.each_word(shape, |_, word| {
+        shape.table.each(&*self.storage, |_, word| {
             fits &= words.len() < 4 * MAX_FREED;
             if word != UNUSED && fits {
                 words.push(word);

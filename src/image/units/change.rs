@@ -13,6 +13,8 @@ use crate::util::range::{self, intersect};
 const STEP: u64 = 1024;
 /// Freed ranges kept before they must be given back.
 const MAX_FREED: usize = 4096;
+/// What is reserved is as much as this, or a whole unit, at least.
+const RESERVE: u64 = 64 << 10;
 /// Pieces of a file to reserve that are no further apart than this are reserved as one.
 const RESERVE_GAP: u64 = 8192;
 
@@ -198,7 +200,8 @@ impl Allocator {
 
 /// Has the host reserve the parts of space just set aside that guest ranges touch.
 fn reserve<U: Units>(units: &U, ranges: &[Range<u64>], runs: &[(u64, Taken)]) -> Result<()> {
-    let (size, part) = (units.unit_len(), units.part_len());
+    let size = units.unit_len();
+    let part = units.part_len().min(RESERVE);
     let mut pieces: Vec<Range<u64>> = Vec::new();
     let mut ranges = ranges.iter().peekable();
     for (first, run) in runs {

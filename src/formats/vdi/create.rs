@@ -1,0 +1,206 @@
+//! Making new disks.
+
+use uuid::Uuid;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::formats::vdi::header::{self, LEN, SECTOR, V1, VERSION, ZERO};
+use crate::image::create::{CreateOptions, PREALLOCATION, Preallocation};
+use crate::image::driver::Creator;
+use crate::image::options::{OptionKind, OptionSpec};
+use crate::storage::{Storage, fill_space, give_space};
+
+/// Blocks are as large as all programs take them, unless asked otherwise.
+const BLOCK: u64 = 1 << 20;
+/// Smallest and largest block we make: those that VirtualBox makes.
+const MIN_BLOCK: u64 = 512 << 10;
+const MAX_BLOCK: u64 = 8 << 20;
+/// Where the map is, and what the data is aligned to.
+const ALIGN: u64 = 1 << 20;
+/// Text at the start of the file.
+const TEXT: &[u8] = b"<<< vdtool VirtualBox Disk Image >>>\n";
+/// Length of the header as its field has it.
+const HEADER_LEN: u32 = 400;
+/// Map entries written at a time.
+const STEP: u64 = 16 << 10;
+
+/// How new disks are made.
+pub(super) const CREATOR: Creator = Creator {
+    create,
+    settle: |options| {
+        let plan = Plan::new(options)?;
+        let values = options.values.clone();
+        let subformat = if plan.fixed { "fixed" } else { "dynamic" };
+        Ok(CreateOptions {
+            size: plan.size,
+            values: values.with(&SUBFORMAT, subformat)?,
+            ..options.clone()
+        })
+    },
+    measure: |options, data_clusters| {
+        let plan = Plan::new(options)?;
+        Ok(plan.data()
+            + plan.block
+                * if plan.fixed {
+                    plan.entries()
+                } else {
+                    data_clusters
+                })
+    },
+    measure_bitmaps: |_, _| None,
+    cluster_size: |options| Plan::new(options).map(|plan| plan.block),
+    options: &[SUBFORMAT, STATIC, BLOCK_SIZE, PREALLOCATION],
+    compress: None,
+    sequence: None,
+};
+
+const SUBFORMAT: OptionSpec = OptionSpec {
+    name: "subformat",
+    kind: OptionKind::Choice(&["dynamic", "fixed"]),
+    default: "dynamic",
+    help: "space as data comes, or all of it at once",
+};
+
+const STATIC: OptionSpec = OptionSpec {
+    name: "static",
+    kind: OptionKind::Bool,
+    default: "",
+    help: "as qemu-img has it: on stands for subformat=fixed",
+};
+
+const BLOCK_SIZE: OptionSpec = OptionSpec {
+    name: "block_size",
+    kind: OptionKind::Size,
+    default: "1M",
+    help: "unit of allocation, a power of two from 512k to 8M; VirtualBox takes all, other tools know 1M",
+};
+
+/// What the options mean.
+struct Plan {
+    size: u64,
+    block: u64,
+    fixed: bool,
+    preallocation: Preallocation,
+}
+
+impl Plan {
+    fn new(options: &CreateOptions) -> Result<Self> {
+        let fixed = options.values.text("subformat").map(|word| word == "fixed");
+        let fixed = match (fixed, options.values.bool("static")) {
+            (Some(a), Some(b)) if a != b => {
+                return Err(Error::invalid(
+                    "subformat and static contradict each other (allowed: one of them)",
+                ));
+            }
+            (a, b) => a.or(b).unwrap_or_default(),
+        };
+        let preallocation = options.preallocation();
+        if fixed && options.backing.is_some() {
+            return Err(Error::invalid(
+                "a fixed VDI has no backing file (allowed with one: subformat=dynamic)",
+            ));
+        }
+        if !fixed && preallocation != Preallocation::Off {
+            return Err(Error::unsupported(
+                "preallocation is for subformat=fixed (allowed for others: off)",
+            ));
+        }
+        let block = options.values.number("block_size").unwrap_or(BLOCK);
+        if !block.is_power_of_two() || !(MIN_BLOCK..=MAX_BLOCK).contains(&block) {
+            return Err(Error::invalid(format!(
+                "block_size is {block} (allowed: a power of two from {MIN_BLOCK} to {MAX_BLOCK})"
+            )));
+        }
+        let plan = Self {
+            size: options.size.next_multiple_of(SECTOR),
+            block,
+            fixed,
+            preallocation,
+        };
+        // The data begins below 4 GiB, behind the map.
+        match plan.entries() < u64::from(ZERO) && plan.data() <= u64::from(u32::MAX) {
+            true => Ok(plan),
+            false => Err(Error::new(
+                ErrorKind::OutOfRange,
+                format!(
+                    "a VDI of {} bytes in blocks of {block} (allowed: a map that ends below 4 GiB, of less than {ZERO} entries)",
+                    options.size
+                ),
+            )),
+        }
+    }
+
+    fn entries(&self) -> u64 {
+        self.size.div_ceil(self.block)
+    }
+
+    fn data(&self) -> u64 {
+        (ALIGN + self.entries() * 4).next_multiple_of(ALIGN)
+    }
+
+    fn header(&self, options: &CreateOptions) -> [u8; LEN] {
+        let mut bytes = [0; LEN];
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        let word = |value: u64| u32::try_from(value).unwrap_or(u32::MAX).to_le_bytes();
+        let backing = options.backing.as_ref();
+        let kind: u32 = match (backing, self.fixed) {
+            (Some(_), _) => 4,
+            (None, true) => 2,
+            (None, false) => 1,
+        };
+        put(0, TEXT);
+        put(64, &header::SIGNATURE.to_le_bytes());
+        put(68, &VERSION.to_le_bytes());
+        put(72, &HEADER_LEN.to_le_bytes());
+        put(V1.kind, &kind.to_le_bytes());
+        put(header::MAP_FIELD, &word(ALIGN));
+        put(header::DATA_FIELD, &word(self.data()));
+        // Both geometries are unknown but for the length of a sector.
+        put(360, &word(SECTOR));
+        put(468, &word(SECTOR));
+        put(V1.disk, &self.size.to_le_bytes());
+        put(V1.disk + 8, &word(self.block));
+        put(V1.entries, &word(self.entries()));
+        put(V1.count, &word(if self.fixed { self.entries() } else { 0 }));
+        put(V1.uuids, &Uuid::new_v4().to_bytes_le());
+        put(V1.uuids + 16, &Uuid::new_v4().to_bytes_le());
+        if let Some(parent) = backing.and_then(|backing| backing.identity) {
+            put(V1.uuids + 32, &parent.to_bytes_le());
+        }
+        bytes
+    }
+}
+
+fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
+    let plan = Plan::new(options)?;
+    let backing = options.backing.as_ref();
+    if backing.is_some_and(|b| b.format != super::DRIVER.name || b.identity.is_none()) {
+        return Err(Error::unsupported(
+            "the parent of a VDI is a VDI that has an identity",
+        ));
+    }
+    storage.set_len(0)?;
+    let end = plan.data()
+        + if plan.fixed {
+            plan.entries() * plan.block
+        } else {
+            0
+        };
+    storage.set_len(end)?;
+    let mut index = 0;
+    while index < plan.entries() {
+        let step = STEP.min(plan.entries() - index);
+        let number = |i: u64| match plan.fixed {
+            true => u32::try_from(i).unwrap_or(header::FREE),
+            false => header::FREE,
+        };
+        let words = (index..index + step).flat_map(|i| number(i).to_le_bytes());
+        storage.write_at(&words.collect::<Vec<u8>>(), ALIGN + index * 4)?;
+        index += step;
+    }
+    match plan.preallocation {
+        Preallocation::Off | Preallocation::Metadata => {}
+        Preallocation::Falloc => give_space(storage, plan.data()..end)?,
+        Preallocation::Full => fill_space(storage, plan.data()..end)?,
+    }
+    storage.write_at(&plan.header(options), 0)
+}

@@ -36,6 +36,7 @@ mod qcow2_guard;
 mod qcow2_matrix;
 mod qcow2_mutate;
 mod qcow2_resize;
+mod qcow2_strict;
 mod races;
 mod rebase;
 mod refuse;

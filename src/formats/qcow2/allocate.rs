@@ -120,7 +120,11 @@ impl Qcow2 {
         }
     }
 
-    /// The cluster at `start`, as its entry has it now.
+    /// The cluster at `start`, as its entry has it now, to be changed.
+    ///
+    /// # Errors
+    /// `Corrupt` where it is at another place of a data file than its own, which may be that of
+    /// another; the host's.
     pub(super) fn unit(&self, start: u64) -> Result<Unit> {
         let Some(entry) = self.tables.entry_offset(&*self.file, start, Wait::Yes)? else {
             return Ok(Unit {
@@ -129,6 +133,13 @@ impl Qcow2 {
             });
         };
         let cluster = self.tables.cluster(&*self.file, entry, Wait::Yes)?;
+        if let Cluster::Standard { host, .. } = cluster
+            && self.is_misplaced(host, start)
+        {
+            return Err(Error::corrupt(format!(
+                "the cluster of {start:#x} is at {host:#x} of the data file (expected: at its own offset), so it is not written; check names the damage"
+            )));
+        }
         let bits = self.tables.bits(&*self.file, entry, Wait::Yes)?;
         Ok(Unit { cluster, bits })
     }

@@ -109,7 +109,7 @@ impl Qcow2 {
         Ok(Source::Stored {
             storage: &**data,
             host,
-            writable: copied && started && !self.is_guarded(host),
+            writable: copied && started && !self.is_guarded(host) && !self.is_misplaced(host, at),
         })
     }
 }

@@ -69,6 +69,8 @@ struct Checker<'a> {
     lowered: HashSet<u64>,
     /// First-level entries that point where another one of the same table does.
     repeats: Vec<Repeat>,
+    /// What is wrong with bitmaps, which may use clusters that were not counted.
+    bitmap_faults: Vec<bitmaps::Fault>,
     /// Snapshots of version 3 that lack what version 3 has: index, bytes of extra data.
     incomplete: Vec<(u32, u64)>,
     report: Report,
@@ -143,6 +145,7 @@ pub(super) fn check(file: &dyn Storage, repair: Repair, progress: &dyn Progress)
         fixes: 0,
         lowered: HashSet::new(),
         repeats: Vec::new(),
+        bitmap_faults: Vec::new(),
         incomplete: Vec::new(),
         report,
     };
@@ -159,7 +162,7 @@ impl Checker<'_> {
         let blocks = self.refcount_table()?;
         let fixes = self.second_level(&tables)?;
         self.overlaps();
-        if !self.complete && self.repair != Repair::Nothing {
+        if !self.is_complete() && self.repair != Repair::Nothing {
             let text = "leaks are not given back: what could not be followed may refer to them";
             self.report.add(Severity::Note, 1, text.to_owned(), None);
         }
@@ -169,11 +172,17 @@ impl Checker<'_> {
         }
         self.copied(&tables)?;
         self.apply(&fixes)?;
+        self.mend_bitmaps()?;
         self.unshare()?;
         self.complete_snapshots()?;
         self.header_faults()?;
         self.writable()?;
         self.finish()
+    }
+
+    /// Whether what was not counted is not used.
+    fn is_complete(&self) -> bool {
+        self.complete && self.bitmap_faults.is_empty()
     }
 
     /// Whether nothing is wrong any more but what is reported later, so that a repair may rely on
@@ -182,7 +191,7 @@ impl Checker<'_> {
         self.report.corruptions == 0
             && self.report.check_errors == 0
             && self.differs.is_empty()
-            && self.complete
+            && self.is_complete()
             && !self.dangling
             && !self.unusable
     }

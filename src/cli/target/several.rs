@@ -14,7 +14,7 @@ use super::stale::Kind;
 use super::temp::Temp;
 use super::{Durable, Existing, New, Other, Target};
 use crate::cli::removed::{Removed, parent};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Has the image at a path name its further files so, durably, and as a whole or not at all.
 pub type Rename<'a> = &'a dyn Fn(&Path, &[PathBuf]) -> Result<()>;
@@ -107,7 +107,8 @@ impl<'a> Placing<'a> {
             generations.iter().for_each(Generation::unlink);
             return Err(e);
         }
-        self.sync_directory(self.image)?;
+        let synced = self.sync_directory(self.image);
+        synced.map_err(|e| self.in_place(e, &generations))?;
         self.own_names(&generations)?;
         let kind = generation(self.image);
         for other in self.others {
@@ -202,17 +203,25 @@ impl<'a> Placing<'a> {
         if generations.is_empty() {
             return Ok(());
         }
-        self.try_own_names(generations).map_err(|e| {
-            let names = self.meanwhile(generations);
-            let names: Vec<_> = names.iter().map(|n| n.to_string_lossy()).collect();
-            e.noted(format!(
-                "the new image is in place and whole, with the files {}",
-                names.join(", ")
-            ))
-        })?;
+        let named = self.try_own_names(generations);
+        named.map_err(|e| self.in_place(e, generations))?;
         generations.iter().for_each(Generation::unlink);
         (self.seen)();
         Ok(())
+    }
+
+    /// An error after the image was put into place.
+    fn in_place(&self, e: Error, generations: &[Generation<'_>]) -> Error {
+        let names = match generations.is_empty() {
+            true => self.own(),
+            false => self.meanwhile(generations),
+        };
+        let names: Vec<_> = names.iter().map(|n| n.to_string_lossy()).collect();
+        let files = match names.is_empty() {
+            true => String::new(),
+            false => format!(", with the files {}", names.join(", ")),
+        };
+        e.noted(format!("the new image is in place and whole{files}"))
     }
 
     fn try_own_names(&mut self, generations: &[Generation<'_>]) -> Result<()> {

@@ -232,7 +232,11 @@ impl<'a> Placing<'a> {
             (self.seen)();
             self.sync_directory(&other.new)?;
         }
-        (self.rename)(&self.image.path, &self.own()).map_err(|e| e.at(&self.image.given))?;
+        // By what is open: its name may lead to another image by now.
+        let opened = self.image.temp.as_ref().and_then(Temp::opened);
+        let path = opened.as_deref().unwrap_or(&self.image.path);
+        let renamed = (self.rename)(path, &self.own());
+        renamed.map_err(|e| e.renamed(path, &self.image.given).at(&self.image.given))?;
         (self.seen)();
         Ok(())
     }
@@ -384,6 +388,30 @@ mod tests {
                 assert!(names(dir).iter().all(|name| !name.starts_with('.')));
             }
         }
+    }
+
+    #[test]
+    fn another_image_that_comes_under_the_name_is_left_alone() {
+        let home = tempfile::tempdir().expect("a directory");
+        let [dir, decoy, aside] = ["dir", "decoy", "aside"].map(|name| home.path().join(name));
+        std::fs::create_dir(&dir).expect("makes");
+        std::fs::create_dir(&decoy).expect("makes");
+        std::fs::write(decoy.join("image"), "mine x").expect("writes");
+        let target = begun(&dir, BEFORE[1]);
+        let mut moves = 0;
+        let mut seen = || {
+            moves += 1;
+            // The image is in place, and does not have the names that it is to have yet.
+            if moves == 2 {
+                std::fs::rename(&dir, &aside).expect("renames");
+                std::fs::rename(&decoy, &dir).expect("renames");
+            }
+        };
+        let done = target.commit_seen(Durable::Yes, &rename, &mut seen);
+        done.expect("commits");
+        let text = std::fs::read_to_string(dir.join("image")).expect("reads");
+        assert_eq!(text, "mine x");
+        assert_eq!(version(&aside).as_deref(), Some("new"));
     }
 
     #[test]

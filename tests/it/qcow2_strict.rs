@@ -272,6 +272,22 @@ fn a_bitmap_that_is_damaged_is_taken_away_and_the_others_stay() {
 }
 
 #[test]
+fn a_writer_that_counts_anew_takes_no_bitmap_away() {
+    let mut image = Image::with_bitmaps(&["one", "two"]);
+    let first = directory(&image);
+    image.put(first + 16, &[2]);
+    // The dirty bit.
+    image.put(79, &[1]);
+    let line = ["io", "-c", "write -P 9 0 4k", "a.qcow2"];
+    let mut command = vdtool();
+    command.current_dir(image.directory.path());
+    command.args(line).assert().code(1);
+    let image = image.read();
+    assert_eq!(image.word(directory(&image) + 16) >> 56, 2);
+    image.is_mended("its type is");
+}
+
+#[test]
 fn a_directory_of_bitmaps_that_is_damaged_is_taken_away_as_a_whole() {
     type Damage = fn(&mut Image, u64);
     let damages: [(&str, Damage); 5] = [

@@ -103,7 +103,7 @@ fn view(file: &dyn Storage, header: &mut Header, pick: &Pick, access: Access) ->
 
 /// Counts anew what a writer with lazy refcounts left behind.
 fn mend(file: &dyn Storage) -> Result<()> {
-    let report = settle(Repair::All, |repair| check::check(file, repair, &Silent))?;
+    let report = settle(Repair::All, |_| check::recount(file, &Silent))?;
     if report.corruptions + report.check_errors > 0 {
         return Err(Error::corrupt(format!(
             "the image was not closed cleanly (dirty bit) and cannot be mended: {} corruptions remain; check names them",

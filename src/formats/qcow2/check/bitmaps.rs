@@ -6,8 +6,8 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use super::Checker;
 use super::counts::Kind;
+use super::{Checker, Damaged};
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::bitmap_dir::{self, Directory, Entry, Scan};
 use crate::formats::qcow2::header::Header;
@@ -154,7 +154,7 @@ impl Checker<'_> {
             return Ok(());
         }
         let mut done = None;
-        if self.repair == Repair::All {
+        if self.repair == Repair::All && self.damaged == Damaged::TakenAway {
             match self.drop_bitmaps() {
                 Ok(()) => done = Some("taken away".to_owned()),
                 // The header is damaged, or has no room to change; nothing was written.

@@ -71,6 +71,7 @@ struct Checker<'a> {
     repeats: Vec<Repeat>,
     /// What is wrong with bitmaps, which may use clusters that were not counted.
     bitmap_faults: Vec<bitmaps::Fault>,
+    damaged: Damaged,
     /// Snapshots of version 3 that lack what version 3 has: index, bytes of extra data.
     incomplete: Vec<(u32, u64)>,
     report: Report,
@@ -117,9 +118,33 @@ fn work(file: &dyn Storage, header: &Header) -> Result<u64> {
     Ok(count.saturating_mul(header.cluster_size()))
 }
 
+/// What becomes of bitmaps that are damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Damaged {
+    /// A repair takes them away.
+    TakenAway,
+    /// They stay: nobody asked for a repair.
+    Kept,
+}
+
 /// Checks the image in `file`, and repairs what `repair` allows in one pass; a repair is on stable
 /// media when it returns.
 pub(super) fn check(file: &dyn Storage, repair: Repair, progress: &dyn Progress) -> Result<Report> {
+    pass(file, repair, progress, Damaged::TakenAway)
+}
+
+/// As `check` with a repair of everything but bitmaps, for a writer that finds the counts out of
+/// date.
+pub(super) fn recount(file: &dyn Storage, progress: &dyn Progress) -> Result<Report> {
+    pass(file, Repair::All, progress, Damaged::Kept)
+}
+
+fn pass(
+    file: &dyn Storage,
+    repair: Repair,
+    progress: &dyn Progress,
+    damaged: Damaged,
+) -> Result<Report> {
     let header = Header::read_for(file, Need::Check)?;
     let layout = header.layout();
     let report = Report {
@@ -146,6 +171,7 @@ pub(super) fn check(file: &dyn Storage, repair: Repair, progress: &dyn Progress)
         lowered: HashSet::new(),
         repeats: Vec::new(),
         bitmap_faults: Vec::new(),
+        damaged,
         incomplete: Vec::new(),
         report,
     };

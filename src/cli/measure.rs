@@ -28,9 +28,9 @@ EXAMPLES:
   vdtool measure -O vhd disk.raw
   vdtool measure -O vhd -o subformat=fixed --size 20G
 
-Data is found by what images and host files have space for; it is not read. With a backing file
-(-o backing_file=) all data counts: how much of it lies below is not known. The size of bitmaps
-counts for \"convert --bitmaps\".
+Data is what \"map\" shows as data: what images have space for, and the files of raw ones; it is
+not read. With a backing file (-o backing_file=) all data counts: how much of it lies below is not
+known. The size of bitmaps counts for \"convert --bitmaps\".
 
 EXIT STATUS:
   0   done

@@ -262,6 +262,11 @@ pub trait Image: fmt::Debug + Send + Sync {
     fn identity(&self) -> Option<Uuid> {
         None
     }
+    /// Whether what it maps as stored may for long stretches never have been written, so that the
+    /// host has holes there: not where space is given as it is written.
+    fn may_be_unwritten(&self) -> bool {
+        self.cluster_size().is_none()
+    }
     /// Whether its data is encrypted; it is not read then.
     fn is_encrypted(&self) -> bool {
         false

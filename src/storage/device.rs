@@ -158,7 +158,7 @@ impl Storage for DeviceStorage {
     }
 
     fn host_id(&self) -> Option<HostId> {
-        HostId::of_fd(&self.host.file)
+        self.host.id()
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

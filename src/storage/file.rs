@@ -152,7 +152,7 @@ impl Storage for FileStorage {
     }
 
     fn host_id(&self) -> Option<HostId> {
-        HostId::of_fd(&self.host.file)
+        self.host.id()
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

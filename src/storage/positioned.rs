@@ -5,8 +5,10 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::storage::HostId;
 use crate::storage::lock::unlock;
 use crate::util::align::{clamp_len, len64};
 
@@ -15,6 +17,8 @@ use crate::util::align::{clamp_len, len64};
 pub(super) struct Positioned {
     pub(super) file: File,
     pub(super) path: PathBuf,
+    /// Which object it is; what a descriptor is open on never changes.
+    id: OnceLock<Option<HostId>>,
 }
 
 impl Drop for Positioned {
@@ -28,7 +32,13 @@ impl Positioned {
         Self {
             file,
             path: path.to_owned(),
+            id: OnceLock::new(),
         }
+    }
+
+    /// Which host object it is.
+    pub(super) fn id(&self) -> Option<HostId> {
+        *self.id.get_or_init(|| HostId::of_fd(&self.file))
     }
 
     /// The failure of a call to the host about this object; `doing` completes "cannot ...".

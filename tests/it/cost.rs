@@ -1,7 +1,9 @@
-//! What works cost, counted: syncs of the image, and space of the target.
+//! What works cost, counted: system calls, syncs of the image, and space of the target.
 
+use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use vdtool::chain::{Base, Chain};
@@ -251,4 +253,217 @@ fn a_raw_target_takes_space_for_data_and_not_for_the_zeroes_among_it() {
             }
         }
     }
+}
+
+#[test]
+fn many_little_discards_need_few_syncs_and_writes_and_survive_power_cuts() {
+    let mut rng = Seeded::new("cost of discards");
+    let disk = Disk::create(Place::Memory, &[QCOW2]);
+    let image = disk.memory().remove(0);
+    let mut model = rng.bytes(len(SIZE));
+    let chain = disk.open(Access::Write, WriteOrder::Ordered);
+    chain.write_at(&model, 0).expect("writes");
+    chain.close().expect("closes");
+    let (before, full) = (image.to_bytes(), model.clone());
+    image.record();
+    let chain = disk.open(Access::Write, WriteOrder::Ordered);
+    let size = 64 << 10;
+    let mut clusters: Vec<u64> = (0..SIZE / size).collect();
+    rng.shuffle(&mut clusters);
+    let gone = &clusters[..200];
+    // What is gone already costs nothing.
+    for cluster in gone.iter().chain(&gone[..100]) {
+        let range = cluster * size..(cluster + 1) * size;
+        model[len(range.start)..len(range.end)].fill(0);
+        chain.discard(range).expect("discards");
+    }
+    chain.flush().expect("flushes");
+    chain.close().expect("closes");
+    let changes = image.changes();
+    assert!(syncs(&changes) <= 3, "{} syncs", syncs(&changes));
+    let writes = changes
+        .iter()
+        .filter(|c| matches!(c, Change::Write { .. }))
+        .count();
+    assert!(writes <= 200 + 8, "{writes} writes");
+    let report = disk.check(Repair::Nothing).expect("checks");
+    assert_eq!((report.leaks, report.corruptions), (0, 0));
+    let chain = disk.open(Access::Write, WriteOrder::Ordered);
+    assert!(read_all(&chain) == model);
+    // What was given back is taken again.
+    let end = image.size();
+    chain.write_at(&full, 0).expect("writes");
+    chain.close().expect("closes");
+    assert_eq!(image.size(), end);
+    after_power_cuts(&before, &changes, &mut rng, |state, made| {
+        let report = check(disk.driver(), state.clone(), Repair::Nothing).expect("checks");
+        assert_eq!(report.corruptions, 0, "after {made}: {:?}", report.findings);
+        let found = read_all(&chain_of(&[state], Access::Read, Base::Zeroes));
+        for (at, found) in found.chunks(len(size)).enumerate() {
+            let part = at * len(size)..(at + 1) * len(size);
+            let explained = found == &full[part.clone()] || found == &model[part];
+            assert!(explained, "after {made}: cluster {at}");
+        }
+    });
+}
+
+#[test]
+fn much_that_is_discarded_does_not_wait_for_a_flush() {
+    let spec = LayerSpec {
+        size: 200 << 20,
+        options: "cluster_size=2M",
+        ..QCOW2
+    };
+    let disk = Disk::create(Place::Memory, &[spec]);
+    let chain = disk.open(Access::Write, WriteOrder::Ordered);
+    let image = disk.memory().remove(0);
+    for at in (0..spec.size).step_by(2 << 20) {
+        chain.write_at(&[7], at).expect("writes");
+    }
+    chain.flush().expect("flushes");
+    image.record();
+    for at in (0..spec.size).step_by(2 << 20) {
+        chain.discard(at..at + (2 << 20)).expect("discards");
+    }
+    let zeroed = |change: &Change| match change {
+        Change::Zero(range) => range.end - range.start,
+        _ => 0,
+    };
+    let given: u64 = image.changes().iter().map(zeroed).sum();
+    assert!(given >= 100 << 20, "{} MiB", given >> 20);
+}
+
+/// How often each system call is made by vdtool.
+fn calls(dir: &Path, line: &str) -> HashMap<String, u64> {
+    let mut traced = Command::new("strace");
+    traced.args(["-f", "-qq", "-o", "calls"]);
+    traced
+        .arg(env!("CARGO_BIN_EXE_vdtool"))
+        .args(line.split(' '));
+    traced.current_dir(dir).stdout(Stdio::null());
+    assert!(traced.status().expect("runs").success(), "{line}");
+    let lines = std::fs::read_to_string(dir.join("calls")).expect("was written");
+    let mut counts = HashMap::new();
+    for call in lines.lines().filter_map(|l| l.split_whitespace().nth(1)) {
+        if let Some((name, _)) = call.split_once('(') {
+            *counts.entry(name.to_owned()).or_default() += 1;
+        }
+    }
+    counts
+}
+
+fn works(dir: &Path, line: &str) {
+    let mut command = vdtool();
+    command.current_dir(dir).args(line.split(' '));
+    command.assert().success();
+}
+
+/// Has `io` run lines on an image.
+fn io(dir: &Path, image: &str, lines: impl Iterator<Item = String>) {
+    let lines: Vec<String> = lines.collect();
+    let mut command = vdtool();
+    command.current_dir(dir).args(["io", "-q", image]);
+    command.write_stdin(lines.join("\n")).assert().success();
+}
+
+/// The extents that `map` lists, and how many of them are zeroes with space.
+fn extents(dir: &Path, image: &str) -> (usize, usize) {
+    let mut command = vdtool();
+    command.current_dir(dir);
+    let output = command.args(["map", "--output", "json", image]).output();
+    let text = output.expect("runs").stdout;
+    let list: Vec<serde_json::Value> = serde_json::from_slice(&text).expect("is a list");
+    let holes = |e: &&serde_json::Value| e["present"] == true && e["zero"] == true;
+    (list.len(), list.iter().filter(holes).count())
+}
+
+#[test]
+fn map_and_measure_ask_for_holes_where_tables_were_made_ahead_of_the_data_and_nowhere_else() {
+    if !requires("strace") {
+        return;
+    }
+    let dir = scratch();
+    let dir = dir.path();
+    works(dir, "create -q a.vhd 64M");
+    works(dir, "create -q a.qcow2 64M");
+    works(dir, "create -q -o preallocation=metadata ahead.qcow2 64M");
+    for image in ["a.vhd", "a.qcow2", "ahead.qcow2"] {
+        let piece = |i: u64| format!("write -P 5 {} {}", i * 262_144, 65_536);
+        io(dir, image, (0..256).map(piece));
+    }
+    for image in ["a.vhd", "a.qcow2"] {
+        for verb in ["map", "measure -O qcow2"] {
+            let asked = calls(dir, &format!("{verb} {image}")).get("lseek").copied();
+            assert!(
+                asked.unwrap_or(0) <= 4,
+                "{verb} {image}: {asked:?} questions"
+            );
+        }
+    }
+    assert_eq!(extents(dir, "a.vhd"), (32, 0));
+    assert_eq!(extents(dir, "a.qcow2"), (512, 0));
+    assert_eq!(extents(dir, "ahead.qcow2"), (512, 256));
+    works(dir, "convert -q -O raw a.vhd a.raw");
+    assert_eq!(extents(dir, "a.raw"), (512, 256));
+}
+
+/// A chain of three with 256 clusters in the base and 16 in each of the others, at other places.
+fn three_files(dir: &Path) {
+    works(dir, "create -q base.qcow2 64M");
+    works(dir, "create -q -b base.qcow2 -F qcow2 middle.qcow2");
+    works(dir, "create -q -b middle.qcow2 -F qcow2 top.qcow2");
+    let pieces = [
+        ("base.qcow2", 256, 262_144, 65_536, 1),
+        ("middle.qcow2", 16, 4_194_304, 20_000, 2),
+        ("top.qcow2", 16, 3_211_264, 20_000, 3),
+    ];
+    for (image, count, step, size, byte) in pieces {
+        let piece = |i: u64| format!("write -P {byte} {} {size}", i * step);
+        io(dir, image, (0..count).map(piece));
+    }
+}
+
+#[test]
+fn a_rebase_looks_at_no_more_than_what_may_differ() {
+    if !requires("strace") {
+        return;
+    }
+    let dir = scratch();
+    let dir = dir.path();
+    three_files(dir);
+    works(dir, "convert -q -O raw top.qcow2 before.raw");
+    let calls = calls(dir, "rebase -q -b base.qcow2 -F qcow2 top.qcow2");
+    works(dir, "compare -q -F raw top.qcow2 before.raw");
+    let count = |name: &str| calls.get(name).copied().unwrap_or(0);
+    // Once for what opening and the header need, and a few times for each piece that differs.
+    assert!(count("fstat") <= 100, "{} fstat", count("fstat"));
+    assert!(count("lseek") <= 48, "{} lseek", count("lseek"));
+    let reads = count("pread64") + count("preadv");
+    assert!(reads <= 32, "{reads} reads");
+}
+
+#[test]
+fn a_commit_writes_in_place_where_the_base_has_space_and_asks_for_no_holes_in_little_pieces() {
+    if !requires("strace") {
+        return;
+    }
+    let dir = scratch();
+    let dir = dir.path();
+    three_files(dir);
+    // Where the middle has clusters of its own.
+    let piece = |i: u64| format!("write -P 4 {} 20000", i * 4_194_304 + 4096);
+    io(dir, "top.qcow2", (0..16).map(piece));
+    works(dir, "convert -q -O raw top.qcow2 before.raw");
+    let length = || {
+        let file = std::fs::metadata(dir.join("middle.qcow2"));
+        file.expect("is there").len()
+    };
+    let before = length();
+    let calls = calls(dir, "commit -q --drop top.qcow2");
+    works(dir, "compare -q -F raw middle.qcow2 before.raw");
+    let count = |name: &str| calls.get(name).copied().unwrap_or(0);
+    assert!(count("lseek") <= 8, "{} lseek", count("lseek"));
+    let made = calls.get("fallocate").copied().unwrap_or(0);
+    assert!(made <= 2, "{made} pieces given back or reserved");
+    assert!(length() <= before + (16 << 16), "{} bytes", length());
 }

@@ -114,8 +114,9 @@ impl Qcow2 {
     pub(super) fn make_zero(&self, taken: &Taken) -> Result<bool> {
         let host = self.bytes_of(taken);
         self.tables.forget(host.clone());
-        if !taken.fresh {
-            let stored = host.start..host.end.min(self.file.size());
+        // A cluster whose first write failed may lie past the end.
+        let stored = host.start..host.end.min(self.file.size());
+        if !taken.fresh && !stored.is_empty() {
             match self.file.zero(stored, Zeroing::MayUnmap) {
                 Err(e) if e.kind() == ErrorKind::Unsupported => return Ok(false),
                 done => done?,

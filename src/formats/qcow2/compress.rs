@@ -171,6 +171,7 @@ impl Compress for Qcow2 {
             hosts,
             existing,
             since,
+            written: since,
             shown: false,
         }))
     }
@@ -184,24 +185,34 @@ struct Space<'a> {
     existing: Existing,
     /// Before the first write that the entries must come after.
     since: Since,
+    /// After the last of them.
+    written: Since,
     /// Entries may show it.
     shown: bool,
 }
 
 impl Placed for Space<'_> {
-    fn store(mut self: Box<Self>, bytes: &[u8]) -> Result<()> {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let image = self.image;
+        for (host, part) in image.pieces(&self.units, &self.hosts) {
+            let bytes = bytes.get(part);
+            let bytes = bytes.ok_or_else(|| Error::invalid("fewer bytes than the units have"))?;
+            image.file.write_at(bytes, host)?;
+        }
+        self.written = image.moment()?;
+        Ok(())
+    }
+
+    fn show(mut self: Box<Self>) -> Result<()> {
         let (Some(first), Some(last)) = (self.units.first(), self.units.last()) else {
             return Ok(());
         };
         let image = self.image;
         let size = image.layout.cluster_size();
         let span = first.at..last.at + size;
-        for (host, part) in image.pieces(&self.units, &self.hosts) {
-            let bytes = bytes.get(part);
-            let bytes = bytes.ok_or_else(|| Error::invalid("fewer bytes than the units have"))?;
-            image.file.write_at(bytes, host)?;
+        if !image.is_settled(self.since, self.written)? {
+            image.settle_since(self.since)?;
         }
-        image.settle_since(self.since)?;
         let writer = image.writer()?;
         let _reserved = loop {
             if let Some(reserved) = writer.reservations.reserve(span.clone()) {
@@ -219,7 +230,7 @@ impl Placed for Space<'_> {
             image.record(&(unit.at..(unit.at + size).min(image.size())))?;
         }
         self.shown = true;
-        self.show()?;
+        self.publish()?;
         olds.iter()
             .try_for_each(|old| image.free_cluster(old.cluster))
     }
@@ -227,7 +238,7 @@ impl Placed for Space<'_> {
 
 impl Space<'_> {
     /// Publishes the entries, neighbours in one piece.
-    fn show(&self) -> Result<()> {
+    fn publish(&self) -> Result<()> {
         let (image, size) = (self.image, self.image.layout.cluster_size());
         let bits = image.layout.cluster_bits + image.header.l2_bits();
         let mut run: Option<(u64, Vec<u64>, u64)> = None;

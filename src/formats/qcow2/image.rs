@@ -14,7 +14,7 @@ use crate::image::amend::Amend;
 use crate::image::bitmap::Bitmaps;
 use crate::image::check::Check;
 use crate::image::compress::Compress;
-use crate::image::info::Detail;
+use crate::image::info::{Detail, HostInfo};
 use crate::image::relink::{Empty, Relink};
 use crate::image::snapshot::{Snapshot, Snapshots};
 use crate::image::{
@@ -290,6 +290,11 @@ impl Image for Qcow2 {
             format: self.header.backing_format(),
             identity: None,
         })
+    }
+
+    fn may_be_unwritten(&self) -> bool {
+        // Tables that were made ahead of the data, as a file shows that is mostly holes.
+        self.has_data_file() || HostInfo::of(&*self.file).map_or(true, |file| file.is_sparse())
     }
 
     fn is_encrypted(&self) -> bool {

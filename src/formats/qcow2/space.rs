@@ -101,7 +101,7 @@ impl Qcow2 {
             self.change_clusters(&(at..next), target)?;
             at = next;
         }
-        self.release_freed()
+        self.release_much()
     }
 
     /// Changes the clusters of a range within one second-level table.
@@ -122,7 +122,6 @@ impl Qcow2 {
         if target == Become::Dropped && units.iter().all(is_nowhere) {
             return Ok(());
         }
-        let table = self.own_table(span.start >> bits)?;
         let mut words = Vec::new();
         let mut freed = Vec::new();
         for (start, unit) in (span.start..span.end).step_by(step).zip(units) {
@@ -146,6 +145,10 @@ impl Qcow2 {
                 freed.push(unit.cluster);
             }
         }
+        if self.tables.holds(&*self.file, span.start, &words)? {
+            return Ok(());
+        }
+        let table = self.own_table(span.start >> bits)?;
         self.publish(table, span.start, &words)?;
         freed
             .into_iter()

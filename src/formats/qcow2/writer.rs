@@ -36,6 +36,8 @@ use crate::util::range;
 const STRIPES: usize = 16;
 /// Freed ranges kept before they must be given back.
 const MAX_FREED: usize = 4096;
+/// Freed bytes that wait for a flush, so that many little ranges are given back by one sync.
+const MUCH_FREED: u64 = 64 << 20;
 /// Offset of the autoclear bits in the header.
 const AUTOCLEAR_FIELD: u64 = 88;
 
@@ -45,7 +47,7 @@ pub(super) struct Writer {
     pub(super) refcounts: Mutex<Refcounts>,
     pub(super) reservations: Reservations,
     stripes: [Mutex<()>; STRIPES],
-    freed: Mutex<Vec<Freed>>,
+    freed: Mutex<Freed>,
     /// Clusters taken ahead for runs of guest clusters that have none yet, by the first of each.
     /// Innermost.
     pub(super) assigned: Mutex<BTreeMap<u64, Taken>>,
@@ -76,10 +78,18 @@ pub(super) struct Since {
     data: Stamp,
 }
 
+/// What waits to be given back.
+#[derive(Debug, Default)]
+struct Freed {
+    runs: Vec<FreedRun>,
+    /// Clusters of all runs.
+    clusters: u64,
+}
+
 /// Clusters that nothing refers to any more, but that readers may still be reading and that a
 /// power cut may bring back.
 #[derive(Debug)]
-struct Freed {
+struct FreedRun {
     clusters: Range<u64>,
     since: Moment,
     /// When the first of them were freed.
@@ -253,6 +263,14 @@ impl Qcow2 {
         writer.syncs.wait(&*self.file, since.file)
     }
 
+    /// Whether all writes from `since` until `last` are known to be on stable media.
+    pub(super) fn is_settled(&self, since: Since, last: Since) -> Result<bool> {
+        let writer = self.writer()?;
+        let data =
+            self.external().is_none() || writer.data_syncs.is_durable_since(since.data, last.data);
+        Ok(data && writer.syncs.is_durable_since(since.file, last.file))
+    }
+
     /// Makes all completed writes durable, and tells once of a sync that failed since.
     pub(super) fn flush_all(&self, writer: &Writer) -> Result<()> {
         if let Some(data) = self.external() {
@@ -406,39 +424,50 @@ impl Qcow2 {
         let mut freed = writer.freed.lock();
         let since = writer.grace.now();
         let written = self.moment()?;
-        match freed.last_mut() {
+        freed.clusters += range::len(&clusters);
+        match freed.runs.last_mut() {
             Some(last) if last.clusters.end == clusters.start && last.since == since => {
                 last.clusters.end = clusters.end;
                 last.last = written;
             }
-            _ => freed.push(Freed {
+            _ => freed.runs.push(FreedRun {
                 clusters,
                 since,
                 written,
                 last: written,
             }),
         }
-        let full = freed.len() >= MAX_FREED;
+        let full = freed.runs.len() >= MAX_FREED;
         drop(freed);
         if full { self.release_freed() } else { Ok(()) }
+    }
+
+    /// As `release_freed`, where so much was freed that it should not wait for a flush.
+    pub(super) fn release_much(&self) -> Result<()> {
+        let freed = self.writer()?.freed.lock().clusters;
+        match freed >= MUCH_FREED >> self.layout.cluster_bits {
+            true => self.release_freed(),
+            false => Ok(()),
+        }
     }
 
     /// Gives back what was freed and has passed its grace point.
     pub(super) fn release_freed(&self) -> Result<()> {
         let writer = self.writer()?;
-        let passed: Vec<Freed> = {
+        let passed: Vec<FreedRun> = {
             let mut freed = writer.freed.lock();
-            let mut old = std::mem::take(&mut *freed);
+            let mut old = std::mem::take(&mut freed.runs);
             old.sort_by_key(|f| f.since);
             let kept = old
                 .iter()
                 .position(|f| !writer.grace.passed(f.since))
                 .unwrap_or(old.len());
-            *freed = old.split_off(kept);
+            freed.runs = old.split_off(kept);
+            freed.clusters = freed.runs.iter().map(|f| range::len(&f.clusters)).sum();
             old
         };
         // Where a sync failed since, they stay leaks.
-        self.settle_freed(writer, &passed)?;
+        self.settle_freed(&passed)?;
         let mut clusters: Vec<Range<u64>> = passed.into_iter().map(|f| f.clusters).collect();
         clusters.sort_by_key(|c| c.start);
         let mut runs: Vec<Range<u64>> = Vec::new();
@@ -446,31 +475,28 @@ impl Qcow2 {
         clusters
             .into_iter()
             .for_each(|c| range::push_merged(&mut runs, c));
-        let mut refcounts = writer.refcounts.lock();
-        runs.into_iter()
-            .try_for_each(|run| self.release(&mut refcounts, run))
+        self.release(&mut writer.refcounts.lock(), &runs)
     }
 
     /// What referred to freed clusters is gone from stable media.
-    fn settle_freed(&self, writer: &Writer, freed: &[Freed]) -> Result<()> {
-        let (file, data) = (&writer.syncs, &writer.data_syncs);
-        let external = self.external().is_some();
-        let is_durable = |f: &Freed| {
-            file.is_durable_since(f.written.file, f.last.file)
-                && (!external || data.is_durable_since(f.written.data, f.last.data))
-        };
+    fn settle_freed(&self, freed: &[FreedRun]) -> Result<()> {
+        let is_settled = |f: &FreedRun| self.is_settled(f.written, f.last);
+        let settled: Result<Vec<bool>> = freed.iter().map(is_settled).collect();
         match freed.first() {
-            Some(first) if !freed.iter().all(is_durable) => self.settle_since(first.written),
+            Some(first) if !settled?.iter().all(|settled| *settled) => {
+                self.settle_since(first.written)
+            }
             _ => Ok(()),
         }
     }
 
-    fn release(&self, refcounts: &mut Refcounts, run: Range<u64>) -> Result<()> {
-        refcounts.step(&*self.file, run.clone(), Step::Down)?;
+    fn release(&self, refcounts: &mut Refcounts, runs: &[Range<u64>]) -> Result<()> {
+        refcounts.step_each(&*self.file, runs, Step::Down)?;
         let bits = self.layout.cluster_bits;
         let mut free: Vec<Range<u64>> = Vec::new();
-        for cluster in run {
-            if refcounts.count(&*self.file, cluster)? == 0 {
+        for cluster in runs.iter().cloned().flatten() {
+            let seen = free.last().is_some_and(|last| cluster < last.end);
+            if !seen && refcounts.count(&*self.file, cluster)? == 0 {
                 range::push_merged(&mut free, cluster..cluster + 1);
             }
         }

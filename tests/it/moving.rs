@@ -108,8 +108,9 @@ fn clusters_that_a_snapshot_shares_are_overwritten_by_few_syncs() {
         ("", 64 << 10, "backwards", 10),
         ("", MIB, "forwards", 10),
         ("", 16 * MIB, "forwards", 4),
-        // No more than one second-level table at a time, and each of them has 2 MiB.
-        ("cluster_size=4k", MIB, "forwards", 48),
+        // Each second-level table has 2 MiB.
+        ("cluster_size=4k", MIB, "forwards", 10),
+        ("cluster_size=4k", 64 << 10, "backwards", 10),
         ("extended_l2=on", 100 << 10, "forwards", 10),
     ] {
         let disk = full(spec("qcow2", options, SIZE), None, "snapshot");

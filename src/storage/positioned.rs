@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::lock::unlock;
+use crate::storage::open::Flushing;
 use crate::util::align::{clamp_len, len64};
 
 /// An open descriptor and the path that messages show.
@@ -15,6 +16,7 @@ use crate::util::align::{clamp_len, len64};
 pub(super) struct Positioned {
     pub(super) file: File,
     pub(super) path: PathBuf,
+    pub(super) flushing: Flushing,
 }
 
 impl Drop for Positioned {
@@ -28,6 +30,18 @@ impl Positioned {
         Self {
             file,
             path: path.to_owned(),
+            flushing: Flushing::Needed,
+        }
+    }
+
+    /// Returns once every completed write is on stable media, where anybody relies on that.
+    pub(super) fn sync(&self) -> Result<()> {
+        match self.flushing {
+            Flushing::Needed => {
+                let synced = self.file.sync_data();
+                synced.map_err(|e| self.fail("sync".to_owned(), e))
+            }
+            Flushing::Waived => Ok(()),
         }
     }
 

@@ -150,6 +150,33 @@ fn compressed_clusters_are_overwritten_by_few_syncs() {
 }
 
 #[test]
+fn each_further_8_mib_cost_one_more_sync_at_most_the_close_counted() {
+    let raw = spec("raw", "", SIZE);
+    for (top, below, how) in [
+        (spec("qcow2", "", SIZE), None, "snapshot"),
+        (spec("qcow2", "cluster_size=4k", SIZE), None, "snapshot"),
+        (spec("qcow2", "", SIZE), None, "compressed"),
+        (spec("qcow2", "cluster_size=4k", SIZE), Some(raw), ""),
+        (spec("vhd", "", SIZE), Some(raw), ""),
+    ] {
+        for mib in [1, 8, 16, 64] {
+            let disk = full(top, below, how);
+            let chain = disk.open(Access::Write, WriteOrder::Ordered);
+            disk.memory()[0].record();
+            chain.write_at(&vec![2; len(mib * MIB)], 0).expect("writes");
+            chain.close().expect("closes");
+            let made = syncs(&disk.memory()[0]);
+            // The footer of a VHD moves first.
+            let most = 2 + mib.max(if top.format == "vhd" { 8 } else { 0 }) / 8;
+            assert!(
+                made <= len(most),
+                "{top:?} {how}: {made} syncs for {mib} MiB"
+            );
+        }
+    }
+}
+
+#[test]
 fn threads_that_overwrite_what_is_shared_lose_nothing_to_each_other() {
     const LEN: u64 = 2 * MIB;
     const STRIPE: usize = 1700;

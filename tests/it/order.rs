@@ -92,6 +92,79 @@ fn clusters_that_a_snapshot_shares() {
 }
 
 #[test]
+fn shared_clusters_and_tables_that_are_let_go() {
+    let shared = || {
+        let disk = over(Place::Memory, &[spec("qcow2", "cluster_size=4k", SIZE)]);
+        write(&disk, 0..SIZE, 0);
+        let kept = snapshot(&disk);
+        (disk, Some(kept))
+    };
+    let discards = |at: u64| [Discard(at..at + 4096), Discard(at + 8192..at + 12_288)];
+    for first in [Zero(0..4096), Discard(0..4096), Write(0..100)] {
+        let acts = [&[first][..], &discards(20_480), &discards(40_960)].concat();
+        let (disk, kept) = shared();
+        look("let go", disk, kept, &acts);
+    }
+    // The table is its own, the clusters are not; what a request lets go of is given back by the
+    // second after it, and these let nothing go themselves.
+    let nothing = Discard(40_960..45_056);
+    let acts = [
+        nothing.clone(),
+        Flush,
+        Write(5000..5100),
+        nothing.clone(),
+        nothing,
+    ];
+    let (disk, kept) = shared();
+    look("its own", disk, kept, &acts);
+}
+
+#[test]
+fn a_shared_table_that_is_let_go_by_new_clusters() {
+    const COVERED: u64 = 32 << 10;
+    let disk = over(
+        Place::Memory,
+        &[spec("qcow2", "cluster_size=512", 4 * COVERED)],
+    );
+    for table in 0..4 {
+        write(&disk, table * COVERED..(table + 1) * COVERED - 4096, 0);
+    }
+    let kept = snapshot(&disk);
+    let hole = COVERED - 4096;
+    let acts = [
+        // Makes a cluster ready, then two.
+        Write(hole..hole + 100),
+        Write(hole + 512..hole + 600),
+        Write(hole + COVERED..hole + COVERED + 100),
+        Discard(COVERED - 512..COVERED),
+        Discard(COVERED - 512..COVERED),
+    ];
+    look("table", disk, Some(kept), &acts);
+}
+
+#[test]
+fn what_a_failed_sync_may_have_brought_back_is_not_given_back() {
+    let disk = over(Place::Memory, &[spec("qcow2", "cluster_size=4k", SIZE)]);
+    write(&disk, 0..SIZE, 0);
+    snapshot(&disk);
+    let top = Arc::clone(&disk.memory()[0]);
+    let chain = disk.open(Access::Write, WriteOrder::Ordered);
+    chain.write_at(&[1; 4096], 0).expect("writes");
+    top.inject(one_fault(Op::Sync));
+    chain.flush().expect_err("fails");
+    top.heal();
+    chain.write_at(&[1; 4096], 8192).expect("writes");
+    // Tells of it again, for what was let go of before it.
+    chain
+        .flush()
+        .expect_err("is not known to be on stable media");
+    chain.close().expect("closes");
+    let report = disk.check(Repair::Nothing).expect("checks");
+    assert_eq!(report.corruptions, 0);
+    assert!(report.leaks > 0, "its entry may still be there");
+}
+
+#[test]
 fn runs_of_shared_clusters_in_several_tables() {
     let disk = over(
         Place::Memory,
@@ -144,6 +217,12 @@ fn compressed_clusters_and_whole_ones_in_their_place() {
         Flush,
         Pack(48 << 10..52 << 10),
         Write(60_000..60_100),
+        Discard(44 << 10..48 << 10),
+        Flush,
+        Store(48 << 10..52 << 10),
+        // Two requests that let nothing go: the second gives back what is no longer there.
+        Discard(44 << 10..48 << 10),
+        Discard(44 << 10..48 << 10),
     ];
     look("packed", disk, None, &acts);
 }
@@ -217,6 +296,10 @@ fn refcount_blocks_and_tables_that_have_to_be_made() {
         Write(at + 80 * 512..at + 90 * 512),
     ];
     look("refcounts", disk, None, &acts);
+    // Far from the end of the table: several blocks at once.
+    let (disk, _) = filled(400);
+    let acts = [Write(400 * 512..500 * 512), Write(505 * 512..506 * 512)];
+    look("blocks", disk, None, &acts);
 }
 
 #[test]
@@ -259,20 +342,61 @@ fn blocks_of_a_vhd() {
 
 #[test]
 fn blocks_of_a_vhd_that_were_freed_and_are_taken_again() {
-    let disk = over(Place::Memory, &[spec("vhd", "block_size=4k", SIZE)]);
-    write(&disk, 0..SIZE, 0);
+    let layer = spec("vhd", "block_size=4k", SIZE);
+    let disk = over(Place::Memory, &[layer]);
+    write(&disk, 0..SIZE / 2, 0);
     let acts = [
-        Discard(0..16_384),
-        Write(0..100),
+        // Makes room for more, so that what follows needs no sync.
+        Write(32_768..33_000),
+        Discard(0..8192),
+        Write(36_864..37_000),
+        Write(40_960..41_100),
         Flush,
-        Write(5000..5100),
-        Discard(20_480..32_768),
+        Discard(8192..24_576),
+        Write(45_056..45_100),
         Flush,
-        Write(8192..9000),
-        Discard(SIZE - 8192..SIZE),
+        Write(50_000..50_100),
+        Discard(45_056..53_248),
         Close,
     ];
     look("freed", disk, None, &acts);
+    let disk = over(Place::Memory, &[layer]);
+    write(&disk, 0..SIZE, 0);
+    let before = disk.memory()[0].size();
+    let chain = disk.open(Access::Write, WriteOrder::Ordered);
+    chain.discard(SIZE / 2..SIZE).expect("is taken");
+    chain.close().expect("closes");
+    assert!(disk.memory()[0].size() < before - SIZE / 3, "is given back");
+}
+
+#[test]
+fn a_block_of_a_vhd_where_the_footer_was() {
+    for gap in (512..8192).step_by(512) {
+        let disk = over(Place::Memory, &[spec("vhd", "block_size=4k", SIZE)]);
+        let top = Arc::clone(&disk.memory()[0]);
+        let bytes = top.to_bytes();
+        let (rest, footer) = bytes.split_at(bytes.len() - 512);
+        let end = rest.len() as u64;
+        // Further away than it has to be, as a writer that was killed leaves it.
+        top.write_at(&[0; 512], end).expect("writes");
+        top.write_at(footer, end + gap).expect("writes");
+        let acts = [Write(3000..3100), Write(9000..9100)];
+        look("footer", disk, None, &acts);
+    }
+}
+
+#[test]
+fn a_close_is_a_flush() {
+    for (format, options) in [
+        ("raw", ""),
+        ("vhd", "subformat=fixed"),
+        ("vhd", "block_size=4k"),
+        ("qcow2", "cluster_size=4k"),
+    ] {
+        let disk = over(Place::Memory, &[spec(format, options, SIZE)]);
+        write(&disk, 0..SIZE, 0);
+        look(options, disk, None, &[Write(100..9000), Close]);
+    }
 }
 
 /// The top layer alone, open for writing.
@@ -344,7 +468,14 @@ fn a_sync_that_fails_while_a_writer_fills_fails_the_writer_too() {
         assert!(fills > 0, "{name}: nothing was filled");
         let error = done.expect_err("what was filled may be lost");
         assert_eq!(error.errno(), libc::EIO, "{name}");
-        image.allocate(16_384, 100, &mut |_| Ok(())).expect(name);
+        let mut end = 0;
+        let done = image.allocate(16_384, 100, &mut |slot: Slot<'_>| {
+            end = end.max(slot.host + slot.guest.end - slot.guest.start);
+            Ok(())
+        });
+        done.expect(name);
+        // However little of it was written.
+        assert!(top.size() >= end, "{name}: the file ends within a cluster");
     }
 }
 

@@ -620,3 +620,12 @@ fn a_promise_that_is_not_kept_is_taken_back_before_anything_changes() {
     };
     assert_eq!(changes[..2], [cleared, Change::Sync]);
 }
+
+#[test]
+fn the_file_reaches_the_end_of_a_new_cluster_however_little_of_it_was_written() {
+    let disk = over(Place::Memory, &[spec("qcow2", "cluster_size=4k", SIZE)]);
+    let chain = disk.open(Access::Write, WriteOrder::Unordered);
+    chain.write_at(&[1; 100], 8192).expect("writes");
+    let size = disk.memory()[0].size();
+    assert!(size.is_multiple_of(4096), "{size:#x}");
+}

@@ -3,9 +3,10 @@
 //!
 //! A run of them moves at once, with one sync: new clusters are counted, get what the request brings
 //! and, where it brings nothing, what they held; when all of that is on stable media, their entries
-//! appear, those of each second-level table in one piece.  At any moment each byte is the old one or the new one, whatever a power cut
-//! leaves: the entries lead to where all is that the guest saw, or to where it was, and the old
-//! clusters are given back only after the new entries are on stable media.
+//! appear, those of each second-level table in one piece.  At any moment each byte is the old one or
+//! the new one, whatever a power cut leaves: the entries lead to where all is that the guest saw, or
+//! to where it was, and the old clusters are given back only after the new entries are on stable
+//! media.
 //!
 //! Writers that go on where they were have the clusters moved that come next, by the same sync;
 //! those hold what they held, and change in place from then on.

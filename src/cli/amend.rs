@@ -98,7 +98,6 @@ pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
         .and_then(|image| image.amend(&values))
         .at(&args.file)?;
     chain.close()?;
-    chain.top().storage().sync()?;
     drop(chain);
     size.map_or(Ok(()), |size| grow(args, format, size))?;
     Ok(Exit::Done)
@@ -137,9 +136,7 @@ fn grow(args: &Args, format: &'static Driver, size: u64) -> anyhow::Result<()> {
         .plan_cached(Some(format), Access::Write, args.cache)?;
     let chain = chain::open::open(&args.file, &options)?;
     resize::set_size(&chain, size, PreallocationArg::Off)?;
-    chain.flush()?;
-    chain.close()?;
-    Ok(chain.top().storage().sync()?)
+    Ok(chain.close()?)
 }
 
 fn amend_of(chain: &mut Chain) -> Result<&mut dyn Amend> {

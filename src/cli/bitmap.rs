@@ -108,7 +108,6 @@ pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
     signal::catch()?;
     change(args, source.as_ref(), &mut chain).at(&args.file)?;
     chain.close()?;
-    chain.top().storage().sync()?;
     Ok(Exit::Done)
 }
 

@@ -485,8 +485,7 @@ fn rename_data_file(path: &Path, driver: &'static Driver, name: &Path) -> Result
     let mut pair = OsString::from("data_file=");
     pair.push(double_commas(name.as_os_str()));
     image.amend(&OptionValues::parse(image.options(), driver.name, [&pair])?)?;
-    chain.close()?;
-    chain.top().storage().sync()
+    chain.close()
 }
 
 #[cfg(test)]

@@ -146,9 +146,7 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     // From here on a signal leaves the old size or the new one.
     signal::catch()?;
     set_size(&chain, new, args.preallocation)?;
-    chain.flush()?;
     chain.close()?;
-    chain.top().storage().sync()?;
     globals.say("Image resized.")?;
     Ok(Exit::Done)
 }

@@ -121,7 +121,6 @@ fn change(args: &Args, act: impl FnOnce(&mut dyn Snapshots) -> Result<()>) -> an
     signal::catch()?;
     act(snapshots(&mut chain).at(&args.file)?).at(&args.file)?;
     chain.close()?;
-    chain.top().storage().sync()?;
     Ok(())
 }
 

@@ -241,7 +241,8 @@ pub trait Image: fmt::Debug + Send + Sync {
     /// The host's.
     fn flush(&self) -> Result<()>;
     /// Leaves the file as a clean close leaves it: preallocated space given back, flags reset.
-    /// Called once, by an owner who wrote, when no request is under way; not durable by itself.
+    /// Called once, by an owner who wrote, when no request is under way.  Where order matters it is
+    /// a flush too, and a power cut undoes no more than that space is given back.
     ///
     /// # Errors
     /// The host's; the image is then as after a kill.

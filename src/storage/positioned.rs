@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::HostId;
 use crate::storage::lock::unlock;
+use crate::storage::open::Flushing;
 use crate::util::align::{clamp_len, len64};
 
 /// An open descriptor and the path that messages show.
@@ -19,6 +20,7 @@ pub(super) struct Positioned {
     pub(super) path: PathBuf,
     /// Which object it is; what a descriptor is open on never changes.
     id: OnceLock<Option<HostId>>,
+    pub(super) flushing: Flushing,
 }
 
 impl Drop for Positioned {
@@ -33,6 +35,18 @@ impl Positioned {
             file,
             path: path.to_owned(),
             id: OnceLock::new(),
+            flushing: Flushing::Needed,
+        }
+    }
+
+    /// Returns once every completed write is on stable media, where anybody relies on that.
+    pub(super) fn sync(&self) -> Result<()> {
+        match self.flushing {
+            Flushing::Needed => {
+                let synced = self.file.sync_data();
+                synced.map_err(|e| self.fail("sync".to_owned(), e))
+            }
+            Flushing::Waived => Ok(()),
         }
     }
 

@@ -21,6 +21,7 @@ use vdtool::util::progress::Silent;
 use crate::layers::{Disk, LayerSpec, Place, check, read_all};
 use crate::util::{Seeded, len, peer, requires, scratch, vdtool};
 
+const BINARY: &str = env!("CARGO_BIN_EXE_vdtool");
 const SIZE: u64 = 24 << 20;
 const QCOW2: LayerSpec = LayerSpec {
     format: "qcow2",
@@ -337,9 +338,7 @@ fn much_that_is_discarded_does_not_wait_for_a_flush() {
 fn calls(dir: &Path, line: &str) -> HashMap<String, u64> {
     let mut traced = Command::new("strace");
     traced.args(["-f", "-qq", "-o", "calls"]);
-    traced
-        .arg(env!("CARGO_BIN_EXE_vdtool"))
-        .args(line.split(' '));
+    traced.arg(BINARY).args(line.split(' '));
     traced.current_dir(dir).stdout(Stdio::null());
     assert!(traced.status().expect("runs").success(), "{line}");
     let lines = std::fs::read_to_string(dir.join("calls")).expect("was written");
@@ -466,4 +465,65 @@ fn a_commit_writes_in_place_where_the_base_has_space_and_asks_for_no_holes_in_li
     let made = calls.get("fallocate").copied().unwrap_or(0);
     assert!(made <= 2, "{made} pieces given back or reserved");
     assert!(length() <= before + (16 << 16), "{} bytes", length());
+}
+
+#[test]
+fn cache_mode_unsafe_has_nothing_synced_ever() {
+    if !requires("strace") || !requires("qemu-img") {
+        return;
+    }
+    let dir = scratch();
+    let dir = dir.path();
+    let calls = |line: &[&str]| {
+        let mut traced = Command::new("strace");
+        traced.args(["-f", "-qq", "-o", "trace", "-e"]);
+        traced.args(["trace=fsync,fdatasync,sync,syncfs,sync_file_range,msync"]);
+        let done = traced.arg(BINARY).args(line).current_dir(dir).output();
+        let done = done.expect("runs");
+        assert!(done.status.success(), "{line:?}: {done:?}");
+        let trace = std::fs::read_to_string(dir.join("trace")).expect("reads");
+        trace.lines().filter(|l| l.contains("sync")).count()
+    };
+    for format in ["qcow2", "vhd"] {
+        let make = |line: &[&str]| drop(vdtool().current_dir(dir).args(line).assert().success());
+        make(&["create", "-q", "-f", format, "base", "8M"]);
+        make(&["io", "-q", "-c", "write -P 1 0 4M", "base"]);
+        make(&[
+            "create", "-q", "-f", format, "-b", "base", "-F", format, "top",
+        ]);
+        let write = [
+            "-c",
+            "write -P 2 64k 3M",
+            "-c",
+            "flush",
+            "-c",
+            "write -P 3 6M 1M",
+        ];
+        let io = [&["io", "-q", "-t", "unsafe", "top"], &write[..]].concat();
+        assert_eq!(calls(&io), 0, "{format}: io");
+        let safe = [&["io", "-q", "top"], &write[..]].concat();
+        assert!(calls(&safe) > 0, "{format}: io in its own mode");
+        let mut lines = vec![
+            vec![
+                "convert", "-q", "-n", "-f", format, "-O", format, "top", "base2",
+            ],
+            vec!["convert", "-q", "-O", format, "top", "new"],
+            vec![
+                "bench", "-q", "-w", "-c", "64", "-t", "unsafe", "-f", format, "base2",
+            ],
+            vec!["check", "-q", "-r", "all", "-T", "unsafe", "base2"],
+            vec!["commit", "-q", "-t", "unsafe", "top"],
+        ];
+        if format == "qcow2" {
+            lines.push(vec!["amend", "-t", "unsafe", "-o", "compat=0.10", "base2"]);
+            lines.push(vec!["rebase", "-q", "-t", "unsafe", "-b", "", "top"]);
+        }
+        make(&["create", "-q", "-f", format, "base2", "8M"]);
+        for line in lines {
+            assert_eq!(calls(&line), 0, "{line:?}");
+        }
+        for name in ["base", "base2", "top", "new"] {
+            std::fs::remove_file(dir.join(name)).expect("is there");
+        }
+    }
 }

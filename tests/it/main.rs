@@ -28,6 +28,7 @@ mod mutate;
 mod names;
 mod nbd;
 mod oracle;
+mod order;
 mod qcow2_agree;
 mod qcow2_attack;
 mod qcow2_check;

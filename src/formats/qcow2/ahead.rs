@@ -87,26 +87,20 @@ impl Qcow2 {
     /// last; none where the host cannot make them zero.
     fn make_ready(&self, want: u64) -> Result<Vec<Taken>> {
         let since = self.moment()?;
-        let mut runs: Vec<Taken> = Vec::new();
+        let mut runs = self.unnamed([]);
         let mut left = want;
-        let mut done = Ok(true);
-        while left > 0 && runs.len() < MAX_RUNS && matches!(done, Ok(true)) {
-            done = self.take(1..left + 1).and_then(|taken| {
-                left -= taken.clusters.end - taken.clusters.start;
-                runs.push(taken.clone());
-                self.make_zero(&taken)
-            });
-        }
-        match done.and_then(|zero| self.settle_since(since).map(|()| zero)) {
-            Ok(true) => {
-                runs.reverse();
-                Ok(runs)
-            }
-            failed => {
-                runs.iter().for_each(|run| self.untake(run));
-                failed.map(|_| Vec::new())
+        while left > 0 && runs.taken.len() < MAX_RUNS {
+            let taken = self.take(1..left + 1)?;
+            left -= taken.clusters.end - taken.clusters.start;
+            runs.taken.push(taken.clone());
+            if !self.make_zero(&taken)? {
+                return Ok(Vec::new());
             }
         }
+        self.settle_since(since)?;
+        let mut runs = runs.name();
+        runs.reverse();
+        Ok(runs)
     }
 
     /// Makes clusters that were just taken read as zeroes, inside the file; false where the host

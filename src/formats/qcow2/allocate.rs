@@ -56,14 +56,14 @@ impl Qcow2 {
     /// [`crate::image::Image::allocate`].
     pub(super) fn allocate_range(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
         self.start_writing()?;
-        let request = self.in_table(at, len);
+        let request = self.in_one_go(at, len);
         self.allocate_around(&request, &request, fill)
     }
 
     /// [`crate::image::Image::allocate_ahead`].
     pub(super) fn allocate_following(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
         self.start_writing()?;
-        let request = self.in_table(at, len);
+        let request = self.in_one_go(at, len);
         let writer = self.writer()?;
         // Where nobody waits for syncs there is nothing to save.
         let around = match writer.order() {
@@ -73,14 +73,9 @@ impl Qcow2 {
         self.allocate_around(&request, &around, fill)
     }
 
-    /// The part of a request that one second-level table and one go cover.
-    fn in_table(&self, at: u64, len: u64) -> Range<u64> {
-        let size = self.layout.cluster_size();
-        let covered = size << self.header.l2_bits();
-        let limit = (at + len)
-            .min(down(at, covered) + covered)
-            .min(down(at, size) + MAX_SPAN);
-        at..limit
+    /// The part of a request that is given space in one go.
+    fn in_one_go(&self, at: u64, len: u64) -> Range<u64> {
+        at..(at + len).min(down(at, self.layout.cluster_size()) + MAX_SPAN)
     }
 
     /// Gives the request space, and moves what is `around` it where it has to move.
@@ -92,14 +87,15 @@ impl Qcow2 {
     ) -> Result<u64> {
         let size = self.layout.cluster_size();
         let first = down(request.start, size);
-        let mut span = first..request.end.next_multiple_of(size);
-        if self.moves(self.unit(first)?) {
-            let covered = size << self.header.l2_bits();
-            let table = down(first, covered)..(down(first, covered) + covered).min(self.size());
-            let around = around.start.max(table.start)..around.end.min(table.end);
-            span.start = span.start.min(down(around.start, size));
-            span.end = span.end.max(around.end.next_multiple_of(size));
-        }
+        let covered = size << self.header.l2_bits();
+        let in_table = request.start..request.end.min(down(first, covered) + covered);
+        let span = match self.moves(self.unit(first)?) {
+            true => {
+                let end = around.end.min(self.size()).max(request.end);
+                down(around.start, size)..end.next_multiple_of(size)
+            }
+            false => first..in_table.end.next_multiple_of(size),
+        };
         self.record(request)?;
         let writer = self.writer()?;
         let Some(_reserved) = writer.reservations.reserve(span.clone()) else {
@@ -109,8 +105,8 @@ impl Qcow2 {
         let own = matches!(unit.cluster, Cluster::Standard { copied: true, .. });
         match unit.plain(self.layout.extended) {
             Some(old) if self.is_zero(old) => {
-                let span = first..request.end.next_multiple_of(size);
-                self.allocate_plain(request.clone(), span, old, fill)
+                let span = first..in_table.end.next_multiple_of(size);
+                self.allocate_plain(in_table, span, old, fill)
             }
             _ if own => {
                 let request = request.start..request.end.min(first + size);
@@ -166,6 +162,7 @@ impl Qcow2 {
         let table =
             self.own_table(span.start >> (self.layout.cluster_bits + self.header.l2_bits()))?;
         let space = self.zero_space(span.start, count)?;
+        let mut unnamed = self.unnamed(space.taken.clone());
         let guest = span.start..span.start + space.count * size;
         let unit = self.layout.subcluster_size();
         let whole =
@@ -180,11 +177,8 @@ impl Qcow2 {
             },
             zeroed: space.fresh,
         };
-        let filled = fill(slot).and_then(|()| self.finish(&space, &guest, since));
-        if let Err(e) = filled {
-            self.untake_space(&space);
-            return Err(e);
-        }
+        fill(slot)?;
+        self.finish(&space, &guest, since)?;
         let mut words = Vec::new();
         for index in 0..space.count {
             words.push((space.host + index * size) | COPIED);
@@ -204,6 +198,7 @@ impl Qcow2 {
                 words.push(stored | zero << SUBCLUSTERS);
             }
         }
+        unnamed.name();
         self.publish(table, guest.start, &words)?;
         Ok(request.end.min(guest.end) - request.start)
     }
@@ -351,12 +346,6 @@ impl Qcow2 {
         }
     }
 
-    fn untake_space(&self, space: &Space) {
-        if let Some(taken) = &space.taken {
-            self.untake(taken);
-        }
-    }
-
     /// After the fill: the file reaches the end of the clusters, and data comes before metadata.
     fn finish(&self, space: &Space, guest: &Range<u64>, since: Since) -> Result<()> {
         let data = self.data()?;
@@ -415,8 +404,8 @@ pub(super) struct Space {
     pub(super) fresh: bool,
     /// So they do on stable media, where their counts are too.
     ready: bool,
-    /// What to give back on failure.
-    taken: Option<Taken>,
+    /// What to give back where nothing comes to refer to it.
+    pub(super) taken: Option<Taken>,
 }
 
 impl Space {

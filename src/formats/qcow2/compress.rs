@@ -68,22 +68,23 @@ impl Qcow2 {
     fn hosts(&self, units: &[Unit]) -> Result<Vec<u64>> {
         let lens: Vec<u64> = units.iter().filter_map(packed_len).collect();
         let plain = len64(units.len() - lens.len());
-        let packing = self.pack(&lens)?;
-        let mut runs = Vec::new();
+        let mut runs = self.unnamed([]);
         let mut missing = plain;
+        // Plain ones are taken after the others, and lie behind them.
+        let packing = self.pack(&lens)?;
         while missing > 0 {
             match self.take(1..missing.min(MAX_RUN) + 1) {
                 Ok(taken) => {
                     missing -= range::len(&taken.clusters);
-                    runs.push(taken);
+                    runs.taken.push(taken);
                 }
                 Err(e) => {
-                    runs.iter().for_each(|taken| self.untake(taken));
                     self.unpack(packing.hosts.iter().copied().zip(lens));
                     return Err(e);
                 }
             }
         }
+        let runs = runs.name();
         self.prepare_space(&packing, &runs);
         let size = self.layout.cluster_size();
         let mut packed = packing.hosts.into_iter();

@@ -15,6 +15,7 @@ use crate::image::bitmap::Bitmaps;
 use crate::image::check::Check;
 use crate::image::compress::Compress;
 use crate::image::info::{Detail, HostInfo};
+use crate::image::open::WriteOrder;
 use crate::image::relink::{Empty, Relink};
 use crate::image::snapshot::{Snapshot, Snapshots};
 use crate::image::{
@@ -234,8 +235,11 @@ impl Image for Qcow2 {
 
     fn close(&self) -> Result<()> {
         self.release_assigned()?;
-        self.release_freed()?;
-        self.finish_bitmaps()
+        self.finish_bitmaps()?;
+        match self.writer()?.order() {
+            WriteOrder::Ordered => self.flush(),
+            WriteOrder::Unordered => self.release_freed(),
+        }
     }
 
     fn as_resize(&self) -> Option<&dyn Resize> {

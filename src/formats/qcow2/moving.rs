@@ -3,9 +3,10 @@
 //!
 //! A run of them moves at once, with one sync: new clusters are counted, get what the request brings
 //! and, where it brings nothing, what they held; when all of that is on stable media, their entries
-//! appear in one piece.  At any moment each byte is the old one or the new one, whatever a power cut
-//! leaves: the entries lead to where all is that the guest saw, or to where it was, and the old
-//! clusters are given back only after the new entries are on stable media.
+//! appear, those of each second-level table in one piece.  At any moment each byte is the old one or
+//! the new one, whatever a power cut leaves: the entries lead to where all is that the guest saw, or
+//! to where it was, and the old clusters are given back only after the new entries are on stable
+//! media.
 //!
 //! Writers that go on where they were have the clusters moved that come next, by the same sync;
 //! those hold what they held, and change in place from then on.
@@ -15,7 +16,7 @@ use std::ops::Range;
 use super::Qcow2;
 use super::allocate::{Unit, mask};
 use super::entry::{COPIED, Cluster, Packed, SUBCLUSTERS, Subcluster};
-use super::refcount::Taken;
+use super::writer::{Table, Unnamed};
 use crate::error::Result;
 use crate::image::open::WriteOrder;
 use crate::image::{Fill, Old, Slot};
@@ -31,7 +32,7 @@ const MAX_RUNS: usize = 64;
 
 /// A cluster that moves.
 #[derive(Debug)]
-struct Move {
+struct Move<'a> {
     /// Its guest offset.
     start: u64,
     /// What it holds.
@@ -40,6 +41,8 @@ struct Move {
     host: u64,
     /// That space reads as zeroes.
     zeroed: bool,
+    /// That space, until its entry appears.
+    taken: Unnamed<'a>,
 }
 
 /// Where the bytes of a piece are that the request does not bring.
@@ -112,32 +115,24 @@ impl Qcow2 {
     ) -> Result<u64> {
         let since = self.moment()?;
         let mut moves = self.find_moves(request, around)?;
-        let bits = self.layout.cluster_bits + self.header.l2_bits();
-        let table = self.table_to_change(request.start >> bits)?;
-        let start = |moves: &[Move]| moves.first().map_or(request.start, |m| m.start);
-        let filled = self
-            .give_space(request, &mut moves)
-            .and_then(|()| self.fill_moves(request, &mut moves, fill))
-            .and_then(|words| {
-                if !table.shows() {
-                    // Nobody sees the table before its own entry appears.
-                    self.publish(table.host(), start(&moves), &words)?;
-                }
-                self.settle_since(since).map(|()| words)
-            });
-        let words = match filled {
-            Ok(words) => words,
-            Err(e) => {
-                self.untake_moves(&moves);
-                self.abandon(table);
-                return Err(e);
-            }
-        };
-        // From here on the file may name the clusters, whatever the answer: they stay counted.
-        if table.shows() {
-            self.publish(table.host(), start(&moves), &words)?;
+        let tables = self.tables_to_change(request.start, &mut moves)?;
+        self.give_space(request, &mut moves)?;
+        let words = self.fill_moves(request, &mut moves, fill)?;
+        let (shown, hidden): (Vec<_>, Vec<_>) = tables.into_iter().partition(|(_, t)| t.shows());
+        // Nobody sees these tables before their own entries appear.
+        for (part, table) in &hidden {
+            self.publish_moves(part, table, &moves, &words)?;
         }
-        self.show(table)?;
+        self.settle_since(since)?;
+        // From here on the file may name the clusters, whatever the answer: they stay counted.
+        for cluster in &mut moves {
+            cluster.taken.name();
+        }
+        for (part, table) in &shown {
+            self.publish_moves(part, table, &moves, &words)?;
+        }
+        let mut hidden = hidden.into_iter();
+        hidden.try_for_each(|(_, table)| self.show(table))?;
         let moved = moves.iter().map(|m| self.free_cluster(m.unit.cluster));
         moved.collect::<Result<()>>()?;
         let (Some(first), Some(last)) = (moves.first(), moves.last()) else {
@@ -148,17 +143,68 @@ impl Qcow2 {
         Ok(request.end.min(end) - request.start)
     }
 
+    /// The second-level tables of a run, each with the part of the disk that it covers: that of
+    /// guest offset `at`, and those before and after it.  Where one cannot be had now, the run ends
+    /// there.
+    fn tables_to_change(
+        &self,
+        at: u64,
+        moves: &mut Vec<Move<'_>>,
+    ) -> Result<Vec<(Range<u64>, Table<'_>)>> {
+        let bits = self.layout.cluster_bits + self.header.l2_bits();
+        let part = |index: u64| index << bits..(index + 1) << bits;
+        let asked = at >> bits;
+        let mut run = part(asked);
+        let mut tables = vec![(run.clone(), self.table_to_change(asked)?)];
+        let index = |m: Option<&Move<'_>>| m.map_or(asked, |m| m.start >> bits);
+        let (first, last) = (index(moves.first()), index(moves.last()));
+        for index in asked + 1..=last {
+            let Ok(Some(table)) = self.another_to_change(index) else {
+                break;
+            };
+            tables.push((part(index), table));
+            run.end = part(index).end;
+        }
+        for index in (first..asked).rev() {
+            let Ok(Some(table)) = self.another_to_change(index) else {
+                break;
+            };
+            tables.push((part(index), table));
+            run.start = part(index).start;
+        }
+        moves.retain(|m| run.contains(&m.start));
+        Ok(tables)
+    }
+
+    /// Publishes those of the entries that are in a table, which covers `part` of the disk.
+    fn publish_moves(
+        &self,
+        part: &Range<u64>,
+        table: &Table<'_>,
+        moves: &[Move<'_>],
+        words: &[u64],
+    ) -> Result<()> {
+        let first = moves.partition_point(|m| m.start < part.start);
+        let end = moves.partition_point(|m| m.start < part.end);
+        let Some(start) = moves[first..end].first().map(|m| m.start) else {
+            return Ok(());
+        };
+        let len = words.len() / moves.len();
+        self.publish(table.host(), start, &words[first * len..end * len])
+    }
+
     /// The clusters that are to move: that of the start of the request, and those before and after
     /// it without a gap.
-    fn find_moves(&self, request: &Range<u64>, around: &Range<u64>) -> Result<Vec<Move>> {
+    fn find_moves(&self, request: &Range<u64>, around: &Range<u64>) -> Result<Vec<Move<'_>>> {
         let size = self.layout.cluster_size();
         let first = down(request.start, size);
-        let at = |start: u64| -> Result<Move> {
+        let at = |start: u64| -> Result<Move<'_>> {
             Ok(Move {
                 start,
                 unit: self.unit(start)?,
                 host: 0,
                 zeroed: false,
+                taken: self.unnamed([]),
             })
         };
         let mut moves = Vec::new();
@@ -187,9 +233,9 @@ impl Qcow2 {
 
     /// Gives all of them new space; where there is not enough, at least to the start of the request,
     /// and then the others are no longer among them.
-    fn give_space(&self, request: &Range<u64>, moves: &mut Vec<Move>) -> Result<()> {
+    fn give_space<'a>(&'a self, request: &Range<u64>, moves: &mut Vec<Move<'a>>) -> Result<()> {
         let size = self.layout.cluster_size();
-        let mut hosts: Vec<(u64, bool)> = Vec::new();
+        let mut hosts: Vec<(u64, bool, Unnamed<'_>)> = Vec::new();
         for _ in 0..MAX_RUNS {
             let missing = moves.len() - hosts.len();
             let Some(next) = moves.get(hosts.len()) else {
@@ -197,8 +243,11 @@ impl Qcow2 {
             };
             match self.space(next.start, len64(missing)) {
                 Ok(space) => {
-                    let clusters = 0..space.count;
-                    hosts.extend(clusters.map(|i| (space.host + i * size, space.fresh)));
+                    let run = space.taken.as_ref();
+                    hosts.extend((0..space.count).map(|i| {
+                        let taken = run.map(|run| self.part(run, i..i + 1));
+                        (space.host + i * size, space.fresh, self.unnamed(taken))
+                    }));
                 }
                 Err(e) if hosts.is_empty() => return Err(e),
                 Err(_) => break,
@@ -209,8 +258,8 @@ impl Qcow2 {
         let missing = moves.len() - hosts.len();
         moves.drain(..before.min(missing));
         moves.truncate(hosts.len());
-        for (cluster, (host, zeroed)) in moves.iter_mut().zip(hosts) {
-            (cluster.host, cluster.zeroed) = (host, zeroed);
+        for (cluster, (host, zeroed, taken)) in moves.iter_mut().zip(hosts) {
+            (cluster.host, cluster.zeroed, cluster.taken) = (host, zeroed, taken);
         }
         Ok(())
     }
@@ -220,7 +269,7 @@ impl Qcow2 {
     fn fill_moves(
         &self,
         request: &Range<u64>,
-        moves: &mut Vec<Move>,
+        moves: &mut Vec<Move<'_>>,
         fill: &mut Fill<'_>,
     ) -> Result<Vec<u64>> {
         let size = self.layout.cluster_size();
@@ -235,17 +284,14 @@ impl Qcow2 {
             match self.fill_piece(piece, left, fill) {
                 Err(_) if !piece.asked => {
                     let asked = down(request.start, size)..request.end;
-                    let dropped: Vec<Move> = moves
-                        .extract_if(.., |m| !asked.contains(&m.start))
-                        .collect();
-                    self.untake_moves(&dropped);
+                    moves.retain(|m| asked.contains(&m.start));
                     break;
                 }
                 done => done?,
             }
         }
         let data = self.data()?;
-        let end = |m: &Move| m.host + size.min(self.size() - m.start);
+        let end = |m: &Move<'_>| m.host + size.min(self.size() - m.start);
         if let Some(end) = moves.iter().map(end).max()
             && data.size() < end
         {
@@ -261,7 +307,7 @@ impl Qcow2 {
     fn filled_parts(
         &self,
         request: &Range<u64>,
-        cluster: &Move,
+        cluster: &Move<'_>,
     ) -> Result<Vec<(Subcluster, Range<u64>)>> {
         let (start, size) = (cluster.start, self.layout.cluster_size());
         let unit = self.layout.subcluster_size();
@@ -280,7 +326,7 @@ impl Qcow2 {
     fn add_pieces(
         &self,
         request: &Range<u64>,
-        cluster: &Move,
+        cluster: &Move<'_>,
         pieces: &mut Vec<Piece>,
     ) -> Result<()> {
         let (start, size) = (cluster.start, self.layout.cluster_size());
@@ -348,7 +394,7 @@ impl Qcow2 {
     }
 
     /// The entry of a cluster that has moved.
-    fn words(&self, request: &Range<u64>, cluster: &Move) -> Result<Vec<u64>> {
+    fn words(&self, request: &Range<u64>, cluster: &Move<'_>) -> Result<Vec<u64>> {
         let mut words = vec![cluster.host | COPIED];
         if self.layout.extended {
             let unit = self.layout.subcluster_size();
@@ -360,20 +406,5 @@ impl Qcow2 {
             words.push(bits);
         }
         Ok(words)
-    }
-
-    fn untake_moves(&self, moves: &[Move]) {
-        if self.external().is_some() {
-            return;
-        }
-        let bits = self.layout.cluster_bits;
-        for cluster in moves.iter().filter(|m| m.host != 0) {
-            let first = cluster.host >> bits;
-            self.untake(&Taken {
-                host: cluster.host,
-                clusters: first..first + 1,
-                fresh: false,
-            });
-        }
     }
 }

@@ -23,6 +23,10 @@ const CACHE_BYTES: u64 = 4 << 20;
 const JOINED: u64 = 4096;
 /// Where the header has the table's offset (8 bytes) and its length in clusters (4 bytes).
 pub(super) const HEADER_FIELD: u64 = 48;
+/// Bytes of refcount blocks made at once at most, but for one.
+const BLOCK_BYTES: u64 = 256 << 10;
+/// Entries of the table in a sector.
+const SECTOR_ENTRIES: u64 = 64;
 /// Host offsets have 56 bits.
 const MAX_HOST: u64 = 1 << 56;
 
@@ -294,28 +298,55 @@ impl Refcounts {
                 return Ok(true);
             }
             if self.block_host(file, index)?.is_none() {
-                let at = clusters.start.max(index << bits);
-                self.make_block(file, index, at)?;
+                let part = clusters.start.max(index << bits)..clusters.end.min((index + 1) << bits);
+                self.make_blocks(file, index, part)?;
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    /// Makes block `index` in `cluster`, which is free and which it counts itself.
-    fn make_block(&mut self, file: &dyn Storage, index: u64, cluster: u64) -> Result<()> {
-        let host = cluster << self.place.cluster_bits;
-        let mut bytes = vec![0; clamp_len(self.cluster_size(), usize::MAX)];
-        let own = clamp_len(cluster - (index << self.block_bits()), usize::MAX);
-        self.place.width.set(&mut bytes, own, 1);
+    /// Makes block `index` in the first of `clusters`, which are free and which it counts itself;
+    /// where that costs a sync, with as many that come next as there are before, so that they cost
+    /// none.
+    fn make_blocks(&mut self, file: &dyn Storage, index: u64, clusters: Range<u64>) -> Result<()> {
+        let count = match self.order {
+            WriteOrder::Ordered => self.following(file, index, clusters.end - clusters.start)?,
+            WriteOrder::Unordered => 1,
+        };
+        let (first, size) = (clusters.start, self.cluster_size());
+        let host = first << self.place.cluster_bits;
+        let mut bytes = vec![0; clamp_len(count * size, usize::MAX)];
+        let own = first - (index << self.block_bits());
+        for cluster in own..own + count {
+            let cluster = clamp_len(cluster, usize::MAX);
+            self.place.width.set(&mut bytes, cluster, 1);
+        }
         file.write_at(&bytes, host)?;
         self.settle(file)?;
+        let hosts: Vec<u64> = (0..count).map(|block| host + block * size).collect();
         self.table
-            .publish(file, self.place.table + index * 8, &[host])?;
-        self.fresh = self.fresh.max(cluster + 1);
-        self.made.push(host);
+            .publish(file, self.place.table + index * 8, &hosts)?;
+        self.fresh = self.fresh.max(first + count);
+        self.made.extend(hosts);
+        bytes.truncate(clamp_len(size, usize::MAX));
         self.keep(index, host, bytes);
         Ok(())
+    }
+
+    /// How many blocks from `index` on, which there is none of, are made at once in `room` clusters
+    /// that the first of them counts.  Their entries in the table reach stable media in one piece.
+    fn following(&self, file: &dyn Storage, index: u64, room: u64) -> Result<u64> {
+        let sector = (index / SECTOR_ENTRIES + 1) * SECTOR_ENTRIES;
+        let most = (BLOCK_BYTES >> self.place.cluster_bits)
+            .min(index)
+            .min(room);
+        let end = (index + most).min(sector).min(self.table_len());
+        let mut next = index + 1;
+        while next < end && self.block_host(file, next)?.is_none() {
+            next += 1;
+        }
+        Ok(next - index)
     }
 
     /// A longer table that has an entry `index`, in clusters that no block counts yet, with the

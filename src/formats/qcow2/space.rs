@@ -227,7 +227,7 @@ impl Qcow2 {
     }
 
     /// A part of a run, counted in clusters from its first.
-    fn part(&self, run: &Taken, part: Range<u64>) -> Taken {
+    pub(super) fn part(&self, run: &Taken, part: Range<u64>) -> Taken {
         Taken {
             host: run.host + (part.start << self.layout.cluster_bits),
             clusters: run.clusters.start + part.start..run.clusters.start + part.end,
@@ -290,23 +290,19 @@ impl Qcow2 {
         let ordered = self.writer()?.order() != WriteOrder::Unordered;
         let since = self.moment()?;
         let mut left: u64 = wanted.iter().map(range::len).sum();
-        let mut runs = Vec::new();
-        let mut done = Ok(true);
-        while left > 0 && matches!(done, Ok(true)) {
-            done = self.take(1..left + 1).and_then(|taken| {
-                left -= range::len(&taken.clusters);
-                runs.push(taken.clone());
-                self.prepare_assigned(&taken, ordered)
-            });
+        let mut runs = self.unnamed([]);
+        while left > 0 {
+            let taken = self.take(1..left + 1)?;
+            left -= range::len(&taken.clusters);
+            runs.taken.push(taken.clone());
+            if !self.prepare_assigned(&taken, ordered)? {
+                return Ok(());
+            }
         }
-        if ordered && matches!(done, Ok(true)) && !runs.is_empty() {
-            done = self.settle_since(since).map(|()| true);
+        if ordered && !runs.taken.is_empty() {
+            self.settle_since(since)?;
         }
-        if !matches!(done, Ok(true)) {
-            runs.iter().for_each(|run| self.untake(run));
-            return done.map(|_| ());
-        }
-        self.hand_out(wanted, runs)
+        self.hand_out(wanted, runs.name())
     }
 
     /// Whether clusters that were just taken can be assigned.

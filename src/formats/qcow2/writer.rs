@@ -33,7 +33,7 @@ use crate::util::grace::{Grace, Moment};
 use crate::util::range;
 
 /// Tables that are made or copied at the same time.
-const STRIPES: usize = 16;
+const STRIPES: usize = 512;
 /// Freed ranges kept before they must be given back.
 const MAX_FREED: usize = 4096;
 /// Freed bytes that wait for a flush, so that many little ranges are given back by one sync.
@@ -46,7 +46,7 @@ const AUTOCLEAR_FIELD: u64 = 88;
 pub(super) struct Writer {
     pub(super) refcounts: Mutex<Refcounts>,
     pub(super) reservations: Reservations,
-    stripes: [Mutex<()>; STRIPES],
+    stripes: Box<[Mutex<()>]>,
     freed: Mutex<Freed>,
     /// Clusters taken ahead for runs of guest clusters that have none yet, by the first of each.
     /// Innermost.
@@ -109,10 +109,31 @@ pub(super) struct Table<'a> {
 #[derive(Debug)]
 struct Hidden<'a> {
     index: u64,
-    taken: Taken,
+    taken: Unnamed<'a>,
     /// What it is to replace.
     old: Option<u64>,
     _stripe: MutexGuard<'a, ()>,
+}
+
+/// Clusters that were taken and that nothing refers to yet; given back where that stays so, by
+/// unwinding too.
+#[derive(Debug)]
+pub(super) struct Unnamed<'a> {
+    image: &'a Qcow2,
+    pub(super) taken: Vec<Taken>,
+}
+
+impl Unnamed<'_> {
+    /// From here on something may refer to them, whatever comes: they stay counted.
+    pub(super) fn name(&mut self) -> Vec<Taken> {
+        std::mem::take(&mut self.taken)
+    }
+}
+
+impl Drop for Unnamed<'_> {
+    fn drop(&mut self) {
+        self.taken.iter().for_each(|taken| self.image.untake(taken));
+    }
 }
 
 impl Table<'_> {
@@ -132,7 +153,7 @@ impl Writer {
         Self {
             refcounts: Mutex::new(refcounts),
             reservations: Reservations::default(),
-            stripes: std::array::from_fn(|_| Mutex::default()),
+            stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
             freed: Mutex::default(),
             assigned: Mutex::default(),
             ahead: Mutex::default(),
@@ -307,6 +328,14 @@ impl Qcow2 {
         }
     }
 
+    /// Has clusters that were taken given back unless something comes to refer to them.
+    pub(super) fn unnamed(&self, taken: impl IntoIterator<Item = Taken>) -> Unnamed<'_> {
+        Unnamed {
+            image: self,
+            taken: taken.into_iter().collect(),
+        }
+    }
+
     /// Gives clusters back that were taken and that nothing refers to yet.
     pub(super) fn untake(&self, taken: &Taken) {
         if let Some(writer) = &self.writer {
@@ -324,13 +353,11 @@ impl Qcow2 {
     /// makes it, or copies it where snapshots share it.
     pub(super) fn own_table(&self, l1_index: u64) -> Result<u64> {
         let since = self.moment()?;
-        let table = self.change_table(l1_index, || self.ready_space(1))?;
+        let stripe = self.stripe(l1_index)?.lock();
+        let table = self.change_table(l1_index, stripe, || self.ready_space(1))?;
         let host = table.host;
-        if !table.shows()
-            && let Err(e) = self.settle_since(since)
-        {
-            self.abandon(table);
-            return Err(e);
+        if !table.shows() {
+            self.settle_since(since)?;
         }
         self.show(table)?;
         Ok(host)
@@ -339,18 +366,29 @@ impl Qcow2 {
     /// As `own_table`, but a table that it had to make does not show yet: [`Qcow2::show`] follows
     /// once all that was written since before the call is on stable media.
     pub(super) fn table_to_change(&self, l1_index: u64) -> Result<Table<'_>> {
-        self.change_table(l1_index, || Ok(None))
+        let stripe = self.stripe(l1_index)?.lock();
+        self.change_table(l1_index, stripe, || Ok(None))
+    }
+
+    /// As `table_to_change`, for who has such a table already, which others may wait for: `None`
+    /// where it would have to wait itself.
+    pub(super) fn another_to_change(&self, l1_index: u64) -> Result<Option<Table<'_>>> {
+        let stripe = self.stripe(l1_index)?.try_lock();
+        let table = stripe.map(|stripe| self.change_table(l1_index, stripe, || Ok(None)));
+        table.transpose()
+    }
+
+    fn stripe(&self, l1_index: u64) -> Result<&Mutex<()>> {
+        Ok(&self.writer()?.stripes[clamp_len(l1_index, usize::MAX) % STRIPES])
     }
 
     /// As `table_to_change`; an empty one may show at once where `ready` has space for it.
-    fn change_table(
-        &self,
+    fn change_table<'a>(
+        &'a self,
         l1_index: u64,
+        stripe: MutexGuard<'a, ()>,
         ready: impl Fn() -> Result<Option<Space>>,
-    ) -> Result<Table<'_>> {
-        let writer = self.writer()?;
-        let stripe = clamp_len(l1_index, usize::MAX) % STRIPES;
-        let stripe = writer.stripes[stripe].lock();
+    ) -> Result<Table<'a>> {
         let entry = self.tables.l1_entry(&*self.file, l1_index, Wait::Yes)?;
         let old = self.layout.table(entry)?;
         if let Some(host) = old
@@ -366,12 +404,11 @@ impl Qcow2 {
             return Ok(Table { host, hidden: None });
         }
         let taken = self.take(1..2)?;
-        if let Err(e) = self.fill_table(taken.host, old) {
-            self.untake(&taken);
-            return Err(e);
-        }
+        let host = taken.host;
+        let taken = self.unnamed([taken]);
+        self.fill_table(host, old)?;
         Ok(Table {
-            host: taken.host,
+            host,
             hidden: Some(Hidden {
                 index: l1_index,
                 taken,
@@ -382,23 +419,18 @@ impl Qcow2 {
     }
 
     /// Has the first-level table point at a table that is on stable media, where it does not yet.
+    /// A table that is never shown is given back.
     pub(super) fn show(&self, table: Table<'_>) -> Result<()> {
-        let Some(hidden) = table.hidden else {
+        let Some(mut hidden) = table.hidden else {
             return Ok(());
         };
+        hidden.taken.name();
         self.point_at_table(hidden.index, table.host)?;
         let Some(old) = hidden.old else {
             return Ok(());
         };
         self.writer()?.guard.remove(old);
         self.free(old..old + self.layout.cluster_size())
-    }
-
-    /// Gives a table back that does not show.
-    pub(super) fn abandon(&self, table: Table<'_>) {
-        if let Some(hidden) = table.hidden {
-            self.untake(&hidden.taken);
-        }
     }
 
     fn point_at_table(&self, l1_index: u64, host: u64) -> Result<()> {

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::error::Result;
 use crate::storage::{Limits, Storage, Zeroing};
+use crate::util::progress::Watcher;
 
 pub mod amend;
 pub mod bitmap;
@@ -274,6 +275,9 @@ pub trait Image: fmt::Debug + Send + Sync {
     fn details(&self) -> Vec<info::Detail> {
         Vec::new()
     }
+    /// From now on changes of the image as a whole tell `watcher` of the metadata that they have
+    /// dealt with, in bytes; formats whose changes take no time do not.
+    fn watch(&mut self, _watcher: Watcher) {}
     /// Consistency check, for formats that have metadata to check.
     fn as_check(&self) -> Option<&dyn Check> {
         None

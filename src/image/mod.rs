@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use uuid::Uuid;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::storage::{Limits, Storage, Zeroing};
 use crate::util::progress::Watcher;
 
@@ -206,7 +206,12 @@ pub trait Image: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// `Corrupt` where they do not decode; the host's.
-    fn read_encoded(&self, buf: &mut [u8], at: u64) -> Result<usize>;
+    fn read_encoded(&self, _buf: &mut [u8], _at: u64) -> Result<usize> {
+        let name = self.driver().name;
+        Err(Error::unsupported(format!(
+            "format '{name}' has no compressed data"
+        )))
+    }
     /// Gives the bytes from `at` space of their own, has `fill` write it, then publishes it.
     ///
     /// Returns how many bytes from `at` are now `Stored` and writable; 0 when another thread was

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use vdtool::chain::open::{ChainOptions, home, open, open_from, open_in_two};
 use vdtool::image::Role;
 
-use crate::util::{scratch, vdtool};
+use crate::util::{rounds, scratch, vdtool};
 
 fn ours(dir: &TempDir, line: &[&str]) -> assert_cmd::assert::Assert {
     vdtool().current_dir(dir).args(line).assert()
@@ -402,7 +402,7 @@ fn a_commit_writes_into_no_file_of_a_directory_that_took_the_place_of_the_images
     drop(chain);
     let mut written = 0;
     swapping(outer.path(), || {
-        for _ in 0..ROUNDS {
+        for _ in 0..rounds(ROUNDS) {
             if let Ok((_, lower)) = open_in_two(&top, &ChainOptions::read(), &base) {
                 lower.write_at(&[3; 512], 0).expect("writes");
                 written += 1;
@@ -420,7 +420,7 @@ fn a_chain_and_the_names_of_a_rebase_lead_to_no_other_directory() {
     let top = outer.path().join("dir/top.qcow2");
     let mut opened = 0;
     swapping(outer.path(), || {
-        for _ in 0..ROUNDS {
+        for _ in 0..rounds(ROUNDS) {
             let Ok(chain) = open(&top, &ChainOptions::read()) else {
                 continue;
             };

@@ -64,7 +64,7 @@ FILES NAMED BY IMAGES:
 NAMES:
   Names of files, snapshots and bitmaps are bytes. Where they are printed, control characters are
   shown as \\u{1b}, and bytes that are not UTF-8 as \\xE9; in JSON, which is UTF-8, such bytes
-  become U+FFFD, as qemu-img has it. Names of exports, and commands of io and ctl, are UTF-8.
+  become U+FFFD, as qemu-img has it. Names of exports are UTF-8.
 
 EXIT STATUS:
   0              done

@@ -619,6 +619,10 @@ fn hints_about_the_file_are_given_to_the_host_or_the_user_hears_that_they_were_n
         // Where the host took it, nobody need hear of it.
         let is_told = text.contains("warning: a.raw: option 'extent_size_hint' has no effect");
         assert!(text.is_empty() || is_told, "{text}");
+        if !is_told && requires("xfs_io") {
+            let has = peer("xfs_io", dir, ["-r", "-c", "extsize", "a.raw"]);
+            assert!(!has.contains("[0]"), "{has}");
+        }
         if line.contains(&"-o") && line[0] == "create" && line[1] == "-o" {
             let said = String::from_utf8_lossy(&done.get_output().stdout).into_owned();
             assert!(said.contains(" extent_size_hint=1048576"), "{said}");
@@ -630,6 +634,14 @@ fn hints_about_the_file_are_given_to_the_host_or_the_user_hears_that_they_were_n
             );
         }
         fs::remove_file(dir.join("a.raw")).expect("removes");
+    }
+    let done = run(dir, &["create", "-q", "-o", "nocow=on", "n.raw", "1M"]).success();
+    let text = String::from_utf8_lossy(&done.get_output().stderr).into_owned();
+    let is_told = text.contains("warning: n.raw: option 'nocow' has no effect");
+    if !is_told && requires("lsattr") {
+        let has = peer("lsattr", dir, ["n.raw"]);
+        let flags = has.split(' ').next().unwrap_or_default();
+        assert!(flags.contains('C'), "{has}: {text}");
     }
     // 0 is no hint.
     let done = run(

@@ -190,6 +190,26 @@ fn commands_that_nobody_listens_to_are_carried_out_all_the_same() {
         .status();
     assert_eq!(status.expect("runs").code(), Some(0));
     assert_eq!(fs::read(dir.join("a.raw")).expect("reads")[..512], [5; 512]);
+    // What is said before and after the work.
+    for line in [
+        "create -f qcow2 -b a.raw -F raw b.qcow2",
+        "resize b.qcow2 +1M",
+        "create c.raw 1M",
+        "commit b.qcow2",
+    ] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let mut command = Command::new(BINARY);
+        let command = command.current_dir(dir).args(line.split(' '));
+        let status = command.stdout(writer).status().expect("runs");
+        assert_eq!(status.code(), Some(0), "{line}");
+    }
+    assert_eq!(names(dir), ["a.raw", "b.qcow2", "c.raw"]);
+    let text = works(dir, "info --output json b.qcow2");
+    assert!(
+        text.contains(&format!(": {},", 65536 + (1 << 20))),
+        "{text}"
+    );
 }
 
 #[test]

@@ -117,10 +117,6 @@ impl Image for Raw {
         Ok(Run::in_place(&*self.storage, at, inside, self.write))
     }
 
-    fn read_encoded(&self, _buf: &mut [u8], _at: u64) -> Result<usize> {
-        Err(Error::unsupported("format 'raw' has no compressed data"))
-    }
-
     fn allocate(&self, _at: u64, _len: u64, _fill: &mut Fill<'_>) -> Result<u64> {
         // Everything is stored already, so `map` never sends anyone here but on a read-only image.
         Err(Error::read_only())

@@ -11,8 +11,9 @@ use std::ops::Range;
 
 use uuid::Uuid;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::storage::{Limits, Storage, Zeroing};
+use crate::util::progress::Watcher;
 
 pub mod amend;
 pub mod bitmap;
@@ -205,7 +206,12 @@ pub trait Image: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// `Corrupt` where they do not decode; the host's.
-    fn read_encoded(&self, buf: &mut [u8], at: u64) -> Result<usize>;
+    fn read_encoded(&self, _buf: &mut [u8], _at: u64) -> Result<usize> {
+        let name = self.driver().name;
+        Err(Error::unsupported(format!(
+            "format '{name}' has no compressed data"
+        )))
+    }
     /// Gives the bytes from `at` space of their own, has `fill` write it, then publishes it.
     ///
     /// Returns how many bytes from `at` are now `Stored` and writable; 0 when another thread was
@@ -280,6 +286,9 @@ pub trait Image: fmt::Debug + Send + Sync {
     fn details(&self) -> Vec<info::Detail> {
         Vec::new()
     }
+    /// From now on changes of the image as a whole tell `watcher` of the metadata that they have
+    /// dealt with, in bytes; formats whose changes take no time do not.
+    fn watch(&mut self, _watcher: Watcher) {}
     /// Consistency check, for formats that have metadata to check.
     fn as_check(&self) -> Option<&dyn Check> {
         None

@@ -19,7 +19,7 @@ use vdtool::util::grace::Grace;
 use vdtool::util::progress::Silent;
 
 use crate::layers::{Disk, LayerSpec, Place, check, read_all};
-use crate::util::{Seeded, len, peer, requires, scratch, vdtool};
+use crate::util::{Seeded, len, peer, requires, rounds, scratch, vdtool};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_vdtool");
 const SIZE: u64 = 24 << 20;
@@ -85,7 +85,7 @@ fn after_power_cuts(
         if made < changes.len() && changes[made] != Change::Sync {
             continue;
         }
-        for round in 0..3 {
+        for round in 0..rounds(3) {
             let state = MemoryStorage::from_bytes(&stable.to_bytes());
             let kept = changes[synced..made].iter().filter(|_| match round {
                 0 => false,

@@ -20,7 +20,7 @@ use vdtool::storage::open::Access;
 use vdtool::storage::{Storage, Zeroing};
 
 use crate::layers::{Disk, LayerSpec, Place, check, filled, read_all};
-use crate::util::{Seeded, len};
+use crate::util::{Seeded, len, rounds, up_to};
 
 const SECTOR: u64 = 512;
 const STEPS: usize = 70;
@@ -144,7 +144,7 @@ impl Session {
         };
         let mut steps = vec![first];
         let mut chain = disk.open(Access::Write, WriteOrder::Ordered);
-        while steps.len() < STEPS {
+        while steps.len() < up_to(STEPS) {
             let mut model = steps[steps.len() - 1].model.clone();
             if rng.u32(0..20) == 0 {
                 chain.close().expect("closes");
@@ -532,7 +532,7 @@ fn sessions(name: &str, specs: &[LayerSpec], also: Also) {
 }
 
 fn sessions_on(place: Place, name: &str, specs: &[LayerSpec], also: Also) {
-    for round in 0..3 {
+    for round in 0..rounds(3) {
         let mut session = Session::record(&format!("{name} {round}"), place, specs, also);
         session.every_kill();
         session.power_cuts();
@@ -665,7 +665,8 @@ fn with_faults(name: &str, specs: &[LayerSpec], op: Op, errno: i32) {
     let top = Arc::clone(&disk.memory()[0]);
     let chain = disk.open(Access::Write, WriteOrder::Ordered);
     let mut failed = 0;
-    for _ in 0..600 {
+    let all = rounds(600);
+    for _ in 0..all {
         top.inject(Fault {
             op,
             after: rng.usize(0..12),
@@ -691,7 +692,11 @@ fn with_faults(name: &str, specs: &[LayerSpec], op: Op, errno: i32) {
         }
         model = wanted;
     }
-    assert!(failed > 10, "{name}: only {failed} operations failed");
+    // A short run may meet few of them.
+    assert!(
+        failed > all / 60 || all < 600,
+        "{name}: only {failed} operations failed"
+    );
     assert!(read_all(&chain) == model, "{name}: reads otherwise");
     chain.close().expect("closes");
     drop(chain);

@@ -268,6 +268,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
+    use crate::cli::target::listed::names;
     use crate::error::ErrorKind;
 
     /// An image is a line: its version, then the names of its files, each of which holds the
@@ -290,15 +291,6 @@ mod tests {
             .iter()
             .fold(version, |line, name| format!("{line} {}", name.display()));
         std::fs::write(path, line).map_err(|e| crate::Error::io("write", e))
-    }
-
-    fn names(dir: &Path) -> Vec<String> {
-        let entries = std::fs::read_dir(dir).expect("reads");
-        let mut names: Vec<String> = entries
-            .map(|e| e.expect("reads").file_name().to_string_lossy().into_owned())
-            .collect();
-        names.sort();
-        names
     }
 
     /// Which of the names are taken before, and by what.

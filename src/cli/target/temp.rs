@@ -221,15 +221,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
-
-    fn names(dir: &Path) -> Vec<String> {
-        let entries = std::fs::read_dir(dir).expect("reads");
-        let mut names: Vec<String> = entries
-            .map(|e| e.expect("reads").file_name().to_string_lossy().into_owned())
-            .collect();
-        names.sort();
-        names
-    }
+    use crate::cli::target::listed::names;
 
     /// Both ways of making a file, where the host has both.
     fn both(path: &Path) -> Vec<Temp> {

@@ -23,6 +23,7 @@ use crate::image::{
 };
 use crate::storage::{Limits, Storage, Zeroing};
 use crate::util::align::{clamp_len, down, len64};
+use crate::util::progress::Watcher;
 
 impl Qcow2 {
     /// Virtual size in bytes.
@@ -307,6 +308,10 @@ impl Image for Qcow2 {
 
     fn is_dirty(&self) -> bool {
         self.header.incompatible & feature::DIRTY != 0
+    }
+
+    fn watch(&mut self, watcher: Watcher) {
+        self.watcher = watcher;
     }
 
     fn as_check(&self) -> Option<&dyn Check> {

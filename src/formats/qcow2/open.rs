@@ -17,7 +17,7 @@ use crate::image::open::{OpenOptions, Purpose};
 use crate::image::snapshot::Pick;
 use crate::storage::Storage;
 use crate::storage::open::Access;
-use crate::util::progress::Silent;
+use crate::util::progress::{Silent, Watcher};
 
 impl Qcow2 {
     /// Opens the image in `file`.
@@ -70,6 +70,7 @@ impl Qcow2 {
             decoded,
             codec,
             writer,
+            watcher: Watcher::default(),
         })
     }
 }

@@ -13,7 +13,7 @@ use vdtool::formats;
 use vdtool::image::check::Repair;
 use vdtool::image::open::{OpenOptions, WriteOrder};
 use vdtool::storage::Storage;
-use vdtool::storage::memory::{Change, MemoryStorage};
+use vdtool::storage::memory::{Change, Fault, MemoryStorage, Op};
 use vdtool::storage::open::Access;
 use vdtool::util::grace::Grace;
 use vdtool::util::progress::Silent;
@@ -306,6 +306,38 @@ fn many_little_discards_need_few_syncs_and_writes_and_survive_power_cuts() {
             assert!(explained, "after {made}: cluster {at}");
         }
     });
+}
+
+#[test]
+fn a_write_that_finds_no_room_gets_what_was_discarded_before() {
+    let disk = Disk::create(Place::Memory, &[QCOW2]);
+    let chain = disk.open(Access::Write, WriteOrder::Ordered);
+    let image = disk.memory().remove(0);
+    chain.write_at(&[7; 8 << 20], 0).expect("writes");
+    chain.flush().expect("flushes");
+    chain.discard(0..4 << 20).expect("discards");
+    let full = Fault {
+        op: Op::Change,
+        after: 0,
+        count: 1,
+        errno: libc::ENOSPC,
+    };
+    image.inject(full);
+    image.record();
+    chain
+        .write_at(&[8; 1 << 20], 16 << 20)
+        .expect("there is room again");
+    let given = image
+        .changes()
+        .iter()
+        .any(|c| matches!(c, Change::Zero(r) if r.end - r.start >= 4 << 20));
+    assert!(given, "{:?}", image.changes());
+    // Nothing more can be given back, so the host's answer is the answer.
+    image.inject(full);
+    let error = chain
+        .write_at(&[9; 1 << 20], 20 << 20)
+        .expect_err("is full");
+    assert_eq!(error.errno(), libc::ENOSPC);
 }
 
 #[test]

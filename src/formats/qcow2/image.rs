@@ -211,11 +211,11 @@ impl Image for Qcow2 {
     }
 
     fn allocate(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
-        self.allocate_range(at, len, fill)
+        self.with_room(|| self.allocate_range(at, len, fill))
     }
 
     fn allocate_ahead(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
-        self.allocate_following(at, len, fill)
+        self.with_room(|| self.allocate_following(at, len, fill))
     }
 
     fn zero(&self, range: Range<u64>, how: Zeroing) -> Result<()> {

@@ -21,7 +21,7 @@ use super::extension;
 use super::feature;
 use super::guard::Guard;
 use super::refcount::{Refcounts, Step, Taken};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::image::Wait;
 use crate::image::follow::Followed;
 use crate::image::open::WriteOrder;
@@ -471,6 +471,8 @@ impl Qcow2 {
         }
         let full = freed.runs.len() >= MAX_FREED;
         drop(freed);
+        // Who comes next does not hold up what was freed now.
+        writer.grace.passed(since);
         if full { self.release_freed() } else { Ok(()) }
     }
 
@@ -481,6 +483,22 @@ impl Qcow2 {
             true => self.release_freed(),
             false => Ok(()),
         }
+    }
+
+    /// Does `work`; where there is no room for it, again once what was freed is given back.
+    pub(super) fn with_room<T>(&self, mut work: impl FnMut() -> Result<T>) -> Result<T> {
+        match work() {
+            Err(e) if e.kind() == ErrorKind::NoSpace && self.gives_back()? => work(),
+            done => done,
+        }
+    }
+
+    /// Gives back what was freed; whether that was anything.
+    fn gives_back(&self) -> Result<bool> {
+        let waiting = || Ok::<_, Error>(self.writer()?.freed.lock().clusters);
+        let before = waiting()?;
+        self.release_freed()?;
+        Ok(waiting()? < before)
     }
 
     /// Gives back what was freed and has passed its grace point.

@@ -63,13 +63,17 @@ looking() {
   done
 }
 
-# Overwrites 64 MiB that are shared, compressed or below, on a copy each time: name, and the image.
+# Overwrites 64 MiB that are shared, compressed or below, on a copy each time: name, the image and,
+# where the peer cannot write it, one like it.
 overwritten() {
-  local name=$1 image=$2 tool run syncs=?
+  local name=$1 image=$2 like=${3:-$2} tool run syncs=?
   : >"$work/ours.s" && : >"$work/theirs.s"
   for ((run = 0; run < runs; run++)); do
     for tool in ours theirs; do
-      cp "$image" "$work/$tool.qcow2"
+      case $tool in
+        ours) cp "$image" "$work/ours.qcow2" ;;
+        theirs) cp "$like" "$work/theirs.qcow2" ;;
+      esac
       sync
       case $tool in
         ours) measured "$vdtool" io -q -c 'write -P 2 0 64M' "$work/ours.qcow2" ;;
@@ -78,8 +82,9 @@ overwritten() {
       echo "$seconds" >>"$work/$tool.s"
     done
   done
-  same qemu-io -c 'read -P 2 0 64M' "$work/ours.qcow2"
-  same qemu-img check -q "$work/ours.qcow2"
+  same "$vdtool" io -r -c 'read -P 2 0 64M' "$work/ours.qcow2"
+  same "$vdtool" check -q "$work/ours.qcow2"
+  [ "$image" != "$like" ] || same qemu-img check -q "$work/ours.qcow2"
   if command -v strace >/dev/null; then
     cp "$image" "$work/ours.qcow2"
     syncs=$(strace -f -e trace=fdatasync "$vdtool" io -q -c 'write -P 2 0 64M' "$work/ours.qcow2" 2>&1 | grep -c fdatasync)
@@ -101,6 +106,12 @@ overwriting() {
   overwritten "of the backing file" "$work/above.qcow2"
   qemu-img convert -c -f qcow2 -O qcow2 "$work/base.qcow2" "$work/packed.qcow2"
   overwritten "compressed" "$work/packed.qcow2"
+  "$vdtool" convert -q -O vhd "$work/base.qcow2" "$work/parent.vhd"
+  "$vdtool" create -q -f vhd -b "$work/parent.vhd" -F vhd "$work/child.vhd"
+  overwritten "of a VHD's parent (qemu-io: of the backing file)" "$work/child.vhd" "$work/above.qcow2"
+  qemu-img convert -O qcow2 -o cluster_size=4k "$work/base.qcow2" "$work/small.qcow2"
+  qemu-img snapshot -c s "$work/small.qcow2"
+  overwritten "that a snapshot shares, clusters of 4 KiB" "$work/small.qcow2"
 }
 
 begin "${1:-target}" "${2:-5}"

@@ -108,6 +108,7 @@ converting() {
   done
   both 'convert -n to an empty qcow2' 'rm -f o; qemu-img create -q -f qcow2 o 1G' 'convert -n -O qcow2 raw o'
   both 'convert -S 0' 'rm -f o' 'convert -S 0 -O raw qcow2 o'
+  both 'convert -S 4k' 'rm -f o' 'convert -S 4k -O raw qcow2 o'
   both 'convert -t none' 'rm -f o' 'convert -t none -O raw qcow2 o'
   both 'convert -T none' 'rm -f o' 'convert -T none -O raw qcow2 o'
   both 'convert two sources' 'rm -f o' 'convert -O raw qcow2 qcow2 o'
@@ -147,6 +148,8 @@ requests() {
   lines 'io, 5000 writes over a backing file' "for (i = 0; i < 5000; i++) print \"write -q -P 1\", $random, \"4k\"" \
     w 'qemu-img create -q -f qcow2 -b qcow2 -F qcow2 w'
   lines 'io, 5000 discards' 'for (i = 0; i < 5000; i++) print "discard -q", int(rand() * 16384) * 65536, "64k"' w 'cp qcow2 w'
+  lines 'io, 5000 discards above a backing file' 'for (i = 0; i < 5000; i++) print "discard -q", int(rand() * 16384) * 65536, "64k"' \
+    w 'cp qcow2 w; qemu-img rebase -u -b raw -F raw w'
   lines 'io, 5000 writes, clusters of 4 KiB' "for (i = 0; i < 5000; i++) print \"write -q -P 1\", $random, \"4k\"" w 'cp small w'
   lines 'io, 3000 writes, 300 flushes' "for (i = 0; i < 3000; i++) { print \"write -q -P 1\", $random, \"4k\"; if (i % 10 == 0) print \"flush\" }" w 'cp qcow2 w'
 }

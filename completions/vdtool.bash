@@ -797,7 +797,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__create)
-            opts="-f -o -b -F -u -U -q -h --format --options --backing --backing-format --backing-unsafe --force-share --allow-ref --quiet --help"
+            opts="-f -o -b -F -u -U -q -h --format --options --backing --backing-format --backing-unsafe --force-share --allow-ref --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -836,6 +836,10 @@ _vdtool() {
                     return 0
                     ;;
                 --allow-ref)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --object)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

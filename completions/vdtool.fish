@@ -52,8 +52,10 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand create" -s o -l options -d
 complete -c vdtool -n "__fish_vdtool_using_subcommand create" -s b -l backing -d 'Make an image that holds what differs from this one' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand create" -s F -l backing-format -d 'Format of the backing image; without it the content decides' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand create" -l allow-ref -d 'Let the backing image name this file, or any file, as its own; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand create" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand create" -s u -l backing-unsafe -d 'Do not open the backing image: it need not exist, and SIZE and -F must be given'
 complete -c vdtool -n "__fish_vdtool_using_subcommand create" -s U -l force-share -d 'Read the backing image even where another process has it open for writing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand create" -l image-opts -d 'An image by options'
 complete -c vdtool -n "__fish_vdtool_using_subcommand create" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand create" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -s f -l format -d 'Format of the image; without it the content decides' -r
@@ -62,11 +64,11 @@ json\t'For programs; keys as qemu-img has them'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -s b -l backing-chain -d 'Show the images below it as well, top first; otherwise no other file is opened'
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -s U -l force-share -d 'Read even where another process has the image open for writing'
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l no-mmap -d 'Read by system calls, not through mappings'
-complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l image-opts -d 'An image by options'
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s f -l format -d 'Format of the sources; without it their content decides' -r
@@ -77,7 +79,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s F -l target-ba
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s S -l sparse-size -d 'Leave out runs of zeroes of at least this size; 0: write everything, holes too [default: 4k]' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s l -l snapshot -d 'Convert an internal snapshot, in formats that have them' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s j -l jobs -d 'Threads that work [default: one per core, at most 8]' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s r -l rate-limit -d 'Most bytes a second' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s r -l rate-limit -d 'Most bytes a second; 0: as many as there can be' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s t -l target-cache -d 'How the page cache is used for the target' -r -f -a "writeback\t'The host\'s page cache; a flush makes writes durable'
 writethrough\t'The host\'s page cache; every write is durable when it completes'
 none\t'No page cache (`O_DIRECT`)'
@@ -95,7 +97,7 @@ none\t'Nothing'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s c -l compress -d 'Compress the data, in formats that can'
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s n -l no-create -d 'Write into an image or device that exists'
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l target-is-zero -d 'With -n: the target reads as zeroes already'
@@ -108,7 +110,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l skip-broken-bi
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s p -d 'Show a progress bar: the same as --progress bar'
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s U -l force-share -d 'Read even where another process has the image open for writing'
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l no-mmap -d 'Read by system calls, not through mappings'
-complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l image-opts -d 'An image by options'
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -s f -l format -d 'Format of the image; without it the content decides' -r
@@ -128,11 +130,11 @@ none\t'Nothing'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -s p -d 'Show a progress bar: the same as --progress bar'
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -s U -l force-share -d 'Read even where another process has the image open for writing'
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l no-mmap -d 'Read by system calls, not through mappings'
-complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l image-opts -d 'An image by options'
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -s f -l format -d 'Format of the image; without it the content decides' -r
@@ -143,10 +145,10 @@ json\t'For programs; keys as qemu-img has them'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -s U -l force-share -d 'Read even where another process has the image open for writing'
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l no-mmap -d 'Read by system calls, not through mappings'
-complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l image-opts -d 'An image by options'
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -s f -l format -d 'Format of the first image; without it the content decides' -r
@@ -165,12 +167,12 @@ none\t'Nothing'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -s s -l strict -d 'Sizes must be equal too, and data, zeroes and holes in the same places'
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -s p -d 'Show a progress bar: the same as --progress bar'
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -s U -l force-share -d 'Read even where another process has the image open for writing'
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l no-mmap -d 'Read by system calls, not through mappings'
-complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l image-opts -d 'An image by options'
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -s f -l format -d 'Format of FILE; without it the content decides' -r
@@ -183,10 +185,10 @@ json\t'For programs; keys as qemu-img has them'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -s U -l force-share -d 'Read even where another process has the image open for writing'
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l no-mmap -d 'Read by system calls, not through mappings'
-complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l image-opts -d 'An image by options'
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -s f -l format -d 'Format of the image; without it the content decides' -r
@@ -197,11 +199,11 @@ full\t'It is allocated and written with zeroes'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l shrink -d 'Allow a smaller size: what lies past it is lost'
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -s U -l force-share -d 'Read even where another process has the image open for writing'
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l no-mmap -d 'Read by system calls, not through mappings'
-complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l image-opts -d 'An image by options'
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -s f -l format -d 'Format of the image; without it the content decides' -r
@@ -213,11 +215,11 @@ json\t'For programs; keys as qemu-img has them'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -s l -l list -d 'List the snapshots'
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -s U -l force-share -d 'Read even where another process has the image open for writing'
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l no-mmap -d 'Read by system calls, not through mappings'
-complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l image-opts -d 'An image by options'
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s f -l format -d 'Format of the image; without it the content decides' -r
@@ -234,12 +236,12 @@ none\t'Nothing'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s d -l drop -d 'Leave the image as it is instead of emptying it'
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s p -d 'Show a progress bar: the same as --progress bar'
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s U -l force-share -d 'Read even where another process has the image open for writing'
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l no-mmap -d 'Read by system calls, not through mappings'
-complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l image-opts -d 'An image by options'
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s f -l format -d 'Format of the image; without it the content decides' -r
@@ -262,13 +264,13 @@ none\t'Nothing'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s u -l unsafe -d 'Change the name only, and open neither backing image'
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s c -l compress -d 'Compress what is copied, in formats that can'
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s p -d 'Show a progress bar: the same as --progress bar'
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s U -l force-share -d 'Read even where another process has the image open for writing'
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l no-mmap -d 'Read by system calls, not through mappings'
-complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l image-opts -d 'An image by options'
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s f -l format -d 'Format of the image; without it the content decides' -r
@@ -279,7 +281,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s F -l source-for
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l add -d 'Add it; it takes note of writes unless --disable is given too'
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l remove -d 'Remove it'
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l clear -d 'Forget what it has taken note of'
@@ -287,7 +289,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l enable -d 'Have
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l disable -d 'Have it take note of writes no more'
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s U -l force-share -d 'Read even where another process has the image open for writing'
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l no-mmap -d 'Read by system calls, not through mappings'
-complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l image-opts -d 'An image by options'
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -s f -l format -d 'Format of the image; without it the content decides' -r
@@ -304,12 +306,12 @@ none\t'Nothing'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l force -d 'Accepted for qemu-img\'s sake: it is about keys of encrypted images'
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -s p -d 'Show a progress bar: the same as --progress bar'
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -s U -l force-share -d 'Read even where another process has the image open for writing'
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l no-mmap -d 'Read by system calls, not through mappings'
-complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l image-opts -d 'An image by options'
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -s f -l format -d 'Format of INPUT; without it the content decides' -r
@@ -317,10 +319,10 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -s O -l output-format 
 complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -s U -l force-share -d 'Read even where another process has the image open for writing'
 complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -l no-mmap -d 'Read by system calls, not through mappings'
-complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -l image-opts -d 'An image by options'
 complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -s f -l format -d 'Format of the image; without it the content decides' -r
@@ -342,13 +344,13 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l flush-interval -
 complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -s n -l native -d 'Accepted for qemu-img\'s sake, without effect'
 complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -s w -l write -d 'Write instead of reading'
 complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l no-drain -d 'Flush without waiting for the requests under way'
 complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -s U -l force-share -d 'Read even where another process has the image open for writing'
 complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l no-mmap -d 'Read by system calls, not through mappings'
-complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l image-opts -d 'An image by options'
 complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s f -l format -d 'Format of FILE; left out: probed by content' -r
@@ -364,7 +366,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l script -d 'A file w
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s i -l aio -d 'Accepted for qemu-io\'s sake, without effect' -r -f -a "threads\t'By threads'
 native\t'By the kernel\'s older interface'
 io_uring\t'By the kernel\'s newer interface'"
@@ -373,7 +375,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s s -l snapshot -d 'W
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s n -l nocache -d 'Bypass the host\'s page cache: the same as -t none'
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s U -l force-share -d 'Read even where another process has the image open for writing'
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l no-mmap -d 'Read by system calls, not through mappings'
-complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l image-opts -d 'An image by options'
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s C -l copy-on-read -d 'Write into the image what is read from those below it'
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s m -l misalign -d 'Accepted for qemu-io\'s sake, without effect'
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s k -l native-aio -d 'Accepted for qemu-io\'s sake, without effect'
@@ -426,7 +428,7 @@ json\t'For programs; keys as qemu-img has them'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l object -d 'Not supported; named here so that the refusal says so' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l persistent -d 'Go on after the last NBD client has left'
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l tls-verify-peer -d 'Take only clients with a certificate that ca-cert.pem, in the same directory, vouches for'
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l ublk -d 'Serve each image as a block device of this machine, /dev/ublkbN'
@@ -440,7 +442,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -s r -l read-only -
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -s s -l snapshot -d 'Writes go to a temporary layer, and are lost at the end'
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -s U -l force-share -d 'Read even where another process has the image open for writing'
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l no-mmap -d 'Read by system calls, not through mappings'
-complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l image-opts -d 'Not supported; named here so that the refusal says so'
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l image-opts -d 'An image by options'
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and not __fish_seen_subcommand_from status stats pause resume flush resize change reopen limit stop help" -l output -d 'How to print the result' -r -f -a "human\t'For people'

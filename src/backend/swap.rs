@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::backend::gate::{ABSENT, BUSY, CLOSED};
 use crate::backend::lane::Lane;
-use crate::backend::{Backend, Durability, closed};
+use crate::backend::{Backend, closed};
 use crate::chain::{Base, Chain};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::overlay::Overlay;
@@ -79,7 +79,7 @@ impl Backend {
     pub fn change(&self, next: Medium) -> Result<()> {
         self.exclusive(|| {
             if self.gate.flags() & ABSENT == 0 {
-                self.close_chain(&self.chain())?;
+                self.chain().close()?;
             }
             self.install(next);
             self.gate.clear(ABSENT);
@@ -97,7 +97,7 @@ impl Backend {
     pub fn reopen(&self, open: impl FnOnce() -> Result<Medium>) -> Result<()> {
         self.exclusive(|| {
             if self.gate.flags() & ABSENT == 0 {
-                self.close_chain(&self.chain())?;
+                self.chain().close()?;
                 self.gate.set(ABSENT);
                 let old = self.chain();
                 self.install(nothing(&old)?.into());
@@ -124,7 +124,7 @@ impl Backend {
             true => Ok(()),
             false => {
                 let old = self.chain();
-                let closed = self.close_chain(&old);
+                let closed = old.close();
                 // Its locks go now, whoever still has the backend.
                 self.install(nothing(&old)?.into());
                 closed
@@ -160,24 +160,6 @@ impl Backend {
                 high,
                 ..lane
             });
-        }
-    }
-
-    /// Leaves an image's file as a clean close leaves it, on stable media unless nothing is to be.
-    fn close_chain(&self, chain: &Chain) -> Result<()> {
-        let top = chain.top();
-        if !top.caps().write {
-            return Ok(());
-        }
-        let durable = self.settings.durability != Durability::Never;
-        if durable {
-            chain.flush()?;
-        }
-        chain.close()?;
-        match durable {
-            // Closing is not durable by itself.
-            true => top.storage().sync(),
-            false => Ok(()),
         }
     }
 }

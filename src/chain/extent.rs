@@ -54,6 +54,8 @@ impl Extent {
 #[derive(Debug)]
 pub struct Extents<'a> {
     chain: &'a Chain,
+    /// Layers in which the host is asked for holes.
+    asks: Vec<bool>,
     range: Range<u64>,
     next: Option<Extent>,
 }
@@ -65,6 +67,11 @@ impl Chain {
     /// # Errors
     /// Those of the layers.
     pub fn extent(&self, at: u64, len: u64) -> Result<Extent> {
+        self.extent_where(at, len, |_| true)
+    }
+
+    /// As `extent`; the host is asked for holes in what those layers store that `asks` names.
+    fn extent_where(&self, at: u64, len: u64, asks: impl Fn(usize) -> bool) -> Result<Extent> {
         let _ticket = self.enter();
         let found = self.resolve(at, len, Wait::Yes)?;
         let extent = |state, len, host| Extent {
@@ -75,6 +82,9 @@ impl Chain {
             host,
         };
         Ok(match found.source {
+            Source::Stored { host, .. } if !asks(found.depth) => {
+                extent(State::Data, found.len, Some(host))
+            }
             Source::Stored { storage, host, .. } => {
                 let run = storage.run(host, found.len)?;
                 let state = if run.data { State::Data } else { State::Zero };
@@ -86,7 +96,9 @@ impl Chain {
         })
     }
 
-    /// The extents of a range inside the disk.
+    /// The extents of a range inside the disk.  Holes of the host count in layers that may have long
+    /// ones ([`Chain::may_be_unwritten`]); where space is given as it is written, what is stored is
+    /// data.
     ///
     /// # Errors
     /// `OutOfRange` where it is not.
@@ -94,6 +106,7 @@ impl Chain {
         self.check_range(range.start, crate::util::range::len(&range))?;
         Ok(Extents {
             chain: self,
+            asks: self.may_be_unwritten(),
             range,
             next: None,
         })
@@ -105,9 +118,9 @@ impl Extents<'_> {
         if self.range.is_empty() {
             return None;
         }
-        let extent = self
-            .chain
-            .extent(self.range.start, self.range.end - self.range.start);
+        let len = self.range.end - self.range.start;
+        let asks = |depth| self.asks.get(depth).is_none_or(|asks| *asks);
+        let extent = self.chain.extent_where(self.range.start, len, asks);
         match &extent {
             Ok(e) => self.range.start += e.len,
             Err(_) => self.range.start = self.range.end,

@@ -104,6 +104,11 @@ impl Chain {
         self.base
     }
 
+    /// By layer, whether what it stores may for long stretches never have been written.
+    pub fn may_be_unwritten(&self) -> Vec<bool> {
+        self.layers.iter().map(|l| l.may_be_unwritten()).collect()
+    }
+
     /// Size of the disk in bytes: that of the top layer.
     pub fn virtual_size(&self) -> u64 {
         self.top().virtual_size()
@@ -183,6 +188,14 @@ impl Chain {
     /// Those of [`Image::map`]; `NotFound` where the answer is in an image that was not opened.
     pub fn resolve(&self, at: u64, len: u64, wait: Wait) -> Result<Resolved<'_>> {
         self.resolve_from(0, at, len, wait)
+    }
+
+    /// As `resolve`, for bytes that the top layer is known not to have.
+    ///
+    /// # Errors
+    /// Those of [`Chain::resolve`].
+    pub fn resolve_below(&self, at: u64, len: u64, wait: Wait) -> Result<Resolved<'_>> {
+        self.resolve_from(1, at, len, wait)
     }
 
     /// As `resolve`, in these layers alone: `Below` where none of them has the bytes, whatever lies

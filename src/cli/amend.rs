@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::chain::open::{ChainOptions, Follow};
 use crate::chain::{self, Chain};
@@ -10,13 +11,15 @@ use crate::cli::common::{OpenArgs, ProgressArgs, parse_driver, print};
 use crate::cli::create::option;
 use crate::cli::exit::{Exit, usage};
 use crate::cli::resize::{self, PreallocationArg};
-use crate::cli::{Globals, signal};
+use crate::cli::{Globals, progress, signal};
 use crate::error::{Context, Error, Result};
 use crate::image::options::OptionValues;
 use crate::image::{Amend, Driver};
 use crate::output;
+use crate::output::bar::Bar;
 use crate::storage::HostId;
 use crate::storage::open::Access;
+use crate::util::progress::Watcher;
 
 const HELP: &str = "\
 EXAMPLES:
@@ -53,7 +56,7 @@ pub struct Args {
     /// How the page cache is used.
     #[arg(short = 't', long, value_enum, value_name = "CACHE")]
     pub cache: Option<CacheMode>,
-    /// Accepted: the changes take no time worth showing.
+    /// How progress is shown.
     #[command(flatten)]
     pub progress: ProgressArgs,
     /// How to open the image.
@@ -68,8 +71,8 @@ pub struct Args {
 ///
 /// # Errors
 /// Whatever keeps it from being done.
-pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
-    let help = args.options.iter().any(|o| o == "help" || o == "?");
+pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
+    let help = OptionValues::ask_for_help(&args.options);
     let access = if help { Access::Read } else { Access::Write };
     let options = args.open.plan_cached(args.format, access, args.cache)?;
     let options = ChainOptions {
@@ -94,12 +97,15 @@ pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
         may_grow(&chain, size).at(&args.file)?;
     }
     signal::catch()?;
+    let bar = Arc::new(progress::start("amend", 0, &args.progress, globals));
+    let watcher = Arc::clone(&bar);
+    chain.top_mut().watch(Watcher::new(watcher));
     amend_of(&mut chain)
         .and_then(|image| image.amend(&values))
         .at(&args.file)?;
     chain.close()?;
-    chain.top().storage().sync()?;
     drop(chain);
+    Arc::into_inner(bar).into_iter().for_each(Bar::finish);
     size.map_or(Ok(()), |size| grow(args, format, size))?;
     Ok(Exit::Done)
 }
@@ -137,9 +143,7 @@ fn grow(args: &Args, format: &'static Driver, size: u64) -> anyhow::Result<()> {
         .plan_cached(Some(format), Access::Write, args.cache)?;
     let chain = chain::open::open(&args.file, &options)?;
     resize::set_size(&chain, size, PreallocationArg::Off)?;
-    chain.flush()?;
-    chain.close()?;
-    Ok(chain.top().storage().sync()?)
+    Ok(chain.close()?)
 }
 
 fn amend_of(chain: &mut Chain) -> Result<&mut dyn Amend> {

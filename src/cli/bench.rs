@@ -190,9 +190,7 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     let time = Bench::new(args, &backend).measure()?;
     let chain = backend.chain();
     if args.write {
-        chain.flush()?;
         chain.close()?;
-        chain.top().storage().sync()?;
     }
     if !globals.quiet {
         let seconds = time.as_secs_f64();

@@ -7,7 +7,7 @@ use crate::chain::open::{ChainOptions, Follow};
 use crate::chain::{self, Chain};
 use crate::cli::common::{OpenArgs, parse_driver, parse_size};
 use crate::cli::exit::{Exit, usage};
-use crate::cli::{Globals, signal};
+use crate::cli::{Globals, progress, signal};
 use crate::copy::bitmaps::{bitmaps_of_mut, merge_bitmap};
 use crate::error::{Context, Result};
 use crate::image::Driver;
@@ -106,9 +106,9 @@ pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
     let plan = args.open.plan(args.format, Access::Write)?;
     let mut chain = chain::open::open(&args.file, &alone(plan))?;
     signal::catch()?;
+    chain.top_mut().watch(progress::watcher("bitmap"));
     change(args, source.as_ref(), &mut chain).at(&args.file)?;
     chain.close()?;
-    chain.top().storage().sync()?;
     Ok(Exit::Done)
 }
 

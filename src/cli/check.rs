@@ -93,7 +93,7 @@ struct Checked {
 pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     // 2 stands for corruption here.
     let plan = |access| {
-        let plan = args.open.plan(args.format, access);
+        let plan = args.open.plan_cached(args.format, access, Some(args.cache));
         plan.map_err(|e| coded(Exit::Failed, e))
     };
     let (repair, access) = match args.repair {
@@ -101,14 +101,11 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
         Some(RepairArg::Leaks) => (Repair::Leaks, Access::Write),
         Some(RepairArg::All) => (Repair::All, Access::Write),
     };
-    let mut options = ChainOptions {
+    let options = ChainOptions {
         follow: Follow::No,
         purpose: Purpose::Check,
         ..plan(access)?
     };
-    if let Some(caching) = args.cache.caching() {
-        options.storage.caching = caching;
-    }
     signal::catch()?;
     let mut checked = check(args, &options, repair, globals)?;
     if checked.has_backing {
@@ -147,7 +144,6 @@ fn check(
         chain.flush()?;
         report = joined(report, run(Repair::Nothing)?);
         chain.close()?;
-        image.storage().sync()?;
     }
     let has_backing = image.backing().is_some();
     Ok(Checked {

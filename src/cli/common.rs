@@ -78,12 +78,38 @@ pub struct OpenArgs {
     /// Read by system calls, not through mappings.
     #[arg(long)]
     pub no_mmap: bool,
-    /// Not supported; named here so that the refusal says so.
+    /// What QEMU's tools have and vdtool has not.
+    #[command(flatten)]
+    pub absent: AbsentArgs,
+}
+
+/// Options of QEMU's tools that are not supported; named here so that the refusal says so.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct AbsentArgs {
+    /// An image by options.
     #[arg(long, hide = true, aliases = ["source-image-opts", "target-image-opts"])]
     pub image_opts: bool,
-    /// Not supported; named here so that the refusal says so.
+    /// An object, such as a secret.
     #[arg(long, hide = true, value_name = "OBJECT")]
-    pub object: Vec<String>,
+    pub object: Vec<OsString>,
+}
+
+impl AbsentArgs {
+    /// Refuses them by name.
+    ///
+    /// # Errors
+    /// A usage error.
+    pub fn refuse(&self) -> anyhow::Result<()> {
+        if self.image_opts {
+            return Err(exit::usage(
+                "--image-opts is not supported; use -f and --open-options",
+            ));
+        }
+        match self.object.is_empty() {
+            true => Ok(()),
+            false => Err(exit::usage("--object is not supported")),
+        }
+    }
 }
 
 impl OpenArgs {
@@ -123,14 +149,7 @@ impl OpenArgs {
         format: Option<&'static Driver>,
         access: Access,
     ) -> anyhow::Result<ChainOptions> {
-        if self.image_opts {
-            return Err(exit::usage(
-                "--image-opts is not supported; use -f and --open-options",
-            ));
-        }
-        if !self.object.is_empty() {
-            return Err(exit::usage("--object is not supported"));
-        }
+        self.absent.refuse()?;
         if self.force_share && access == Access::Write {
             return Err(exit::usage("-U/--force-share is for reading only"));
         }
@@ -211,6 +230,21 @@ pub fn target_driver(
         printable(file)
     ));
     Ok(&formats::raw::DRIVER)
+}
+
+/// The format whose options are to be listed: that of a new image, and raw where none is named.
+///
+/// # Errors
+/// Those of [`target_driver`].
+pub fn helped_driver(
+    format: Option<&'static Driver>,
+    file: Option<&Path>,
+    globals: &Globals,
+) -> Result<&'static Driver, Error> {
+    match (format, file) {
+        (None, None) => Ok(&formats::raw::DRIVER),
+        (_, file) => target_driver(format, file.unwrap_or(Path::new("")), globals),
+    }
 }
 
 /// A format by its name, for clap.

@@ -4,12 +4,15 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use crate::cli::cache::CacheMode;
-use crate::cli::common::{OpenArgs, ProgressArgs, parse_driver, parse_size, print, target_driver};
+use crate::cli::common::{
+    OpenArgs, ProgressArgs, helped_driver, parse_driver, parse_size, print, target_driver,
+};
 use crate::cli::create::creator;
 use crate::cli::exit::{Exit, usage};
 use crate::cli::{Globals, hints, signal};
 use crate::copy::{Joined, MAX_WORKERS, Scan, default_workers};
 use crate::image::Driver;
+use crate::image::options::OptionValues;
 use crate::output;
 
 mod options;
@@ -129,8 +132,8 @@ pub struct Args {
     /// With --bitmaps: leave out those that a writer did not save.
     #[arg(long, requires = "bitmaps")]
     pub skip_broken_bitmaps: bool,
-    /// Most bytes a second.
-    #[arg(short, long, alias = "rate", value_name = "SIZE", value_parser = parse_rate)]
+    /// Most bytes a second; 0: as many as there can be.
+    #[arg(short, long, alias = "rate", value_name = "SIZE", value_parser = parse_size)]
     pub rate_limit: Option<u64>,
     /// How the page cache is used for the target.
     #[arg(
@@ -166,6 +169,10 @@ impl Args {
         self.jobs.map_or_else(default_workers, usize::from)
     }
 
+    fn rate(&self) -> Option<u64> {
+        self.rate_limit.filter(|rate| *rate > 0)
+    }
+
     fn scan(&self) -> Scan {
         match self.sparse_size {
             None => Scan::Cheapest,
@@ -181,8 +188,8 @@ impl Args {
 /// Whatever keeps it from being done; what was under the target's name is then still there.
 pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     let target = args.files.last().map(PathBuf::as_path);
-    if args.options.iter().any(|o| o == "help" || o == "?") {
-        let driver = target_driver(args.target_format, target.unwrap_or(Path::new("")), globals)?;
+    if OptionValues::ask_for_help(&args.options) {
+        let driver = helped_driver(args.target_format, target, globals)?;
         creator(driver)?;
         print(|out| Ok(output::options::table(out, driver, hints::OPTIONS)?))?;
         return Ok(Exit::Done);
@@ -236,12 +243,5 @@ fn parse_sparse(text: &str) -> Result<u64, String> {
         size => Err(format!(
             "{size} bytes (allowed: multiples of 512 up to {MOST}, and 0 to write everything)"
         )),
-    }
-}
-
-fn parse_rate(text: &str) -> Result<u64, String> {
-    match parse_size(text)? {
-        0 => Err("a rate of 0 never ends (allowed: 1 and more bytes a second)".to_owned()),
-        rate => Ok(rate),
     }
 }

@@ -9,7 +9,9 @@ use std::time::SystemTime;
 use crate::chain::open::{ChainOptions, Follow, Home};
 use crate::chain::{self, Chain, HostFile};
 use crate::cli::backing::{clean, describe, home_of_new, locate, modified, refuse_uri, relative};
-use crate::cli::common::{OpenArgs, parse_driver, parse_size, print, target_driver};
+use crate::cli::common::{
+    AbsentArgs, OpenArgs, helped_driver, parse_driver, parse_size, print, target_driver,
+};
 use crate::cli::exit::{Exit, usage};
 use crate::cli::hints::{self, Hints};
 use crate::cli::interrupt::{self, Interruptible};
@@ -72,6 +74,9 @@ pub struct Args {
     /// Let the backing image name this file, or any file, as its own; repeatable.
     #[arg(long, value_name = "PATH|any")]
     pub allow_ref: Vec<PathBuf>,
+    /// What QEMU's tools have and vdtool has not.
+    #[command(flatten)]
+    pub absent: AbsentArgs,
     /// The new image.
     #[arg(value_name = "FILE")]
     pub file: Option<PathBuf>,
@@ -106,9 +111,9 @@ pub(super) struct Generic {
 /// # Errors
 /// Whatever keeps it from being done; nothing is then left under the new image's name.
 pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
-    if args.options.iter().any(|o| o == "help" || o == "?") {
-        let file = args.file.as_deref().unwrap_or(Path::new(""));
-        let driver = target_driver(args.format, file, globals)?;
+    args.absent.refuse()?;
+    if OptionValues::ask_for_help(&args.options) {
+        let driver = helped_driver(args.format, args.file.as_deref(), globals)?;
         creator(driver)?;
         print(|out| Ok(output::options::table(out, driver, hints::OPTIONS)?))?;
         return Ok(Exit::Done);
@@ -219,7 +224,8 @@ impl Generic {
                     let driver = parse_driver(&text).map_err(|e| option("backing_fmt", &e))?;
                     generic.backing_format.get_or_insert(driver);
                 }
-                Some("encryption") if ["off", "no", "false"].iter().any(|off| value == *off) => {}
+                Some("encryption")
+                    if ["off", "no", "false", "n"].iter().any(|off| value == *off) => {}
                 _ if key.to_str().is_some_and(is_about_encryption) => {
                     let text = format!(
                         "option '{}': encrypted images are not supported",
@@ -485,8 +491,7 @@ fn rename_data_file(path: &Path, driver: &'static Driver, name: &Path) -> Result
     let mut pair = OsString::from("data_file=");
     pair.push(double_commas(name.as_os_str()));
     image.amend(&OptionValues::parse(image.options(), driver.name, [&pair])?)?;
-    chain.close()?;
-    chain.top().storage().sync()
+    chain.close()
 }
 
 #[cfg(test)]

@@ -4,7 +4,9 @@
 //! `{"return": ..}` or `{"error": {"class": .., "message": ..}}`.  Both ends read the words by the
 //! one definition here.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -166,7 +168,7 @@ pub struct Line {
 
 impl Order {
     /// The words that say it; a file by its absolute path, as the server may be elsewhere.
-    fn words(&self) -> anyhow::Result<Vec<String>> {
+    fn words(&self) -> anyhow::Result<Vec<OsString>> {
         let mut words = Vec::new();
         let (name, which, rest) = match self {
             Self::Status { which } => ("status", Some(which), vec![]),
@@ -179,8 +181,8 @@ impl Order {
                 shrink,
                 size,
             } => {
-                let shrink = shrink.then(|| "--shrink".to_owned());
-                let rest = shrink.into_iter().chain([size.to_string()]);
+                let shrink = shrink.then(|| "--shrink".into());
+                let rest = shrink.into_iter().chain([size.to_string().into()]);
                 ("resize", Some(which), rest.collect())
             }
             Self::Change {
@@ -188,53 +190,61 @@ impl Order {
                 format,
                 file,
             } => {
-                let format = format.map(|f| format!("--format={}", f.name));
-                let rest = format.into_iter().chain(["--".to_owned(), absolute(file)?]);
+                let format = format.map(|f| format!("--format={}", f.name).into());
+                let rest = format.into_iter().chain(["--".into(), absolute(file)?]);
                 ("change", Some(which), rest.collect())
             }
             Self::Reopen { which } => ("reopen", Some(which), vec![]),
-            Self::Limit { which, limits } => ("limit", Some(which), vec![limits.clone()]),
+            Self::Limit { which, limits } => ("limit", Some(which), vec![limits.into()]),
             Self::Stop { force, hand_over } => {
                 let how = [(*force, "--force"), (*hand_over, "--hand-over")];
                 let said = how.into_iter().filter(|(is, _)| *is);
-                (
-                    "stop",
-                    None,
-                    said.map(|(_, word)| word.to_owned()).collect(),
-                )
+                ("stop", None, said.map(|(_, word)| word.into()).collect())
             }
         };
-        words.push(name.to_owned());
+        words.push(name.into());
         let export = which.and_then(|w| w.export.as_ref());
-        words.extend(export.map(|name| format!("--export={name}")));
+        words.extend(export.map(|name| format!("--export={name}").into()));
         words.extend(rest);
         Ok(words)
     }
 }
 
-fn absolute(file: &Path) -> anyhow::Result<String> {
-    if let Some(uri) = file.to_str().filter(|text| text.contains("://")) {
-        return Ok(uri.to_owned());
+fn absolute(file: &Path) -> anyhow::Result<OsString> {
+    if file.to_str().is_some_and(|text| text.contains("://")) {
+        return Ok(file.into());
     }
     let path = std::path::absolute(file).map_err(|e| Error::io("find", e).at(file))?;
-    let text = path.to_str().map(ToOwned::to_owned);
-    Ok(text.ok_or_else(|| Error::invalid("the name is not UTF-8").at(file))?)
+    Ok(path.into())
 }
 
 /// The words as a line that `io`'s rules for quotes cut into the same words.
 ///
 /// # Errors
 /// A word with an end of line; a line that is too long.
-fn line(words: &[String]) -> crate::Result<String> {
-    let quoted = words.iter().map(|word| match word {
-        word if word.chars().all(is_plain) && !word.is_empty() => word.clone(),
-        word => format!("'{}'", word.replace('\'', r"'\''")),
-    });
-    let mut line = quoted.collect::<Vec<_>>().join(" ");
-    if line.contains(['\n', '\r']) {
+fn line(words: &[OsString]) -> crate::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    for word in words.iter().map(|word| word.as_bytes()) {
+        match word.iter().all(|b| is_plain(*b)) && !word.is_empty() {
+            true => line.extend(word),
+            false => {
+                line.push(b'\'');
+                for byte in word {
+                    match byte {
+                        b'\'' => line.extend(br"'\''"),
+                        byte => line.push(*byte),
+                    }
+                }
+                line.push(b'\'');
+            }
+        }
+        line.push(b' ');
+    }
+    line.pop();
+    if line.iter().any(|b| matches!(b, b'\n' | b'\r')) {
         return Err(Error::invalid("a command has no ends of lines"));
     }
-    line.push('\n');
+    line.push(b'\n');
     if line.len() > MAX_COMMAND {
         return Err(Error::invalid(format!(
             "the command has {} bytes (allowed: {MAX_COMMAND})",
@@ -244,8 +254,8 @@ fn line(words: &[String]) -> crate::Result<String> {
     Ok(line)
 }
 
-fn is_plain(c: char) -> bool {
-    c.is_ascii_alphanumeric() || "-_=./,:+@%".contains(c)
+fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-_=./,:+@%".contains(&byte)
 }
 
 /// Runs the command.
@@ -276,12 +286,10 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn exchange(socket: &Path, line: &str) -> crate::Result<Value> {
+fn exchange(socket: &Path, line: &[u8]) -> crate::Result<Value> {
     let fail = |doing: &'static str| move |e| Error::io(doing, e);
     let mut stream = UnixStream::connect(socket).map_err(fail("connect to the socket"))?;
-    stream
-        .write_all(line.as_bytes())
-        .map_err(fail("send the command"))?;
+    stream.write_all(line).map_err(fail("send the command"))?;
     let mut answer = String::new();
     BufReader::new(stream.take(MAX_ANSWER))
         .read_line(&mut answer)
@@ -295,6 +303,8 @@ fn exchange(socket: &Path, line: &str) -> crate::Result<Value> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
     use super::*;
     use crate::cli::io::words;
 
@@ -305,12 +315,13 @@ mod tests {
             vec!["change", "/a b/it's #1 \\ \"x\"", ""],
             vec!["--export=ä ö", "#"],
         ] {
-            let words: Vec<String> = words.into_iter().map(ToOwned::to_owned).collect();
+            let mut words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
+            words.push(OsString::from_vec(b"/caf\xe9 \xff'".to_vec()));
             let line = line(&words).expect("fits");
-            assert_eq!(words::split(line.trim_end_matches('\n')), Ok(words));
+            assert_eq!(words::split(line.trim_ascii_end()), Ok(words));
         }
-        assert!(line(&["a\nb".to_owned()]).is_err());
-        assert!(line(&["a".repeat(MAX_COMMAND)]).is_err());
+        assert!(line(&["a\nb".into()]).is_err());
+        assert!(line(&["a".repeat(MAX_COMMAND).into()]).is_err());
     }
 
     #[test]

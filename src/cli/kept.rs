@@ -16,15 +16,32 @@ pub(super) fn refuse(target: &Path, files: &[HostFile]) -> Result<()> {
         true => None,
         false => HostId::named(target),
     };
-    match files.iter().find(|f| f.is_same(id, target)) {
+    let below = below(id);
+    let lost = |f: &&HostFile| f.is_same(id, target) || meets(f, id, &below);
+    match files.iter().find(lost) {
         None => Ok(()),
         Some(file) => Err(would_lose(file).at(target)),
     }
 }
 
+/// What a target that is a device keeps its bytes in.
+fn below(target: Option<HostId>) -> Vec<HostId> {
+    target.map_or_else(Vec::new, HostId::stands_on)
+}
+
+/// Whether a target keeps its bytes in a file of the disk, or the file its bytes in the target.
+fn meets(file: &HostFile, target: Option<HostId>, below: &[HostId]) -> bool {
+    let (Some(file), Some(target)) = (file.id, target) else {
+        return false;
+    };
+    below.contains(&file) || file.lies_on().contains(&target)
+}
+
 /// The same for what is open already.
 pub(super) fn refuse_open(target: &Path, id: Option<HostId>, files: &[HostFile]) -> Result<()> {
-    match files.iter().find(|f| id.is_some() && f.id == id) {
+    let below = below(id);
+    let lost = |f: &&HostFile| id.is_some() && (f.id == id || meets(f, id, &below));
+    match files.iter().find(lost) {
         None => Ok(()),
         Some(file) => Err(would_lose(file).at(target)),
     }

@@ -19,8 +19,8 @@ EXAMPLES:
   vdtool map -s 1G -l 64M disk.vhd
 
 STATES:
-  The states are data, compressed, zero (a layer says that the bytes are zeroes, or its file has a
-  hole there) and hole (no layer has the bytes: they read as zeroes).
+  The states are data, compressed, zero (a layer says that the bytes are zeroes, or the file of a
+  raw or preallocated one has a hole there) and hole (no layer has the bytes: they read as zeroes).
 
 EXIT STATUS:
   0   done

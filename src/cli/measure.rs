@@ -12,10 +12,9 @@ use crate::cli::common::{OpenArgs, OutputArgs, OutputFormat, parse_driver, parse
 use crate::cli::convert::pick;
 use crate::cli::create::{Generic, creator};
 use crate::cli::exit::{Exit, usage};
-use crate::cli::{Globals, hints};
+use crate::cli::{Globals, hints, progress};
 use crate::copy::Joined;
 use crate::copy::count::data_clusters;
-use crate::copy::progress::Silent;
 use crate::error::Context;
 use crate::image::Driver;
 use crate::image::create::{CreateBacking, CreateOptions};
@@ -28,9 +27,9 @@ EXAMPLES:
   vdtool measure -O vhd disk.raw
   vdtool measure -O vhd -o subformat=fixed --size 20G
 
-Data is found by what images and host files have space for; it is not read. With a backing file
-(-o backing_file=) all data counts: how much of it lies below is not known. The size of bitmaps
-counts for \"convert --bitmaps\".
+Data is what \"map\" shows as data: what images have space for, and the files of raw ones; it is
+not read. With a backing file (-o backing_file=) all data counts: how much of it lies below is not
+known. The size of bitmaps counts for \"convert --bitmaps\".
 
 EXIT STATUS:
   0   done
@@ -76,10 +75,11 @@ pub struct Args {
 /// # Errors
 /// Whatever keeps it from being told.
 pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
+    args.open.absent.refuse()?;
     let raw = &crate::formats::raw::DRIVER;
     let driver = args.target_format.unwrap_or(raw);
     let creator = creator(driver)?;
-    if args.options.iter().any(|o| o == "help" || o == "?") {
+    if OptionValues::ask_for_help(&args.options) {
         print(|out| Ok(output::options::table(out, driver, hints::OPTIONS)?))?;
         return Ok(Exit::Done);
     }
@@ -95,7 +95,10 @@ pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
     let data = match &source {
         // How much the backing image has of it is not known.
         Some(_) if options.backing.is_some() => all,
-        Some(source) => data_clusters(source, cluster, &Silent)?,
+        Some(source) => {
+            let bar = progress::hidden("measure", source.len());
+            data_clusters(source, cluster, &bar)?
+        }
         None => 0,
     };
     let sizes = Sizes {

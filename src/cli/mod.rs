@@ -64,7 +64,7 @@ FILES NAMED BY IMAGES:
 NAMES:
   Names of files, snapshots and bitmaps are bytes. Where they are printed, control characters are
   shown as \\u{1b}, and bytes that are not UTF-8 as \\xE9; in JSON, which is UTF-8, such bytes
-  become U+FFFD, as qemu-img has it. Names of exports, and commands of io and ctl, are UTF-8.
+  become U+FFFD, as qemu-img has it. Names of exports are UTF-8.
 
 EXIT STATUS:
   0              done
@@ -84,6 +84,8 @@ EXIT STATUS:
     max_term_width = 100,
     // As getopt has it: the last one counts.
     args_override_self = true,
+    // As getopt has it: as much of a long option as names one.
+    infer_long_args = true,
     after_long_help = HELP
 )]
 pub struct Cli {
@@ -236,9 +238,8 @@ fn run(command: &Command, globals: &Globals) -> anyhow::Result<Exit> {
 fn usage(error: &clap::Error) -> ExitCode {
     match error.kind() {
         ClapKind::DisplayHelp | ClapKind::DisplayVersion => {
-            // A closed pipe is a clean end here as well.
-            let _ = error.print();
-            return Exit::Done.into();
+            let shown = error.print().map_err(exit::output_failed);
+            return exit::finish(shown.map(|()| Exit::Done));
         }
         ClapKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let _ = error.print();

@@ -131,7 +131,7 @@ impl Change {
 pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     // The layers below are opened too: what they have past the old size must not show.
     let options = args.open.plan(args.format, Access::Write)?;
-    let chain = chain::open::open(&args.file, &options)?;
+    let mut chain = chain::open::open(&args.file, &options)?;
     let old = chain.virtual_size();
     let new = args.size.apply(old).ok_or_else(|| {
         usage(format!(
@@ -145,10 +145,9 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     }
     // From here on a signal leaves the old size or the new one.
     signal::catch()?;
+    chain.top_mut().watch(progress::watcher("resize"));
     set_size(&chain, new, args.preallocation)?;
-    chain.flush()?;
     chain.close()?;
-    chain.top().storage().sync()?;
     globals.say("Image resized.")?;
     Ok(Exit::Done)
 }

@@ -104,13 +104,16 @@ pub fn exit() -> Exit {
     }
 }
 
-/// From now on SIGUSR1 asks how far a job is, and ends none.
+/// From now on SIGUSR1 asks how far a job is, and SIGXFSZ, that a file may not become so long, is
+/// an error of the write; neither ends the process.
 ///
 /// # Errors
 /// The host's.
 pub fn hear() -> std::io::Result<()> {
     let asked = ASKED.get_or_init(Arc::default);
-    signal_hook::flag::register(SIGUSR1, Arc::clone(asked)).map(drop)
+    signal_hook::flag::register(SIGUSR1, Arc::clone(asked))?;
+    // The write says so itself.
+    signal_hook::flag::register(libc::SIGXFSZ, Arc::default()).map(drop)
 }
 
 /// Whether somebody asked how far the job is since this was called last.

@@ -6,10 +6,9 @@ use std::time::SystemTime;
 
 use crate::chain::open::{ChainOptions, Follow};
 use crate::chain::{self, Chain};
-use crate::cli::Globals;
 use crate::cli::common::{OpenArgs, OutputArgs, OutputFormat, parse_driver, print};
-use crate::cli::exit::Exit;
-use crate::cli::signal;
+use crate::cli::exit::{Exit, usage};
+use crate::cli::{Globals, progress, signal};
 use crate::error::{Context, Error, Result};
 use crate::image::snapshot::Pick;
 use crate::image::{Driver, Snapshots};
@@ -65,13 +64,13 @@ pub struct ActionArgs {
     pub list: bool,
     /// Make a snapshot of this name.
     #[arg(short, long, value_name = "NAME")]
-    pub create: Option<OsString>,
+    pub create: Vec<OsString>,
     /// Make the disk what it was in the snapshot of this id or name.
     #[arg(short, long, value_name = "NAME")]
-    pub apply: Option<OsString>,
+    pub apply: Vec<OsString>,
     /// Delete the first snapshot of this name or id.
     #[arg(short, long, value_name = "NAME")]
-    pub delete: Option<OsString>,
+    pub delete: Vec<OsString>,
 }
 
 /// Runs the command.
@@ -80,17 +79,30 @@ pub struct ActionArgs {
 /// Whatever keeps it from being done.
 pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
     let action = &args.action;
-    if let Some(name) = &action.create {
+    let (create, apply) = (once("-c", &action.create)?, once("-a", &action.apply)?);
+    let delete = once("-d", &action.delete)?;
+    if let Some(name) = create {
         change(args, |snapshots| snapshots.create(name, SystemTime::now()))?;
-    } else if let Some(name) = &action.apply {
+    } else if let Some(name) = apply {
         change(args, |snapshots| snapshots.apply(&Pick::Any(name.clone())))?;
-    } else if let Some(name) = &action.delete {
+    } else if let Some(name) = delete {
         let which = Pick::NameFirst(name.clone());
         change(args, |snapshots| snapshots.delete(&which))?;
     } else {
         list(args)?;
     }
     Ok(Exit::Done)
+}
+
+/// The one name that was given; of two, one would be forgotten without a word.
+fn once<'a>(option: &str, names: &'a [OsString]) -> anyhow::Result<Option<&'a OsString>> {
+    match names {
+        [] => Ok(None),
+        [name] => Ok(Some(name)),
+        _ => Err(usage(format!(
+            "the argument '{option}' cannot be used more than once"
+        ))),
+    }
 }
 
 fn open(args: &Args, access: Access) -> anyhow::Result<Chain> {
@@ -119,9 +131,9 @@ fn change(args: &Args, act: impl FnOnce(&mut dyn Snapshots) -> Result<()>) -> an
     let mut chain = open(args, Access::Write)?;
     // A change ends by itself, soon; a signal must not leave leaks.
     signal::catch()?;
+    chain.top_mut().watch(progress::watcher("snapshot"));
     act(snapshots(&mut chain).at(&args.file)?).at(&args.file)?;
     chain.close()?;
-    chain.top().storage().sync()?;
     Ok(())
 }
 

@@ -19,6 +19,8 @@ use crate::storage::open::{Access, StorageOptions, open};
 use crate::storage::{self, Storage};
 
 mod adopt;
+#[cfg(test)]
+mod listed;
 mod look;
 mod several;
 mod stale;
@@ -315,16 +317,8 @@ mod tests {
     use std::fs::Permissions;
     use std::os::unix::fs::PermissionsExt;
 
+    use super::listed::names;
     use super::*;
-
-    fn names(dir: &Path) -> Vec<String> {
-        let entries = std::fs::read_dir(dir).expect("is there");
-        let mut names: Vec<String> = entries
-            .map(|e| e.expect("reads").file_name().to_string_lossy().into_owned())
-            .collect();
-        names.sort();
-        names
-    }
 
     #[test]
     fn a_target_that_is_dropped_leaves_nothing_and_the_old_file_alone() {

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::chain::Chain;
 use crate::copy::engine::Engine;
+use crate::copy::find::{Found, Place, Unwritten};
 use crate::copy::progress::Progress;
 use crate::copy::whole::{Home, Whole};
 use crate::error::{Error, Result};
@@ -15,6 +16,8 @@ use crate::util::range;
 
 /// Work range.
 const RANGE: u64 = 16 << 20;
+/// The host is asked for holes in no less: to move them costs less than to ask.
+const ASK: u64 = 256 << 10;
 /// Bytes moved at a time.
 const STEP: usize = 1 << 20;
 
@@ -46,6 +49,7 @@ pub fn commit(upper: &Chain, base: &Chain, workers: usize, progress: &dyn Progre
         base,
         // New space over zeroes needs no sync of its own.
         whole: Whole::new(base).filter(|_| base.top().caps().backing),
+        unwritten: Unwritten::of([upper]),
         progress,
     };
     let workers = workers.clamp(1, super::MAX_WORKERS);
@@ -67,6 +71,8 @@ struct Down<'a> {
     base: &'a Chain,
     /// Where many clusters are written by one sync.
     whole: Option<Whole<'a>>,
+    /// Upper layers in which the host is asked for holes.
+    unwritten: Unwritten,
     progress: &'a dyn Progress,
 }
 
@@ -94,19 +100,16 @@ impl Down<'_> {
 
     /// What the upper layers have at `at`, and how far that goes.
     fn find(&self, at: u64, len: u64) -> Result<(u64, Option<Has>)> {
-        let found = self.upper.resolve_layers(at, len, Wait::Yes)?;
-        Ok(match found.source {
-            Source::Below => (found.len, None),
-            Source::Zero => (found.len, Some(Has::Zeroes)),
-            Source::Stored { storage, host, .. } => {
-                let run = storage.run(host, found.len)?;
-                match run.data {
-                    true => (run.len, Some(Has::Data)),
-                    false => (run.len, Some(Has::Zeroes)),
-                }
-            }
-            Source::Encoded => (found.len, Some(Has::Data)),
-        })
+        let mut found = Found::of(self.upper.resolve_layers(at, len, Wait::Yes)?);
+        if found.len >= ASK {
+            found = self.unwritten.ask(found)?;
+        }
+        let has = match found.place {
+            Place::Hole => None,
+            Place::Zero => Some(Has::Zeroes),
+            Place::Stored { .. } | Place::Encoded => Some(Has::Data),
+        };
+        Ok((found.len, has))
     }
 
     /// Moves a part of a range of one kind; how much, which may be more than was given, where it

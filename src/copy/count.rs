@@ -1,24 +1,26 @@
 //! How many clusters of a new image would hold data.
 
 use crate::chain::State;
+use crate::copy::find::Unwritten;
 use crate::copy::joined::Joined;
 use crate::copy::progress::Progress;
 use crate::error::Result;
 
-/// Clusters of `cluster` bytes (not 0) that data of `sources` touches, going by extents alone:
-/// data is not read.
+/// Clusters of `cluster` bytes (not 0) that data of `sources` touches, going by extents alone, as
+/// [`Chain::extents`](crate::chain::Chain::extents) has them: data is not read.
 ///
 /// # Errors
 /// `Cancelled`; those of the chains.
 pub fn data_clusters(sources: &Joined, cluster: u64, progress: &dyn Progress) -> Result<u64> {
     let _tickets = sources.enter();
+    let unwritten = Unwritten::of(sources.chains());
     let mut count = 0;
     // First cluster that is not counted yet.
     let mut next = 0;
     let mut at = 0;
     while at < sources.len() {
         progress.check()?;
-        let found = sources.find(at, sources.len() - at)?;
+        let found = unwritten.ask(sources.locate(at, sources.len() - at)?)?;
         if matches!(found.state(), State::Data | State::Encoded) {
             let first = (at / cluster).max(next);
             let end = (at + found.len).div_ceil(cluster);

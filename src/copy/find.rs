@@ -1,6 +1,6 @@
 //! Where guest bytes are, for moving them: an extent with its storage.
 
-use crate::chain::{Chain, State};
+use crate::chain::{Chain, Resolved, State};
 use crate::error::Result;
 use crate::image::{Source, Wait};
 use crate::storage::Storage;
@@ -36,7 +36,38 @@ pub(super) enum Place<'a> {
     Hole,
 }
 
-impl Found<'_> {
+impl<'a> Found<'a> {
+    /// What a chain has, as its layers say: holes of the host among it count as stored.
+    pub(super) fn of(found: Resolved<'a>) -> Self {
+        Self {
+            len: found.len,
+            place: match found.source {
+                Source::Stored { storage, host, .. } => Place::Stored { storage, host },
+                Source::Encoded => Place::Encoded,
+                Source::Zero => Place::Zero,
+                Source::Below => Place::Hole,
+            },
+            depth: found.depth,
+            part: 0,
+        }
+    }
+
+    /// The same after the host was asked for holes.
+    pub(super) fn asked(self) -> Result<Self> {
+        let Place::Stored { storage, host } = self.place else {
+            return Ok(self);
+        };
+        let run = storage.run(host, self.len)?;
+        Ok(Self {
+            len: run.len,
+            place: match run.data {
+                true => self.place,
+                false => Place::Zero,
+            },
+            ..self
+        })
+    }
+
     /// Nothing, for `len` bytes.
     pub(super) fn hole(len: u64) -> Self {
         Self {
@@ -63,29 +94,30 @@ impl Found<'_> {
     }
 }
 
+/// Which layers of disks may have long holes of the host in what they store.
+#[derive(Debug)]
+pub(super) struct Unwritten(Vec<Vec<bool>>);
+
+impl Unwritten {
+    /// Of disks in order, which `part` of what is found counts.
+    pub(super) fn of<'c>(chains: impl IntoIterator<Item = &'c Chain>) -> Self {
+        Self(chains.into_iter().map(Chain::may_be_unwritten).collect())
+    }
+
+    /// The same after the host was asked for holes where there may be long ones.
+    pub(super) fn ask<'f>(&self, found: Found<'f>) -> Result<Found<'f>> {
+        let layers = self.0.get(found.part);
+        match layers.and_then(|layers| layers.get(found.depth)) {
+            Some(true) => found.asked(),
+            _ => Ok(found),
+        }
+    }
+}
+
 /// What is at `at` of a chain, looking no further than `len`, which is not 0.  The caller holds a
 /// ticket.
 pub(super) fn find(chain: &Chain, at: u64, len: u64) -> Result<Found<'_>> {
-    let found = chain.resolve(at, len, Wait::Yes)?;
-    let (len, place) = match found.source {
-        Source::Stored { storage, host, .. } => {
-            let run = storage.run(host, found.len)?;
-            let place = match run.data {
-                true => Place::Stored { storage, host },
-                false => Place::Zero,
-            };
-            (run.len, place)
-        }
-        Source::Encoded => (found.len, Place::Encoded),
-        Source::Zero => (found.len, Place::Zero),
-        Source::Below => (found.len, Place::Hole),
-    };
-    Ok(Found {
-        len,
-        place,
-        depth: found.depth,
-        part: 0,
-    })
+    Found::of(chain.resolve(at, len, Wait::Yes)?).asked()
 }
 
 /// Whether two objects are the same file or device of the host.
@@ -93,9 +125,5 @@ pub(super) fn same_object(a: &dyn Storage, b: &dyn Storage) -> bool {
     if std::ptr::addr_eq(a, b) {
         return true;
     }
-    let identity = |storage: &dyn Storage| {
-        let stat = rustix::fs::fstat(storage.fd()?).ok()?;
-        Some((stat.st_dev, stat.st_ino, stat.st_rdev))
-    };
-    identity(a).is_some_and(|i| identity(b) == Some(i))
+    a.host_id().is_some_and(|id| b.host_id() == Some(id))
 }

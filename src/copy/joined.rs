@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use crate::chain::Chain;
-use crate::copy::find::{Found, find};
+use crate::copy::find::Found;
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::Wait;
 use crate::util::align::{clamp_len, len64};
 use crate::util::grace::Ticket;
 use crate::util::range::intersect;
@@ -119,11 +120,19 @@ impl Joined {
     /// # Errors
     /// Those of the chains.
     pub(super) fn find(&self, at: u64, len: u64) -> Result<Found<'_>> {
+        self.locate(at, len)?.asked()
+    }
+
+    /// As `find`, without a question to the host: its holes count as stored.
+    ///
+    /// # Errors
+    /// Those of the chains.
+    pub(super) fn locate(&self, at: u64, len: u64) -> Result<Found<'_>> {
         match self.part_at(at) {
             Some((index, part)) => {
                 let offset = part.offset(at);
                 let len = len.min(part.window.end - offset);
-                let mut found = find(&part.chain, offset, len)?;
+                let mut found = Found::of(part.chain.resolve(offset, len, Wait::Yes)?);
                 found.part = index;
                 Ok(found)
             }

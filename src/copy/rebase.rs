@@ -5,14 +5,14 @@ use std::ops::Range;
 use crate::chain::Chain;
 use crate::copy::commit::range_size;
 use crate::copy::engine::Engine;
-use crate::copy::find::{Found, Place, find, same_object};
+use crate::copy::find::{Found, Place, Unwritten, same_object};
 use crate::copy::joined::Joined;
 use crate::copy::progress::Progress;
 use crate::copy::whole::Whole;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Source, Wait};
 use crate::storage::Zeroing;
-use crate::util::align::{clamp_len, len64};
+use crate::util::align::{self, clamp_len, len64};
 use crate::util::buf::is_zero;
 
 /// Bytes of each disk compared at a time.
@@ -50,6 +50,8 @@ pub fn rebase(
     let keeper = Keeper {
         chain,
         below,
+        old_holes: Unwritten::of([chain]),
+        new_holes: Unwritten::of(below.chains()),
         unit: unit(chain, store),
         whole: match store {
             Store::Plain => Whole::new(chain),
@@ -95,6 +97,8 @@ struct Buffers {
 struct Keeper<'a> {
     chain: &'a Chain,
     below: &'a Joined,
+    old_holes: Unwritten,
+    new_holes: Unwritten,
     unit: u64,
     /// Where many units are written by one sync.
     whole: Option<Whole<'a>>,
@@ -124,16 +128,16 @@ impl Keeper<'_> {
     fn keep(&self, range: Range<u64>, buffers: &mut Buffers) -> Result<()> {
         let mut at = range.start;
         while at < range.end {
-            let old = find(self.chain, at, range.end - at)?;
-            let new = self.below.find(at, old.len)?;
-            if alike(&old, &new) {
-                at += new.len;
+            let (alike, len) = self.alike(at, range.end - at)?;
+            if alike {
+                at += len;
                 continue;
             }
             // In whole units, as the top layer is given space: what comes before is alike.
             let at_unit = at - at % self.unit;
-            let end = (at_unit + STEP).min(range.end);
+            let most = at_unit.saturating_add(STEP).min(range.end);
             let start = at_unit.max(range.start);
+            let end = self.unlike_end(at + len, most)?;
             let len = clamp_len(end - start, usize::MAX);
             buffers.old.resize(len, 0);
             buffers.new.resize(len, 0);
@@ -143,6 +147,40 @@ impl Keeper<'_> {
             at = end;
         }
         Ok(())
+    }
+
+    /// Whether both read the same at `at`, which the top layer does not have, without a look at
+    /// bytes, and how far that goes.
+    fn alike(&self, at: u64, len: u64) -> Result<(bool, u64)> {
+        let old = Found::of(self.chain.resolve_below(at, len, Wait::Yes)?);
+        let new = self.below.locate(at, old.len)?;
+        if alike(&old, &new) {
+            return Ok((true, new.len));
+        }
+        // Both may be holes of the host.
+        let new = self.new_holes.ask(new)?;
+        if !new.is_zero() {
+            return Ok((false, new.len));
+        }
+        let len = new.len;
+        let old = self.old_holes.ask(Found { len, ..old })?;
+        Ok((old.is_zero(), old.len))
+    }
+
+    /// Where units that must be looked at end, that go on to `at` at least; at most `most`.
+    fn unlike_end(&self, at: u64, most: u64) -> Result<u64> {
+        let mut at = at;
+        loop {
+            at = align::up(at, self.unit).unwrap_or(most).min(most);
+            if at == most {
+                return Ok(at);
+            }
+            let (alike, len) = self.alike(at, most - at)?;
+            if alike {
+                return Ok(at);
+            }
+            at += len;
+        }
     }
 
     /// Writes the units that differ, neighbours in one go.

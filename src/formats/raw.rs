@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::create::{CreateOptions, PREALLOCATION, Preallocation};
 use crate::image::driver::Creator;
+use crate::image::open::WriteOrder;
 use crate::image::{Caps, Driver, Fill, Image, LayerBelow, Resize, Run, Wait};
 use crate::storage::open::Access;
 use crate::storage::{Limits, Storage, Zeroing, fill_space, give_space, has_room};
@@ -23,6 +24,7 @@ pub static DRIVER: Driver = Driver {
             size: AtomicU64::new(storage.size()),
             storage,
             write: options.access == Access::Write,
+            order: options.order,
         }))
     },
     open_options: &[],
@@ -78,6 +80,7 @@ struct Raw {
     storage: Arc<dyn Storage>,
     size: AtomicU64,
     write: bool,
+    order: WriteOrder,
 }
 
 impl Image for Raw {
@@ -114,10 +117,6 @@ impl Image for Raw {
         Ok(Run::in_place(&*self.storage, at, inside, self.write))
     }
 
-    fn read_encoded(&self, _buf: &mut [u8], _at: u64) -> Result<usize> {
-        Err(Error::unsupported("format 'raw' has no compressed data"))
-    }
-
     fn allocate(&self, _at: u64, _len: u64, _fill: &mut Fill<'_>) -> Result<u64> {
         // Everything is stored already, so `map` never sends anyone here but on a read-only image.
         Err(Error::read_only())
@@ -139,7 +138,10 @@ impl Image for Raw {
     }
 
     fn close(&self) -> Result<()> {
-        Ok(())
+        match self.order {
+            WriteOrder::Ordered => self.flush(),
+            WriteOrder::Unordered => Ok(()),
+        }
     }
 
     fn as_resize(&self) -> Option<&dyn Resize> {

@@ -58,14 +58,28 @@ pub trait Encoder: fmt::Debug + Send {
 
 /// Space that was given to units and does not show yet; dropped, it is given back.
 pub trait Placed: Send {
-    /// Writes the units, whose bytes as they are stored lie in `bytes` one after another, and then
-    /// shows them.  They are on stable media before the words that show them, unless the image was
-    /// opened `Unordered`.
+    /// Writes the units, whose bytes as they are stored lie in `bytes` one after another.  They do
+    /// not show yet.
+    ///
+    /// # Errors
+    /// `Invalid` for too few bytes; the host's.
+    fn write(&mut self, bytes: &[u8]) -> Result<()>;
+    /// Shows the units, which were written.  They are on stable media before the words that show
+    /// them, unless the image was opened `Unordered`; one sync does for all that were written
+    /// before it.
     ///
     /// # Errors
     /// `Invalid` for a unit that the image has by now and that was not to be replaced; the host's.
     /// Some of the units may then have been stored; those that were not are as they were.
-    fn store(self: Box<Self>, bytes: &[u8]) -> Result<()>;
+    fn show(self: Box<Self>) -> Result<()>;
+    /// Writes the units and shows them.
+    ///
+    /// # Errors
+    /// Those of both.
+    fn store(mut self: Box<Self>, bytes: &[u8]) -> Result<()> {
+        self.write(bytes)?;
+        self.show()
+    }
 }
 
 /// Storing units compressed, in images of formats that can.

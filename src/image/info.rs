@@ -80,6 +80,12 @@ impl HostInfo {
             disk_size,
         })
     }
+
+    /// Whether it takes notably less space than it is long; also where the host does not say.
+    pub fn is_sparse(&self) -> bool {
+        self.disk_size
+            .is_none_or(|size| size < self.len - self.len / 10)
+    }
 }
 
 /// What `info` shows about one layer.

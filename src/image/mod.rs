@@ -11,8 +11,9 @@ use std::ops::Range;
 
 use uuid::Uuid;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::storage::{Limits, Storage, Zeroing};
+use crate::util::progress::Watcher;
 
 pub mod amend;
 pub mod bitmap;
@@ -206,7 +207,12 @@ pub trait Image: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// `Corrupt` where they do not decode; the host's.
-    fn read_encoded(&self, buf: &mut [u8], at: u64) -> Result<usize>;
+    fn read_encoded(&self, _buf: &mut [u8], _at: u64) -> Result<usize> {
+        let name = self.driver().name;
+        Err(Error::unsupported(format!(
+            "format '{name}' has no compressed data"
+        )))
+    }
     /// Gives the bytes from `at` space of their own, has `fill` write it, then publishes it.
     ///
     /// Returns how many bytes from `at` are now `Stored` and writable; 0 when another thread was
@@ -242,7 +248,8 @@ pub trait Image: fmt::Debug + Send + Sync {
     /// The host's.
     fn flush(&self) -> Result<()>;
     /// Leaves the file as a clean close leaves it: preallocated space given back, flags reset.
-    /// Called once, by an owner who wrote, when no request is under way; not durable by itself.
+    /// Called once, by an owner who wrote, when no request is under way.  Where order matters it is
+    /// a flush too, and a power cut undoes no more than that space is given back.
     ///
     /// # Errors
     /// The host's; the image is then as after a kill.
@@ -263,6 +270,11 @@ pub trait Image: fmt::Debug + Send + Sync {
     fn identity(&self) -> Option<Uuid> {
         None
     }
+    /// Whether what it maps as stored may for long stretches never have been written, so that the
+    /// host has holes there: not where space is given as it is written.
+    fn may_be_unwritten(&self) -> bool {
+        self.cluster_size().is_none()
+    }
     /// Whether its data is encrypted; it is not read then.
     fn is_encrypted(&self) -> bool {
         false
@@ -275,6 +287,9 @@ pub trait Image: fmt::Debug + Send + Sync {
     fn details(&self) -> Vec<info::Detail> {
         Vec::new()
     }
+    /// From now on changes of the image as a whole tell `watcher` of the metadata that they have
+    /// dealt with, in bytes; formats whose changes take no time do not.
+    fn watch(&mut self, _watcher: Watcher) {}
     /// Consistency check, for formats that have metadata to check.
     fn as_check(&self) -> Option<&dyn Check> {
         None

@@ -85,8 +85,8 @@ impl OptionSpec {
                 .map_err(|e| Error::invalid(format!("option '{}': {e}", self.name))),
             OptionKind::Number => text.parse().map(OptionValue::Number).map_err(|_| fail()),
             OptionKind::Bool => match text {
-                "on" | "true" | "yes" => Ok(OptionValue::Bool(true)),
-                "off" | "false" | "no" => Ok(OptionValue::Bool(false)),
+                "on" | "true" | "yes" | "y" => Ok(OptionValue::Bool(true)),
+                "off" | "false" | "no" | "n" => Ok(OptionValue::Bool(false)),
                 _ => Err(fail()),
             },
             OptionKind::Choice(words) if words.contains(&text) => {
@@ -135,6 +135,15 @@ impl OptionValues {
             }
         }
         Ok(Self { values })
+    }
+
+    /// Whether `help` or `?` stands among the options, as a word of its own.
+    pub fn ask_for_help<T: AsRef<OsStr>>(texts: impl IntoIterator<Item = T>) -> bool {
+        let mut texts = texts.into_iter();
+        texts.any(|text| {
+            let mut words = split_commas(text.as_ref()).into_iter();
+            words.any(|word| word == "help" || word == "?")
+        })
     }
 
     /// The same with `text` for an option, as if it had been given.

@@ -15,7 +15,7 @@ use rustix::ioctl;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::file::MAPPED_READ;
 use crate::storage::mmap::Mapping;
-use crate::storage::open::{Access, Caching};
+use crate::storage::open::{Access, Caching, Flushing};
 use crate::storage::positioned::Positioned;
 use crate::storage::{HostId, HostRun, Limits, Storage, Zeroing, zero_or_write};
 use crate::util::align::len64;
@@ -95,6 +95,12 @@ impl DeviceStorage {
         })
     }
 
+    /// The same, where syncs are as `flushing` says.
+    pub(super) fn with_flushing(mut self, flushing: Flushing) -> Self {
+        self.host.flushing = flushing;
+        self
+    }
+
     /// Refuses a write past the end, before any of it is done.
     fn check_end(&self, host: u64, len: u64) -> Result<()> {
         match host.checked_add(len) {
@@ -158,7 +164,7 @@ impl Storage for DeviceStorage {
     }
 
     fn host_id(&self) -> Option<HostId> {
-        HostId::of_fd(&self.host.file)
+        self.host.id()
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
@@ -251,8 +257,7 @@ impl Storage for DeviceStorage {
     }
 
     fn sync(&self) -> Result<()> {
-        let synced = self.host.file.sync_data();
-        synced.map_err(|e| self.host.fail("sync".to_owned(), e))
+        self.host.sync()
     }
 
     fn reserve(&self, host: Range<u64>) -> Result<()> {

@@ -15,7 +15,7 @@ use crate::storage::copy;
 use crate::storage::filesystem::FileSystem;
 use crate::storage::known::{Found, Known, Next};
 use crate::storage::mmap::Mapping;
-use crate::storage::open::Caching;
+use crate::storage::open::{Caching, Flushing};
 use crate::storage::positioned::Positioned;
 use crate::storage::{HostId, HostRun, Limits, Storage, Zeroing};
 use crate::util::align::len64;
@@ -69,6 +69,12 @@ impl FileStorage {
             mapping: mapped.then(Mapping::new),
             known: Known::default(),
         })
+    }
+
+    /// The same, where syncs are as `flushing` says.
+    pub(super) fn with_flushing(mut self, flushing: Flushing) -> Self {
+        self.host.flushing = flushing;
+        self
     }
 
     /// Refuses an end past what the process may write, or past the end of numbers.
@@ -152,7 +158,7 @@ impl Storage for FileStorage {
     }
 
     fn host_id(&self) -> Option<HostId> {
-        HostId::of_fd(&self.host.file)
+        self.host.id()
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
@@ -251,12 +257,13 @@ impl Storage for FileStorage {
     }
 
     fn sync(&self) -> Result<()> {
-        let synced = self.host.file.sync_data();
-        synced.map_err(|e| self.host.fail("sync".to_owned(), e))
+        self.host.sync()
     }
 
     fn write_back(&self, host: Range<u64>) {
-        copy::write_back(self.host.file.as_fd(), &host);
+        if self.host.flushing == Flushing::Needed {
+            copy::write_back(self.host.file.as_fd(), &host);
+        }
     }
 
     fn reserve(&self, host: Range<u64>) -> Result<()> {

@@ -1,11 +1,16 @@
 //! What a host object is, whatever it is called.
 
+use std::ffi::OsStr;
 use std::fs::Metadata;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use rustix::fs::{FileType, Stat, fstat};
+use rustix::fs::{FileType, Stat, fstat, major, makedev, minor};
+
+/// Most objects below one block device that are looked at.
+const MAX_BELOW: usize = 256;
 
 /// Which host object it is: all its names, hard links and symbolic ones among them, and all its
 /// descriptors have the same.
@@ -54,6 +59,65 @@ impl HostId {
     pub fn named(path: impl AsRef<Path>) -> Option<Self> {
         std::fs::metadata(path).ok().map(|found| Self::of(&found))
     }
+
+    /// What a block device keeps its bytes in: the file of a loop device, the disk of a partition,
+    /// what a mapped device is mapped to, and what those keep theirs in; nothing for a file, and
+    /// where the host does not say.
+    pub fn stands_on(self) -> Vec<Self> {
+        let mut found = Vec::new();
+        let mut next = vec![self];
+        while let Some(id) = next.pop() {
+            for below in id.directly_below() {
+                if found.len() < MAX_BELOW && below != self && !found.contains(&below) {
+                    found.push(below);
+                    next.push(below);
+                }
+            }
+        }
+        found
+    }
+
+    /// As `stands_on`; of a file, what its file system is on.
+    pub fn lies_on(self) -> Vec<Self> {
+        match self {
+            Self::Device(_) => self.stands_on(),
+            Self::File { device, .. } => {
+                let device = Self::Device(device);
+                let mut found = device.stands_on();
+                found.push(device);
+                found
+            }
+        }
+    }
+
+    fn directly_below(self) -> Vec<Self> {
+        let Self::Device(number) = self else {
+            return Vec::new();
+        };
+        let home = format!("/sys/dev/block/{}:{}", major(number), minor(number));
+        let home = Path::new(&home);
+        let mut below = Vec::new();
+        if let Ok(mut file) = std::fs::read(home.join("loop/backing_file")) {
+            file.pop_if(|last| *last == b'\n');
+            below.extend(Self::named(OsStr::from_bytes(&file)));
+        }
+        if home.join("partition").exists() {
+            let disk = std::fs::canonicalize(home).ok();
+            let disk = disk.as_deref().and_then(Path::parent);
+            below.extend(disk.and_then(numbered));
+        }
+        let slaves = std::fs::read_dir(home.join("slaves")).into_iter().flatten();
+        below.extend(slaves.filter_map(|slave| numbered(&slave.ok()?.path())));
+        below
+    }
+}
+
+/// The block device that the host describes in a directory.
+fn numbered(home: &Path) -> Option<HostId> {
+    let text = std::fs::read_to_string(home.join("dev")).ok()?;
+    let (first, second) = text.trim().split_once(':')?;
+    let number = makedev(first.parse().ok()?, second.parse().ok()?);
+    Some(HostId::Device(number))
 }
 
 #[cfg(test)]

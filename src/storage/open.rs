@@ -43,7 +43,7 @@ pub enum Flushing {
     /// A flush means stable media: a server that has no way to say so is refused.
     #[default]
     Needed,
-    /// Nothing has to be on stable media ever (`-t unsafe`).
+    /// Nothing has to be on stable media ever (`-t unsafe`): files and devices are not synced.
     Waived,
 }
 
@@ -183,12 +183,14 @@ pub fn adopt(file: File, path: &Path, options: &StorageOptions) -> Result<Arc<dy
     let caching = options.caching;
     if metadata.file_type().is_block_device() {
         let device = DeviceStorage::new(file, path, options.access, caching)?;
+        let device = device.with_flushing(options.flushing);
         return Ok(match caching {
             Caching::Direct => Arc::new(AlignedStorage::new(device)?),
             _ => Arc::new(device),
         });
     }
     let file = FileStorage::with_caching(file, path, caching)?;
+    let file = file.with_flushing(options.flushing);
     Ok(match caching {
         Caching::Direct => Arc::new(AlignedStorage::new(file)?),
         _ => Arc::new(file),

@@ -5,9 +5,12 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::storage::HostId;
 use crate::storage::lock::unlock;
+use crate::storage::open::Flushing;
 use crate::util::align::{clamp_len, len64};
 
 /// An open descriptor and the path that messages show.
@@ -15,6 +18,9 @@ use crate::util::align::{clamp_len, len64};
 pub(super) struct Positioned {
     pub(super) file: File,
     pub(super) path: PathBuf,
+    /// Which object it is; what a descriptor is open on never changes.
+    id: OnceLock<Option<HostId>>,
+    pub(super) flushing: Flushing,
 }
 
 impl Drop for Positioned {
@@ -28,7 +34,25 @@ impl Positioned {
         Self {
             file,
             path: path.to_owned(),
+            id: OnceLock::new(),
+            flushing: Flushing::Needed,
         }
+    }
+
+    /// Returns once every completed write is on stable media, where anybody relies on that.
+    pub(super) fn sync(&self) -> Result<()> {
+        match self.flushing {
+            Flushing::Needed => {
+                let synced = self.file.sync_data();
+                synced.map_err(|e| self.fail("sync".to_owned(), e))
+            }
+            Flushing::Waived => Ok(()),
+        }
+    }
+
+    /// Which host object it is.
+    pub(super) fn id(&self) -> Option<HostId> {
+        *self.id.get_or_init(|| HostId::of_fd(&self.file))
     }
 
     /// The failure of a call to the host about this object; `doing` completes "cannot ...".

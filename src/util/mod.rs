@@ -4,6 +4,7 @@ pub mod align;
 pub mod buf;
 pub mod grace;
 pub mod progress;
+pub mod random;
 pub mod range;
 pub mod size;
 #[cfg(test)]

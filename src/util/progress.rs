@@ -1,5 +1,8 @@
 //! How a long job tells of its progress and is told to stop.
 
+use std::fmt;
+use std::sync::Arc;
+
 use crate::error::{Error, ErrorKind, Result};
 
 /// Told of the progress of a job; called from any of its threads.
@@ -29,5 +32,33 @@ impl Progress for Silent {
 
     fn cancelled(&self) -> bool {
         false
+    }
+}
+
+/// Whoever is told how far a change of an image is, which ends by itself.
+#[derive(Clone)]
+pub struct Watcher(Arc<dyn Progress>);
+
+impl Watcher {
+    /// Tells `progress`.
+    pub fn new(progress: Arc<dyn Progress>) -> Self {
+        Self(progress)
+    }
+
+    /// `bytes` more are done.
+    pub fn advance(&self, bytes: u64) {
+        self.0.advance(bytes);
+    }
+}
+
+impl Default for Watcher {
+    fn default() -> Self {
+        Self(Arc::new(Silent))
+    }
+}
+
+impl fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Watcher")
     }
 }

@@ -380,3 +380,57 @@ fn disks_of_every_kind_are_converted_onto_devices_and_back() {
         .success();
     ends_with_a_footer(&backing);
 }
+
+#[test]
+fn a_loop_device_over_a_file_of_the_disk_is_no_target() {
+    let dir = scratch();
+    let run = |line: &[&str]| vdtool().current_dir(&dir).args(line).assert();
+    run(&["create", "-q", "-f", "qcow2", "base.qcow2", "1M"]).success();
+    run(&["io", "-c", "write -q -P 5 0 64k", "base.qcow2"]).success();
+    let child = ["-b", "base.qcow2", "-F", "qcow2", "top.qcow2"];
+    run(&[&["create", "-q", "-f", "qcow2"][..], &child].concat()).success();
+    let base = dir.path().join("base.qcow2");
+    let before = std::fs::read(&base).expect("reads");
+    let Some(device) = Loop::new(&base) else {
+        return;
+    };
+    let name = device.0.as_str();
+    let overlay = ["serve", "--nbd", "unix:s", "--overlay", name, "top.qcow2"];
+    let lines: [&[&str]; 6] = [
+        &["convert", "-O", "raw", "top.qcow2", name],
+        &["convert", "-O", "qcow2", "top.qcow2", name],
+        &["convert", "-n", "-O", "raw", "top.qcow2", name],
+        &[
+            "create",
+            "-f",
+            "raw",
+            "-b",
+            "top.qcow2",
+            "-F",
+            "qcow2",
+            name,
+        ],
+        &["dd", "-O", "raw", "if=top.qcow2", &format!("of={name}")],
+        &overlay,
+    ];
+    for line in lines {
+        let done = run(line).failure();
+        let text = String::from_utf8_lossy(&done.get_output().stderr).into_owned();
+        assert!(!text.is_empty(), "{line:?}");
+        assert_eq!(before, std::fs::read(&base).expect("reads"), "{line:?}");
+    }
+    let refused = run(lines[0]).failure();
+    let text = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();
+    assert!(text.contains("in use here"), "{text}");
+    // The other way round: the file whose bytes the source has.
+    let taken = run(&["convert", "-f", "raw", "-O", "raw", name, "base.qcow2"]);
+    taken.failure();
+    assert_eq!(before, std::fs::read(&base).expect("reads"));
+    // Another one is as good a target as any.
+    let other = dir.path().join("other.raw");
+    std::fs::write(&other, vec![0; 1 << 20]).expect("has room");
+    let Some(free) = Loop::new(&other) else {
+        return;
+    };
+    run(&["convert", "-n", "-O", "raw", "top.qcow2", &free.0]).success();
+}

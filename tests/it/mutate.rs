@@ -18,7 +18,7 @@ use vdtool::storage::{Storage, Zeroing};
 use vdtool::util::progress::Silent;
 
 use crate::layers::{Disk, LayerSpec, Place, check, read_all};
-use crate::util::{Seeded, len};
+use crate::util::{Seeded, len, rounds, share};
 
 /// Longest that one changed image may take; slow machines run several tests at once.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -216,7 +216,7 @@ impl Sample {
 
     /// Changes each byte of `range` to several values.
     pub(crate) fn flip(&self, range: Range<usize>, expect: Expect) {
-        for at in range {
+        for at in share(range) {
             let old = self.bytes[at];
             for new in [old ^ 1, old ^ 0x80, 0, 0xff] {
                 if new != old {
@@ -520,7 +520,7 @@ fn a_vhd_with_a_batmap_reads_right_and_stays_sound_when_written() {
     let chain = sample.open(&storage, Access::Write).expect("opens");
     let mut expected = content.clone();
     let mut rng = Seeded::new("written");
-    for _ in 0..60 {
+    for _ in 0..rounds(60) {
         let at = rng.usize(..expected.len() - 5000);
         let bytes = rng.bytes(5000);
         chain.write_at(&bytes, at as u64).expect("writes");

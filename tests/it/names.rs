@@ -255,3 +255,94 @@ fn images_with_such_names_are_served() {
         assert_eq!(read, 1, "the address of {name}");
     }
 }
+
+#[test]
+fn commands_of_io_and_ctl_take_such_names() {
+    let dir = bench();
+    let lines: [&[&str]; 4] = [
+        &[
+            "io",
+            "-c",
+            "open -o driver=raw caf@.raw",
+            "-c",
+            "read -P 7 0 64k",
+        ],
+        &[
+            "io",
+            "-c",
+            "open -odriver=raw 'caf@.raw'",
+            "-c",
+            "write -s caf@.raw 0 512",
+        ],
+        &["io", "--script", "script"],
+        &["io", "-c", "@", "-c", "open -@", "-c", "read @ -P @"],
+    ];
+    let script = b"open -o driver=raw \"caf\xe9.raw\"\nread -P 7 0 64k\n";
+    std::fs::write(dir.path().join("script"), script).expect("has room");
+    for line in &lines[..3] {
+        ours(&dir, line).success().stderr("");
+    }
+    let text = said(&ours(&dir, lines[3]).code(1));
+    assert!(text.contains("command '\\xE9' not found"), "{text}");
+    let serve = line(&[
+        "serve",
+        "--nbd",
+        "unix:sock",
+        "--persistent",
+        "--control",
+        "ctl",
+        "-r",
+        "-f",
+        "raw",
+    ]);
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_vdtool"))
+        .current_dir(&dir)
+        .args(serve)
+        .arg("caf\u{fffd}.raw")
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let mut out = child.stdout.take().expect("is a pipe");
+    let read = std::io::Read::read(&mut out, &mut [0]).expect("reads");
+    assert_eq!(read, 1, "it serves");
+    let change = ["ctl", "ctl", "change", "-f", "raw", "caf@.raw"];
+    let changed = vdtool().current_dir(&dir).args(line(&change)).output();
+    let uri = "nbd+unix:///?socket=sock";
+    let found = vdtool()
+        .current_dir(&dir)
+        .args(["io", "-r", "-f", "raw", "-c", "read -P 7 0 64k", uri])
+        .output();
+    // A client of another language has no shell between.
+    let mut socket =
+        std::os::unix::net::UnixStream::connect(dir.path().join("ctl")).expect("listens");
+    let order = [
+        b"change --format=raw -- '",
+        dir.path().as_os_str().as_bytes(),
+        b"/gone\xe9'\n",
+    ]
+    .concat();
+    std::io::Write::write_all(&mut socket, &order).expect("is taken");
+    let mut answer = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(&socket), &mut answer)
+        .expect("is UTF-8");
+    drop(socket);
+    let ended = vdtool()
+        .current_dir(&dir)
+        .args(["ctl", "ctl", "stop"])
+        .output();
+    assert!(ended.expect("runs").status.success());
+    assert!(child.wait().expect("ends").success());
+    let changed = changed.expect("runs");
+    assert!(
+        changed.status.success(),
+        "{}",
+        String::from_utf8_lossy(&changed.stderr)
+    );
+    let found = found.expect("runs");
+    assert!(
+        found.status.success(),
+        "{}",
+        String::from_utf8_lossy(&found.stdout)
+    );
+    assert!(answer.contains("gone\\\\xE9"), "{answer}");
+}

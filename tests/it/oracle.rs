@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::util::{Seeded, assert_same, peer, requires, scratch, skipped, vdtool};
+use crate::util::{Seeded, assert_same, peer, requires, rounds, scratch, skipped, vdtool};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -195,7 +195,7 @@ fn qemu_and_we_can_write_one_vhd_in_turn() {
     peer("qemu-img", directory, create.split(' '));
     for file in ["dynamic.vhd", "blocks.vhd", "fixed.vhd", "qemu.vhd"] {
         let mut expected = vec![0; as_len(size)];
-        for _ in 0..3 {
+        for _ in 0..rounds(3) {
             let theirs = patterns(&mut rng, size);
             qemu_io(directory, file, &theirs);
             apply(&theirs, &mut expected);

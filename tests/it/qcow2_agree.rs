@@ -17,14 +17,14 @@ use vdtool::storage::memory::MemoryStorage;
 use vdtool::storage::open::Access;
 
 use crate::layers::{Disk, LayerSpec, Place, check, read_all};
-use crate::util::{Seeded, requires, scratch};
+use crate::util::{Seeded, requires, rounds, scratch};
 
 const CLUSTER: u64 = 512;
 const SIZE: u64 = 192 << 10;
 const COPIED: u64 = 1 << 63;
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-/// One damaged image in so many is tried; `VDTOOL_SHARE=1`: all.
-const SHARE: u32 = 6;
+/// One damaged image in so many is tried; with as many rounds, all.
+const SHARE: usize = 6;
 /// Where the disk has no data before a test writes there.
 const FREE: u64 = 160 << 10;
 
@@ -261,15 +261,13 @@ struct Mutant {
     bytes: Vec<u8>,
 }
 
-/// Some of them, one in `SHARE`: others with another seed.
+/// Some of them: one in `SHARE`, or more where more rounds are asked for.
 fn some() -> Vec<Mutant> {
-    let share = std::env::var("VDTOOL_SHARE")
-        .ok()
-        .and_then(|s| s.parse().ok());
-    let share: u32 = share.unwrap_or(SHARE);
     let mut rng = Seeded::new("some of them");
     let mut mutants: Vec<Mutant> = ["3", "2"].into_iter().flat_map(mutants).collect();
-    mutants.retain(|_| rng.u32(..share) == 0);
+    // Short as it is, and what it finds is counted.
+    let chosen = rounds(1000).max(1000);
+    mutants.retain(|_| rng.usize(..SHARE * 1000) < chosen);
     mutants
 }
 
@@ -293,7 +291,7 @@ fn mutants(version: &'static str) -> Vec<Mutant> {
         }
     }
     let mut rng = Seeded::new("bits of metadata");
-    for _ in 0..200 {
+    for _ in 0..rounds(200).max(200) {
         let place = map.places[rng.usize(..map.places.len())] + rng.u64(..112);
         let bit = 1 << rng.u32(..8);
         let mut bytes = sound.clone();

@@ -360,8 +360,8 @@ fn a_repair_of_leaks_touches_nothing_else() {
         return;
     }
     let mut patient = Patient::new();
-    let at = patient.l2(400 << 10);
-    patient.put(at, patient.word(at) & !COPIED);
+    let at = patient.l2(3 << 20);
+    patient.put(at, patient.word(at) | COPIED);
     let host = patient.append();
     patient.refcount(host, 1);
     let path = patient.file("leaky.qcow2");

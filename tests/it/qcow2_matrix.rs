@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::util::{Seeded, assert_same, len, peer, requires, scratch, vdtool};
+use crate::util::{Seeded, assert_same, len, peer, requires, scratch, share, vdtool};
 
 /// Combinations at random from which those are taken that are tried.
 const POOL: usize = 1500;
@@ -280,10 +280,9 @@ fn try_part(part: usize) {
     }
     let mut rng = Seeded::new("qcow2-matrix");
     let chosen = combinations(&mut rng);
-    for (round, combination) in chosen.iter().enumerate() {
-        if round % PARTS == part {
-            try_one(round, combination, &mut rng);
-        }
+    let all = chosen.iter().enumerate();
+    for (round, combination) in share(all.filter(|(round, _)| round % PARTS == part)) {
+        try_one(round, combination, &mut rng);
     }
 }
 

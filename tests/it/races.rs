@@ -15,7 +15,7 @@ use vdtool::storage::Zeroing;
 use vdtool::storage::open::Access;
 
 use crate::layers::{Disk, LayerSpec, Place, read_all};
-use crate::util::{Seeded, assert_same, len};
+use crate::util::{Seeded, assert_same, len, rounds};
 
 const SIZE: u64 = 1024 * 512;
 const WRITERS: usize = 3;
@@ -161,7 +161,7 @@ struct Writer<'a> {
 impl Writer<'_> {
     fn run(mut self, thread: usize, mut model: Vec<u8>) -> Vec<u8> {
         let clusters = SIZE.div_ceil(self.unit);
-        for _ in 0..ROUNDS {
+        for _ in 0..rounds(ROUNDS) {
             let index = self.rng.u64(0..clusters.div_ceil(WRITERS as u64)) * WRITERS as u64;
             let start = (index + thread as u64) * self.unit;
             if start < SIZE {

@@ -5,11 +5,13 @@ use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::util::{Seeded, peer, requires, scratch, vdtool};
+use crate::util::{Seeded, peer, requires, scratch, skipped, vdtool};
 
+const BINARY: &str = env!("CARGO_BIN_EXE_vdtool");
 const MIB: usize = 1 << 20;
 
 fn run(dir: &Path, line: &[&str]) -> assert_cmd::assert::Assert {
@@ -617,6 +619,10 @@ fn hints_about_the_file_are_given_to_the_host_or_the_user_hears_that_they_were_n
         // Where the host took it, nobody need hear of it.
         let is_told = text.contains("warning: a.raw: option 'extent_size_hint' has no effect");
         assert!(text.is_empty() || is_told, "{text}");
+        if !is_told && requires("xfs_io") {
+            let has = peer("xfs_io", dir, ["-r", "-c", "extsize", "a.raw"]);
+            assert!(!has.contains("[0]"), "{has}");
+        }
         if line.contains(&"-o") && line[0] == "create" && line[1] == "-o" {
             let said = String::from_utf8_lossy(&done.get_output().stdout).into_owned();
             assert!(said.contains(" extent_size_hint=1048576"), "{said}");
@@ -628,6 +634,14 @@ fn hints_about_the_file_are_given_to_the_host_or_the_user_hears_that_they_were_n
             );
         }
         fs::remove_file(dir.join("a.raw")).expect("removes");
+    }
+    let done = run(dir, &["create", "-q", "-o", "nocow=on", "n.raw", "1M"]).success();
+    let text = String::from_utf8_lossy(&done.get_output().stderr).into_owned();
+    let is_told = text.contains("warning: n.raw: option 'nocow' has no effect");
+    if !is_told && requires("lsattr") {
+        let has = peer("lsattr", dir, ["n.raw"]);
+        let flags = has.split(' ').next().unwrap_or_default();
+        assert!(flags.contains('C'), "{has}: {text}");
     }
     // 0 is no hint.
     let done = run(
@@ -890,4 +904,197 @@ fn a_word_that_says_nothing_about_the_image_is_refused_and_named() {
         "is the image itself",
     );
     assert!(!dir.join("c.qcow2").exists());
+}
+
+#[test]
+fn an_identity_that_the_host_has_no_random_bytes_for_is_an_error_and_nothing_is_made() {
+    let scratch = scratch();
+    let dir = scratch.path();
+    if !requires("strace") {
+        return;
+    }
+    fs::write(dir.join("a.raw"), [1; 512]).expect("writes");
+    fs::write(dir.join("old.vhd"), "old").expect("writes");
+    for line in ["create -q new.vhd 1M", "convert a.raw old.vhd"] {
+        // As an old kernel in a container without /dev has it.
+        let mut command = Command::new("strace");
+        command.args(["-f", "-o", "/dev/null", "-P", "/dev/urandom", "-P"]);
+        command.args(["/dev/random", "-e", "inject=openat:error=ENOENT", "-e"]);
+        command.args(["inject=getrandom:error=ENOSYS", BINARY]);
+        let output = command.current_dir(dir).args(line.split(' ')).output();
+        let output = output.expect("runs");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        if text.contains("ptrace") {
+            return skipped("strace may not trace here");
+        }
+        assert_eq!(output.status.code(), Some(1), "{line}: {text}");
+        let name = line.split(' ').find(|word| word.ends_with(".vhd"));
+        let begin = format!(
+            "vdtool: {}: cannot get random bytes",
+            name.expect("has one")
+        );
+        assert!(text.starts_with(&begin), "{text}");
+    }
+    assert_eq!(fs::read(dir.join("old.vhd")).expect("reads"), b"old");
+    assert!(!dir.join("new.vhd").exists());
+}
+
+#[test]
+fn a_file_that_may_not_become_longer_fails_the_write_and_ends_nothing() {
+    let scratch = scratch();
+    let dir = scratch.path();
+    if !requires("prlimit") {
+        return;
+    }
+    works(dir, &["create", "-q", "a.qcow2", "4M"]);
+    works(dir, &["io", "-c", "write -P 1 0 64k", "a.qcow2"]);
+    for line in [
+        &["snapshot", "-c", "s", "a.qcow2"][..],
+        &["bitmap", "--add", "a.qcow2", "b"],
+        &["io", "-c", "write -P 1 0 64k", "a.qcow2"],
+    ] {
+        let mut command = Command::new("prlimit");
+        // The file is longer, and takes no more changes past that.
+        command.args(["--fsize=100000", BINARY]).args(line);
+        let output = command.current_dir(dir).output().expect("runs");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{line:?}: {text}");
+        assert!(text.starts_with("vdtool: a.qcow2: "), "{line:?}: {text}");
+        let check = run(dir, &["check", "a.qcow2"]).get_output().status.code();
+        assert!(matches!(check, Some(0 | 3)), "{line:?}: {check:?}");
+        works(dir, &["check", "-q", "-r", "leaks", "a.qcow2"]);
+        works(dir, &["io", "-c", "read -P 1 0 64k", "a.qcow2"]);
+    }
+}
+
+#[test]
+fn what_a_device_that_is_full_was_not_told_is_an_error() {
+    let scratch = scratch();
+    let dir = scratch.path();
+    for line in [&["--version"][..], &["help"], &["create", "--help"]] {
+        let full = fs::File::create("/dev/full").expect("opens");
+        let mut command = Command::new(BINARY);
+        let child = command
+            .args(line)
+            .current_dir(dir)
+            .stdout(full)
+            .stderr(Stdio::piped());
+        let output = child.output().expect("runs");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{line:?}");
+        assert!(
+            text.contains("standard output: No space"),
+            "{line:?}: {text}"
+        );
+    }
+}
+
+#[test]
+fn options_are_typed_as_getopt_and_qemu_img_have_them() {
+    let scratch = scratch();
+    let dir = scratch.path();
+    // As much of a long option as names it.
+    works(dir, &["create", "--quie", "--form", "qcow2", "a", "1M"]);
+    assert_eq!(info(dir, "a")["format"], "qcow2");
+    fails(
+        dir,
+        &["convert", "--sou", "none", "a", "b.raw"],
+        2,
+        "'--sou'",
+    );
+    // Words for yes and no.
+    for (word, is) in [("y", true), ("n", false), ("yes", true), ("false", false)] {
+        let option = format!("lazy_refcounts={word}");
+        works(
+            dir,
+            &["create", "-q", "-f", "qcow2", "-o", &option, "a", "1M"],
+        );
+        assert_eq!(
+            info(dir, "a")["format-specific"]["data"]["lazy-refcounts"],
+            is
+        );
+    }
+    works(
+        dir,
+        &[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-o",
+            "encryption=n",
+            "a",
+            "1M",
+        ],
+    );
+    // Help, wherever it is asked for, makes nothing.
+    for options in ["help", "compat=1.1,help", "?", "help,compat=1.1"] {
+        let text = works(
+            dir,
+            &["create", "-f", "qcow2", "-o", options, "no.qcow2", "1M"],
+        );
+        assert!(text.starts_with("Options of format 'qcow2':"), "{text}");
+        works(
+            dir,
+            &["convert", "-O", "qcow2", "-o", options, "a", "no.qcow2"],
+        );
+        works(dir, &["measure", "-O", "qcow2", "-o", options, "a"]);
+        works(dir, &["amend", "-o", options, "a"]);
+    }
+    fails(
+        dir,
+        &[
+            "create",
+            "-f",
+            "qcow2",
+            "-o",
+            "compat=help",
+            "no.qcow2",
+            "1M",
+        ],
+        2,
+        "'help'",
+    );
+    run(dir, &["create", "-o", "help"]).success().stderr("");
+    run(dir, &["convert", "-o", "help"]).success().stderr("");
+    assert!(!dir.join("no.qcow2").exists());
+    // What is not there is refused by its name, by every command.
+    let secret = "secret,id=s,data=x";
+    for line in [
+        &["create", "--object", secret, "no.qcow2", "1M"][..],
+        &["info", "--object", secret, "a"],
+        &["measure", "--object", secret, "--size", "1M"],
+        &["convert", "--object", secret, "a", "no.raw"],
+    ] {
+        fails(dir, line, 2, "--object is not supported");
+    }
+    fails(
+        dir,
+        &["measure", "--image-opts", "--size", "1M"],
+        2,
+        "--image-opts is not",
+    );
+    assert!(!dir.join("no.qcow2").exists());
+    // A rate of nothing is none.
+    fs::write(dir.join("s.raw"), vec![7; MIB]).expect("writes");
+    works(dir, &["convert", "-r", "0", "s.raw", "t.raw"]);
+    let piped = run(dir, &["convert", "-r", "0", "-O", "raw", "s.raw", "-"]).success();
+    assert_eq!(piped.get_output().stdout, vec![7; MIB]);
+    assert_eq!(fs::read(dir.join("t.raw")).expect("reads"), vec![7; MIB]);
+}
+
+#[test]
+fn one_thing_is_done_with_snapshots_at_a_time() {
+    let scratch = scratch();
+    let dir = scratch.path();
+    works(dir, &["create", "-q", "a.qcow2", "1M"]);
+    for twice in [
+        ["-c", "a", "-c", "b"],
+        ["-c", "a", "-d", "b"],
+        ["-d", "a", "-d", "b"],
+    ] {
+        let line = [&["snapshot"][..], &twice, &["a.qcow2"]].concat();
+        fails(dir, &line, 2, "cannot be used");
+    }
+    assert!(info(dir, "a.qcow2").get("snapshots").is_none());
 }

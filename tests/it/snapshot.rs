@@ -9,7 +9,7 @@ use vdtool::storage::memory::{Change, MemoryStorage};
 use vdtool::storage::open::Access;
 
 use crate::layers::{Disk, LayerSpec, Place, read_all};
-use crate::util::{Seeded, peer, requires, scratch, vdtool};
+use crate::util::{Seeded, peer, requires, rounds, scratch, vdtool};
 
 fn ours(dir: &Path, line: &[&str]) -> assert_cmd::assert::Assert {
     vdtool().current_dir(dir).args(line).assert()
@@ -285,7 +285,7 @@ fn a_change_of_snapshots_is_whole_or_not_there_after_a_crash() {
             let after = read_all(&chain);
             drop(chain);
             let changes = memory.changes();
-            let stride = (changes.len() / 40).max(1);
+            let stride = (changes.len() / rounds(40)).max(1);
             let now = MemoryStorage::from_bytes(&base);
             for (made, change) in changes.iter().enumerate() {
                 now.apply(change);

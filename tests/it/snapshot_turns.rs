@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crate::util::{Seeded, assert_same, peer, requires, scratch, vdtool};
+use crate::util::{Seeded, assert_same, peer, requires, rounds, scratch, up_to, vdtool};
 
 /// Snapshots kept at a time.
 const MOST: usize = 4;
@@ -193,7 +193,7 @@ fn round(rng: &mut Seeded, options: &str, plain: bool) {
         "create", "-q", "-f", "qcow2", "-o", options, "a.qcow2", &size,
     ];
     round.img(Tool::Theirs, &create);
-    for _ in 0..STEPS {
+    for _ in 0..up_to(STEPS) {
         let tool = [Tool::Ours, Tool::Theirs][round.rng.usize(..2)];
         match round.rng.u32(..8) {
             0..=2 => round.write(tool),
@@ -210,12 +210,14 @@ fn snapshots_changed_by_both_tools_in_turn_keep_every_disk_and_stay_clean() {
         return;
     }
     let mut rng = Seeded::new("turns");
-    for (options, plain) in [
-        ("cluster_size=4k", true),
-        ("cluster_size=512", true),
-        ("cluster_size=64k", true),
-        ("cluster_size=16k,extended_l2=on", false),
-    ] {
-        round(&mut rng, options, plain);
+    for _ in 0..rounds(1) {
+        for (options, plain) in [
+            ("cluster_size=4k", true),
+            ("cluster_size=512", true),
+            ("cluster_size=64k", true),
+            ("cluster_size=16k,extended_l2=on", false),
+        ] {
+            round(&mut rng, options, plain);
+        }
     }
 }

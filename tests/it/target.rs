@@ -190,6 +190,26 @@ fn commands_that_nobody_listens_to_are_carried_out_all_the_same() {
         .status();
     assert_eq!(status.expect("runs").code(), Some(0));
     assert_eq!(fs::read(dir.join("a.raw")).expect("reads")[..512], [5; 512]);
+    // What is said before and after the work.
+    for line in [
+        "create -f qcow2 -b a.raw -F raw b.qcow2",
+        "resize b.qcow2 +1M",
+        "create c.raw 1M",
+        "commit b.qcow2",
+    ] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let mut command = Command::new(BINARY);
+        let command = command.current_dir(dir).args(line.split(' '));
+        let status = command.stdout(writer).status().expect("runs");
+        assert_eq!(status.code(), Some(0), "{line}");
+    }
+    assert_eq!(names(dir), ["a.raw", "b.qcow2", "c.raw"]);
+    let text = works(dir, "info --output json b.qcow2");
+    assert!(
+        text.contains(&format!(": {},", 65536 + (1 << 20))),
+        "{text}"
+    );
 }
 
 #[test]
@@ -321,6 +341,26 @@ fn a_job_that_is_stuck_ends_at_a_signal_a_second_after_the_first() {
     assert_eq!(names(dir), ["s"]);
 }
 
+/// What a command says to SIGUSR1, which it hears over and over from when it listens.
+fn asked_all_the_time(dir: &Path, line: &str) -> String {
+    let mut child = start(dir, line);
+    let status = format!("/proc/{}/status", child.id());
+    let listens = || {
+        let status = fs::read_to_string(&status).unwrap_or_default();
+        let mask = status.lines().find_map(|l| l.strip_prefix("SigCgt:"));
+        let mask = mask.and_then(|m| u64::from_str_radix(m.trim(), 16).ok());
+        mask.is_some_and(|mask| mask >> (Signal::USR1.as_raw() - 1) & 1 == 1)
+    };
+    while child.try_wait().expect("waits").is_none() {
+        if listens() {
+            send(&child, Signal::USR1);
+        }
+    }
+    let output = child.wait_with_output().expect("ends");
+    assert_eq!(output.status.code(), Some(0), "{line}");
+    String::from_utf8(output.stderr).expect("is text")
+}
+
 #[test]
 fn how_far_a_job_is_is_told_when_sigusr1_asks() {
     let scratch = scratch();
@@ -355,6 +395,32 @@ fn how_far_a_job_is_is_told_when_sigusr1_asks() {
             Some(143),
             "{line}: {text}"
         );
+    }
+    // Changes of an image's metadata, which end by themselves.
+    works(
+        dir,
+        "create -q -o cluster_size=512,preallocation=metadata,refcount_bits=64 m.qcow2 64M",
+    );
+    for line in [
+        "snapshot -c a m.qcow2",
+        "snapshot -a a m.qcow2",
+        "snapshot -d a m.qcow2",
+        "amend -o refcount_bits=32 m.qcow2",
+        "resize --shrink m.qcow2 1M",
+        "measure -O qcow2 -f raw m.qcow2",
+    ] {
+        let mut text = String::new();
+        let job = line.split(' ').next().expect("is there");
+        for _ in 0..50 {
+            fs::copy(dir.join("m.qcow2"), dir.join("before")).expect("copies");
+            text = asked_all_the_time(dir, line);
+            if text.contains(job) || text.contains("/100%)") {
+                break;
+            }
+            fs::rename(dir.join("before"), dir.join("m.qcow2")).expect("renames");
+        }
+        let told = text.starts_with(job) || text.starts_with("    (");
+        assert!(told, "{line}: {text}");
     }
     // Those that have nothing to tell go on all the same.
     let mut child = Command::new(BINARY);

@@ -50,16 +50,30 @@ pub(crate) fn skipped(why: &str) {
 /// How many rounds a test of random things makes: `count`, times the number in `VDTOOL_ROUNDS`,
 /// which may be a fraction; at least one.
 pub(crate) fn rounds(count: usize) -> usize {
-    let times = std::env::var("VDTOOL_ROUNDS");
-    let times = times.map_or(1.0, |t| t.parse().expect("VDTOOL_ROUNDS is a number"));
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         clippy::cast_precision_loss,
         reason = "a count of rounds, rounded as it comes"
     )]
-    let count = (count as f64 * f64::max(times, 0.0)) as usize;
+    let count = (count as f64 * times()) as usize;
     count.max(1)
+}
+
+/// As [`rounds`], but never more than `count`: the length of one of several rounds.
+pub(crate) fn up_to(count: usize) -> usize {
+    rounds(count).min(count)
+}
+
+/// The cases of a test that tries all there are: with `VDTOOL_ROUNDS` below 1, that share of them.
+pub(crate) fn share<I: IntoIterator>(all: I) -> std::iter::StepBy<I::IntoIter> {
+    all.into_iter().step_by(1000 / up_to(1000))
+}
+
+fn times() -> f64 {
+    let times = std::env::var("VDTOOL_ROUNDS");
+    let times = times.map_or(1.0, |t| t.parse().expect("VDTOOL_ROUNDS is a number"));
+    f64::max(times, 0.0)
 }
 
 /// Runs a peer; its output and a panic where it fails.

@@ -235,7 +235,7 @@ impl Place<'_> {
             before: self.before,
             backing,
             salvage: self.args.salvage.then_some(&salvage),
-            rate: self.args.rate_limit,
+            rate: self.args.rate(),
         };
         let total = copy::convert::total(sources, &chain, self.before);
         let bar = progress::start("convert", total, &self.args.progress, self.globals);

@@ -181,7 +181,7 @@ impl Image<'_> {
             before: Before::Zeroes,
             backing: None,
             salvage,
-            rate: args.rate_limit,
+            rate: args.rate(),
         };
         let total = copy::sequence::total(sources);
         let bar = progress::start("convert", total, &args.progress, globals);

@@ -1,15 +1,18 @@
 //! Options and operands of one command, as getopt has them: single letters, clustered, anywhere
 //! before `--`.
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+
 use crate::util::size;
 use crate::util::text::printable;
 
 /// What was typed after a command's name.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Parsed {
-    options: Vec<(char, String)>,
+    options: Vec<(char, OsString)>,
     /// What is not an option.
-    pub(super) operands: Vec<String>,
+    pub(super) operands: Vec<OsString>,
 }
 
 impl Parsed {
@@ -19,12 +22,12 @@ impl Parsed {
     ///
     /// # Errors
     /// Names the option that is unknown or lacks its value.
-    pub(super) fn parse(letters: &str, words: &[String]) -> Result<Self, String> {
+    pub(super) fn parse(letters: &str, words: &[OsString]) -> Result<Self, String> {
         let mut parsed = Self::default();
         let mut words = words.iter();
         while let Some(word) = words.next() {
-            match word.strip_prefix('-') {
-                Some("-") => parsed.operands.extend(words.by_ref().cloned()),
+            match word.as_bytes().strip_prefix(b"-") {
+                Some(b"-") => parsed.operands.extend(words.by_ref().cloned()),
                 Some(cluster) if !cluster.is_empty() && !is_number(cluster) => {
                     parsed.cluster(letters, cluster, &mut words)?;
                 }
@@ -37,22 +40,25 @@ impl Parsed {
     fn cluster<'a>(
         &mut self,
         letters: &str,
-        cluster: &str,
-        words: &mut impl Iterator<Item = &'a String>,
+        cluster: &[u8],
+        words: &mut impl Iterator<Item = &'a OsString>,
     ) -> Result<(), String> {
-        for (index, c) in cluster.char_indices() {
-            let known = letters.find(c).filter(|_| c != ':');
+        for (index, byte) in cluster.iter().enumerate() {
+            let c = char::from(*byte);
+            let known = letters.find(c).filter(|_| c != ':' && c.is_ascii());
             let Some(known) = known else {
-                return Err(format!("no option -{}", printable(&c.to_string())));
+                let rest = String::from_utf8_lossy(&cluster[index..]);
+                let letter: String = rest.chars().take(1).collect();
+                return Err(format!("no option -{}", printable(&letter)));
             };
             if !letters[known..].starts_with(&format!("{c}:")) {
-                self.options.push((c, String::new()));
+                self.options.push((c, OsString::new()));
                 continue;
             }
-            let rest = &cluster[index + c.len_utf8()..];
+            let rest = &cluster[index + 1..];
             let value = match rest.is_empty() {
                 true => words.next().cloned(),
-                false => Some(rest.to_owned()),
+                false => Some(OsStr::from_bytes(rest).to_owned()),
             };
             let value = value.ok_or_else(|| format!("option -{c} needs a value"))?;
             self.options.push((c, value));
@@ -67,15 +73,15 @@ impl Parsed {
     }
 
     /// Its value; the last one where it was given more than once.
-    pub(super) fn value(&self, option: char) -> Option<&str> {
+    pub(super) fn value(&self, option: char) -> Option<&OsStr> {
         let found = self.options.iter().rev().find(|(c, _)| *c == option);
-        found.map(|(_, value)| value.as_str())
+        found.map(|(_, value)| value.as_os_str())
     }
 
     /// All its values, in order.
-    pub(super) fn values(&self, option: char) -> impl Iterator<Item = &str> {
+    pub(super) fn values(&self, option: char) -> impl Iterator<Item = &OsStr> {
         let found = self.options.iter().filter(move |(c, _)| *c == option);
-        found.map(|(_, value)| value.as_str())
+        found.map(|(_, value)| value.as_os_str())
     }
 
     /// Its value as a size in bytes.
@@ -110,11 +116,13 @@ impl Parsed {
     }
 }
 
-fn is_number(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_digit())
+fn is_number(text: &[u8]) -> bool {
+    text.first().is_some_and(u8::is_ascii_digit)
 }
 
-fn parse_size(text: &str) -> anyhow::Result<u64> {
+fn parse_size(text: &OsStr) -> anyhow::Result<u64> {
+    // What is no text is no number either.
+    let text = &*text.to_string_lossy();
     // getopt's users write `+4k` now and then.
     let number = text.strip_prefix('+').unwrap_or(text);
     size::parse(number).map_err(anyhow::Error::msg)
@@ -125,7 +133,7 @@ mod tests {
     use super::*;
 
     fn parse(letters: &str, line: &str) -> Result<Parsed, String> {
-        let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        let words: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
         Parsed::parse(letters, &words)
     }
 
@@ -150,7 +158,7 @@ mod tests {
             for letter in "qvP".chars() {
                 assert_eq!(parsed.has(letter), given.contains(letter), "{line}");
             }
-            assert_eq!(parsed.value('P'), pattern, "{line}");
+            assert_eq!(parsed.value('P'), pattern.map(OsStr::new), "{line}");
             assert_eq!(parsed.operands.len(), operands, "{line}");
         }
     }
@@ -171,11 +179,11 @@ mod tests {
     #[test]
     fn numbers_that_make_no_sense_are_refused() {
         for word in ["-1", "x", "1.5", "9E", "--1"] {
-            let words = vec!["--".to_owned(), word.to_owned()];
+            let words = vec!["--".into(), word.into()];
             let parsed = Parsed::parse("q", &words).expect("an operand");
             assert!(parsed.size_at(0).is_err(), "{word}");
         }
-        let lens = vec!["7E".to_owned(); 3];
+        let lens = vec![OsString::from("7E"); 3];
         assert!(
             Parsed::parse("", &lens)
                 .expect("operands")

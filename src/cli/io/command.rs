@@ -1,5 +1,6 @@
 //! The table of commands, and how a line becomes a call.
 
+use std::ffi::OsStr;
 use std::fmt;
 
 use clap::ValueEnum;
@@ -94,12 +95,12 @@ pub(super) fn find(name: &str) -> Option<&'static Command> {
 ///
 /// # Errors
 /// What is wrong with the line, or why the command failed.
-pub(super) fn execute(session: &mut Session, line: &str) -> anyhow::Result<Outcome> {
+pub(super) fn execute(session: &mut Session, line: &[u8]) -> anyhow::Result<Outcome> {
     let words = words::split(line).map_err(anyhow::Error::msg)?;
     let Some((name, rest)) = words.split_first() else {
         return Ok(Outcome::Done);
     };
-    let Some(command) = find(name) else {
+    let Some(command) = name.to_str().and_then(find) else {
         let name = printable(name);
         anyhow::bail!("command '{name}' not found (try 'help')");
     };
@@ -131,8 +132,8 @@ impl Command {
     ///
     /// # Errors
     /// Names the modes there are.
-    pub(super) fn mode<M: ValueEnum>(&self, text: &str) -> anyhow::Result<M> {
-        M::from_str(text, false).map_err(|_| {
+    pub(super) fn mode<M: ValueEnum>(&self, text: &OsStr) -> anyhow::Result<M> {
+        M::from_str(&text.to_string_lossy(), false).map_err(|_| {
             let names = M::value_variants().iter().filter_map(M::to_possible_value);
             let names: Vec<String> = names.map(|v| v.get_name().to_owned()).collect();
             let text = printable(text);

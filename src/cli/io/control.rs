@@ -86,7 +86,8 @@ fn info(session: &mut Session, _parsed: &Parsed) -> anyhow::Result<Outcome> {
 fn sleep(session: &mut Session, parsed: &Parsed) -> anyhow::Result<Outcome> {
     /// How long a signal may go unnoticed.
     const NAP: Duration = Duration::from_millis(50);
-    let text = parsed.operands.first().map_or("", String::as_str);
+    let text = parsed.operands.first().map(|t| t.to_string_lossy());
+    let text = text.as_deref().unwrap_or_default();
     let millis: u32 = text.parse().map_err(|_| {
         let text = printable(text);
         SLEEP.misused(&format!("{text} is not a valid number of milliseconds"))
@@ -104,7 +105,7 @@ fn sleep(session: &mut Session, parsed: &Parsed) -> anyhow::Result<Outcome> {
 fn help(session: &mut Session, parsed: &Parsed) -> anyhow::Result<Outcome> {
     let out = &mut session.out;
     if let Some(name) = parsed.operands.first() {
-        let Some(command) = command::find(name) else {
+        let Some(command) = name.to_str().and_then(command::find) else {
             anyhow::bail!("command {} not found", printable(name));
         };
         out.line(&summary(command))?;

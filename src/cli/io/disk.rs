@@ -227,11 +227,12 @@ impl Disk {
             return Ok(());
         }
         let chain = self.backend.chain();
-        let closed = chain.close();
-        // Closing is not durable by itself; what was written is to be, even where it fails.
-        let flushed = self.flush();
-        closed.map_err(|e| failed("close", e.at_opt(chain.top().storage().path())))?;
-        flushed
+        let Err(error) = chain.close() else {
+            return Ok(());
+        };
+        // What was written is to be durable all the same.
+        drop(self.flush());
+        Err(failed("close", error.at_opt(chain.top().storage().path())))
     }
 }
 

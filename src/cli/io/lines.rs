@@ -37,20 +37,20 @@ impl<F: AsFd> Lines<F> {
     /// The next line; `None` at the end, or once SIGINT or SIGTERM came.
     ///
     /// # Errors
-    /// The host's; a line that is too long or not UTF-8, after which there are no more.
-    pub(super) fn next(&mut self) -> anyhow::Result<Option<String>> {
+    /// The host's; a line that is too long, after which there are no more.
+    pub(super) fn next(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
         let mut searched = 0;
         loop {
             let rest = &self.buf[self.start..];
             if let Some(len) = rest[searched..].iter().position(|b| *b == b'\n') {
                 let len = searched + len;
-                return self.take(len, len + 1).map(Some);
+                return Ok(Some(self.take(len, len + 1)));
             }
             searched = rest.len();
             if self.ended {
                 return match searched {
                     0 => Ok(None),
-                    len => self.take(len, len).map(Some),
+                    len => Ok(Some(self.take(len, len))),
                 };
             }
             if searched > MAX_LINE {
@@ -63,14 +63,11 @@ impl<F: AsFd> Lines<F> {
         }
     }
 
-    fn take(&mut self, len: usize, used: usize) -> anyhow::Result<String> {
+    fn take(&mut self, len: usize, used: usize) -> Vec<u8> {
         let line = &self.buf[self.start..self.start + len];
         let line = line.strip_suffix(b"\r").unwrap_or(line).to_vec();
         self.start += used;
-        String::from_utf8(line).map_err(|_| {
-            self.end();
-            anyhow::anyhow!("a line is not UTF-8")
-        })
+        line
     }
 
     fn end(&mut self) {
@@ -139,7 +136,10 @@ mod tests {
     fn lines_end_with_a_newline_or_the_file() {
         let mut lines = lines(b"a\n\nb\r\nc");
         for line in ["a", "", "b", "c"] {
-            assert_eq!(lines.next().expect("reads").as_deref(), Some(line));
+            assert_eq!(
+                lines.next().expect("reads").as_deref(),
+                Some(line.as_bytes())
+            );
         }
         assert_eq!(lines.next().expect("reads"), None);
         assert_eq!(lines.next().expect("reads"), None);
@@ -150,13 +150,17 @@ mod tests {
         let long = "x".repeat(BLOCK * 3 + 5);
         let mut lines = lines(format!("1\n{long}\n2\n").as_bytes());
         for line in ["1", &long, "2"] {
-            assert_eq!(lines.next().expect("reads").as_deref(), Some(line));
+            assert_eq!(
+                lines.next().expect("reads").as_deref(),
+                Some(line.as_bytes())
+            );
         }
     }
 
     #[test]
-    fn what_is_no_text_or_has_no_end_is_refused() {
-        assert!(lines(b"\xff\n").next().is_err());
+    fn a_line_is_bytes_and_one_without_an_end_is_refused() {
+        let line = lines(b"\xff\n").next().expect("reads");
+        assert_eq!(line.as_deref(), Some(&b"\xff"[..]));
         let mut endless = lines(&vec![b'x'; MAX_LINE * 2]);
         assert!(endless.next().is_err());
         assert_eq!(endless.next().expect("ended"), None);

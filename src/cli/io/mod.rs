@@ -3,9 +3,11 @@
 //! One row of `command::COMMANDS` per command.  What is read or measured goes to stdout, in the
 //! words of `qemu-io`, because scripts look for them; errors go to stderr.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::cli::Globals;
@@ -71,7 +73,7 @@ pub struct Args {
     pub discard: DiscardMode,
     /// A command to run; repeatable.
     #[arg(short, long = "cmd", value_name = "CMD")]
-    pub commands: Vec<String>,
+    pub commands: Vec<OsString>,
     /// A file with a command on each line, blank lines and # comments; '-' is standard input.
     #[arg(long, value_name = "FILE")]
     pub script: Option<PathBuf>,
@@ -205,9 +207,9 @@ struct Runner {
 }
 
 impl Runner {
-    fn feed(&mut self, commands: &[String], source: Source) -> anyhow::Result<()> {
+    fn feed(&mut self, commands: &[OsString], source: Source) -> anyhow::Result<()> {
         for line in commands {
-            if self.step("", line)? == Next::Stop {
+            if self.step("", line.as_bytes())? == Next::Stop {
                 return Ok(());
             }
         }
@@ -240,7 +242,7 @@ impl Runner {
         let mut prompt = Prompt::new()?;
         let result = loop {
             match prompt.next() {
-                Ok(Some(line)) => match self.step("", &line) {
+                Ok(Some(line)) => match self.step("", line.as_bytes()) {
                     Ok(Next::Go) => {}
                     Ok(Next::Stop) => break Ok(()),
                     Err(error) => break Err(error),
@@ -254,7 +256,7 @@ impl Runner {
     }
 
     /// Carries out one line; only the loss of standard output is an error here.
-    fn step(&mut self, place: &str, line: &str) -> anyhow::Result<Next> {
+    fn step(&mut self, place: &str, line: &[u8]) -> anyhow::Result<Next> {
         let mut next = Next::Go;
         match command::execute(&mut self.session, line) {
             Ok(Outcome::Done) => {}

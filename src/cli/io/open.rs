@@ -1,5 +1,6 @@
 //! `open`, `close`, `reopen`.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use crate::cli::cache::{AioMode, CacheMode};
@@ -8,8 +9,9 @@ use crate::cli::io::args::Parsed;
 use crate::cli::io::command::{Command, Needs, Outcome};
 use crate::cli::io::disk::{Spec, Target};
 use crate::cli::io::session::Session;
+use crate::image::options::{double_commas, split_commas};
 use crate::storage::open::Access;
-use crate::util::text::printable;
+use crate::util::text::{printable, split_equals};
 
 pub(super) static OPEN: Command = Command {
     name: "open",
@@ -100,10 +102,11 @@ fn open(session: &mut Session, parsed: &Parsed) -> anyhow::Result<Outcome> {
 
 /// Takes over what `-o` says: options of opening by their QEMU names, the rest to the format.
 fn add_options(spec: &mut Spec, parsed: &Parsed, command: &Command) -> anyhow::Result<()> {
-    let options = parsed.values('o').flat_map(|v| v.split(','));
-    for option in options.filter(|o| !o.is_empty()) {
-        let (key, value) = option.split_once('=').unwrap_or((option, "on"));
-        match key {
+    for option in parsed.values('o').flat_map(split_commas) {
+        let (key, value) = split_equals(&option).unwrap_or((&option, OsStr::new("on")));
+        // What is no text is no word that is known.
+        let value = &*value.to_string_lossy();
+        match &*key.to_string_lossy() {
             "driver" => {
                 let format = common::parse_driver(value)
                     .map_err(|e| command.misused(&format!("driver={}: {e}", printable(value))))?;
@@ -116,7 +119,7 @@ fn add_options(spec: &mut Spec, parsed: &Parsed, command: &Command) -> anyhow::R
                 };
             }
             "force-share" => spec.args.force_share = on(value, command)?,
-            _ => spec.values.push(option.into()),
+            _ => spec.values.push(double_commas(&option)),
         }
     }
     Ok(())

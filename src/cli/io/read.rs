@@ -131,7 +131,7 @@ fn expected(parsed: &Parsed, len: u64, command: &Command) -> anyhow::Result<Opti
         }
         return Ok(None);
     };
-    let byte = pattern::parse_byte(byte)?;
+    let byte = pattern::parse_byte(&byte.to_string_lossy())?;
     let start = start.unwrap_or(0);
     let end = match count {
         Some(count) => start.checked_add(count),

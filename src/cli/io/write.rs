@@ -167,7 +167,7 @@ fn write(session: &mut Session, parsed: &Parsed, command: &Command) -> anyhow::R
     session.disk()?.range("write", at, len)?;
     let bytes = match (parsed.value('s'), parsed.value('P')) {
         (Some(path), _) => Bytes::from_file(Path::new(path), len)?,
-        (None, Some(byte)) => Bytes::Same(pattern::parse_byte(byte)?),
+        (None, Some(byte)) => Bytes::Same(pattern::parse_byte(&byte.to_string_lossy())?),
         (None, None) => Bytes::Same(pattern::DEFAULT),
     };
     let time = write_bytes(session.disk()?, parsed, &bytes, at, len)?;

@@ -136,8 +136,7 @@ fn converse(stream: &UnixStream, front: &Front) -> std::io::Result<()> {
             // What follows cannot be told from the next command.
             return writeln!(writer, "{}", failure("usage", &text));
         }
-        let line = String::from_utf8_lossy(&bytes);
-        let order = match parse(&line) {
+        let order = match parse(&bytes) {
             Ok(None) => continue,
             Ok(Some(order)) => order,
             Err(why) => {
@@ -156,8 +155,9 @@ fn converse(stream: &UnixStream, front: &Front) -> std::io::Result<()> {
 }
 
 /// What a line says; nothing where it is empty.
-fn parse(line: &str) -> Result<Option<Order>, String> {
-    let words = words::split(line.trim_end_matches(['\n', '\r']))?;
+fn parse(line: &[u8]) -> Result<Option<Order>, String> {
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
+    let words = words::split(line.strip_suffix(b"\r").unwrap_or(line))?;
     if words.is_empty() {
         return Ok(None);
     }

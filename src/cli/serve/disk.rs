@@ -361,6 +361,7 @@ fn make_overlay(args: &Args, globals: &Globals, overlay: &Path, base: &Path) -> 
         backing_unsafe: false,
         force_share: false,
         allow_ref: args.open.allow_ref.clone(),
+        absent: crate::cli::common::AbsentArgs::default(),
         file: Some(overlay.to_owned()),
         size: None,
     };

@@ -14,7 +14,7 @@ use super::stale::Kind;
 use super::temp::Temp;
 use super::{Durable, Existing, New, Other, Target};
 use crate::cli::removed::{Removed, parent};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Has the image at a path name its further files so, durably, and as a whole or not at all.
 pub type Rename<'a> = &'a dyn Fn(&Path, &[PathBuf]) -> Result<()>;
@@ -107,7 +107,8 @@ impl<'a> Placing<'a> {
             generations.iter().for_each(Generation::unlink);
             return Err(e);
         }
-        self.sync_directory(self.image)?;
+        let synced = self.sync_directory(self.image);
+        synced.map_err(|e| self.in_place(e, &generations))?;
         self.own_names(&generations)?;
         let kind = generation(self.image);
         for other in self.others {
@@ -202,17 +203,25 @@ impl<'a> Placing<'a> {
         if generations.is_empty() {
             return Ok(());
         }
-        self.try_own_names(generations).map_err(|e| {
-            let names = self.meanwhile(generations);
-            let names: Vec<_> = names.iter().map(|n| n.to_string_lossy()).collect();
-            e.noted(format!(
-                "the new image is in place and whole, with the files {}",
-                names.join(", ")
-            ))
-        })?;
+        let named = self.try_own_names(generations);
+        named.map_err(|e| self.in_place(e, generations))?;
         generations.iter().for_each(Generation::unlink);
         (self.seen)();
         Ok(())
+    }
+
+    /// An error after the image was put into place.
+    fn in_place(&self, e: Error, generations: &[Generation<'_>]) -> Error {
+        let names = match generations.is_empty() {
+            true => self.own(),
+            false => self.meanwhile(generations),
+        };
+        let names: Vec<_> = names.iter().map(|n| n.to_string_lossy()).collect();
+        let files = match names.is_empty() {
+            true => String::new(),
+            false => format!(", with the files {}", names.join(", ")),
+        };
+        e.noted(format!("the new image is in place and whole{files}"))
     }
 
     fn try_own_names(&mut self, generations: &[Generation<'_>]) -> Result<()> {
@@ -223,7 +232,11 @@ impl<'a> Placing<'a> {
             (self.seen)();
             self.sync_directory(&other.new)?;
         }
-        (self.rename)(&self.image.path, &self.own()).map_err(|e| e.at(&self.image.given))?;
+        // By what is open: its name may lead to another image by now.
+        let opened = self.image.temp.as_ref().and_then(Temp::opened);
+        let path = opened.as_deref().unwrap_or(&self.image.path);
+        let renamed = (self.rename)(path, &self.own());
+        renamed.map_err(|e| e.renamed(path, &self.image.given).at(&self.image.given))?;
         (self.seen)();
         Ok(())
     }
@@ -255,6 +268,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
+    use crate::cli::target::listed::names;
     use crate::error::ErrorKind;
 
     /// An image is a line: its version, then the names of its files, each of which holds the
@@ -277,15 +291,6 @@ mod tests {
             .iter()
             .fold(version, |line, name| format!("{line} {}", name.display()));
         std::fs::write(path, line).map_err(|e| crate::Error::io("write", e))
-    }
-
-    fn names(dir: &Path) -> Vec<String> {
-        let entries = std::fs::read_dir(dir).expect("reads");
-        let mut names: Vec<String> = entries
-            .map(|e| e.expect("reads").file_name().to_string_lossy().into_owned())
-            .collect();
-        names.sort();
-        names
     }
 
     /// Which of the names are taken before, and by what.
@@ -375,6 +380,30 @@ mod tests {
                 assert!(names(dir).iter().all(|name| !name.starts_with('.')));
             }
         }
+    }
+
+    #[test]
+    fn another_image_that_comes_under_the_name_is_left_alone() {
+        let home = tempfile::tempdir().expect("a directory");
+        let [dir, decoy, aside] = ["dir", "decoy", "aside"].map(|name| home.path().join(name));
+        std::fs::create_dir(&dir).expect("makes");
+        std::fs::create_dir(&decoy).expect("makes");
+        std::fs::write(decoy.join("image"), "mine x").expect("writes");
+        let target = begun(&dir, BEFORE[1]);
+        let mut moves = 0;
+        let mut seen = || {
+            moves += 1;
+            // The image is in place, and does not have the names that it is to have yet.
+            if moves == 2 {
+                std::fs::rename(&dir, &aside).expect("renames");
+                std::fs::rename(&decoy, &dir).expect("renames");
+            }
+        };
+        let done = target.commit_seen(Durable::Yes, &rename, &mut seen);
+        done.expect("commits");
+        let text = std::fs::read_to_string(dir.join("image")).expect("reads");
+        assert_eq!(text, "mine x");
+        assert_eq!(version(&aside).as_deref(), Some("new"));
     }
 
     #[test]

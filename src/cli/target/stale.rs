@@ -167,6 +167,7 @@ pub(super) fn claimed(file: &File) -> io::Result<bool> {
 mod tests {
     use super::*;
     use crate::cli::removed::open_directory;
+    use crate::cli::target::listed::names;
 
     /// Makes a file that is called as one on its way to `for_path`, with `inode` in its name
     /// (`None`: its own) and `bytes` in it.
@@ -188,12 +189,7 @@ mod tests {
         for name in kind.left(&directory, path) {
             kind.remove(&directory, path, &name);
         }
-        let entries = std::fs::read_dir(dir).expect("reads");
-        let mut names: Vec<String> = entries
-            .map(|e| e.expect("reads").file_name().to_string_lossy().into_owned())
-            .collect();
-        names.sort();
-        names
+        names(dir)
     }
 
     #[test]

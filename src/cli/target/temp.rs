@@ -27,9 +27,16 @@ pub(super) struct Temp {
     beside: PathBuf,
     file: File,
     /// `None`: it has none yet.
-    name: Option<Removed>,
+    name: Option<Named>,
     /// What opens it.
     path: PathBuf,
+}
+
+/// The name of a file that is not in place yet.
+#[derive(Debug)]
+struct Named {
+    removed: Removed,
+    name: OsString,
 }
 
 impl Temp {
@@ -73,24 +80,31 @@ impl Temp {
                 removed.keep();
                 continue;
             }
-            let path = Kind::Temporary.name(beside, file.metadata()?.ino(), |name| {
+            let name = Kind::Temporary.name(beside, file.metadata()?.ino(), |name| {
                 removed.change(name)?;
-                Ok(parent(beside).join(name))
+                Ok(name.to_owned())
             })?;
+            // The name may lead elsewhere by the time that it is opened.
+            let path = opened(&file).unwrap_or_else(|| parent(beside).join(&name));
             return Ok(Self {
                 directory,
                 beside: beside.to_owned(),
                 file,
-                name: Some(removed),
+                name: Some(Named { removed, name }),
                 path,
             });
         }
         Err(io::ErrorKind::ResourceBusy.into())
     }
 
-    /// What opens it.
+    /// What opens it, until it is in place.
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What opens it afterwards, too; `None` where only its name does.
+    pub(super) fn opened(&self) -> Option<PathBuf> {
+        opened(&self.file)
     }
 
     /// Returns once it is on stable media.
@@ -105,7 +119,7 @@ impl Temp {
 
     /// Gives it `name`, which was free when it was begun; whoever took it since keeps it.
     pub(super) fn place_new(&self, name: &OsStr) -> io::Result<()> {
-        let Some(removed) = &self.name else {
+        let Some(Named { removed, .. }) = &self.name else {
             return self.link(name);
         };
         match removed.rename(name, RenameFlags::NOREPLACE) {
@@ -130,7 +144,7 @@ impl Temp {
     /// too.
     pub(super) fn replace_alone(&self, name: &OsStr) -> io::Result<()> {
         match &self.name {
-            Some(removed) => removed.rename(name, RenameFlags::empty()),
+            Some(own) => own.removed.rename(name, RenameFlags::empty()),
             None => self.replace(name),
         }
     }
@@ -154,9 +168,9 @@ impl Temp {
 
     fn link(&self, name: &OsStr) -> io::Result<()> {
         let directory = &*self.directory;
-        let linked = match (&self.name, self.path.file_name()) {
-            (Some(_), Some(own)) => linkat(directory, own, directory, name, AtFlags::empty()),
-            _ => linkat(CWD, &self.path, directory, name, AtFlags::SYMLINK_FOLLOW),
+        let linked = match &self.name {
+            Some(own) => linkat(directory, &own.name, directory, name, AtFlags::empty()),
+            None => linkat(CWD, &self.path, directory, name, AtFlags::SYMLINK_FOLLOW),
         };
         Ok(linked?)
     }
@@ -185,10 +199,16 @@ fn unnamed(directory: &OwnedFd, mode: u32) -> Option<io::Result<File>> {
     if FileSystem::of(file.as_fd()) == FileSystem::Remote {
         return None;
     }
+    opened(&file).is_some().then_some(Ok(file))
+}
+
+/// The way to an open file, where there is one.
+fn opened(file: &File) -> Option<PathBuf> {
     let identity = |m: std::fs::Metadata| (m.dev(), m.ino());
     let own = file.metadata().map(identity).ok()?;
-    let seen = std::fs::metadata(through(&file)).map(identity).ok()?;
-    (own == seen).then_some(Ok(file))
+    let path = through(file);
+    let seen = std::fs::metadata(&path).map(identity).ok()?;
+    (own == seen).then_some(path)
 }
 
 /// The way to an open file, also where it has no name.
@@ -201,15 +221,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
-
-    fn names(dir: &Path) -> Vec<String> {
-        let entries = std::fs::read_dir(dir).expect("reads");
-        let mut names: Vec<String> = entries
-            .map(|e| e.expect("reads").file_name().to_string_lossy().into_owned())
-            .collect();
-        names.sort();
-        names
-    }
+    use crate::cli::target::listed::names;
 
     /// Both ways of making a file, where the host has both.
     fn both(path: &Path) -> Vec<Temp> {

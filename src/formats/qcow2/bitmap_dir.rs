@@ -1,5 +1,6 @@
 //! The directory of dirty bitmaps: entries of varying length, one after another.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
@@ -317,11 +318,26 @@ pub(super) struct Directory {
     pub(super) place: Option<Place>,
 }
 
-impl Directory {
-    /// Reads and validates the directory that `header` points at; empty where there is none.
-    pub(super) fn read(file: &dyn Storage, header: &Header) -> Result<Self> {
+/// A directory as it is in the file, with all that is wrong with it.
+#[derive(Debug)]
+pub(super) struct Scan {
+    /// Where it is.
+    pub(super) place: Place,
+    /// Its entries, each with what is wrong with it alone.
+    pub(super) entries: Vec<(Entry, Option<Error>)>,
+    /// Why it is not what its header says.
+    pub(super) fault: Option<Error>,
+}
+
+impl Scan {
+    /// Reads the directory that `header` points at; `None`: there is none.
+    ///
+    /// # Errors
+    /// `Corrupt` where the header does not say where it is, or it is not inside the file; the
+    /// host's.
+    pub(super) fn read(file: &dyn Storage, header: &Header) -> Result<Option<Self>> {
         let Some(place) = Place::read(header)? else {
-            return Ok(Self::default());
+            return Ok(None);
         };
         if place.offset + place.len > file.size() {
             return Err(Error::corrupt(format!(
@@ -333,13 +349,20 @@ impl Directory {
         }
         let mut bytes = vec![0; clamp_len(place.len, usize::MAX)];
         file.read_at(&mut bytes, place.offset)?;
-        let mut rest = &bytes[..];
-        let mut directory = Self {
+        let mut scan = Self {
+            place,
             entries: Vec::new(),
-            place: Some(place),
+            fault: None,
         };
-        for index in 0..place.count {
-            let at = place.offset + (place.len - len64(rest.len()));
+        scan.fault = scan.entries_of(&bytes, header).err();
+        Ok(Some(scan))
+    }
+
+    fn entries_of(&mut self, bytes: &[u8], header: &Header) -> Result<()> {
+        let mut rest = bytes;
+        let mut names = HashSet::new();
+        for index in 0..self.place.count {
+            let at = self.place.offset + (self.place.len - len64(rest.len()));
             let short =
                 || Error::corrupt(format!("the bitmap directory ends within entry {index}"));
             let (raw, tail) = Raw::read_from_prefix(rest).map_err(|_| short())?;
@@ -354,18 +377,42 @@ impl Directory {
                 name: name.to_vec(),
                 flags_at: at + FLAGS,
             };
-            entry.check(header)?;
-            if directory.find(entry.name()).is_ok() {
-                return Err(Error::corrupt(format!(
+            let fault = match names.insert(name) {
+                true => entry.check(header).err(),
+                false => Some(Error::corrupt(format!(
                     "two bitmaps are called '{}'",
                     printable(entry.name())
-                )));
-            }
-            directory.entries.push(entry);
+                ))),
+            };
+            self.entries.push((entry, fault));
             let used = (HEAD + extra_len + name_len).next_multiple_of(8);
-            rest = rest.get(used..).unwrap_or_default();
+            rest = rest.get(used..).ok_or_else(short)?;
         }
-        Ok(directory)
+        match rest.len() {
+            0 => Ok(()),
+            len => Err(Error::corrupt(format!(
+                "the bitmap directory has {len} bytes after its last entry (expected: 0)"
+            ))),
+        }
+    }
+}
+
+impl Directory {
+    /// Reads and validates the directory that `header` points at; empty where there is none.
+    pub(super) fn read(file: &dyn Storage, header: &Header) -> Result<Self> {
+        let Some(scan) = Scan::read(file, header)? else {
+            return Ok(Self::default());
+        };
+        let mut entries = Vec::new();
+        for (entry, fault) in scan.entries {
+            fault.map_or(Ok(()), Err)?;
+            entries.push(entry);
+        }
+        scan.fault.map_or(Ok(()), Err)?;
+        Ok(Self {
+            entries,
+            place: Some(scan.place),
+        })
     }
 
     /// The index of the bitmap called `name`.

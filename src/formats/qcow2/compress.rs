@@ -183,6 +183,7 @@ impl Compress for Qcow2 {
             hosts,
             existing,
             since,
+            written: since,
             shown: false,
         }))
     }
@@ -196,25 +197,35 @@ struct Space<'a> {
     existing: Existing,
     /// Before the first write that the entries must come after.
     since: Moment,
+    /// After the last of them.
+    written: Moment,
     /// Entries may show it.
     shown: bool,
 }
 
 impl Placed for Space<'_> {
-    fn store(mut self: Box<Self>, bytes: &[u8]) -> Result<()> {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let image = self.image;
+        for (host, part) in image.pieces(&self.units, &self.hosts) {
+            let bytes = bytes.get(part);
+            let bytes = bytes.ok_or_else(|| Error::invalid("fewer bytes than the units have"))?;
+            image.file.write_at(bytes, host)?;
+        }
+        self.written = image.allocator()?.order.now();
+        Ok(())
+    }
+
+    fn show(mut self: Box<Self>) -> Result<()> {
         let (Some(first), Some(last)) = (self.units.first(), self.units.last()) else {
             return Ok(());
         };
         let image = self.image;
         let size = image.layout.cluster_size();
         let span = first.at..last.at + size;
-        for (host, part) in image.pieces(&self.units, &self.hosts) {
-            let bytes = bytes.get(part);
-            let bytes = bytes.ok_or_else(|| Error::invalid("fewer bytes than the units have"))?;
-            image.file.write_at(bytes, host)?;
-        }
         let allocator = image.allocator()?;
-        allocator.order.settle(self.since)?;
+        if !allocator.order.is_settled(self.since, self.written) {
+            allocator.order.settle(self.since)?;
+        }
         let _reserved = allocator.reservations.wait(&span);
         let olds: Result<Vec<Old>> = self.units.iter().map(|u| image.entry(u.at)).collect();
         let olds = olds?;
@@ -227,7 +238,7 @@ impl Placed for Space<'_> {
             image.record(&(unit.at..(unit.at + size).min(image.size())))?;
         }
         self.shown = true;
-        self.show()?;
+        self.publish()?;
         olds.iter()
             .try_for_each(|old| image.free_cluster(old.cluster))
     }
@@ -235,7 +246,7 @@ impl Placed for Space<'_> {
 
 impl Space<'_> {
     /// Publishes the entries, neighbours in one piece.
-    fn show(&self) -> Result<()> {
+    fn publish(&self) -> Result<()> {
         let (image, size) = (self.image, self.image.layout.cluster_size());
         let bits = image.layout.cluster_bits + image.header.l2_bits();
         let mut run: Option<(u64, Vec<u64>, u64)> = None;

@@ -96,6 +96,7 @@ impl Qcow2 {
     fn count_zeroes(&self, host: u64) -> Result<u64> {
         let mut bytes = vec![0; clamp_len(self.layout.cluster_size(), usize::MAX)];
         self.file.read_at(&mut bytes, host)?;
+        self.watcher.advance(len64(bytes.len()));
         let mut count = 0;
         for word in bytes.as_chunks::<8>().0 {
             let zero = zero_cluster(self.layout, u64::from_be_bytes(*word))?.is_some();

@@ -40,20 +40,33 @@ impl Extension {
     }
 }
 
+/// The extensions of a header.
+#[derive(Debug, Default)]
+pub(super) struct List {
+    /// In order, without the end marker.
+    pub(super) extensions: Vec<Extension>,
+    /// What is wrong with the end marker, though nobody needs it to be right: others refuse it.
+    pub(super) fault: Option<String>,
+}
+
 /// Reads the extensions in a range of the first cluster.  The list ends with its end marker or
 /// with the range.
-pub(super) fn read(storage: &dyn Storage, range: Range<u64>) -> Result<Vec<Extension>> {
+pub(super) fn read(storage: &dyn Storage, range: Range<u64>) -> Result<List> {
     let mut bytes = vec![0; clamp_len(range.end.saturating_sub(range.start), 2 << 20)];
     storage.read_at(&mut bytes, range.start)?;
     let mut rest = &bytes[..];
     let mut list = Vec::new();
+    let mut fault = None;
     while let Some((head, tail)) = rest.split_first_chunk::<8>() {
         let kind = u32::from_be_bytes([head[0], head[1], head[2], head[3]]);
         let len = u32::from_be_bytes([head[4], head[5], head[6], head[7]]);
+        let at = range.end - len64(rest.len());
         if kind == END {
+            fault = (u64::from(len) > len64(tail.len())).then(|| {
+                format!("the end of the header extensions at {at:#x} has {len} bytes (expected: 0)")
+            });
             break;
         }
-        let at = range.end - len64(rest.len());
         let data = tail
             .get(..clamp_len(u64::from(len), usize::MAX))
             .ok_or_else(|| {
@@ -75,7 +88,10 @@ pub(super) fn read(storage: &dyn Storage, range: Range<u64>) -> Result<Vec<Exten
             .get(data.len().next_multiple_of(8)..)
             .unwrap_or_default();
     }
-    Ok(list)
+    Ok(List {
+        extensions: list,
+        fault,
+    })
 }
 
 /// The data of the first extension of a kind.

@@ -181,6 +181,11 @@ impl Qcow2 {
         self.external().is_none() && self.is_metadata(host)
     }
 
+    /// Whether guest data is not at its own offset `at` in an external data file, but at `host`.
+    pub(super) fn is_misplaced(&self, host: u64, at: u64) -> bool {
+        host != at && self.external().is_some()
+    }
+
     pub(super) fn l1_range(&self) -> Range<u64> {
         let table = self.tables.first_level();
         table.offset..table.offset.saturating_add(table.len * 8)

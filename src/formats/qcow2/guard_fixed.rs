@@ -124,12 +124,11 @@ impl Subject<'_> {
         met: impl Fn(&Range<u64>) -> bool,
     ) -> Result<Vec<Range<u64>>> {
         let size = self.layout.cluster_size();
-        let mut left = MAX_WORDS;
         let mut found = Vec::new();
-        for (number, table) in tables.iter().enumerate() {
+        for (number, words) in self.all_words(tables).enumerate() {
             let what = format!("the L1 table of snapshot {number}");
             let mut hosts = Vec::new();
-            for (index, word) in self.words(table, &mut left)?.into_iter().enumerate() {
+            for (index, word) in words?.into_iter().enumerate() {
                 hosts.extend(self.second_level(&what, index, word)?);
             }
             if let Some(host) = hosts.iter().find(|h| met(&(**h..**h + size))) {
@@ -138,10 +137,7 @@ impl Subject<'_> {
             hosts
                 .iter()
                 .for_each(|h| push_merged(&mut found, *h..*h + size));
-            hosts.sort_unstable();
-            if let Some(pair) = hosts.windows(2).find(|p| p[0] == p[1]) {
-                return Err(overlap(pair[0]));
-            }
+            each_once(&mut hosts)?;
         }
         Ok(found)
     }
@@ -154,35 +150,42 @@ impl Subject<'_> {
         met: impl Fn(&Range<u64>) -> bool,
     ) -> Result<Vec<Range<u64>>> {
         let size = self.layout.cluster_size();
-        let mut left = MAX_WORDS;
         let mut hosts = Vec::new();
-        for table in tables {
-            for word in self.words(table, &mut left)? {
+        for words in self.all_words(tables) {
+            for word in words? {
                 let Ok(host) = bitmap_dir::cluster(word, size) else {
                     return Err(damaged(&format!("an entry of a bitmap is {word:#018x}")));
                 };
-                let range = host.map(|host| host..host + size);
                 let past = |r: &Range<u64>| !self.layout.is_inside(r, self.file.size());
-                match range {
+                match host.map(|host| host..host + size) {
                     Some(r) if past(&r) || met(&r) => {
                         return Err(overlap(r.start));
                     }
-                    range => hosts.extend(range),
+                    _ => hosts.extend(host),
                 }
             }
         }
-        hosts.sort_unstable_by_key(|r| r.start);
-        match hosts.windows(2).find(|p| p[0] == p[1]) {
-            Some(pair) => Err(overlap(pair[0].start)),
-            None => Ok(hosts),
-        }
+        each_once(&mut hosts)?;
+        Ok(hosts.into_iter().map(|host| host..host + size).collect())
     }
 
-    /// The words of a table, as long as there are some `left`.
-    fn words(&self, table: &Range<u64>, left: &mut u64) -> Result<Vec<u64>> {
-        let end = table.end.min(table.start.saturating_add(*left * 8));
-        *left -= (end - table.start) / 8;
-        addresses(self.file, table.start..end)
+    /// The words of each table in turn, [`MAX_WORDS`] of them all.
+    fn all_words(&self, tables: &[Range<u64>]) -> impl Iterator<Item = Result<Vec<u64>>> {
+        let mut left = MAX_WORDS;
+        tables.iter().map(move |table| {
+            let end = table.end.min(table.start.saturating_add(left * 8));
+            left -= (end - table.start) / 8;
+            addresses(self.file, table.start..end)
+        })
+    }
+}
+
+/// Puts clusters in order, and refuses one that is there twice.
+fn each_once(hosts: &mut [u64]) -> Result<()> {
+    hosts.sort_unstable();
+    match hosts.windows(2).find(|p| p[0] == p[1]) {
+        Some(pair) => Err(overlap(pair[0])),
+        None => Ok(()),
     }
 }
 

@@ -35,6 +35,8 @@ pub(super) const MAX_L1_BYTES: u64 = 32 << 20;
 pub(super) const MAX_REFTABLE_BYTES: u64 = 8 << 20;
 /// Longest backing file name in bytes.
 pub(super) const MAX_BACKING_NAME: u32 = 1023;
+/// Longest name of a backing file's format in bytes, as QEMU has it.
+const MAX_FORMAT_NAME: usize = 15;
 /// Most internal snapshots, as QEMU has it.
 pub(super) const MAX_SNAPSHOTS: u32 = 65_536;
 /// Longest header with what may follow the known fields.
@@ -159,6 +161,8 @@ pub(super) struct Header {
     pub(super) rest: Vec<u8>,
     /// Extensions, in order, kept as they are.
     pub(super) extensions: Vec<Extension>,
+    /// What is wrong with the end of their list.
+    pub(super) list_fault: Option<String>,
 }
 
 impl Header {
@@ -185,7 +189,8 @@ impl Header {
             0 => header.cluster_size(),
             offset => offset.min(header.cluster_size()),
         };
-        header.extensions = extension::read(storage, u64::from(header_len)..end)?;
+        let list = extension::read(storage, u64::from(header_len)..end)?;
+        (header.extensions, header.list_fault) = (list.extensions, list.fault);
         header
             .feature_names()
             .check_incompatible(header.incompatible)?;
@@ -245,6 +250,7 @@ impl Header {
             nameless_at: 0,
             rest: Vec::new(),
             extensions: Vec::new(),
+            list_fault: None,
         })
     }
 
@@ -370,21 +376,64 @@ impl Header {
                     .to_owned(),
             );
         }
+        if self.incompatible & feature::DATA_FILE != 0 && self.data_file_name().is_none() {
+            faults.push("the image has an external data file, but does not name it".to_owned());
+        }
         if self.nameless_at != 0 {
             faults.push(format!(
                 "the backing file's name is at {:#x} and has no bytes (expected: at 0, or some)",
                 self.nameless_at
             ));
         }
+        if let Some(name) = extension::data(&self.extensions, extension::BACKING_FORMAT)
+            && name.len() > MAX_FORMAT_NAME
+        {
+            faults.push(format!(
+                "the name of the backing file's format has {} bytes (allowed: {MAX_FORMAT_NAME})",
+                name.len()
+            ));
+        }
+        faults.extend(self.list_fault.clone());
+        for (what, len, at) in self.tables_to_be() {
+            if len == 0 && !self.is_place(at) {
+                faults.push(format!(
+                    "the {what} of no entries is at {at:#x} (allowed: multiples of the cluster size {:#x})",
+                    self.cluster_size()
+                ));
+            }
+        }
         faults
     }
 
-    /// The same without what [`Header::faults`] finds.
+    /// Tables that an image need not have: name, entries, offset.
+    fn tables_to_be(&self) -> [(&'static str, u32, u64); 2] {
+        [
+            ("L1 table", self.l1_len, self.l1_offset),
+            ("snapshot table", self.snapshot_count, self.snapshots_offset),
+        ]
+    }
+
+    /// Whether a table could be at an offset.
+    fn is_place(&self, at: u64) -> bool {
+        is_aligned(at, self.cluster_size()) && i64::try_from(at).is_ok()
+    }
+
+    /// The same without what [`Header::faults`] finds, as far as that can be taken away.
     pub(super) fn without_faults(mut self) -> Self {
         if self.incompatible & feature::DATA_FILE == 0 {
             self.autoclear &= !feature::DATA_FILE_RAW;
         }
         self.nameless_at = 0;
+        self.list_fault = None;
+        let [l1, snapshots] = self
+            .tables_to_be()
+            .map(|(_, len, at)| len == 0 && !self.is_place(at));
+        if l1 {
+            self.l1_offset = 0;
+        }
+        if snapshots {
+            self.snapshots_offset = 0;
+        }
         self
     }
 

@@ -13,7 +13,8 @@ use crate::image::amend::Amend;
 use crate::image::bitmap::Bitmaps;
 use crate::image::check::Check;
 use crate::image::compress::Compress;
-use crate::image::info::Detail;
+use crate::image::info::{Detail, HostInfo};
+use crate::image::open::WriteOrder;
 use crate::image::relink::{Empty, Relink};
 use crate::image::snapshot::{Snapshot, Snapshots};
 use crate::image::units::Units;
@@ -22,6 +23,7 @@ use crate::image::{
 };
 use crate::storage::{Limits, Storage, Zeroing};
 use crate::util::align::{clamp_len, down, len64};
+use crate::util::progress::Watcher;
 
 impl Qcow2 {
     /// Virtual size in bytes.
@@ -112,7 +114,7 @@ impl Qcow2 {
         Ok(Source::Stored {
             storage: &**data,
             host,
-            writable: copied && started && !self.is_guarded(host),
+            writable: copied && started && !self.is_guarded(host) && !self.is_misplaced(host, at),
         })
     }
 }
@@ -237,8 +239,11 @@ impl Image for Qcow2 {
 
     fn close(&self) -> Result<()> {
         self.release_assigned()?;
-        self.release_freed()?;
-        self.finish_bitmaps()
+        self.finish_bitmaps()?;
+        match self.allocator()?.order.policy() {
+            WriteOrder::Ordered => self.flush(),
+            WriteOrder::Unordered => self.release_freed(),
+        }
     }
 
     fn as_resize(&self) -> Option<&dyn Resize> {
@@ -295,12 +300,21 @@ impl Image for Qcow2 {
         })
     }
 
+    fn may_be_unwritten(&self) -> bool {
+        // Tables that were made ahead of the data, as a file shows that is mostly holes.
+        self.has_data_file() || HostInfo::of(&*self.file).map_or(true, |file| file.is_sparse())
+    }
+
     fn is_encrypted(&self) -> bool {
         self.header.encryption.is_some()
     }
 
     fn is_dirty(&self) -> bool {
         self.header.incompatible & feature::DIRTY != 0
+    }
+
+    fn watch(&mut self, watcher: Watcher) {
+        self.watcher = watcher;
     }
 
     fn as_check(&self) -> Option<&dyn Check> {

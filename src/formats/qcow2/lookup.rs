@@ -148,6 +148,19 @@ impl Tables {
         Ok(cluster)
     }
 
+    /// Whether the entries from that of `at` on, all of one second-level table, are `words`.
+    pub(super) fn holds(&self, file: &dyn Storage, at: u64, words: &[u64]) -> Result<bool> {
+        let Some(first) = self.entry_offset(file, at, Wait::Yes)? else {
+            return Ok(words.iter().all(|word| *word == 0));
+        };
+        for (entry, word) in (first..).step_by(8).zip(words) {
+            if self.words.get(file, entry, Wait::Yes)? != *word {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Writes entries of one second-level table to the file from `host` on, then shows them.
     pub(super) fn publish(&self, file: &dyn Storage, host: u64, words: &[u64]) -> Result<()> {
         self.words.publish(file, host, words)

@@ -46,6 +46,7 @@ use crate::image::Driver;
 use crate::image::driver::Creator;
 use crate::image::probe::ProbeInput;
 use crate::storage::Storage;
+use crate::util::progress::Watcher;
 
 use decode::Decoded;
 use encode::Codec;
@@ -105,4 +106,6 @@ struct Qcow2 {
     codec: Codec,
     /// `None`: opened for reading.
     writer: Option<Writer>,
+    /// Who is told how far a change of it all is.
+    watcher: Watcher,
 }

@@ -18,7 +18,7 @@ use crate::image::snapshot::Pick;
 use crate::image::units::{Allocator, Order};
 use crate::storage::Storage;
 use crate::storage::open::Access;
-use crate::util::progress::Silent;
+use crate::util::progress::{Silent, Watcher};
 
 impl Qcow2 {
     /// Opens the image in `file`.
@@ -74,6 +74,7 @@ impl Qcow2 {
             decoded,
             codec,
             writer,
+            watcher: Watcher::default(),
         })
     }
 }
@@ -107,7 +108,7 @@ fn view(file: &dyn Storage, header: &mut Header, pick: &Pick, access: Access) ->
 
 /// Counts anew what a writer with lazy refcounts left behind.
 fn mend(file: &dyn Storage) -> Result<()> {
-    let report = settle(Repair::All, |repair| check::check(file, repair, &Silent))?;
+    let report = settle(Repair::All, |_| check::recount(file, &Silent))?;
     if report.corruptions + report.check_errors > 0 {
         return Err(Error::corrupt(format!(
             "the image was not closed cleanly (dirty bit) and cannot be mended: {} corruptions remain; check names them",

@@ -336,6 +336,7 @@ impl Qcow2 {
                 cluster => clusters.push(cluster),
             }
         }
+        self.watcher.advance(size);
         self.tables.publish_l1(&*self.file, l1_index, 0)?;
         self.writer()?.guard.remove(table);
         for cluster in clusters {

@@ -196,6 +196,7 @@ impl<'a> Rewrite<'a> {
         self.counts = Counts::new(bits, width, entries);
         for (index, host) in wanted.into_iter().zip(hosts) {
             let bytes = self.copied_block(index, width)?;
+            self.image.watcher.advance(len64(bytes.len()));
             self.counts.place(&*self.image.file, index, host, bytes)?;
         }
         let old = refcounts.place();
@@ -257,6 +258,7 @@ impl<'a> Rewrite<'a> {
         }
         let mut bytes = vec![0; clamp_len(1 << self.cluster_bits(), usize::MAX)];
         self.image.file.read_at(&mut bytes, host)?;
+        self.image.watcher.advance(len64(bytes.len()));
         Ok(bytes)
     }
 
@@ -424,6 +426,7 @@ impl<'a> Rewrite<'a> {
         for block in std::mem::take(&mut self.old_blocks) {
             let mut bytes = vec![0; clamp_len(1 << bits, usize::MAX)];
             file.read_at(&mut bytes, block.host)?;
+            self.image.watcher.advance(len64(bytes.len()));
             let first = block.index << self.old_width.block_bits(bits);
             for within in 0..1usize << self.old_width.block_bits(bits) {
                 let cluster = first + len64(within);

@@ -61,8 +61,7 @@ impl Qcow2 {
                 check_part(start, self.entry(start)?.cluster)?;
             }
         }
-        self.allocator()?.drop_units(self, range, target)?;
-        self.release_freed()
+        self.allocator()?.drop_units(self, range, target)
     }
 
     /// Gives back what was set aside, or made ready, and not used, and the end of the file where that

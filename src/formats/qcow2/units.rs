@@ -54,7 +54,11 @@ pub(super) fn space_of(cluster: Cluster) -> Space {
 }
 
 impl Qcow2 {
-    /// The cluster at guest offset `start`, as its entry has it now.
+    /// The cluster at guest offset `start`, as its entry has it now, to be changed.
+    ///
+    /// # Errors
+    /// `Corrupt` where it is at another place of a data file than its own, which may be that of
+    /// another; the host's.
     pub(super) fn entry(&self, start: u64) -> Result<Entry> {
         let Some(entry) = self.tables.entry_offset(&*self.file, start, Wait::Yes)? else {
             return Ok(Entry {
@@ -63,6 +67,13 @@ impl Qcow2 {
             });
         };
         let cluster = self.tables.cluster(&*self.file, entry, Wait::Yes)?;
+        if let Cluster::Standard { host, .. } = cluster
+            && self.is_misplaced(host, start)
+        {
+            return Err(Error::corrupt(format!(
+                "the cluster of {start:#x} is at {host:#x} of the data file (expected: at its own offset), so it is not written; check names the damage"
+            )));
+        }
         let bits = self.tables.bits(&*self.file, entry, Wait::Yes)?;
         Ok(Entry { cluster, bits })
     }
@@ -187,7 +198,6 @@ impl Qcow2 {
             return Ok(());
         }
         let index = span.start >> self.layout.cluster_bits;
-        let table = self.own_table(self.l1_index(index))?;
         let (mut words, mut gone) = (Vec::new(), Vec::new());
         for (start, entry) in starts.zip(entries) {
             let end = match range.end >= self.size() {
@@ -209,19 +219,24 @@ impl Qcow2 {
                 gone.extend(self.unnamed(space_of(entry.cluster)));
             }
         }
+        if self.tables.holds(&*self.file, span.start, &words)? {
+            return Ok(());
+        }
+        let table = self.own_table(self.l1_index(index))?;
         self.publish_entries(table, index, &words)?;
         freed.append(&mut gone);
         Ok(())
     }
 
     /// Gives clusters back to the host, and to whoever wants them next.
-    fn release(&self, clusters: Range<u64>) -> Result<()> {
+    fn release(&self, runs: &[Range<u64>]) -> Result<()> {
         let mut refcounts = self.writer()?.refcounts.lock();
-        refcounts.step(&*self.file, clusters.clone(), Step::Down)?;
+        refcounts.step_each(&*self.file, runs, Step::Down)?;
         let bits = self.layout.cluster_bits;
         let mut free: Vec<Range<u64>> = Vec::new();
-        for cluster in clusters {
-            if refcounts.count(&*self.file, cluster)? == 0 {
+        for cluster in runs.iter().cloned().flatten() {
+            let seen = free.last().is_some_and(|last| cluster < last.end);
+            if !seen && refcounts.count(&*self.file, cluster)? == 0 {
                 range::push_merged(&mut free, cluster..cluster + 1);
             }
         }
@@ -505,7 +520,7 @@ impl Units for Qcow2 {
         for host in freed {
             range::push_merged(&mut runs, host.start >> bits..host.end.div_ceil(1 << bits));
         }
-        runs.into_iter().try_for_each(|run| self.release(run))
+        self.release(&runs)
     }
 }
 

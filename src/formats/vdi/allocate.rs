@@ -2,8 +2,6 @@
 
 use std::ops::Range;
 
-use uuid::Uuid;
-
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::vdi::header::{FREE, Kind, ZERO};
 use crate::formats::vdi::image::Vdi;
@@ -11,6 +9,7 @@ use crate::image::units::{Allocator, Content, New, Space, Taken, Target, Unit, U
 use crate::image::{Layout, Wait};
 use crate::storage::{Storage, Zeroing, zero_or_write};
 use crate::util::align::clamp_len;
+use crate::util::random;
 
 /// Most entries of a map that is written to: those of 512 TiB in blocks of 1 MiB.
 const MAX_ENTRIES: u64 = 1 << 29;
@@ -210,10 +209,10 @@ impl Units for Vdi {
     fn announce(&self) -> Result<()> {
         let header = &self.shape.load().header;
         let disk = match header.uuid(0) {
-            uuid if uuid.is_nil() => Uuid::new_v4(),
+            uuid if uuid.is_nil() => random::uuid()?,
             uuid => uuid,
         };
-        let bytes = [disk.to_bytes_le(), Uuid::new_v4().to_bytes_le()].concat();
+        let bytes = [disk.to_bytes_le(), random::uuid()?.to_bytes_le()].concat();
         let since = self.allocator.order.now();
         self.storage.write_at(&bytes, header.fields.uuids as u64)?;
         self.allocator.order.settle(since)

@@ -1,13 +1,12 @@
 //! Making new disks.
 
-use uuid::Uuid;
-
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::vdi::header::{self, LEN, SECTOR, V1, VERSION, ZERO};
 use crate::image::create::{CreateOptions, PREALLOCATION, Preallocation};
 use crate::image::driver::Creator;
 use crate::image::options::{OptionKind, OptionSpec};
 use crate::storage::{Storage, fill_space, give_space};
+use crate::util::random;
 
 /// Blocks are as large as all programs take them, unless asked otherwise.
 const BLOCK: u64 = 1 << 20;
@@ -137,7 +136,7 @@ impl Plan {
         (ALIGN + self.entries() * 4).next_multiple_of(ALIGN)
     }
 
-    fn header(&self, options: &CreateOptions) -> [u8; LEN] {
+    fn header(&self, options: &CreateOptions) -> Result<[u8; LEN]> {
         let mut bytes = [0; LEN];
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         let word = |value: u64| u32::try_from(value).unwrap_or(u32::MAX).to_le_bytes();
@@ -161,12 +160,12 @@ impl Plan {
         put(V1.disk + 8, &word(self.block));
         put(V1.entries, &word(self.entries()));
         put(V1.count, &word(if self.fixed { self.entries() } else { 0 }));
-        put(V1.uuids, &Uuid::new_v4().to_bytes_le());
-        put(V1.uuids + 16, &Uuid::new_v4().to_bytes_le());
+        put(V1.uuids, &random::uuid()?.to_bytes_le());
+        put(V1.uuids + 16, &random::uuid()?.to_bytes_le());
         if let Some(parent) = backing.and_then(|backing| backing.identity) {
             put(V1.uuids + 32, &parent.to_bytes_le());
         }
-        bytes
+        Ok(bytes)
     }
 }
 
@@ -178,6 +177,7 @@ fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
             "the parent of a VDI is a VDI that has an identity",
         ));
     }
+    let header = plan.header(options)?;
     storage.set_len(0)?;
     let end = plan.data()
         + if plan.fixed {
@@ -202,5 +202,5 @@ fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
         Preallocation::Falloc => give_space(storage, plan.data()..end)?,
         Preallocation::Full => fill_space(storage, plan.data()..end)?,
     }
-    storage.write_at(&plan.header(options), 0)
+    storage.write_at(&header, 0)
 }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::formats::vdi::allocate::Slots;
 use crate::formats::vdi::header::{FREE, Header, Kind, ZERO};
 use crate::image::info::Detail;
-use crate::image::open::{OpenOptions, Purpose};
+use crate::image::open::{OpenOptions, Purpose, WriteOrder};
 use crate::image::table::{Endian, Table};
 use crate::image::units::{Allocator, Order, Target, Units};
 use crate::image::{Backing, Caps, Check, Driver, Fill, Image, Layout, Resize, Run, Source, Wait};
@@ -179,10 +179,6 @@ impl Image for Vdi {
         Ok(Run { len, source })
     }
 
-    fn read_encoded(&self, _buf: &mut [u8], _at: u64) -> Result<usize> {
-        Err(Error::unsupported("format 'vdi' has no compressed data"))
-    }
-
     fn allocate(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
         self.allocator()?.allocate(self, at..at + len, fill)
     }
@@ -213,7 +209,11 @@ impl Image for Vdi {
 
     fn close(&self) -> Result<()> {
         self.allocator.close(self)?;
-        self.trim()
+        self.trim()?;
+        match self.allocator.order.policy() {
+            WriteOrder::Ordered => self.flush(),
+            WriteOrder::Unordered => Ok(()),
+        }
     }
 
     fn backing(&self) -> Option<Backing> {

@@ -201,6 +201,7 @@ pub(super) mod tests {
             size: 8 << 20,
             geometry: Geometry::for_size(8 << 20),
             creator: Creator::Win,
+            uuid: uuid::Uuid::new_v4(),
         };
         let footer = tap_footer(&Footer::new(&new, SystemTime::now()));
         (footer, Header::new(1536, 4, 2 << 20, None))

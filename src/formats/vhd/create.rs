@@ -15,6 +15,7 @@ use crate::image::driver::Creator;
 use crate::image::options::{OptionKind, OptionSpec};
 use crate::storage::{Storage, Zeroing, fill_space, give_space, has_room, zero_or_write};
 use crate::util::align::{clamp_len, len64};
+use crate::util::random;
 
 /// Where our tables begin: behind the footer's copy and the header.
 const TABLE: u64 = footer::LEN64 + header::LEN64;
@@ -309,13 +310,14 @@ fn measure(options: &CreateOptions, data_clusters: u64) -> Result<u64> {
 
 fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
     let plan = Plan::new(options)?;
-    let end = start(storage, &plan)?;
     let new = NewFooter {
         kind: plan.kind,
         size: plan.size,
         geometry: plan.geometry,
         creator: plan.creator,
+        uuid: random::uuid()?,
     };
+    let end = start(storage, &plan)?;
     let footer = Footer::new(&new, SystemTime::now());
     match plan.kind {
         Kind::Fixed => create_fixed(storage, &plan, &footer, end),

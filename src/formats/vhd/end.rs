@@ -206,7 +206,7 @@ impl Sparse {
     /// Leaves the file's end as a clean close leaves it: the footer right behind what is in use.
     pub(super) fn trim(&self, space: &mut Space, shape: &Shape) -> Result<()> {
         if !space.grown && space.ready.is_empty() && space.clean.is_empty() {
-            return Ok(());
+            return self.end_durably();
         }
         let mut tail = self.tail(space, shape)?;
         let floor = self.metadata_end(shape);
@@ -225,7 +225,10 @@ impl Sparse {
         self.punch_ready(space);
         space.tail = Some(tail);
         match self.footer_place() {
-            Some(place) => self.keep_within(space, shape, tail, place)?,
+            Some(place) => {
+                self.keep_within(space, shape, tail, place)?;
+                self.end_durably()?;
+            }
             None => self.end_at(space, shape, tail)?,
         }
         space.grown = false;
@@ -234,13 +237,24 @@ impl Sparse {
 
     /// Has the file end with a footer at `tail`.
     fn end_at(&self, space: &mut Space, shape: &Shape, tail: u64) -> Result<()> {
-        self.write_footer(shape, tail)?;
+        self.storage
+            .write_at(&shape.footer.sealed().to_bytes(), tail)?;
+        // The one that is cut off was good until now.
+        self.end_durably()?;
         self.storage.set_len(tail + footer::LEN64)?;
         // One that could not be erased was cut off, or the new one is in its place.
         space.stale = space.stale.filter(|old| *old + footer::LEN64 <= tail);
         space.footer = Some(tail);
         self.data_end.store(tail, Ordering::Release);
         Ok(())
+    }
+
+    /// Makes all completed writes durable, where order matters.
+    fn end_durably(&self) -> Result<()> {
+        match self.allocator.order.policy() {
+            WriteOrder::Ordered => self.allocator.order.flush(),
+            WriteOrder::Unordered => Ok(()),
+        }
     }
 
     /// Writes the footer where an unordered image has none, so that the file is whole.

@@ -13,7 +13,7 @@ use crate::formats::vhd::footer::Footer;
 use crate::formats::vhd::geometry::SizeRule;
 use crate::formats::vhd::open::{End, Found};
 use crate::image::info::Detail;
-use crate::image::open::{OpenOptions, Purpose};
+use crate::image::open::{OpenOptions, Purpose, WriteOrder};
 use crate::image::{Caps, Check, Driver, Fill, Image, Layout, Resize, Run, Wait};
 use crate::storage::open::Access;
 use crate::storage::{Limits, Storage, Zeroing};
@@ -23,6 +23,7 @@ use crate::storage::{Limits, Storage, Zeroing};
 pub(super) struct Fixed {
     pub(super) storage: Arc<dyn Storage>,
     pub(super) write: bool,
+    pub(super) order: WriteOrder,
     pub(super) rule: SizeRule,
     /// What the footer at the end is.  Locked before `state`.
     pub(super) end: Mutex<End>,
@@ -63,6 +64,7 @@ impl Fixed {
         Ok(Self {
             storage,
             write: options.access == Access::Write,
+            order: options.order,
             rule,
             end: Mutex::new(found.end),
             size: AtomicU64::new(size),
@@ -108,10 +110,6 @@ impl Image for Fixed {
         Ok(Run::in_place(&*self.storage, at, inside, self.write))
     }
 
-    fn read_encoded(&self, _buf: &mut [u8], _at: u64) -> Result<usize> {
-        Err(Error::unsupported("format 'vhd' has no compressed data"))
-    }
-
     fn allocate(&self, _at: u64, _len: u64, _fill: &mut Fill<'_>) -> Result<u64> {
         // Everything is stored already, so `map` never sends anyone here but on a read-only image.
         Err(Error::read_only())
@@ -133,7 +131,10 @@ impl Image for Fixed {
     }
 
     fn close(&self) -> Result<()> {
-        Ok(())
+        match self.order {
+            WriteOrder::Ordered => self.flush(),
+            WriteOrder::Unordered => Ok(()),
+        }
     }
 
     fn identity(&self) -> Option<Uuid> {

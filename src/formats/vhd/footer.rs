@@ -161,6 +161,8 @@ pub(super) struct NewFooter {
     pub(super) geometry: Geometry,
     /// Which program is to be named.
     pub(super) creator: Creator,
+    /// What identifies it.
+    pub(super) uuid: Uuid,
 }
 
 /// Which program an image names as its creator; readers choose between the two sizes by it.
@@ -189,7 +191,7 @@ impl Creator {
 }
 
 impl Footer {
-    /// A footer for a new image, with an identity of its own and the present time.
+    /// A footer for a new image, with the present time.
     pub(super) fn new(new: &NewFooter, now: SystemTime) -> Self {
         let data_offset = match new.kind {
             Kind::Fixed => NO_HEADER,
@@ -211,7 +213,7 @@ impl Footer {
             sectors: new.geometry.sectors,
             disk_type: new.kind.code().into(),
             checksum: 0.into(),
-            uuid: *Uuid::new_v4().as_bytes(),
+            uuid: *new.uuid.as_bytes(),
             saved_state: 0,
             hidden: 0,
             reserved: [0; 426],
@@ -447,6 +449,7 @@ mod tests {
             size: 10 << 20,
             geometry: Geometry::for_size(10 << 20),
             creator: Creator::Win,
+            uuid: Uuid::new_v4(),
         };
         Footer::new(&new, SystemTime::now())
     }

@@ -187,6 +187,7 @@ mod tests {
                 size,
                 geometry,
                 creator,
+                uuid: uuid::Uuid::new_v4(),
             };
             Footer::new(&new, SystemTime::now())
         };

@@ -331,10 +331,6 @@ impl Image for Sparse {
         }
     }
 
-    fn read_encoded(&self, _buf: &mut [u8], _at: u64) -> Result<usize> {
-        Err(Error::unsupported("format 'vhd' has no compressed data"))
-    }
-
     fn allocate(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
         self.allocator()?.allocate(self, at..at + len, fill)
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::image::Fill;
 use crate::image::follow::Followed;
 use crate::image::open::WriteOrder;
@@ -164,7 +164,23 @@ impl Allocator {
         self.allocate_around(units, &request, &around, fill)
     }
 
+    /// Where there is no room, again once what was freed is given back.
     fn allocate_around<U: Units>(
+        &self,
+        units: &U,
+        request: &Range<u64>,
+        around: &Range<u64>,
+        fill: &mut Fill<'_>,
+    ) -> Result<u64> {
+        match self.try_to_allocate(units, request, around, fill) {
+            Err(e) if e.kind() == ErrorKind::NoSpace && self.gives_back(units)? => {
+                self.try_to_allocate(units, request, request, fill)
+            }
+            done => done,
+        }
+    }
+
+    fn try_to_allocate<U: Units>(
         &self,
         units: &U,
         request: &Range<u64>,

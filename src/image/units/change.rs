@@ -13,6 +13,8 @@ use crate::util::range::{self, intersect};
 const STEP: u64 = 1024;
 /// Freed ranges kept before they must be given back.
 const MAX_FREED: usize = 4096;
+/// Freed bytes that wait for a flush, so that many little ranges are given back by one sync.
+const MUCH_FREED: u64 = 64 << 20;
 /// What is reserved is as much as this, or a whole unit, at least.
 const RESERVE: u64 = 64 << 10;
 /// Pieces of a file to reserve that are no further apart than this are reserved as one.
@@ -38,7 +40,7 @@ impl Allocator {
             let next = units.next_to_drop(at / size, last, target)?;
             at = at.max(next.saturating_mul(size));
             if at >= guest.end {
-                return Ok(());
+                return self.release_much(units);
             }
             let end = guest.end.min(down(at, size) + STEP * size);
             let span = down(at, size)..end.next_multiple_of(size);
@@ -61,10 +63,28 @@ impl Allocator {
         freed.push(host, &self.order, &self.grace);
         let full = freed.len() >= MAX_FREED;
         drop(freed);
+        // Who comes next does not hold up what was freed now.
+        self.grace.passed(self.grace.now());
         match full {
             true => self.release(units),
             false => Ok(()),
         }
+    }
+
+    /// As [`Allocator::release`], where so much was freed that it should not wait for a flush.
+    fn release_much<U: Units>(&self, units: &U) -> Result<()> {
+        let freed = self.freed.lock().bytes();
+        match freed >= MUCH_FREED {
+            true => self.release(units),
+            false => Ok(()),
+        }
+    }
+
+    /// Gives back what was freed; whether that was anything.
+    pub(super) fn gives_back<U: Units>(&self, units: &U) -> Result<bool> {
+        let before = self.freed.lock().bytes();
+        self.release(units)?;
+        Ok(self.freed.lock().bytes() < before)
     }
 
     /// Gives back what was freed, nobody reads any more, and is known to be gone from stable media.

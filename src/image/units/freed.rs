@@ -11,12 +11,14 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::image::units::order::{Moment, Order};
 use crate::util::grace::{self, Grace};
+use crate::util::range;
 
 /// Ranges of host bytes that were freed, oldest first.
 #[derive(Debug, Default)]
 pub struct Freed {
     batches: VecDeque<Batch>,
     ranges: usize,
+    bytes: u64,
 }
 
 /// What was freed in one moment.
@@ -31,6 +33,7 @@ impl Freed {
     /// Adds a range of host bytes whose last entry was changed in the file before this call.
     pub fn push(&mut self, host: Range<u64>, order: &Order, grace: &Arc<Grace>) {
         let (grace, written) = (grace.now(), order.now());
+        self.bytes += range::len(&host);
         let same = |b: &&mut Batch| b.grace == grace && b.written == written;
         let Some(batch) = self.batches.back_mut().filter(same) else {
             self.ranges += 1;
@@ -55,6 +58,11 @@ impl Freed {
         self.ranges
     }
 
+    /// Bytes that wait.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Whether none waits.
     pub fn is_empty(&self) -> bool {
         self.ranges == 0
@@ -67,7 +75,9 @@ impl Freed {
 
     /// Takes out what has passed its grace point and is known to be gone from stable media.
     pub fn ready(&mut self, order: &Order, grace: &Grace) -> Vec<Range<u64>> {
-        self.take(|batch| order.is_settled(batch.written) && grace.passed(batch.grace))
+        self.take(|batch| {
+            order.is_settled(batch.written, batch.written) && grace.passed(batch.grace)
+        })
     }
 
     /// As `ready`, having waited until all that has passed its grace point is gone from stable media
@@ -82,7 +92,10 @@ impl Freed {
     ) -> Result<Vec<Range<u64>>> {
         let (oldest, ranges) = {
             let mut freed = freed.lock();
-            let unsettled = freed.batches.iter().find(|b| !order.is_settled(b.written));
+            let unsettled = freed
+                .batches
+                .iter()
+                .find(|b| !order.is_settled(b.written, b.written));
             let oldest = unsettled.map(|b| b.written);
             (oldest, freed.take(|b| grace.passed(b.grace)))
         };
@@ -98,6 +111,7 @@ impl Freed {
         while self.batches.front().is_some_and(&may_go) {
             if let Some(batch) = self.batches.pop_front() {
                 self.ranges -= batch.ranges.len();
+                self.bytes -= batch.ranges.iter().map(range::len).sum::<u64>();
                 taken.extend(batch.ranges);
             }
         }

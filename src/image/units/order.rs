@@ -95,15 +95,16 @@ impl Order {
         self.settle(self.now())
     }
 
-    /// Whether what was written before `moment` is known to be on stable media, or nobody asked for
-    /// an order.
-    pub fn is_settled(&self, moment: Moment) -> bool {
-        let data = match (&self.data, moment.data) {
-            (Some(data), Some(stamp)) => data.syncs.is_durable(stamp),
+    /// Whether all that was written from before `first` until `last` is known to be on stable media,
+    /// or nobody asked for an order.
+    pub fn is_settled(&self, first: Moment, last: Moment) -> bool {
+        let data = match (&self.data, first.data, last.data) {
+            (Some(data), Some(first), Some(last)) => data.syncs.is_durable_since(first, last),
             _ => true,
         };
+        let metadata = &self.metadata.syncs;
         self.policy == WriteOrder::Unordered
-            || (data && self.metadata.syncs.is_durable(moment.metadata))
+            || (data && metadata.is_durable_since(first.metadata, last.metadata))
     }
 
     /// Makes all completed writes durable.
@@ -135,7 +136,7 @@ mod tests {
         let (metadata, data) = files();
         let order = Order::new(WriteOrder::Ordered, metadata.clone(), Some(data.clone()));
         let since = order.now();
-        assert!(!order.is_settled(since));
+        assert!(!order.is_settled(since, since));
         data.inject(Fault {
             op: Op::Sync,
             after: 0,
@@ -147,7 +148,7 @@ mod tests {
         order
             .settle(order.now())
             .expect("later writes are not lost");
-        assert!(!order.is_settled(since));
+        assert!(!order.is_settled(since, since));
         assert_eq!(metadata.changes(), [Change::Sync]);
         order.flush().expect_err("a flush tells of it");
         order.flush().expect("once");
@@ -158,7 +159,7 @@ mod tests {
         let (metadata, _) = files();
         let order = Order::new(WriteOrder::Unordered, metadata.clone(), None);
         order.settle(order.now()).expect("does nothing");
-        assert!(order.is_settled(order.now()));
+        assert!(order.is_settled(order.now(), order.now()));
         assert!(metadata.changes().is_empty());
     }
 }

@@ -1,26 +1,32 @@
 //! The bitmap directory and the tables of the bitmaps in it, counted.
+//!
+//! Bitmaps hold no guest data, and one that is damaged keeps the whole image from being opened by
+//! others.  So a repair takes it away, as those do who make bitmaps and find it unusable.
 
-use super::Checker;
+use std::collections::HashSet;
+use std::ops::Range;
+
 use super::counts::Kind;
-use crate::error::{ErrorKind, Result};
-use crate::formats::qcow2::bitmap_dir::{self, Directory};
-use crate::formats::qcow2::extension;
-use crate::util::align::{clamp_len, is_aligned};
+use super::{Checker, Damaged};
+use crate::error::{Error, ErrorKind, Result};
+use crate::formats::qcow2::bitmap_dir::{self, Directory, Entry, Scan};
+use crate::formats::qcow2::header::Header;
+use crate::formats::qcow2::switch::switch;
+use crate::image::check::{Repair, Severity};
+use crate::util::align::{clamp_len, len64};
+use crate::util::range;
 
-/// Autoclear bit 0: the bitmaps extension is consistent.
-const BITMAPS: u64 = 1;
-/// Bytes of the extension.
-const EXTENSION_LEN: usize = 24;
-/// Most bitmaps, as QEMU has it.
-const MAX_BITMAPS: u64 = 65_535;
-/// Longest directory in bytes, as QEMU has it.
-const MAX_DIRECTORY: u64 = 1024 * MAX_BITMAPS;
-/// Longest table of one bitmap in entries, as QEMU has it.
-const MAX_TABLE: u64 = 0x800_0000 / 8;
-/// Bytes of a directory entry before its extra data.
-const FIXED: usize = 24;
 /// Bytes of a table read at a time.
 const STEP: u64 = 1 << 20;
+
+/// Something that is wrong with bitmaps.
+#[derive(Debug)]
+pub(super) struct Fault {
+    /// The bitmap's place in the directory; `None`: it is the directory itself.
+    bitmap: Option<usize>,
+    /// What is wrong.
+    text: String,
+}
 
 fn number(bytes: &[u8]) -> u64 {
     bytes
@@ -29,138 +35,179 @@ fn number(bytes: &[u8]) -> u64 {
 }
 
 impl Checker<'_> {
+    fn bitmap_fault(&mut self, bitmap: Option<usize>, text: impl Into<String>) {
+        let text = text.into();
+        self.bitmap_faults.push(Fault { bitmap, text });
+    }
+
     /// Counts the bitmap directory, the tables and the clusters of all bitmaps.
     pub(super) fn bitmaps(&mut self) -> Result<()> {
-        let found = self.header.extensions.iter();
-        let mut found = found.filter(|e| e.kind == extension::BITMAPS);
-        let Some(data) = found.next().map(|e| e.data.clone()) else {
-            return Ok(());
+        let scan = match Scan::read(self.file, &self.header) {
+            Ok(Some(scan)) => scan,
+            Ok(None) => return Ok(()),
+            Err(e) if e.kind() == ErrorKind::Corrupt => {
+                self.bitmap_fault(None, e.message());
+                return Ok(());
+            }
+            Err(e) => return Err(e),
         };
-        if self.header.autoclear & BITMAPS == 0 {
+        let place = scan.place.offset..scan.place.offset.saturating_add(scan.place.len);
+        if let Some(cluster) = self.met(&place) {
+            self.bitmap_fault(
+                None,
+                format!("the bitmap directory is at {cluster:#x}, which has another use too"),
+            );
             return Ok(());
         }
-        if data.len() != EXTENSION_LEN {
-            self.complete = false;
-            self.corrupt(format!(
-                "the bitmaps extension has {} bytes (expected: {EXTENSION_LEN})",
-                data.len()
-            ));
-            return Ok(());
-        }
-        let (count, len, start) = (
-            number(&data[..4]),
-            number(&data[8..16]),
-            number(&data[16..24]),
-        );
-        let aligned = start != 0 && is_aligned(start, self.layout.cluster_size());
-        if count > MAX_BITMAPS || len > MAX_DIRECTORY || !aligned {
-            self.complete = false;
-            self.corrupt(format!(
-                "the bitmap directory has {count} entries in {len} bytes at {start:#x} (allowed: {MAX_BITMAPS}, {MAX_DIRECTORY}, a multiple of {:#x})",
-                self.layout.cluster_size()
-            ));
-            return Ok(());
-        }
-        if !self.mark_sole(
-            "the bitmap directory".to_owned(),
-            start..start.saturating_add(len),
-        )? {
-            self.complete = false;
-            return Ok(());
-        }
-        let mut directory = vec![0; clamp_len(len, usize::MAX)];
-        self.file.read_at(&mut directory, start)?;
-        let before = self.report.corruptions;
-        self.bitmap_entries(&directory, count)?;
-        if self.report.corruptions == before {
-            // What makes bitmaps unusable otherwise may be a lost table.
-            match Directory::read(self.file, &self.header) {
-                Err(e) if e.kind() == ErrorKind::Corrupt => {
-                    self.complete = false;
-                    self.corrupt(e.message().to_owned());
-                }
-                read => return read.map(drop),
+        self.mark_sole("the bitmap directory".to_owned(), place)?;
+        for (index, (entry, fault)) in scan.entries.iter().enumerate() {
+            match fault {
+                Some(fault) => self.bitmap_fault(Some(index), fault.message()),
+                None => self.bitmap(index, entry)?,
             }
         }
-        Ok(())
-    }
-
-    fn bitmap_entries(&mut self, directory: &[u8], count: u64) -> Result<()> {
-        let mut rest = directory;
-        for index in 0..count {
-            let Some(entry) = rest.get(..FIXED) else {
-                self.complete = false;
-                self.corrupt(format!(
-                    "the bitmap directory ends within entry {index} (expected: {count} entries)"
-                ));
-                return Ok(());
-            };
-            let (table, entries) = (number(&entry[..8]), number(&entry[8..12]));
-            let (name, extra) = (number(&entry[18..20]), number(&entry[20..24]));
-            let len = clamp_len(name + extra, usize::MAX).saturating_add(FIXED);
-            rest = rest.get(len.next_multiple_of(8)..).unwrap_or_default();
-            self.bitmap(index, table, entries)?;
-        }
-        if !rest.is_empty() {
-            self.complete = false;
-            self.corrupt(format!(
-                "the bitmap directory has {} bytes after its last entry (expected: 0)",
-                rest.len()
-            ));
+        if let Some(fault) = scan.fault {
+            self.bitmap_fault(None, fault.message());
         }
         Ok(())
     }
 
-    fn bitmap(&mut self, index: u64, table: u64, entries: u64) -> Result<()> {
-        let aligned = table != 0 && is_aligned(table, self.layout.cluster_size());
-        if !aligned || entries > MAX_TABLE {
-            self.complete = false;
-            self.corrupt(format!(
-                "the table of bitmap {index} has {entries} entries at {table:#x} (allowed: {MAX_TABLE}, at a multiple of {:#x})",
-                self.layout.cluster_size()
-            ));
+    /// The first cluster of a range of the file that something else was found to use.
+    fn met(&self, host: &Range<u64>) -> Option<u64> {
+        let bits = self.layout.cluster_bits;
+        let mut clusters = host.start >> bits..host.end.div_ceil(1 << bits);
+        let met = clusters.find(|cluster| self.counts.get(*cluster) > 0);
+        met.map(|cluster| cluster << bits)
+    }
+
+    /// Whether a range can be counted for a bitmap; false, with a finding, where not.
+    fn bitmap_has(&mut self, index: usize, what: &str, host: &Range<u64>) -> bool {
+        let fault = if !self.layout.is_inside(host, self.file.size()) {
+            let (len, end) = (range::len(host), self.file.size());
+            Some(format!("{len} bytes long (the file ends at {end:#x})"))
+        } else {
+            let met = self.met(host);
+            met.map(|cluster| format!("and {cluster:#x} has another use too"))
+        };
+        match fault {
+            None => true,
+            Some(fault) => {
+                let start = host.start;
+                self.bitmap_fault(
+                    Some(index),
+                    format!("{what} of bitmap {index} is at {start:#x}, {fault}"),
+                );
+                false
+            }
+        }
+    }
+
+    fn bitmap(&mut self, index: usize, entry: &Entry) -> Result<()> {
+        let table = entry.table();
+        let end = table.saturating_add(entry.table_len() * 8);
+        if !self.bitmap_has(index, "the table", &(table..end)) {
             return Ok(());
         }
-        let end = table.saturating_add(entries * 8);
-        if !self.mark_sole(format!("the table of bitmap {index}"), table..end)? {
-            self.complete = false;
-            return Ok(());
-        }
+        self.mark_sole(format!("the table of bitmap {index}"), table..end)?;
         let mut at = table;
         while at < end {
             let mut bytes = vec![0; clamp_len((end - at).min(STEP), usize::MAX)];
             self.file.read_at(&mut bytes, at)?;
             for word in bytes.chunks_exact(8).map(number) {
-                self.bitmap_cluster(index, word)?;
+                if !self.bitmap_cluster(index, word)? {
+                    // One fault says enough of a bitmap.
+                    return Ok(());
+                }
             }
             at += STEP;
         }
         Ok(())
     }
 
-    fn bitmap_cluster(&mut self, index: u64, word: u64) -> Result<()> {
+    /// Counts the cluster of a word of a table; false, with a finding, where it cannot be.
+    fn bitmap_cluster(&mut self, index: usize, word: u64) -> Result<bool> {
         let size = self.layout.cluster_size();
         let host = match bitmap_dir::cluster(word, size) {
-            Ok(Some(host)) => host,
-            Ok(None) => return Ok(()),
+            Ok(Some(host)) => host..host.saturating_add(size),
+            Ok(None) => return Ok(true),
             Err(word) => {
-                self.complete = false;
-                self.corrupt(format!(
-                    "an entry of the table of bitmap {index} is {word:#018x} (allowed: multiples of {size:#x}, 0, 1)"
-                ));
-                return Ok(());
+                self.bitmap_fault(
+                    Some(index),
+                    format!(
+                        "an entry of the table of bitmap {index} is {word:#018x} (allowed: multiples of {size:#x}, 0, 1)"
+                    ),
+                );
+                return Ok(false);
             }
         };
-        if self.counts.get(host >> self.layout.cluster_bits) > 0 {
-            self.complete = false;
-            self.corrupt(format!(
-                "a cluster of bitmap {index} is at {host:#x}, which has another use too"
-            ));
+        if !self.bitmap_has(index, "a cluster", &host) {
+            return Ok(false);
         }
         let what = || format!("a cluster of bitmap {index}");
-        if !self.mark(&what, host..host + size, 1, Kind::Table)? {
-            self.complete = false;
+        self.mark(&what, host, 1, Kind::Table)
+    }
+
+    /// Reports what is wrong with bitmaps; a repair takes those away, and what they use is a leak
+    /// from then on.
+    pub(super) fn mend_bitmaps(&mut self) -> Result<()> {
+        if self.bitmap_faults.is_empty() {
+            return Ok(());
+        }
+        let mut done = None;
+        if self.repair == Repair::All && self.damaged == Damaged::TakenAway {
+            match self.drop_bitmaps() {
+                Ok(()) => done = Some("taken away".to_owned()),
+                // The header is damaged, or has no room to change; nothing was written.
+                Err(e) if matches!(e.kind(), ErrorKind::Unsupported | ErrorKind::Corrupt) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        // They stay, for what was not counted.
+        for fault in &self.bitmap_faults {
+            self.report
+                .add(Severity::Corruption, 1, fault.text.clone(), done.clone());
         }
         Ok(())
+    }
+
+    /// Takes the bitmaps with faults away, all where the directory has some itself.  The image is
+    /// without bitmaps while the others are written to where the directory is.
+    fn drop_bitmaps(&mut self) -> Result<()> {
+        let mut header = Header::read(self.file)?.without_faults();
+        let kept = self.kept_bitmaps(&header)?;
+        Directory::default().point(&mut header, 0, 0);
+        switch(self.file, &header)?;
+        let Some((kept, offset)) = kept else {
+            return Ok(());
+        };
+        let bytes = kept.encode()?;
+        self.file.write_at(&bytes, offset)?;
+        self.file.sync()?;
+        kept.point(&mut header, offset, len64(bytes.len()));
+        switch(self.file, &header)
+    }
+
+    /// The bitmaps without faults, and where their directory is to be.
+    fn kept_bitmaps(&self, header: &Header) -> Result<Option<(Directory, u64)>> {
+        let faulty: Option<HashSet<usize>> = self.bitmap_faults.iter().map(|f| f.bitmap).collect();
+        let Some(faulty) = faulty else {
+            return Ok(None);
+        };
+        let Some(scan) = Scan::read(self.file, header)? else {
+            return Err(Error::corrupt("the bitmap directory changed"));
+        };
+        let bits = self.layout.cluster_bits;
+        let place = scan.place;
+        let mut clusters = place.offset >> bits..(place.offset + place.len).div_ceil(1 << bits);
+        if clusters.any(|cluster| self.counts.get(cluster) != 1) {
+            return Ok(None);
+        }
+        let entries = scan.entries.into_iter().enumerate();
+        let entries = entries.filter(|(index, _)| !faulty.contains(index));
+        let kept = Directory {
+            entries: entries.map(|(_, (entry, _))| entry).collect(),
+            place: Some(place),
+        };
+        Ok((!kept.entries.is_empty()).then_some((kept, place.offset)))
     }
 }

@@ -20,8 +20,8 @@ impl Checker<'_> {
         let sound = !self.unusable && self.report.check_errors == 0;
         let mends = match self.repair {
             Repair::Nothing => false,
-            // Only flags that this repair made wrong.
-            Repair::Leaks => sound && !self.lowered.is_empty(),
+            // Only flags that this repair made wrong, or another before it that was stopped.
+            Repair::Leaks => sound,
             Repair::All => sound && self.differs.is_empty(),
         };
         if mends {
@@ -39,9 +39,6 @@ impl Checker<'_> {
         let mut active = repeats.iter().filter(|r| r.active);
         active.try_for_each(|repeat| self.copied_word(repeat.at, mends))?;
         self.repeats = repeats;
-        if self.external {
-            return Ok(());
-        }
         let active: Vec<Table> = tables
             .iter()
             .copied()
@@ -58,10 +55,30 @@ impl Checker<'_> {
                     continue;
                 }
                 let at = table.host + len64(index) * 8;
-                checker.copied_entry("L2", at, word, mends)?;
+                match checker.external {
+                    true => checker.copied_in_data_file(at, word, mends)?,
+                    false => checker.copied_entry("L2", at, word, mends)?,
+                }
             }
             Ok(())
         })
+    }
+
+    /// Nobody counts the clusters of a data file: each has one that points at it.
+    fn copied_in_data_file(&mut self, at: u64, word: u64, mends: bool) -> Result<()> {
+        if word & COPIED != 0 {
+            return Ok(());
+        }
+        let done = mends && self.repair == Repair::All && self.is_complete();
+        if done {
+            self.file.write_at(&(word | COPIED).to_be_bytes(), at)?;
+        }
+        let done = done.then(|| "set".to_owned());
+        let text = format!(
+            "the L2 entry at {at:#x} is {word:#018x}, of a cluster in the data file (copied flag)"
+        );
+        self.report.add(Severity::Corruption, 1, text, done);
+        Ok(())
     }
 
     fn copied_word(&mut self, at: u64, mends: bool) -> Result<()> {
@@ -82,9 +99,14 @@ impl Checker<'_> {
         if is == expected {
             return Ok(());
         }
-        let lowered = self.lowered.contains(&(host >> self.layout.cluster_bits));
+        let cluster = host >> self.layout.cluster_bits;
+        let lowered = self.lowered.contains(&cluster);
+        // Of one that gave a leak back and was stopped before it set the flag that goes with it.
+        let stopped = !is && self.counts.get(cluster) == 1;
         // A flag is set only where nothing unseen may refer to the cluster.
-        let done = mends && (is || self.complete) && (lowered || self.repair == Repair::All);
+        let done = mends
+            && (is || self.is_complete())
+            && (lowered || stopped || self.repair == Repair::All);
         if done {
             let right = word ^ COPIED;
             self.file.write_at(&right.to_be_bytes(), at)?;

@@ -69,6 +69,9 @@ struct Checker<'a> {
     lowered: HashSet<u64>,
     /// First-level entries that point where another one of the same table does.
     repeats: Vec<Repeat>,
+    /// What is wrong with bitmaps, which may use clusters that were not counted.
+    bitmap_faults: Vec<bitmaps::Fault>,
+    damaged: Damaged,
     /// Snapshots of version 3 that lack what version 3 has: index, bytes of extra data.
     incomplete: Vec<(u32, u64)>,
     report: Report,
@@ -115,9 +118,33 @@ fn work(file: &dyn Storage, header: &Header) -> Result<u64> {
     Ok(count.saturating_mul(header.cluster_size()))
 }
 
+/// What becomes of bitmaps that are damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Damaged {
+    /// A repair takes them away.
+    TakenAway,
+    /// They stay: nobody asked for a repair.
+    Kept,
+}
+
 /// Checks the image in `file`, and repairs what `repair` allows in one pass; a repair is on stable
 /// media when it returns.
 pub(super) fn check(file: &dyn Storage, repair: Repair, progress: &dyn Progress) -> Result<Report> {
+    pass(file, repair, progress, Damaged::TakenAway)
+}
+
+/// As `check` with a repair of everything but bitmaps, for a writer that finds the counts out of
+/// date.
+pub(super) fn recount(file: &dyn Storage, progress: &dyn Progress) -> Result<Report> {
+    pass(file, Repair::All, progress, Damaged::Kept)
+}
+
+fn pass(
+    file: &dyn Storage,
+    repair: Repair,
+    progress: &dyn Progress,
+    damaged: Damaged,
+) -> Result<Report> {
     let header = Header::read_for(file, Need::Check)?;
     let layout = header.layout();
     let report = Report {
@@ -143,6 +170,8 @@ pub(super) fn check(file: &dyn Storage, repair: Repair, progress: &dyn Progress)
         fixes: 0,
         lowered: HashSet::new(),
         repeats: Vec::new(),
+        bitmap_faults: Vec::new(),
+        damaged,
         incomplete: Vec::new(),
         report,
     };
@@ -159,7 +188,7 @@ impl Checker<'_> {
         let blocks = self.refcount_table()?;
         let fixes = self.second_level(&tables)?;
         self.overlaps();
-        if !self.complete && self.repair != Repair::Nothing {
+        if !self.is_complete() && self.repair != Repair::Nothing {
             let text = "leaks are not given back: what could not be followed may refer to them";
             self.report.add(Severity::Note, 1, text.to_owned(), None);
         }
@@ -169,11 +198,17 @@ impl Checker<'_> {
         }
         self.copied(&tables)?;
         self.apply(&fixes)?;
+        self.mend_bitmaps()?;
         self.unshare()?;
         self.complete_snapshots()?;
         self.header_faults()?;
         self.writable()?;
         self.finish()
+    }
+
+    /// Whether what was not counted is not used.
+    fn is_complete(&self) -> bool {
+        self.complete && self.bitmap_faults.is_empty()
     }
 
     /// Whether nothing is wrong any more but what is reported later, so that a repair may rely on
@@ -182,7 +217,7 @@ impl Checker<'_> {
         self.report.corruptions == 0
             && self.report.check_errors == 0
             && self.differs.is_empty()
-            && self.complete
+            && self.is_complete()
             && !self.dangling
             && !self.unusable
     }

@@ -86,7 +86,7 @@ impl Checker<'_> {
         }
         let found = self.counts.get(cluster);
         // What could not be followed may refer to any cluster, so none is free.
-        let least = u64::from(!self.complete && cluster < plan.start);
+        let least = u64::from(!self.is_complete() && cluster < plan.start);
         found.max(least).min(self.width().max())
     }
 
@@ -107,7 +107,7 @@ impl Checker<'_> {
         let bits = self.width().block_bits(self.layout.cluster_bits);
         let start = self.clusters();
         let used = |index: &u64| {
-            !self.complete
+            !self.is_complete()
                 || !self
                     .counts
                     .is_empty(index << bits..((index + 1) << bits).min(start))

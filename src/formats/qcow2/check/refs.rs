@@ -179,8 +179,8 @@ impl Checker<'_> {
         let room = expected != 1 || self.lowered.len() < MAX_DIFFERS;
         let mends = match self.repair {
             Repair::Nothing => false,
-            Repair::Leaks => is > expected && self.complete && room,
-            Repair::All => (is < expected || self.complete) && expected <= self.width().max(),
+            Repair::Leaks => is > expected && self.is_complete() && room,
+            Repair::All => (is < expected || self.is_complete()) && expected <= self.width().max(),
         };
         (
             mends && !self.unusable,

@@ -8,7 +8,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::entry::{
     COMPRESSED, COPIED, Cluster, OFFSET, Packed, SUBCLUSTERS, ZERO,
 };
-use crate::formats::qcow2::feature;
 use crate::image::check::Repair;
 use crate::util::align::{clamp_len, is_aligned, len64};
 
@@ -350,17 +349,16 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// With a raw data file, guest data is at its own offset.
+    /// In a data file guest data is at its own offset, raw or not, so that nothing is there twice.
     fn in_data_file(&mut self, at: At, host: u64) -> Result<()> {
-        let raw = self.header.autoclear & feature::DATA_FILE_RAW != 0;
-        let Some(l1) = at.table.active.filter(|_| raw) else {
+        let Some(l1) = at.table.active else {
             return Ok(());
         };
         let cluster = (l1 << self.header.l2_bits()) + at.index;
         let guest = cluster.checked_mul(self.layout.cluster_size());
         if guest != Some(host) {
             self.corrupt(format!(
-                "the L2 entry at {:#x} points at {host:#x} of the raw data file (expected: the guest offset)",
+                "the L2 entry at {:#x} points at {host:#x} of the data file (expected: the guest offset)",
                 at.host
             ));
         }

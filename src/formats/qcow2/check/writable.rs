@@ -16,19 +16,23 @@ impl Checker<'_> {
         if faults.is_empty() {
             return Ok(());
         }
-        let mut done = None;
+        let mut left = faults.clone();
         if self.repair == Repair::All && self.is_sound() {
             let header = Header::read(self.file)?.without_faults();
-            match switch(self.file, &header) {
-                Ok(()) => done = Some("taken away".to_owned()),
-                // It has no room to change; nothing was written.
-                Err(e) if e.kind() == ErrorKind::Unsupported => {}
-                Err(e) => return Err(e),
+            let after = header.faults();
+            match after == faults {
+                true => {}
+                false => match switch(self.file, &header) {
+                    Ok(()) => left = after,
+                    // It has no room to change; nothing was written.
+                    Err(e) if e.kind() == ErrorKind::Unsupported => {}
+                    Err(e) => return Err(e),
+                },
             }
         }
         for fault in faults {
-            self.report
-                .add(Severity::Corruption, 1, fault, done.clone());
+            let done = (!left.contains(&fault)).then(|| "taken away".to_owned());
+            self.report.add(Severity::Corruption, 1, fault, done);
         }
         Ok(())
     }

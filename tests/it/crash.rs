@@ -585,6 +585,24 @@ fn a_vhd_on_a_device_survives_kills_and_power_cuts() {
     sessions_on(Place::Device(1 << 20), "child", &child, Also::Nothing);
 }
 
+fn vdi(options: &'static str, size: u64) -> LayerSpec {
+    LayerSpec {
+        format: "vdi",
+        ..vhd(options, size)
+    }
+}
+
+#[test]
+fn a_vdi_survives_kills_and_power_cuts() {
+    sessions("vdi 4k", &[vdi("block_size=4k", 130 * 512)], Also::Nothing);
+    sessions("vdi", &[vdi("", 200 * 512)], Also::Nothing);
+    let child = [
+        vdi("block_size=8k", 130 * 512),
+        vdi("block_size=4k", 130 * 512),
+    ];
+    sessions("vdi over vdi", &child, Also::Nothing);
+}
+
 fn qcow2(options: &'static str, size: u64) -> LayerSpec {
     LayerSpec {
         format: "qcow2",

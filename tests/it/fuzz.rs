@@ -46,6 +46,7 @@ fn samples() -> Vec<Vec<u8>> {
         ),
         ("vhd", "block_size=4k"),
         ("vhd", "subformat=fixed"),
+        ("vdi", "block_size=4k"),
     ];
     let mut samples = Vec::new();
     for (format, options) in specs {

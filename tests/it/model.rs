@@ -401,6 +401,36 @@ fn a_chain_of_two_differencing_vhds_over_raw_agrees_with_a_byte_vector() {
     Session::new("three layers over raw", Place::Memory, &specs).run();
 }
 
+fn vdi(options: &'static str, size: u64) -> LayerSpec {
+    LayerSpec {
+        format: "vdi",
+        options,
+        size,
+    }
+}
+
+#[test]
+fn a_vdi_agrees_with_a_byte_vector() {
+    for options in [
+        "block_size=4k",
+        "block_size=64k",
+        "subformat=fixed,block_size=16k",
+    ] {
+        let specs = [vdi(options, (1 << 20) + 1536)];
+        Session::new(options, Place::Memory, &specs).run();
+    }
+    Session::new("vdi file", Place::Files, &[vdi("", (5 << 20) + 512)]).run();
+}
+
+#[test]
+fn a_differencing_vdi_agrees_with_a_byte_vector() {
+    let specs = [
+        vdi("block_size=16k", 1 << 20),
+        vdi("block_size=4k", 900 * 512),
+    ];
+    Session::new("vdi over vdi", Place::Memory, &specs).run();
+}
+
 fn qcow2(options: &'static str, size: u64) -> LayerSpec {
     LayerSpec {
         format: "qcow2",

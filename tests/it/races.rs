@@ -101,6 +101,12 @@ fn shapes() -> Vec<Shape> {
         },
         memory("vhd 4k", &[("vhd", "block_size=4k")], false),
         memory("vhd 64k", &[("vhd", "block_size=64k")], false),
+        memory("vdi 64k", &[("vdi", "block_size=64k")], false),
+        memory(
+            "vdi over vdi",
+            &[("vdi", "block_size=16k"), ("vdi", "block_size=4k")],
+            false,
+        ),
         Shape {
             place: Place::Device(64 << 20),
             ..memory("vhd on a device", &[("vhd", "block_size=32k")], false)

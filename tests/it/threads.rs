@@ -57,6 +57,14 @@ fn shapes() -> Vec<(&'static str, Place, Vec<LayerSpec>)> {
         ),
         ("dynamic", Place::Memory, vec![vhd("block_size=64k", size)]),
         (
+            "vdi",
+            Place::Memory,
+            vec![LayerSpec {
+                format: "vdi",
+                ..vhd("block_size=16k", size)
+            }],
+        ),
+        (
             "dynamic on a device",
             Place::Device(64 << 20),
             vec![vhd("block_size=16k", size)],

@@ -10,9 +10,9 @@ use crate::util::random;
 
 /// Blocks are as large as all programs take them, unless asked otherwise.
 const BLOCK: u64 = 1 << 20;
-/// Smallest and largest block we make: those that VirtualBox makes.
-const MIN_BLOCK: u64 = 512 << 10;
-const MAX_BLOCK: u64 = 8 << 20;
+/// Smallest and largest block we make.
+const MIN_BLOCK: u64 = 4 << 10;
+const MAX_BLOCK: u64 = 256 << 20;
 /// Where the map is, and what the data is aligned to.
 const ALIGN: u64 = 1 << 20;
 /// Text at the start of the file.
@@ -70,7 +70,7 @@ const BLOCK_SIZE: OptionSpec = OptionSpec {
     name: "block_size",
     kind: OptionKind::Size,
     default: "1M",
-    help: "unit of allocation, a power of two from 512k to 8M; VirtualBox takes all, other tools know 1M",
+    help: "unit of allocation, a power of two from 4k to 256M; VirtualBox takes 128k to 128M, other tools 1M",
 };
 
 /// What the options mean.

@@ -63,8 +63,6 @@ impl Allocator {
         freed.push(host, &self.order, &self.grace);
         let full = freed.len() >= MAX_FREED;
         drop(freed);
-        // Who comes next does not hold up what was freed now.
-        self.grace.passed(self.grace.now());
         match full {
             true => self.release(units),
             false => Ok(()),
@@ -73,6 +71,8 @@ impl Allocator {
 
     /// As [`Allocator::release`], where so much was freed that it should not wait for a flush.
     fn release_much<U: Units>(&self, units: &U) -> Result<()> {
+        // Who comes next does not hold up what was freed now.
+        self.grace.passed(self.grace.now());
         let freed = self.freed.lock().bytes();
         match freed >= MUCH_FREED {
             true => self.release(units),

@@ -471,14 +471,15 @@ impl Qcow2 {
         }
         let full = freed.runs.len() >= MAX_FREED;
         drop(freed);
-        // Who comes next does not hold up what was freed now.
-        writer.grace.passed(since);
         if full { self.release_freed() } else { Ok(()) }
     }
 
     /// As `release_freed`, where so much was freed that it should not wait for a flush.
     pub(super) fn release_much(&self) -> Result<()> {
-        let freed = self.writer()?.freed.lock().clusters;
+        let writer = self.writer()?;
+        // Who comes next does not hold up what was freed now.
+        writer.grace.passed(writer.grace.now());
+        let freed = writer.freed.lock().clusters;
         match freed >= MUCH_FREED >> self.layout.cluster_bits {
             true => self.release_freed(),
             false => Ok(()),

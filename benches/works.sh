@@ -55,7 +55,8 @@ both() {
 lines() {
   local name=$1 program=$2 image=$3 prepare=$4 options=${5:-}
   local script="$work/lines.${name//[^a-z0-9]/-}"
-  awk "BEGIN { srand(5); $program }" >"$script"
+  # Large numbers as numbers, in every awk.
+  awk -v OFMT=%.0f "BEGIN { srand(5); $program }" >"$script"
   beside_in_turn "$name" "$prepare" "$vdtool io -q $options $image <$script" "qemu-io $options $image <$script"
 }
 

@@ -78,9 +78,8 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     let bar = progress::start("commit", total, &args.progress, globals);
     copy::commit(&upper, &base, default_workers(), &bar)?;
     bar.finish();
-    base.flush()?;
+    // On stable media before the top image lets go of it.
     base.close()?;
-    base.top().storage().sync()?;
     if empties {
         empty(&mut upper, &args.file, globals)?;
     }
@@ -152,7 +151,5 @@ fn empty(upper: &mut Chain, file: &Path, globals: &Globals) -> anyhow::Result<()
         )),
         done => done.map_err(|e| e.at(file))?,
     }
-    upper.close()?;
-    upper.top().storage().sync()?;
-    Ok(())
+    Ok(upper.close()?)
 }

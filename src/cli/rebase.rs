@@ -223,9 +223,7 @@ fn relink_of(chain: &mut Chain) -> Result<&mut dyn Relink> {
 fn relink(chain: &mut Chain, backing: Option<&CreateBacking>, file: &Path) -> anyhow::Result<()> {
     let done = relink_of(chain).and_then(|top| top.relink(backing));
     done.map_err(|e| e.at(file))?;
-    chain.close()?;
-    chain.top().storage().sync()?;
-    Ok(())
+    Ok(chain.close()?)
 }
 
 /// The new backing image: open, and as the header is to name it.

@@ -351,14 +351,20 @@ fn asked_all_the_time(dir: &Path, line: &str) -> String {
         let mask = mask.and_then(|m| u64::from_str_radix(m.trim(), 16).ok());
         mask.is_some_and(|mask| mask >> (Signal::USR1.as_raw() - 1) & 1 == 1)
     };
+    let mut stderr = child.stderr.take().expect("is piped");
+    let told = std::thread::spawn(move || {
+        // As it comes: a pipe that is full would stop the job.
+        let mut text = String::new();
+        stderr.read_to_string(&mut text).map(|_| text)
+    });
     while child.try_wait().expect("waits").is_none() {
         if listens() {
             send(&child, Signal::USR1);
         }
     }
-    let output = child.wait_with_output().expect("ends");
-    assert_eq!(output.status.code(), Some(0), "{line}");
-    String::from_utf8(output.stderr).expect("is text")
+    let code = child.wait().expect("ends").code();
+    assert_eq!(code, Some(0), "{line}");
+    told.join().expect("ends").expect("is text")
 }
 
 #[test]

@@ -376,9 +376,6 @@ impl Header {
                     .to_owned(),
             );
         }
-        if self.incompatible & feature::DATA_FILE != 0 && self.data_file_name().is_none() {
-            faults.push("the image has an external data file, but does not name it".to_owned());
-        }
         if self.nameless_at != 0 {
             faults.push(format!(
                 "the backing file's name is at {:#x} and has no bytes (expected: at 0, or some)",
@@ -403,6 +400,14 @@ impl Header {
             }
         }
         faults
+    }
+
+    /// What is wrong where the header does not name the external data file: nobody opens it then, and
+    /// a change that gives it a name is taken.
+    pub(super) fn unnamed_data_file(&self) -> Option<String> {
+        let missing =
+            self.incompatible & feature::DATA_FILE != 0 && self.data_file_name().is_none();
+        missing.then(|| "the image has an external data file, but does not name it".to_owned())
     }
 
     /// Tables that an image need not have: name, entries, offset.

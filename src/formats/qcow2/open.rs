@@ -134,8 +134,8 @@ fn open_data_file(header: &Header, options: &OpenOptions) -> Result<Option<Arc<d
     let Some(companions) = &options.companions else {
         return Ok(None);
     };
-    let name = header.data_file_name().ok_or_else(|| {
-        Error::corrupt("the image has an external data file, but does not name it")
-    })?;
+    let name = header
+        .data_file_name()
+        .ok_or_else(|| Error::corrupt(header.unnamed_data_file().unwrap_or_default()))?;
     companions.open(&name, "data file").map(Some)
 }

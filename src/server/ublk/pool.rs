@@ -143,6 +143,14 @@ impl Inbox {
         self.leaving.get().copied()
     }
 
+    /// What a request is answered that was refused; `None`: nothing, it is the next server's.
+    ///
+    /// The disk is closed after [`Inbox::leave`], so that a queue that was held up between its look
+    /// at [`Inbox::leaving`] and the disk's refusal sees here that the disk has another server now.
+    pub(super) fn refusal(&self, error: &Error) -> Option<i32> {
+        self.leaving().is_none().then(|| -error.errno())
+    }
+
     /// Empties it: the requests that are done, and whether to try again what is kept.
     pub(super) fn take(&self) -> (Vec<Done>, bool) {
         let mut count = [0; 8];
@@ -312,5 +320,19 @@ impl Shared {
             Kind::Flush => Request::Flush,
         };
         self.backend.execute(ticket, &mut request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_refused_once_the_disk_is_left_to_another_server_is_not_answered() {
+        let inbox = Inbox::new(0).expect("there are descriptors");
+        let closed = Error::invalid("it is closed");
+        assert_eq!(inbox.refusal(&closed), Some(-closed.errno()));
+        inbox.leave(Leaving::Keep);
+        assert_eq!(inbox.refusal(&closed), None);
     }
 }

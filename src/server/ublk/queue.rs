@@ -233,7 +233,11 @@ impl Queue {
                 self.begun[usize::from(tag)] = Some(self.now);
                 self.begin(tag, command);
             }
-            Admission::Refused(error) => self.driver.answer(tag, -error.errno()),
+            Admission::Refused(error) => {
+                if let Some(result) = self.inbox.refusal(&error) {
+                    self.driver.answer(tag, result);
+                }
+            }
             Admission::Held => self.hold(tag, command),
             Admission::NotBefore(at) => {
                 self.waiting.delay(tag, command);

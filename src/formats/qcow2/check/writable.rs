@@ -12,12 +12,16 @@ impl Checker<'_> {
     /// Reports what is wrong with the header alone.  Where all else is sound, a repair writes it
     /// anew without that.
     pub(super) fn header_faults(&mut self) -> Result<()> {
+        let sound = self.is_sound();
+        if let Some(text) = self.header.unnamed_data_file() {
+            self.report.add(Severity::Corruption, 1, text, None);
+        }
         let faults = self.header.faults();
         if faults.is_empty() {
             return Ok(());
         }
         let mut left = faults.clone();
-        if self.repair == Repair::All && self.is_sound() {
+        if self.repair == Repair::All && sound {
             let header = Header::read(self.file)?.without_faults();
             let after = header.faults();
             match after == faults {

@@ -208,13 +208,17 @@ impl Units for Vdi {
     /// The state of the disk is another from now on; a disk without identity gets one.
     fn announce(&self) -> Result<()> {
         let header = &self.shape.load().header;
-        let disk = match header.uuid(0) {
+        let mut uuids = self.uuids.lock();
+        let disk = match uuids[0] {
             uuid if uuid.is_nil() => random::uuid()?,
             uuid => uuid,
         };
-        let bytes = [disk.to_bytes_le(), random::uuid()?.to_bytes_le()].concat();
+        let changed = [disk, random::uuid()?];
+        let bytes = changed.map(|uuid| uuid.to_bytes_le()).concat();
         let since = self.allocator.order.now();
         self.storage.write_at(&bytes, header.fields.uuids as u64)?;
+        // Whatever becomes of the sync, the file says so already.
+        *uuids = changed;
         self.allocator.order.settle(since)
     }
 

@@ -14,7 +14,9 @@ use crate::image::info::Detail;
 use crate::image::open::{OpenOptions, Purpose, WriteOrder};
 use crate::image::table::{Endian, Table};
 use crate::image::units::{Allocator, Order, Target, Units};
-use crate::image::{Backing, Caps, Check, Driver, Fill, Image, Layout, Resize, Run, Source, Wait};
+use crate::image::{
+    Backing, Caps, Check, Driver, Fill, Image, Layout, Relink, Resize, Run, Source, Wait,
+};
 use crate::storage::open::Access;
 use crate::storage::{Limits, Storage, Zeroing};
 
@@ -44,6 +46,8 @@ pub(super) struct Vdi {
     /// Bytes of a block's data.
     pub(super) block: u64,
     pub(super) shape: ArcSwap<Shape>,
+    /// The identities of the disk and of its state, as the file has them now.
+    pub(super) uuids: Mutex<[Uuid; 2]>,
     pub(super) allocator: Allocator,
     pub(super) slots: Mutex<Slots>,
 }
@@ -57,6 +61,7 @@ impl Vdi {
             write: options.access == Access::Write,
             kind: header.kind,
             block: header.block(),
+            uuids: Mutex::new([header.uuid(0), header.uuid(1)]),
             shape: ArcSwap::from_pointee(Shape::new(header)),
             allocator: Allocator::new(order, Arc::clone(&options.grace)),
             slots: Mutex::default(),
@@ -223,21 +228,27 @@ impl Image for Vdi {
             names: Vec::new(),
             format: Some("vdi".to_owned()),
             identity: Some(parent).filter(|uuid| !uuid.is_nil()),
+            state: Some(header.parent_state()).filter(|uuid| !uuid.is_nil()),
         })
     }
 
     fn identity(&self) -> Option<Uuid> {
-        Some(self.shape.load().header.uuid(0)).filter(|uuid| !uuid.is_nil())
+        Some(self.uuids.lock()[0]).filter(|uuid| !uuid.is_nil())
+    }
+
+    fn state(&self) -> Option<Uuid> {
+        Some(self.uuids.lock()[1]).filter(|uuid| !uuid.is_nil())
     }
 
     fn details(&self) -> Vec<Detail> {
         let header = &self.shape.load().header;
+        let [disk, state] = *self.uuids.lock();
         let mut details = vec![
             Detail::new("subformat", self.kind.word()),
             Detail::new("block-size", self.block),
             Detail::new("allocated-blocks", header.count()),
-            Detail::new("uuid", header.uuid(0).to_string()),
-            Detail::new("modify-uuid", header.uuid(1).to_string()),
+            Detail::new("uuid", disk.to_string()),
+            Detail::new("modify-uuid", state.to_string()),
         ];
         if header.has_parent() {
             details.push(Detail::new("parent-uuid", header.uuid(2).to_string()));
@@ -255,6 +266,10 @@ impl Image for Vdi {
     }
 
     fn as_check(&self) -> Option<&dyn Check> {
+        Some(self)
+    }
+
+    fn as_relink(&mut self) -> Option<&mut dyn Relink> {
         Some(self)
     }
 

@@ -11,6 +11,7 @@ mod check;
 mod create;
 mod header;
 mod image;
+mod relink;
 mod resize;
 
 use crate::image::Driver;

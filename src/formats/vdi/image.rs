@@ -162,6 +162,8 @@ impl Image for Vdi {
             write: self.write,
             backing: self.has_backing(),
             host_offsets: true,
+            offsets_stay: false,
+            encoded: None,
         }
     }
 

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 
 use vdtool::ErrorKind;
 use vdtool::chain::{Base, Chain};
+use vdtool::copy::compact;
 use vdtool::image::check::Repair;
 use vdtool::image::compress::{Existing, Form, Unit};
 use vdtool::image::open::{OpenOptions, WriteOrder};
@@ -18,6 +19,7 @@ use vdtool::image::snapshot::Pick;
 use vdtool::storage::memory::{Change, Fault, MemoryStorage, Op};
 use vdtool::storage::open::Access;
 use vdtool::storage::{Storage, Zeroing};
+use vdtool::util::progress::Silent;
 
 use crate::layers::{Disk, LayerSpec, Place, check, filled, read_all};
 use crate::util::{Seeded, len, rounds, up_to};
@@ -52,6 +54,8 @@ pub(crate) enum Act {
     Assign(Range<u64>),
     Flush,
     Close,
+    /// Frees what reads as zeroes and packs the file.
+    Compact,
 }
 
 impl Act {
@@ -98,6 +102,14 @@ impl Act {
             }
             Self::Flush => chain.flush(),
             Self::Close => chain.close(),
+            Self::Compact => {
+                let how = compact::Options {
+                    scan: true,
+                    dry_run: false,
+                };
+                chain.close()?;
+                compact::compact(chain.top(), how, &Silent).map(drop)
+            }
         }
     }
 }
@@ -716,6 +728,8 @@ fn with_faults(name: &str, specs: &[LayerSpec], op: Op, errno: i32) {
         "{name}: only {failed} operations failed"
     );
     assert!(read_all(&chain) == model, "{name}: reads otherwise");
+    // The next flush tells of a sync that failed since the last one.
+    let _ = chain.flush();
     chain.close().expect("closes");
     drop(chain);
     if let Some(report) = disk.check(Repair::Nothing) {

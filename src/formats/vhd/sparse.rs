@@ -25,7 +25,9 @@ use crate::image::open::{OpenOptions, Purpose};
 use crate::image::relink::Relink;
 use crate::image::table::{Endian, Table};
 use crate::image::units::{Allocator, Order, Units};
-use crate::image::{Backing, Caps, Check, Driver, Fill, Image, Layout, Resize, Run, Source, Wait};
+use crate::image::{
+    Backing, Caps, Check, Compact, Driver, Fill, Image, Layout, Resize, Run, Source, Wait,
+};
 use crate::storage::open::Access;
 use crate::storage::{Limits, Storage, Zeroing};
 use crate::util::align;
@@ -61,6 +63,8 @@ pub(super) struct Sparse {
     pub(super) end: Mutex<End>,
     pub(super) blocks: Blocks,
     pub(super) shape: ArcSwap<Shape>,
+    /// The size that the disk is about to have, while it grows; else 0.
+    pub(super) growing: AtomicU64,
     pub(super) bitmaps: Bitmaps,
     /// Where the file's data ends: no published block reaches past it.
     pub(super) data_end: AtomicU64,
@@ -140,6 +144,7 @@ impl Sparse {
             blocks: Blocks::new(header.block_size()),
             shape: ArcSwap::from_pointee(shape),
             bitmaps: Bitmaps::default(),
+            growing: AtomicU64::new(0),
             data_end: AtomicU64::new(found.data_end),
             locators,
             allocator: Allocator::new(order, Arc::clone(&options.grace)),
@@ -396,6 +401,10 @@ impl Image for Sparse {
     }
 
     fn as_relink(&mut self) -> Option<&mut dyn Relink> {
+        Some(self)
+    }
+
+    fn as_compact(&self) -> Option<&dyn Compact> {
         Some(self)
     }
 

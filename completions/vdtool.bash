@@ -31,6 +31,9 @@ _vdtool() {
             vdtool,commit)
                 cmd="vdtool__subcmd__commit"
                 ;;
+            vdtool,compact)
+                cmd="vdtool__subcmd__compact"
+                ;;
             vdtool,compare)
                 cmd="vdtool__subcmd__compare"
                 ;;
@@ -157,6 +160,9 @@ _vdtool() {
             vdtool__subcmd__help,commit)
                 cmd="vdtool__subcmd__help__subcmd__commit"
                 ;;
+            vdtool__subcmd__help,compact)
+                cmd="vdtool__subcmd__help__subcmd__compact"
+                ;;
             vdtool__subcmd__help,compare)
                 cmd="vdtool__subcmd__help__subcmd__compare"
                 ;;
@@ -239,7 +245,7 @@ _vdtool() {
 
     case "${cmd}" in
         vdtool)
-            opts="-q -h -V --quiet --help --version create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help"
+            opts="-q -h -V --quiet --help --version create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -601,6 +607,60 @@ _vdtool() {
                     ;;
                 -t)
                     COMPREPLY=($(compgen -W "writeback writethrough none directsync unsafe" -- "${cur}"))
+                    return 0
+                    ;;
+                --progress)
+                    COMPREPLY=($(compgen -W "auto bar json none" -- "${cur}"))
+                    return 0
+                    ;;
+                --allow-ref)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent-changed)
+                    COMPREPLY=($(compgen -W "refuse accept" -- "${cur}"))
+                    return 0
+                    ;;
+                --backing-format)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --open-options)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --object)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__compact)
+            opts="-f -n -p -U -q -h --format --no-scan --dry-run --output --progress --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --format)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -f)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --output)
+                    COMPREPLY=($(compgen -W "human json" -- "${cur}"))
                     return 0
                     ;;
                 --progress)
@@ -1339,7 +1399,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__help)
-            opts="create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help"
+            opts="create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1409,6 +1469,20 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__help__subcmd__commit)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__help__subcmd__compact)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

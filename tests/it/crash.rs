@@ -601,6 +601,19 @@ fn a_vdi_survives_kills_and_power_cuts() {
         vdi("block_size=4k", 130 * 512),
     ];
     sessions("vdi over vdi", &child, Also::Nothing);
+    sessions_on(Place::Device(3 << 20), "vdi", &child[1..], Also::Nothing);
+}
+
+#[test]
+fn a_vdi_that_is_resized_survives_kills_and_power_cuts() {
+    for options in ["block_size=4k", "block_size=8k,subformat=fixed"] {
+        sessions(options, &[vdi(options, 130 * 512)], Also::Resizing);
+    }
+    let child = [
+        vdi("block_size=8k", 130 * 512),
+        vdi("block_size=4k", 190 * 512),
+    ];
+    sessions("vdi over vdi", &child, Also::Resizing);
 }
 
 fn qcow2(options: &'static str, size: u64) -> LayerSpec {
@@ -729,7 +742,16 @@ fn with_faults(name: &str, specs: &[LayerSpec], op: Op, errno: i32) {
 fn a_full_disk_loses_nothing_that_was_acknowledged() {
     let dynamic = [vhd("block_size=4k", 130 * 512)];
     let child = [vhd("block_size=8k", 130 * 512), RAW];
-    for (name, specs) in [("dynamic", &dynamic[..]), ("child", &child[..])] {
+    let vdis = [
+        vdi("block_size=8k", 130 * 512),
+        vdi("block_size=4k", 130 * 512),
+    ];
+    for (name, specs) in [
+        ("dynamic", &dynamic[..]),
+        ("child", &child[..]),
+        ("vdi", &vdis[1..]),
+        ("vdi over vdi", &vdis[..]),
+    ] {
         with_faults(name, specs, Op::Change, libc::ENOSPC);
     }
 }
@@ -738,7 +760,15 @@ fn a_full_disk_loses_nothing_that_was_acknowledged() {
 fn a_host_that_fails_to_sync_loses_nothing_that_it_has() {
     let dynamic = [vhd("block_size=4k", 130 * 512)];
     let child = [vhd("block_size=8k", 130 * 512), RAW];
-    for (name, specs) in [("dynamic", &dynamic[..]), ("child", &child[..])] {
+    let vdis = [
+        vdi("block_size=8k", 130 * 512),
+        vdi("block_size=4k", 130 * 512),
+    ];
+    for (name, specs) in [
+        ("dynamic", &dynamic[..]),
+        ("child", &child[..]),
+        ("vdi over vdi", &vdis[..]),
+    ] {
         with_faults(name, specs, Op::Sync, libc::EIO);
     }
 }

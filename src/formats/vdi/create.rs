@@ -5,7 +5,7 @@ use crate::formats::vdi::header::{self, LEN, SECTOR, V1, VERSION, ZERO};
 use crate::image::create::{CreateOptions, PREALLOCATION, Preallocation};
 use crate::image::driver::Creator;
 use crate::image::options::{OptionKind, OptionSpec};
-use crate::storage::{Storage, fill_space, give_space};
+use crate::storage::{Storage, fill_space, give_space, start_over};
 use crate::util::random;
 
 /// Blocks are as large as all programs take them, unless asked otherwise.
@@ -37,13 +37,12 @@ pub(super) const CREATOR: Creator = Creator {
     },
     measure: |options, data_clusters| {
         let plan = Plan::new(options)?;
-        Ok(plan.data()
-            + plan.block
-                * if plan.fixed {
-                    plan.entries()
-                } else {
-                    data_clusters
-                })
+        let blocks = if plan.fixed {
+            plan.entries()
+        } else {
+            data_clusters
+        };
+        Ok(plan.data() + blocks * plan.block)
     },
     measure_bitmaps: |_, _| None,
     cluster_size: |options| Plan::new(options).map(|plan| plan.block),
@@ -178,14 +177,9 @@ fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
         ));
     }
     let header = plan.header(options)?;
-    storage.set_len(0)?;
-    let end = plan.data()
-        + if plan.fixed {
-            plan.entries() * plan.block
-        } else {
-            0
-        };
-    storage.set_len(end)?;
+    let blocks = if plan.fixed { plan.entries() } else { 0 };
+    let end = plan.data() + blocks * plan.block;
+    start_over(storage, end)?;
     let mut index = 0;
     while index < plan.entries() {
         let step = STEP.min(plan.entries() - index);

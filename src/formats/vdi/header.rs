@@ -50,6 +50,11 @@ impl Kind {
             Self::Differencing => "differencing",
         }
     }
+
+    /// Whether what it does not have is in a parent.
+    pub(super) fn has_parent(self) -> bool {
+        matches!(self, Self::Undo | Self::Differencing)
+    }
 }
 
 /// Where fields are.
@@ -187,9 +192,9 @@ impl Header {
         }
         let map = self.map();
         let least = HEADER + u64::from(MIN_HEADER);
-        if self.fields.extra.is_some() && map.start < least {
+        if self.has_fields() && (map.start < least || !map.start.is_multiple_of(4)) {
             return wrong(format!(
-                "the map is at {:#x}, upon the header (allowed: from {least:#x} on)",
+                "the map is at {:#x} (allowed: multiples of 4 from {least:#x} on)",
                 map.start
             ));
         }
@@ -212,6 +217,11 @@ impl Header {
     /// Changes a field, here alone.
     pub(super) fn set(&mut self, at: usize, bytes: &[u8]) {
         self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// Changes a 32-bit field, here alone.
+    pub(super) fn set_word(&mut self, at: usize, value: u64) {
+        self.set(at, &u32::try_from(value).unwrap_or(u32::MAX).to_le_bytes());
     }
 
     /// Flags, of which none is known that matters.
@@ -256,19 +266,34 @@ impl Header {
 
     /// Where the map is.
     pub(super) fn map(&self) -> Range<u64> {
-        let start = match self.fields.extra {
-            Some(_) => self.word(MAP_FIELD),
-            None => MAP_0,
+        let start = match self.has_fields() {
+            true => self.word(MAP_FIELD),
+            false => MAP_0,
         };
         start..start + self.entries() * 4
     }
 
     /// Where blocks begin.
     pub(super) fn data(&self) -> u64 {
-        match self.fields.extra {
-            Some(_) => self.word(DATA_FIELD),
-            None => self.map().end,
+        match self.has_fields() {
+            true => self.word(DATA_FIELD),
+            false => self.map().end,
         }
+    }
+
+    /// Whether the header says where the map and the data are, as that of version 1 does.
+    pub(super) fn has_fields(&self) -> bool {
+        self.fields.extra.is_some()
+    }
+
+    /// Entries that the disk has use for.
+    pub(super) fn blocks(&self) -> u64 {
+        self.size().div_ceil(self.block())
+    }
+
+    /// The number of the block of the file whose data begins at `host`.
+    pub(super) fn number(&self, host: u64) -> u64 {
+        (host - self.extra() - self.data()) / self.total()
     }
 
     /// Where block number `number` of the file is, with what is before its data.
@@ -299,11 +324,6 @@ impl Header {
         let start = self.fields.flags + 4;
         let text = self.bytes[start..start + 256].split(|b| *b == 0).next();
         String::from_utf8_lossy(text.unwrap_or_default()).into_owned()
-    }
-
-    /// Whether a child is below which something else is.
-    pub(super) fn has_parent(&self) -> bool {
-        matches!(self.kind, Kind::Undo | Kind::Differencing)
     }
 }
 

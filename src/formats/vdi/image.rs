@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
-use crate::formats::vdi::allocate::Slots;
 use crate::formats::vdi::header::{FREE, Header, Kind, ZERO};
+use crate::formats::vdi::slots::Slots;
 use crate::image::info::Detail;
 use crate::image::open::{OpenOptions, Purpose, WriteOrder};
 use crate::image::table::{Endian, Table};
@@ -63,9 +63,28 @@ impl Vdi {
             storage,
         };
         if image.write && options.purpose == Purpose::Use {
-            image.prepare()?;
+            image.may_change()?;
+            image.learn()?;
         }
         Ok(image)
+    }
+
+    /// What the header in the file says now.  With no change under way.
+    pub(super) fn reread(&self) -> Result<Arc<Shape>> {
+        let shape = Arc::new(Shape::new(Header::read(&*self.storage)?));
+        self.shape.store(Arc::clone(&shape));
+        Ok(shape)
+    }
+
+    /// Changes the header in the file, whose sector is the old one or the new one at any time.  With no
+    /// change under way.
+    pub(super) fn rewrite(&self, change: impl FnOnce(&mut Header)) -> Result<()> {
+        let mut header = Header::read(&*self.storage)?;
+        change(&mut header);
+        let since = self.allocator.order.now();
+        self.storage.write_at(&header.bytes, 0)?;
+        self.shape.store(Arc::new(Shape::new(header)));
+        self.allocator.order.settle(since)
     }
 
     /// Where the data of block `index` is, of which the map says `number`.
@@ -209,7 +228,9 @@ impl Image for Vdi {
 
     fn close(&self) -> Result<()> {
         self.allocator.close(self)?;
-        self.trim()?;
+        if self.allocator.has_begun() {
+            self.trim(&mut self.slots.lock())?;
+        }
         match self.allocator.order.policy() {
             WriteOrder::Ordered => self.flush(),
             WriteOrder::Unordered => Ok(()),
@@ -218,11 +239,10 @@ impl Image for Vdi {
 
     fn backing(&self) -> Option<Backing> {
         let header = &self.shape.load().header;
-        let parent = header.uuid(2);
-        header.has_parent().then(|| Backing {
+        self.kind.has_parent().then(|| Backing {
             names: Vec::new(),
             format: Some("vdi".to_owned()),
-            identity: Some(parent).filter(|uuid| !uuid.is_nil()),
+            identity: Some(header.uuid(2)).filter(|uuid| !uuid.is_nil()),
         })
     }
 
@@ -239,7 +259,7 @@ impl Image for Vdi {
             Detail::new("uuid", header.uuid(0).to_string()),
             Detail::new("modify-uuid", header.uuid(1).to_string()),
         ];
-        if header.has_parent() {
+        if self.kind.has_parent() {
             details.push(Detail::new("parent-uuid", header.uuid(2).to_string()));
             let state = header.parent_state().to_string();
             details.push(Detail::new("parent-modify-uuid", state));

@@ -1,13 +1,19 @@
-//! Change of a disk's size.
+//! Change of a disk's size, and moving blocks.
 
-use std::sync::Arc;
+use std::ops::Range;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::formats::vdi::header::{FREE, Header, Kind, SECTOR, ZERO};
+use crate::formats::vdi::header::{DATA_FIELD, FREE, Kind, MAP_FIELD, SECTOR, ZERO};
 use crate::formats::vdi::image::{Shape, Vdi};
+use crate::formats::vdi::slots::Slots;
+use crate::image::table::{Endian, Table};
 use crate::image::units::Units;
-use crate::image::{LayerBelow, Resize, Wait};
-use crate::storage::{Zeroing, zero_or_write};
+use crate::image::{LayerBelow, Resize};
+use crate::storage::{Zeroing, copy, zero_or_write};
+use crate::util::align::len64;
+
+/// Map entries written, and blocks moved, in one go.
+const STEP: usize = 16 << 10;
 
 impl Resize for Vdi {
     fn resize(&self, virtual_size: u64, below: LayerBelow) -> Result<()> {
@@ -17,86 +23,218 @@ impl Resize for Vdi {
                 "a VDI of {virtual_size} bytes (allowed: a multiple of {SECTOR})"
             )));
         }
-        let shape = self.shape.load_full();
-        let size = shape.header.size();
-        if virtual_size == size {
-            return Ok(());
+        match virtual_size.cmp(&self.shape.load().header.size()) {
+            std::cmp::Ordering::Equal => Ok(()),
+            std::cmp::Ordering::Less => self.shrink(virtual_size),
+            std::cmp::Ordering::Greater => self.grow(virtual_size, below),
         }
-        if virtual_size < size || self.kind == Kind::Fixed {
-            return Err(Error::unsupported(
-                "this disk is not resized so (allowed: growing of dynamic and differencing disks)",
-            ));
-        }
-        self.grow(&shape, virtual_size, below)
     }
 }
 
 impl Vdi {
-    fn grow(&self, shape: &Shape, size: u64, below: LayerBelow) -> Result<()> {
-        let old = &shape.header;
-        let entries = size.div_ceil(self.block).max(old.entries());
-        let room = old.data().saturating_sub(old.map().start) / 4;
-        if entries > room || entries >= u64::from(ZERO) {
-            return Err(Error::new(
-                ErrorKind::OutOfRange,
-                format!(
-                    "a map of {entries} entries (the file has room for {room}; allowed: a copy made by convert)"
-                ),
-            ));
-        }
+    /// Grows: entries first, then what they hold, then the size that shows them.
+    fn grow(&self, size: u64, below: LayerBelow) -> Result<()> {
+        let old = self.shape.load_full();
+        let (blocks, entries) = (old.header.blocks(), size.div_ceil(self.block));
         let hidden = match below {
-            _ if !self.has_backing() => 0,
-            LayerBelow::Nothing => 0,
             LayerBelow::Size(size) => size,
-            LayerBelow::NotOpened => {
+            LayerBelow::NotOpened if self.has_backing() => {
                 return Err(Error::unsupported(
                     "a differencing disk does not grow while its parent is not open: data of the parent could show",
                 ));
             }
+            LayerBelow::Nothing | LayerBelow::NotOpened => 0,
         };
-        let last = old.size() / self.block;
-        let shows = hidden > old.size() && !old.size().is_multiple_of(self.block);
-        if shows && shape.map.get(&*self.storage, last, Wait::Yes)? == FREE {
+        let cut = old.header.size() % self.block;
+        let last = match cut {
+            0 => ZERO,
+            _ => self.number(blocks - 1)?,
+        };
+        if last == FREE && hidden > old.header.size() {
             return Err(Error::unsupported(
-                "the disk's last block has no space of its own: data of the parent could show",
+                "the disk's last block has no space of its own: data of the parent could show (allowed: after a write to it)",
             ));
         }
         self.allocator.begin(self)?;
-        self.zero_padding(shape)?;
-        // What becomes visible of the parent reads as zeroes.
-        let number = |index: u64| match index * self.block < hidden {
-            true => ZERO,
-            false => FREE,
-        };
-        let first = old.size().div_ceil(self.block);
-        let words = (first..entries).flat_map(|index| number(index).to_le_bytes());
-        let words: Vec<u8> = words.collect();
-        let order = &self.allocator.order;
-        self.storage.write_at(&words, old.map().start + first * 4)?;
-        order.settle_all()?;
-        let mut header = Header::read(&*self.storage)?;
-        let count = u32::try_from(entries).unwrap_or(FREE).to_le_bytes();
-        header.set(header.fields.entries, &count);
-        header.set(header.fields.disk, &size.to_le_bytes());
-        // One sector, which is the old one or the new one.
-        self.storage.write_at(&header.bytes, 0)?;
-        order.settle_all()?;
-        self.shape.store(Arc::new(Shape::new(header)));
+        if last < ZERO {
+            self.zero_within(blocks - 1, cut..self.block, Zeroing::KeepSpace)?;
+        }
+        if entries > old.header.entries() {
+            self.enlarge_map(entries)?;
+        }
+        match self.kind {
+            Kind::Fixed => {
+                let first = self.claim_zeroes(entries - blocks)?;
+                self.fill_map(blocks..entries, |index| first + index - blocks)?;
+            }
+            // What would become visible of the parent reads as zeroes.
+            _ => self.fill_map(blocks..entries, |index| match index * self.block < hidden {
+                true => u64::from(ZERO),
+                false => u64::from(FREE),
+            })?,
+        }
+        self.allocator.order.settle_all()?;
+        self.rewrite(|header| header.set(header.fields.disk, &size.to_le_bytes()))?;
+        self.learn()
+    }
+
+    /// Shrinks: entries behind the new end go, then the last blocks of the file take the place of those
+    /// that they named, then the size.
+    fn shrink(&self, size: u64) -> Result<()> {
+        self.allocator.begin(self)?;
+        let old = self.shape.load().header.blocks();
+        let blocks = size.div_ceil(self.block);
+        let cut = size % self.block;
+        if cut != 0 && self.number(blocks - 1)? < ZERO {
+            self.zero_within(blocks - 1, cut..self.block, Zeroing::MayUnmap)?;
+        }
+        self.fill_map(blocks..old, |_| u64::from(FREE))?;
+        self.allocator.order.settle_all()?;
+        self.learn()?;
+        self.pack(&self.shape.load())?;
+        self.rewrite(|header| {
+            header.set(header.fields.disk, &size.to_le_bytes());
+            // Version 0 has its data right behind the last entry.
+            if header.has_fields() {
+                header.set_word(header.fields.entries, blocks);
+            }
+        })?;
+        self.learn()
+    }
+
+    /// Writes entries of the map.
+    fn fill_map(&self, range: Range<u64>, entry: impl Fn(u64) -> u64) -> Result<()> {
+        let shape = self.shape.load();
+        for start in range.clone().step_by(STEP) {
+            let indices = start..range.end.min(start + len64(STEP));
+            let words = indices.map(|index| u32::try_from(entry(index)).unwrap_or(FREE));
+            let words: Vec<u32> = words.collect();
+            shape.map.publish(&*self.storage, start, &words)?;
+        }
         Ok(())
     }
 
-    /// Zeroes what the last block holds past the disk's end.
-    fn zero_padding(&self, shape: &Shape) -> Result<()> {
-        let (size, index) = (shape.header.size(), shape.header.size() / self.block);
-        if size.is_multiple_of(self.block) {
-            return Ok(());
+    /// Takes `count` new blocks at the end; they read as zeroes.  The number of the first.
+    fn claim_zeroes(&self, count: u64) -> Result<u64> {
+        let shape = self.shape.load();
+        let mut slots = self.slots.lock();
+        let first = slots.end;
+        if !self.claim(&mut slots, &shape.header, first, count)? {
+            let host = shape.header.host(first).start..shape.header.host(first + count).start;
+            zero_or_write(&*self.storage, host, Zeroing::KeepSpace)?;
         }
-        let number = shape.map.get(&*self.storage, index, Wait::Yes)?;
-        if number >= ZERO {
-            return Ok(());
+        Ok(first)
+    }
+
+    /// Makes room for `entries` entries, the new ones free: before the data, else in the place of the
+    /// first blocks, which move to the end.
+    fn enlarge_map(&self, entries: u64) -> Result<()> {
+        let shape = self.shape.load_full();
+        let old = &shape.header;
+        let out_of_range = |what: String| Err(Error::new(ErrorKind::OutOfRange, what));
+        if entries > u64::from(ZERO) || !old.has_fields() {
+            return out_of_range(format!(
+                "a map of {entries} entries (allowed: up to {ZERO}, in disks of version 1; a copy by convert has room)"
+            ));
         }
-        let data = self.locate(&shape.header, index, number)?;
-        let part = data + (size - index * self.block)..data + self.block;
-        zero_or_write(&*self.storage, part, Zeroing::KeepSpace)
+        let mut start = old.map().start;
+        let mut gone = 0;
+        if start + entries * 4 > old.data() {
+            start = old.data().next_multiple_of(4);
+            gone = (start + entries * 4 - old.data()).div_ceil(old.total());
+        }
+        let data = old.host(gone).start;
+        if data > u64::from(u32::MAX) {
+            return out_of_range(format!(
+                "the data would begin at {data:#x} (allowed: below 4 GiB)"
+            ));
+        }
+        let mut slots = self.slots.lock();
+        let first = match gone {
+            0 => old.entries(),
+            _ => {
+                slots.end = slots.end.max(gone);
+                self.vacate(&shape, &mut slots, 0..gone)?;
+                0
+            }
+        };
+        let new = Table::new(start, entries, Endian::Little);
+        for first in (first..entries).step_by(STEP) {
+            let indices = first..entries.min(first + len64(STEP));
+            let words = indices.map(|index| match index < old.entries() {
+                true => Ok(match self.number(index)? {
+                    number @ ZERO.. => number,
+                    number => u32::try_from(u64::from(number) - gone).unwrap_or(FREE),
+                }),
+                false => Ok(FREE),
+            });
+            let words: Result<Vec<u32>> = words.collect();
+            new.publish(&*self.storage, first, &words?)?;
+        }
+        let count = slots.end - gone;
+        drop(slots);
+        self.allocator.order.settle_all()?;
+        self.rewrite(|header| {
+            header.set_word(MAP_FIELD, start);
+            header.set_word(DATA_FIELD, data);
+            header.set_word(header.fields.entries, entries);
+            header.set_word(header.fields.count, count);
+        })?;
+        self.learn()
+    }
+
+    /// Has the blocks of these numbers of the file be elsewhere: in gaps, or at the end.
+    fn vacate(&self, shape: &Shape, slots: &mut Slots, numbers: Range<u64>) -> Result<()> {
+        // Nothing goes there.
+        numbers.clone().for_each(|number| {
+            slots.add(number);
+        });
+        loop {
+            let mut moves = Vec::new();
+            shape.map.each(&*self.storage, |index, number| {
+                let number = u64::from(number);
+                if numbers.contains(&number) && moves.len() < STEP {
+                    moves.push((index, number));
+                }
+                Ok(())
+            })?;
+            match moves.is_empty() {
+                true => return Ok(()),
+                false => self.relocate(shape, slots, &moves)?,
+            }
+        }
+    }
+
+    /// Gives blocks, each with its number in the file, other space: gaps, or at the end.  A power cut
+    /// leaves them where they were or where they are.
+    pub(super) fn relocate(
+        &self,
+        shape: &Shape,
+        slots: &mut Slots,
+        moves: &[(u64, u64)],
+    ) -> Result<()> {
+        let (storage, header) = (&*self.storage, &shape.header);
+        let mut numbers = Vec::new();
+        for (_, from) in moves {
+            let to = slots.gap().unwrap_or(slots.end);
+            self.claim(slots, header, to, 1)?;
+            let (from, to_host) = (header.host(*from).start, header.host(to).start);
+            copy::copy(storage, from, storage, to_host, header.total())?;
+            numbers.push(u32::try_from(to).unwrap_or(FREE));
+        }
+        self.allocator.order.settle_all()?;
+        for ((index, _), number) in moves.iter().zip(numbers) {
+            shape.map.publish(storage, *index, &[number])?;
+        }
+        self.allocator.order.settle_all()
+    }
+
+    /// Moves the last blocks of the file to where gaps are, and cuts it.
+    pub(super) fn pack(&self, shape: &Shape) -> Result<()> {
+        let mut slots = self.slots.lock();
+        let behind = slots.used..slots.end;
+        self.vacate(shape, &mut slots, behind.clone())?;
+        behind.for_each(|number| slots.remove(number));
+        self.trim(&mut slots)
     }
 }

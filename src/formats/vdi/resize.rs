@@ -23,6 +23,8 @@ impl Resize for Vdi {
                 "a VDI of {virtual_size} bytes (allowed: a multiple of {SECTOR})"
             )));
         }
+        // Space that no entry names is about to be counted anew.
+        drop(self.allocator.release_unused(self));
         match virtual_size.cmp(&self.shape.load().header.size()) {
             std::cmp::Ordering::Equal => Ok(()),
             std::cmp::Ordering::Less => self.shrink(virtual_size),

@@ -316,13 +316,14 @@ fn a_write_that_finds_no_room_gets_what_was_discarded_before() {
     chain.write_at(&[7; 8 << 20], 0).expect("writes");
     chain.flush().expect("flushes");
     chain.discard(0..4 << 20).expect("discards");
-    let full = Fault {
+    let full = |count| Fault {
         op: Op::Change,
         after: 0,
-        count: 1,
+        count,
         errno: libc::ENOSPC,
     };
-    image.inject(full);
+    // There is no room for more than was asked for, nor for that.
+    image.inject(full(2));
     image.record();
     chain
         .write_at(&[8; 1 << 20], 16 << 20)
@@ -333,7 +334,7 @@ fn a_write_that_finds_no_room_gets_what_was_discarded_before() {
         .any(|c| matches!(c, Change::Zero(r) if r.end - r.start >= 4 << 20));
     assert!(given, "{:?}", image.changes());
     // Nothing more can be given back, so the host's answer is the answer.
-    image.inject(full);
+    image.inject(full(100));
     let error = chain
         .write_at(&[9; 1 << 20], 20 << 20)
         .expect_err("is full");

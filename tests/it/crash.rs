@@ -729,6 +729,8 @@ fn with_faults(name: &str, specs: &[LayerSpec], op: Op, errno: i32) {
         "{name}: only {failed} operations failed"
     );
     assert!(read_all(&chain) == model, "{name}: reads otherwise");
+    // The next flush tells of a sync that failed since the last one.
+    let _ = chain.flush();
     chain.close().expect("closes");
     drop(chain);
     if let Some(report) = disk.check(Repair::Nothing) {

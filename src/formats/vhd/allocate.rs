@@ -1,6 +1,7 @@
 //! Giving blocks space, and taking it back: what of it is VHD's own.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::vhd::footer::Kind;
@@ -93,6 +94,7 @@ impl Units for Sparse {
 
     fn disk_end(&self) -> u64 {
         let size = self.shape.load().size;
+        let size = size.max(self.growing.load(Ordering::Relaxed));
         match self.kind {
             Kind::Differencing => size.next_multiple_of(SECTOR),
             Kind::Dynamic | Kind::Fixed => self.blocks.count(size) * self.blocks.data,

@@ -170,7 +170,11 @@ impl Sparse {
         }
         self.allocator.order.settle_all()?;
         if let Some(hidden) = hidden {
-            self.cover(&now, hidden)?;
+            // Nobody else uses the disk meanwhile.
+            self.growing.store(size, Ordering::Relaxed);
+            let covered = self.cover(&now, hidden);
+            self.growing.store(0, Ordering::Relaxed);
+            covered?;
             self.allocator.order.settle_all()?;
         }
         self.set_size(&now, size)

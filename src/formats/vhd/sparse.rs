@@ -61,6 +61,8 @@ pub(super) struct Sparse {
     pub(super) end: Mutex<End>,
     pub(super) blocks: Blocks,
     pub(super) shape: ArcSwap<Shape>,
+    /// The size that the disk is about to have, while it grows; else 0.
+    pub(super) growing: AtomicU64,
     pub(super) bitmaps: Bitmaps,
     /// Where the file's data ends: no published block reaches past it.
     pub(super) data_end: AtomicU64,
@@ -140,6 +142,7 @@ impl Sparse {
             blocks: Blocks::new(header.block_size()),
             shape: ArcSwap::from_pointee(shape),
             bitmaps: Bitmaps::default(),
+            growing: AtomicU64::new(0),
             data_end: AtomicU64::new(found.data_end),
             locators,
             allocator: Allocator::new(order, Arc::clone(&options.grace)),

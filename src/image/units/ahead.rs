@@ -66,7 +66,13 @@ impl Allocator {
         if ahead.runs.is_empty() {
             let want = ahead.next.max(wanted.start).max(count);
             ahead.next = (want * 2).min(wanted.end);
-            ahead.runs = self.make_ready(units, first, want)?;
+            ahead.runs = match self.make_ready(units, first, want) {
+                // Room for who asks may be left.
+                Err(e) if e.kind() == ErrorKind::NoSpace && want > count => {
+                    self.make_ready(units, first, count)?
+                }
+                made => made?,
+            };
             ahead.useless = ahead.runs.is_empty();
         }
         Ok(ahead.pop(count))
@@ -79,7 +85,10 @@ impl Allocator {
         let mut unnamed = Unnamed::new(units, Vec::new());
         let mut left = want;
         while left > 0 && unnamed.runs.len() < MAX_RUNS {
-            let taken = units.take(first, left)?;
+            let taken = match units.take(first, left) {
+                Err(e) if e.kind() == ErrorKind::NoSpace && !unnamed.runs.is_empty() => break,
+                taken => taken?,
+            };
             left -= taken.count.min(left);
             unnamed.runs.push(taken);
             if !make_zero(units, &taken)? {
@@ -93,6 +102,13 @@ impl Allocator {
         }
         runs.reverse();
         Ok(runs)
+    }
+
+    /// Gives back what was made ready; whether that was anything.
+    pub(super) fn release_ahead<U: Units>(&self, units: &U) -> bool {
+        let runs = std::mem::take(&mut self.ahead.lock().runs);
+        runs.iter().rev().for_each(|run| units.untake(run));
+        !runs.is_empty()
     }
 
     /// Gives back what was set aside or made ready and not used, and says what that was, the last of it

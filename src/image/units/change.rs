@@ -80,11 +80,12 @@ impl Allocator {
         }
     }
 
-    /// Gives back what was freed; whether that was anything.
+    /// Gives back what was freed, and what was made ready for others; whether that was anything.
     pub(super) fn gives_back<U: Units>(&self, units: &U) -> Result<bool> {
         let before = self.freed.lock().bytes();
         self.release(units)?;
-        Ok(self.freed.lock().bytes() < before)
+        let freed = self.freed.lock().bytes() < before;
+        Ok(self.release_ahead(units) || freed)
     }
 
     /// Gives back what was freed, nobody reads any more, and is known to be gone from stable media.

@@ -125,6 +125,7 @@ impl Vdi {
             let host = shape.header.host(first).start..shape.header.host(first + count).start;
             zero_or_write(&*self.storage, host, Zeroing::KeepSpace)?;
         }
+        self.allocator.order.settle_all()?;
         Ok(first)
     }
 

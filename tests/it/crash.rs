@@ -50,13 +50,19 @@ pub(crate) enum Act {
     Place(Range<u64>),
     /// Has space assigned to ranges that will be written.
     Assign(Range<u64>),
+    Resize(u64),
     Flush,
     Close,
 }
 
 impl Act {
     /// Does it to the disk and to its model.
-    fn carry_out(&self, chain: &Chain, model: &mut [u8], rng: &mut Seeded) -> vdtool::Result<()> {
+    fn carry_out(
+        &self,
+        chain: &Chain,
+        model: &mut Vec<u8>,
+        rng: &mut Seeded,
+    ) -> vdtool::Result<()> {
         let part = |range: &Range<u64>| len(range.start)..len(range.end);
         match self {
             Self::Write(range) => {
@@ -95,6 +101,10 @@ impl Act {
             Self::Assign(range) => {
                 let layout = chain.top().as_layout().expect("has one");
                 layout.assign(std::slice::from_ref(range))
+            }
+            Self::Resize(size) => {
+                model.resize(len(*size), 0);
+                chain.resize(*size)
             }
             Self::Flush => chain.flush(),
             Self::Close => chain.close(),

@@ -53,4 +53,5 @@ mod target;
 mod threads;
 mod ublk;
 mod util;
+mod vdi;
 mod vhd;

@@ -45,6 +45,7 @@ impl Vdi {
         })?;
         report.allocated_clusters = slots.used;
         report.image_end_offset = header.host(slots.end).start;
+        self.check_count(&mut report, shape, &mut slots, repair)?;
         self.check_entries(&mut report, shape, &mut slots, faults, repair)?;
         self.check_end(&mut report, shape, slots, repair)?;
         if !header.disk().is_multiple_of(SECTOR) {
@@ -55,6 +56,33 @@ impl Vdi {
             report.add(Severity::Note, 0, text, None);
         }
         Ok(report)
+    }
+
+    /// What others go by when they take the next block.
+    fn check_count(
+        &self,
+        report: &mut Report,
+        shape: &Shape,
+        slots: &mut Slots,
+        repair: Repair,
+    ) -> Result<()> {
+        let count = shape.header.count();
+        if count >= slots.end {
+            return Ok(());
+        }
+        let text = format!(
+            "{count} blocks are counted, and the file has {}: others would write over one that is in use",
+            slots.end
+        );
+        let did = match repair {
+            Repair::Nothing => None,
+            Repair::Leaks | Repair::All => {
+                self.write_count(slots)?;
+                Some(format!("{} are counted now", slots.end))
+            }
+        };
+        report.add(Severity::Corruption, 1, text, did);
+        Ok(())
     }
 
     fn check_entries(
@@ -90,30 +118,15 @@ impl Vdi {
         Ok(())
     }
 
-    /// What is counted, and what of the file nothing names.
+    /// What of the file nothing names.
     fn check_end(
         &self,
         report: &mut Report,
         shape: &Shape,
-        mut slots: Slots,
+        slots: Slots,
         repair: Repair,
     ) -> Result<()> {
-        let count = shape.header.count();
-        if count < slots.end {
-            let text = format!(
-                "{count} blocks are counted, and the file has {}: others would write over one that is in use",
-                slots.end
-            );
-            let did = match repair {
-                Repair::Nothing => None,
-                Repair::Leaks | Repair::All => {
-                    self.write_count(&mut slots)?;
-                    Some(format!("{} are counted now", slots.end))
-                }
-            };
-            report.add(Severity::Corruption, 1, text, did);
-        }
-        let unused = count.max(slots.end) - slots.used;
+        let unused = shape.header.count().max(slots.end) - slots.used;
         let end = shape.header.host(slots.end).start;
         let behind = match self.storage.has_fixed_len() {
             true => 0,

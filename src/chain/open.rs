@@ -5,21 +5,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::chain::files::HostFile;
+use crate::chain::reference::search::Search;
 use crate::chain::reference::{Confined, Found, Namer, Trust};
-use crate::chain::{Base, Chain, MAX_LAYERS};
+use crate::chain::{Base, Chain};
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::formats::DRIVERS;
 use crate::formats::refused::REFUSED;
-use crate::formats::{self, DRIVERS};
 use crate::image::open::{OpenOptions, Purpose, WriteOrder};
 use crate::image::options::OptionValues;
 use crate::image::snapshot::Pick;
-use crate::image::{Backing, BackingName, Driver, Image, probe};
+use crate::image::{Backing, Driver, Image, probe};
 use crate::nbd::uri::is_uri;
-use crate::storage::HostId;
 use crate::storage::highwater::{HighWater, Watched};
 use crate::storage::open::{Access, StorageOptions, adopt, open_file, open_uri};
 use crate::util::grace::Grace;
-use crate::util::text::printable;
+
+mod below;
 
 pub use crate::chain::reference::Home;
 
@@ -55,6 +56,17 @@ pub enum Follow {
     No,
 }
 
+/// What to do about a layer that was changed since the one above it was made, so that the disk may
+/// be no disk that ever was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Changed {
+    /// Refuse it.
+    #[default]
+    Refuse,
+    /// Read it as it is now.
+    Accept,
+}
+
 /// How to open a chain.
 #[derive(Debug, Clone, Default)]
 pub struct ChainOptions {
@@ -79,9 +91,14 @@ pub struct ChainOptions {
     pub snapshot: Option<Pick>,
     /// What the top layer's data file is, whatever the image says; the image is not asked for it.
     pub data_file: Option<PathBuf>,
-    /// What lies below the top layer, whatever it says, for an image that has no name yet which
-    /// names could be relative to.
-    pub backing: Option<PathBuf>,
+    /// How many links, from the top layer on, are followed as the images have them whatever
+    /// `parents` says.
+    pub followed: usize,
+    /// What lies below the layers from there on, topmost first, whatever they name; further down, what
+    /// they name.
+    pub parents: Vec<PathBuf>,
+    /// What to do where a layer was changed since the one above it was made.
+    pub changed: Changed,
     /// Format options as typed (`K=V,..`), checked against the top layer's format.
     pub values: Vec<OsString>,
     /// Who is told how far into the top layer's file is written.
@@ -112,10 +129,36 @@ impl ChainOptions {
 /// # Errors
 /// Those of the host and of the formats; `Denied` where an image names a file that the policy
 /// does not let us open; `NotFound` where a backing file is nowhere; `OutOfRange` for too many
-/// layers; `Corrupt` for a cycle, and for a backing file that is not the one meant.  The path is
-/// that of the layer at fault.
+/// layers; `Corrupt` for a cycle, and for a backing file that is not the one meant or has changed;
+/// `Invalid` where there are fewer layers than `options.parents` has files for.  The path is that of
+/// the layer at fault.
 pub fn open(path: &Path, options: &ChainOptions) -> Result<Chain> {
-    Walk::begin(look(path, options.storage.access)?, options)?.all()
+    let chain = Walk::begin(look(path, options.storage.access)?, options)?.all()?;
+    refuse_surplus(path, chain.layers().len(), options)?;
+    Ok(chain)
+}
+
+/// As [`open`], one of several images: takes those of `options.parents` that are its own, and leaves
+/// the others for the next.
+///
+/// # Errors
+/// Those of [`open`].
+pub fn open_next(path: &Path, options: &mut ChainOptions) -> Result<Chain> {
+    let chain = Walk::begin(look(path, options.storage.access)?, options)?.all()?;
+    let below = (chain.layers().len() - 1).saturating_sub(options.followed);
+    options.parents.drain(..below.min(options.parents.len()));
+    Ok(chain)
+}
+
+/// Refuses to leave out what the user said lies below: it is the wrong image, or the wrong parents.
+fn refuse_surplus(path: &Path, layers: usize, options: &ChainOptions) -> Result<()> {
+    let below = (layers - 1).saturating_sub(options.followed);
+    let given = options.parents.len();
+    if options.follow != Follow::Yes || given <= below {
+        return Ok(());
+    }
+    let text = format!("was given {given} parents (--parent), and has {below} images below it");
+    Err(Error::invalid(text).at(path))
 }
 
 /// As [`open`], the image that `name` leads to from `home`, as the user gave it; messages call it
@@ -131,7 +174,9 @@ pub fn open_from(home: &Home, name: &OsStr, path: &Path, options: &ChainOptions)
             path: path.to_owned(),
         },
     };
-    Walk::begin(found, options)?.all()
+    let chain = Walk::begin(found, options)?.all()?;
+    refuse_surplus(path, chain.layers().len(), options)?;
+    Ok(chain)
 }
 
 /// As [`open`], in two chains: the layers above `base`, and those from there on, the first of which
@@ -158,6 +203,7 @@ pub fn open_in_two(path: &Path, options: &ChainOptions, base: &HostFile) -> Resu
         return Err(changed());
     }
     while walk.descend(Access::Read)? {}
+    refuse_surplus(path, walk.layers.len(), options)?;
     let lower = images(walk.layers.split_off(base.layer));
     let upper = Chain::new(images(walk.layers), Base::NotOpened, grace)?;
     Ok((upper, Chain::new(lower, Base::Zeroes, walk.grace)?))
@@ -193,6 +239,7 @@ struct Walk<'a> {
     options: &'a ChainOptions,
     grace: Arc<Grace>,
     layers: Vec<Layer>,
+    search: Search,
 }
 
 struct Layer {
@@ -222,6 +269,7 @@ impl<'a> Walk<'a> {
             options,
             grace: Arc::default(),
             layers: Vec::new(),
+            search: Search::default(),
         };
         let how = How {
             storage: options.storage,
@@ -277,120 +325,6 @@ impl<'a> Walk<'a> {
     /// What the last layer says lies below it.
     fn backing(&self) -> Option<Backing> {
         self.layers.last()?.image.backing()
-    }
-
-    /// Opens the layer below the last: the first of its names that is there and is the image
-    /// meant.
-    fn below(&self, backing: &Backing, access: Access) -> Result<Layer> {
-        let Some(above) = self.layers.last().map(|l| &l.namer) else {
-            return Err(Error::invalid("a chain has at least one layer"));
-        };
-        if self.layers.len() >= MAX_LAYERS {
-            let text = format!("is layer {MAX_LAYERS} and names another (allowed: {MAX_LAYERS})");
-            return Err(Error::new(ErrorKind::OutOfRange, text).at(&above.path));
-        }
-        let format = self.backing_format(backing, above)?;
-        let top = self.layers.first().map(|l| l.image.driver().name);
-        // What is written to is opened as the top is.
-        let is_alike = access == Access::Write && format.map(|f| f.name) == top;
-        let how = How {
-            storage: StorageOptions {
-                access,
-                ..self.options.storage
-            },
-            format,
-            stated: above.trust,
-            probed: Trust::None,
-            order: WriteOrder::default(),
-            purpose: match self.options.purpose {
-                Purpose::Describe => Purpose::Describe,
-                Purpose::Use | Purpose::Check => Purpose::Use,
-            },
-            snapshot: None,
-            data_file: None,
-            values: match is_alike {
-                true => &self.options.values,
-                false => &[],
-            },
-            high_water: None,
-        };
-        if let (1, Some(path)) = (self.layers.len(), &self.options.backing) {
-            return self.layer(look(path, Access::Read)?, &how);
-        }
-        let mut refusal: Option<Error> = None;
-        for name in &backing.names {
-            let found = self
-                .candidate(above, name, backing, &how)
-                .map_err(|e| above.blamed(e, &name.path, "backing file", &printable(&name.origin)));
-            match found {
-                Ok(layer) => return Ok(layer),
-                Err(e) if is_missing(&e) => {}
-                // What is there but wrong says more than what may not be looked at.
-                Err(e) => match &refusal {
-                    Some(first) if first.kind() != ErrorKind::Denied => {}
-                    _ => refusal = Some(e),
-                },
-            }
-        }
-        Err(refusal.unwrap_or_else(|| missing(above, backing)))
-    }
-
-    fn backing_format(&self, backing: &Backing, above: &Namer) -> Result<Option<&'static Driver>> {
-        let Some(name) = &backing.format else {
-            return Ok(self.options.backing_format);
-        };
-        let refused = |e: Error| {
-            let text = format!(
-                "says that its backing file is of format '{}': {e}",
-                printable(name)
-            );
-            Error::unsupported(text).at(&above.path)
-        };
-        formats::named(name).map_err(refused).map(Some)
-    }
-
-    /// Opens what one name leads to.
-    fn candidate(
-        &self,
-        above: &Namer,
-        name: &BackingName,
-        backing: &Backing,
-        how: &How<'_>,
-    ) -> Result<Layer> {
-        let (references, remotes) = (&self.options.references, &self.options.remotes);
-        let (name, access) = (&*name.path, how.storage.access);
-        let found = above.open(name, "backing file", access, references, remotes)?;
-        let is_same: Box<dyn Fn(&Namer) -> bool> = match &found {
-            Found::File { file, .. } => {
-                let id = HostId::of_fd(file);
-                Box::new(move |namer| namer.id.is_some() && namer.id == id)
-            }
-            Found::Remote { uri } => {
-                let uri = uri.clone();
-                Box::new(move |namer| namer.path == uri)
-            }
-        };
-        if let Some(same) = self.layers.iter().find(|l| is_same(&l.namer)) {
-            let text = format!(
-                "names '{}' as its backing file: a cycle, since that is {}, above it in the chain",
-                printable(name),
-                printable(&same.namer.path)
-            );
-            return Err(Error::corrupt(text).at(&above.path));
-        }
-        let layer = self.layer(found, how)?;
-        match (backing.identity, layer.image.identity()) {
-            (Some(wanted), is) if !wanted.is_nil() && is != Some(wanted) => {
-                let is = is.map_or("none".to_owned(), |is| is.to_string());
-                let text = format!(
-                    "names '{}' as its backing file, which is another image (its UUID is {is}, \
-                     expected {wanted})",
-                    printable(name)
-                );
-                Err(Error::corrupt(text).at(&above.path))
-            }
-            _ => Ok(layer),
-        }
     }
 
     fn layer(&self, found: Found, how: &How<'_>) -> Result<Layer> {
@@ -461,28 +395,6 @@ fn look(path: &Path, access: Access) -> Result<Found> {
             path,
         }),
     }
-}
-
-/// Whether nothing is there, be it that a part of the way is no directory.
-fn is_missing(error: &Error) -> bool {
-    error.kind() == ErrorKind::NotFound || error.errno() == libc::ENOTDIR
-}
-
-/// The error for a backing file that no name leads to.
-fn missing(above: &Namer, backing: &Backing) -> Error {
-    let names: Vec<String> = backing
-        .names
-        .iter()
-        .map(|n| format!("'{}' ({})", printable(&n.path), printable(&n.origin)))
-        .collect();
-    let text = match names.is_empty() {
-        true => "has a backing file, but no name for it".to_owned(),
-        false => format!(
-            "its backing file is not there (looked for {})",
-            names.join(", ")
-        ),
-    };
-    Error::new(ErrorKind::NotFound, text).at(&above.path)
 }
 
 #[cfg(test)]

@@ -22,8 +22,12 @@ use crate::storage::{HostId, Storage};
 use crate::util::text::printable;
 
 mod home;
+pub(super) mod search;
 
 pub use home::Home;
+
+/// What helps where an image is not believed because its own format was guessed.
+const SAYS_IT: &str = "(--backing-format says it)";
 
 /// How far an image's names are to be believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +52,7 @@ pub(super) struct Namer {
     pub(super) id: Option<HostId>,
     owner: u32,
     /// Its directory, from when it is first needed.
-    home: Arc<OnceLock<Home>>,
+    home: Arc<OnceLock<Arc<Home>>>,
 }
 
 /// What an image names.
@@ -89,11 +93,11 @@ impl Namer {
     }
 
     /// The directory that holds the image `id`, for all names in it.
-    fn home(&self, id: HostId) -> Result<&Home> {
+    fn home(&self, id: HostId) -> Result<&Arc<Home>> {
         if let Some(home) = self.home.get() {
             return Ok(home);
         }
-        let home = Home::of(id, &self.path)?;
+        let home = Arc::new(Home::of(id, &self.path)?);
         Ok(self.home.get_or_init(|| home))
     }
 
@@ -129,11 +133,8 @@ impl Namer {
         remotes: &[String],
     ) -> Result<Found> {
         if self.trust == Trust::None {
-            return Err(self.denied(
-                name,
-                what,
-                "but its own format was guessed, so that is not opened (--backing-format says it)",
-            ));
+            let why = format!("but its own format was guessed, so that is not opened {SAYS_IT}");
+            return Err(self.denied(name, what, &why));
         }
         if is_uri(Path::new(name)) {
             return self.open_remote(name, what, remotes);

@@ -94,6 +94,7 @@ pub(super) fn describe(
         relative: relative(home.path(), absolute),
         format: chain.top().driver().name,
         identity: chain.top().identity(),
+        state: chain.top().state(),
         modified: modified.map_err(|e| Error::io("read its time", e).at(absolute))?,
         virtual_size: chain.virtual_size(),
         absolute: absolute.to_owned(),

@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
+use crate::chain::open::ChainOptions;
 use crate::chain::{self, Chain, HostFile};
 use crate::cli::cache::CacheMode;
 use crate::cli::common::{OpenArgs, ProgressArgs, parse_driver};
@@ -26,7 +27,9 @@ NOTES:
   top-most where several have it, each byte once. A base that is smaller grows. Without -b and -d
   the image is emptied afterwards, in formats that can; its disk reads the same before, during and
   after. Images between the top and BASE, and others that have BASE below them, hold nonsense
-  afterwards and are to be deleted.
+  afterwards and are to be deleted. Of an image that records the state of its backing image, such as
+  vdi, the record is brought up to date; where the program is killed before, --parent-changed accept
+  reads it, and commit can be run again with it.
 
 EXIT STATUS:
   0              done
@@ -76,13 +79,20 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     signal::catch()?;
     let total = upper.virtual_size();
     let bar = progress::start("commit", total, &args.progress, globals);
-    copy::commit(&upper, &base, default_workers(), &bar)?;
-    bar.finish();
-    // On stable media before the top image lets go of it.
-    base.close()?;
-    if empties {
-        empty(&mut upper, &args.file, globals)?;
+    let done = copy::commit(&upper, &base, default_workers(), &bar);
+    if done.is_ok() {
+        bar.finish();
     }
+    // On stable media before the top image lets go of it.
+    let done = done.and_then(|()| base.close());
+    let emptied = match (&done, empties) {
+        (Ok(()), true) => empty(&mut upper, &args.file, globals),
+        _ => Ok(()),
+    };
+    // However it ended: its disk is what it was, over what the base has become.
+    accept(upper, &base, globals);
+    done?;
+    emptied?;
     globals.say("Image committed.")?;
     Ok(Exit::Done)
 }
@@ -134,6 +144,46 @@ fn depth_of(chain: &Chain, base: &OsStr, file: &Path) -> Result<usize> {
         );
         Error::new(ErrorKind::Invalid, text).at(file)
     })
+}
+
+/// Has the image right above the base say that the base is in the state that it is in now, where it
+/// says which.
+fn accept(upper: Chain, base: &Chain, globals: &Globals) {
+    let Some(above) = upper.layers().last() else {
+        return;
+    };
+    let recorded = above.backing().and_then(|backing| backing.state);
+    let Some(state) = base.top().state().filter(|_| recorded.is_some()) else {
+        return;
+    };
+    if recorded == Some(state) {
+        return;
+    }
+    let (driver, storage) = (above.driver(), above.storage());
+    let (path, id) = (storage.path().map(Path::to_owned), storage.host_id());
+    let path = path.unwrap_or_default();
+    // Its own locks would keep it out.
+    drop(upper);
+    let options = ChainOptions {
+        format: Some(driver),
+        ..ChainOptions::write()
+    };
+    let done = chain::open::open_top(&path, &options).and_then(|mut chain| {
+        if chain.top().storage().host_id() != id {
+            return Err(Error::new(ErrorKind::Io, "was replaced meanwhile"));
+        }
+        let relink = chain.top_mut().as_relink();
+        let relink = relink.ok_or_else(|| Error::unsupported("the format cannot"))?;
+        relink.accept_state(state)
+    });
+    if let Err(e) = done {
+        globals.note(&format!(
+            "{}: still says that its backing image is in another state ({}); --parent-changed accept \
+             reads it",
+            printable(&path),
+            e.message()
+        ));
+    }
 }
 
 /// Takes from the top image what its backing image has now.

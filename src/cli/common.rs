@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
-use crate::chain::open::{ChainOptions, References};
+use crate::chain::Chain;
+use crate::chain::open::{ChainOptions, Changed, References};
 use crate::cli::cache::CacheMode;
 use crate::cli::{Globals, exit};
 use crate::error::Error;
@@ -60,15 +61,76 @@ pub struct ProgressArgs {
     pub bar: bool,
 }
 
+/// What is done about a parent that was changed since its child was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum ParentChanged {
+    /// It is refused: the disk may be none that ever was.
+    #[default]
+    Refuse,
+    /// It is read as it is now.
+    Accept,
+}
+
+/// What lies below images.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct ParentArgs {
+    /// What lies below the image, topmost first, whatever images name; repeatable.
+    #[arg(long, value_name = "FILE")]
+    pub parent: Vec<PathBuf>,
+    /// What to do about a parent that was changed since its child was made.
+    #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
+    pub parent_changed: ParentChanged,
+}
+
+impl ParentArgs {
+    /// The same, of which the first parents are those of the chains that are open.
+    #[must_use]
+    pub fn after<'a>(&self, chains: impl IntoIterator<Item = &'a Chain>) -> Self {
+        let chains = chains.into_iter();
+        let below: usize = chains.map(|chain| chain.layers().len() - 1).sum();
+        Self {
+            parent: self.parent.iter().skip(below).cloned().collect(),
+            ..self.clone()
+        }
+    }
+
+    /// Refuses parents that no image is left for.
+    ///
+    /// # Errors
+    /// A usage error.
+    pub fn refuse_any(&self) -> anyhow::Result<()> {
+        match self.parent.first() {
+            None => Ok(()),
+            Some(first) => Err(exit::usage(format!(
+                "--parent {}: no image is left that could have it below it",
+                printable(first)
+            ))),
+        }
+    }
+
+    /// Takes them over into how a chain is opened.
+    pub fn give(&self, options: &mut ChainOptions) {
+        options.parents.clone_from(&self.parent);
+        options.changed = match self.parent_changed {
+            ParentChanged::Refuse => Changed::Refuse,
+            ParentChanged::Accept => Changed::Accept,
+        };
+    }
+}
+
 /// How images are opened.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct OpenArgs {
     /// Read even where another process has the image open for writing.
     #[arg(short = 'U', long)]
     pub force_share: bool,
-    /// Let images name this file, or any file, or this NBD URI, as backing file; repeatable.
+    /// Let images name this file, or any file, or this NBD URI, as backing file, or have parents be
+    /// looked for by identity in this directory; repeatable.
     #[arg(long, value_name = "PATH|any|URI")]
     pub allow_ref: Vec<PathBuf>,
+    /// What lies below the image.
+    #[command(flatten)]
+    pub parents: ParentArgs,
     /// Format of a backing file whose format is not recorded.
     #[arg(long, value_name = "FMT", value_parser = parse_driver)]
     pub backing_format: Option<&'static Driver>,
@@ -174,7 +236,7 @@ impl OpenArgs {
             },
             flushing: Flushing::Needed,
         };
-        Ok(ChainOptions {
+        let mut options = ChainOptions {
             storage,
             format,
             backing_format: self.backing_format,
@@ -182,7 +244,9 @@ impl OpenArgs {
             remotes: self.remotes(),
             values: self.open_options.clone(),
             ..ChainOptions::default()
-        })
+        };
+        self.parents.give(&mut options);
+        Ok(options)
     }
 }
 

@@ -6,7 +6,9 @@ use serde_json::json;
 
 use crate::chain;
 use crate::cli::cache::CacheMode;
-use crate::cli::common::{OpenArgs, OutputArgs, OutputFormat, ProgressArgs, parse_driver, print};
+use crate::cli::common::{
+    OpenArgs, OutputArgs, OutputFormat, ParentArgs, ProgressArgs, parse_driver, print,
+};
 use crate::cli::exit::{self, Exit, coded};
 use crate::cli::{Globals, progress, signal};
 use crate::copy::{self, Allocation, Failure, Joined, Outcome, Step, default_workers};
@@ -76,8 +78,12 @@ pub struct Args {
 /// Whatever keeps the images from being compared.
 pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     signal::catch()?;
-    let a = open(args, &args.first, args.format)?;
-    let b = open(args, &args.second, args.second_format)?;
+    let parents = &args.open.parents;
+    let a = open(args, &args.first, args.format, parents)?;
+    let rest = parents.after(a.chains());
+    let b = open(args, &args.second, args.second_format, &rest)?;
+    let rest = rest.after(b.chains());
+    rest.refuse_any().map_err(|e| coded(Exit::Failed, e))?;
     let allocation = match args.strict {
         true => Allocation::Compared,
         false => Allocation::Ignored,
@@ -100,7 +106,12 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     exit::answer(report(args, globals, outcome), verdict)
 }
 
-fn open(args: &Args, path: &Path, format: Option<&'static Driver>) -> anyhow::Result<Joined> {
+fn open(
+    args: &Args,
+    path: &Path,
+    format: Option<&'static Driver>,
+    parents: &ParentArgs,
+) -> anyhow::Result<Joined> {
     let mut options = args
         .open
         .plan(format, Access::Read)
@@ -108,7 +119,8 @@ fn open(args: &Args, path: &Path, format: Option<&'static Driver>) -> anyhow::Re
     if let Some(caching) = args.cache.caching() {
         options.storage.caching = caching;
     }
-    chain::open::open(path, &options)
+    parents.give(&mut options);
+    chain::open::open_next(path, &mut options)
         .and_then(|chain| Joined::new(vec![chain]))
         .map_err(|e| match e.kind() {
             ErrorKind::Unsupported => e.into(),

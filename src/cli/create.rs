@@ -10,7 +10,7 @@ use crate::chain::open::{ChainOptions, Follow, Home};
 use crate::chain::{self, Chain, HostFile};
 use crate::cli::backing::{clean, describe, home_of_new, locate, modified, refuse_uri, relative};
 use crate::cli::common::{
-    AbsentArgs, OpenArgs, helped_driver, parse_driver, parse_size, print, target_driver,
+    AbsentArgs, OpenArgs, ParentArgs, helped_driver, parse_driver, parse_size, print, target_driver,
 };
 use crate::cli::exit::{Exit, usage};
 use crate::cli::hints::{self, Hints};
@@ -74,6 +74,9 @@ pub struct Args {
     /// Let the backing image name this file, or any file, as its own; repeatable.
     #[arg(long, value_name = "PATH|any")]
     pub allow_ref: Vec<PathBuf>,
+    /// What lies below the backing image.
+    #[command(flatten)]
+    pub parents: ParentArgs,
     /// What QEMU's tools have and vdtool has not.
     #[command(flatten)]
     pub absent: AbsentArgs,
@@ -145,7 +148,10 @@ fn plan(args: &Args, file: &Path, globals: &Globals) -> anyhow::Result<Plan> {
     let values = OptionValues::parse(creator.options, driver.name, &wanted.others)
         .map_err(|e| usage(e.at(file)))?;
     let (backing, kept) = match &wanted.backing {
-        None => (None, Vec::new()),
+        None => {
+            args.parents.refuse_any()?;
+            (None, Vec::new())
+        }
         Some(name) => {
             refuse_open(file, "a backing image")?;
             refuse_uri(driver, name).map_err(|e| e.at(file))?;
@@ -291,6 +297,7 @@ fn backing(
             relative: relative(home.path(), &absolute),
             format: format.name,
             identity: None,
+            state: None,
             modified: modified(&absolute).unwrap_or(SystemTime::UNIX_EPOCH),
             virtual_size,
             absolute,
@@ -339,6 +346,7 @@ fn open_backing(
     let how = OpenArgs {
         force_share: args.force_share,
         allow_ref: args.allow_ref.clone(),
+        parents: args.parents.clone(),
         ..OpenArgs::default()
     };
     let chain = chain::open::open_from(home, name, path, &how.plan(format, Access::Read)?)?;

@@ -155,6 +155,7 @@ fn unopened(name: OsString, format: Option<&'static Driver>) -> CreateBacking {
         name,
         format: format.map_or(crate::formats::raw::DRIVER.name, |f| f.name),
         identity: None,
+        state: None,
         modified: SystemTime::UNIX_EPOCH,
         virtual_size: 0,
     }

@@ -33,7 +33,7 @@ NOTES:
   not have is copied into FILE first. With -b '' all of it is, and FILE needs no backing image any
   more. With -u only the name is changed, and no data of the backing images is read: for one that
   was moved or renamed. Of FILE in a format that records the identity of its backing image, such as
-  vhd, the new one must be there. The name is relative to the directory of FILE.
+  vhd and vdi, the new one must be there. The name is relative to the directory of FILE.
 
 EXIT STATUS:
   0              done
@@ -123,7 +123,8 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
 
 /// Copies what would change, then changes the name.
 fn keep(args: &Args, globals: &Globals) -> anyhow::Result<()> {
-    let mut chain = chain::open::open(&args.file, &args.plan(args.format, Access::Write)?)?;
+    let mut options = args.plan(args.format, Access::Write)?;
+    let mut chain = chain::open::open_next(&args.file, &mut options)?;
     relink_of(&mut chain).map_err(|e| e.at(&args.file))?;
     if args.compress {
         chain.top().as_compress().map_err(|e| e.at(&args.file))?;
@@ -137,7 +138,10 @@ fn keep(args: &Args, globals: &Globals) -> anyhow::Result<()> {
     };
     let (disk, create) = match below {
         Some(below) => (Joined::new(vec![below.chain])?, Some(below.create)),
-        None => (Joined::new(Vec::new())?, None),
+        None => {
+            args.open.parents.after([&chain]).refuse_any()?;
+            (Joined::new(Vec::new())?, None)
+        }
     };
     signal::catch()?;
     let total = chain.virtual_size();
@@ -173,14 +177,16 @@ fn name_only(args: &Args) -> anyhow::Result<()> {
             backing::refuse_uri(chain.top().driver(), name).map_err(|e| e.at(&args.file))?;
             refuse_own(&chain, &[HostFile::named(&absolute)], &args.file)?;
             let modified = backing::modified(&absolute);
+            let (identity, state) = match chain.top().identity() {
+                Some(_) => identity(args, &home, name, &absolute, format)?,
+                None => (None, None),
+            };
             Some(CreateBacking {
                 name: name.to_owned(),
                 relative: backing::relative(home.path(), &absolute),
                 format: format.name,
-                identity: match chain.top().identity() {
-                    Some(_) => identity(args, &home, name, &absolute, format)?,
-                    None => None,
-                },
+                identity,
+                state,
                 modified: modified.unwrap_or(SystemTime::UNIX_EPOCH),
                 virtual_size: 0,
                 absolute,
@@ -195,20 +201,20 @@ fn recorded(chain: &Chain) -> Option<&'static Driver> {
     formats::by_name(&chain.top().backing()?.format?)
 }
 
-/// The identity of the new backing image, in formats that record it.
+/// The identity of the new backing image and its state, in formats that record them.
 fn identity(
     args: &Args,
     home: &Home,
     name: &OsStr,
     path: &Path,
     format: &'static Driver,
-) -> anyhow::Result<Option<Uuid>> {
+) -> anyhow::Result<(Option<Uuid>, Option<Uuid>)> {
     let options = ChainOptions {
         follow: Follow::No,
         ..args.plan(Some(format), Access::Read)?
     };
     let below = chain::open::open_from(home, name, path, &options)?;
-    Ok(below.top().identity())
+    Ok((below.top().identity(), below.top().state()))
 }
 
 fn relink_of(chain: &mut Chain) -> Result<&mut dyn Relink> {
@@ -237,7 +243,8 @@ fn below(args: &Args, top: &Chain, name: &OsStr, globals: &Globals) -> anyhow::R
     let absolute = backing::locate(&home, name);
     // Before its own lock keeps it out.
     refuse_own(top, &[HostFile::named(&absolute)], &args.file)?;
-    let options = args.plan(args.new_format(), Access::Read)?;
+    let mut options = args.plan(args.new_format(), Access::Read)?;
+    args.open.parents.after([top]).give(&mut options);
     let chain = chain::open::open_from(&home, name, &absolute, &options)?;
     refuse_own(top, &chain.files(), &args.file)?;
     let create = backing::describe(name, &home, &absolute, &chain)?;

@@ -61,6 +61,8 @@ pub struct CreateBacking {
     pub format: &'static str,
     /// Its identity, where its format has one.
     pub identity: Option<Uuid>,
+    /// Its state, where its format has such a thing.
+    pub state: Option<Uuid>,
     /// When its file last changed.
     pub modified: SystemTime,
     /// Its virtual size in bytes.

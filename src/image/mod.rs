@@ -148,6 +148,9 @@ pub struct Backing {
     pub format: Option<String>,
     /// The identity the image below must have, where the format records one.
     pub identity: Option<Uuid>,
+    /// The state that the image below was in when this one was made, where the format records it: in
+    /// another one it holds other data.
+    pub state: Option<Uuid>,
 }
 
 /// One name under which the image below may be found.
@@ -266,8 +269,14 @@ pub trait Image: fmt::Debug + Send + Sync {
     fn backing(&self) -> Option<Backing> {
         None
     }
-    /// The identity by which a child recognises this image, where the format has one.
+    /// Who it is: the identity by which a child recognises this image, where the format has one.  No
+    /// change of its data changes it.
     fn identity(&self) -> Option<Uuid> {
+        None
+    }
+    /// When it is: what is another after each session that changed its data, from before the first
+    /// change on, where the format has such a thing.  A child holds the one it was made over.
+    fn state(&self) -> Option<Uuid> {
         None
     }
     /// Whether what it maps as stored may for long stretches never have been written, so that the

@@ -1,5 +1,7 @@
 //! Changes of what lies below an image, made in place.
 
+use uuid::Uuid;
+
 use crate::error::Result;
 use crate::image::create::CreateBacking;
 
@@ -14,6 +16,14 @@ pub trait Relink {
     /// # Errors
     /// `Unsupported`, `Invalid` where the header cannot say it, with nothing changed; the host's.
     fn relink(&mut self, backing: Option<&CreateBacking>) -> Result<()>;
+    /// Makes the header say that the image below is in this state now, and that what the image itself
+    /// has goes with it.  Durable when it returns.  Formats that record no state have nothing to say.
+    ///
+    /// # Errors
+    /// `ReadOnly`; the host's.
+    fn accept_state(&mut self, _state: Uuid) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Dropping all that an image has itself.

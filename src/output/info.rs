@@ -81,10 +81,10 @@ fn facts(info: &ImageInfo) -> Vec<(String, String)> {
 }
 
 fn backing_name(backing: &Backing, info: &ImageInfo) -> String {
-    let Some(name) = backing.names.first() else {
-        return "(no name is recorded)".to_owned();
+    let shown = match backing.names.first() {
+        Some(name) => printable(&name.path),
+        None => "(no name is recorded)".to_owned(),
     };
-    let shown = printable(&name.path);
     match info.backing_path.as_deref().map(table::path) {
         Some(actual) if actual != shown => format!("{shown} (actual path: {actual})"),
         _ => shown,
@@ -226,6 +226,7 @@ mod tests {
                 }],
                 format: Some("vhd".to_owned()),
                 identity: None,
+                state: None,
             }),
             backing_path: Some("/d/b\x1b[2J.vhd".into()),
             snapshots: Vec::new(),

@@ -131,6 +131,7 @@ impl Disk {
             relative,
             format: below.driver.name,
             identity: image.identity(),
+            state: None,
             modified: SystemTime::now(),
             virtual_size: image.virtual_size(),
         })

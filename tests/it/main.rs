@@ -29,6 +29,7 @@ mod names;
 mod nbd;
 mod oracle;
 mod order;
+mod parents;
 mod qcow2_agree;
 mod qcow2_attack;
 mod qcow2_check;

@@ -288,6 +288,7 @@ fn a_vhd_that_is_given_another_parent_survives_a_kill_at_any_moment() {
         relative: "new.vhd".into(),
         format: "vhd",
         identity: chain.top().identity(),
+        state: None,
         modified: std::time::SystemTime::now(),
         virtual_size: chain.virtual_size(),
         absolute: path,

@@ -6,6 +6,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::*;
+use crate::chain::MAX_LAYERS;
 use crate::formats::vhd;
 use crate::image::create::{CreateBacking, CreateOptions};
 use crate::storage::file::FileStorage;
@@ -34,6 +35,7 @@ fn make(path: &Path, parent: Option<&Parent<'_>>) -> Uuid {
         relative: p.relative.into(),
         format: if p.identity.is_some() { "vhd" } else { "raw" },
         identity: p.identity,
+        state: None,
         modified: SystemTime::now(),
         virtual_size: SIZE,
     });

@@ -7,9 +7,12 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, openat, openat2, statat};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, openat, openat2, statat,
+};
 use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -87,6 +90,52 @@ impl Home {
         })
     }
 
+    /// The directory at `path`, which the user named.
+    pub(super) fn at(path: &Path) -> std::io::Result<Self> {
+        let home = Self::open_directory(std::fs::canonicalize(path)?)?;
+        Ok(Self {
+            shown: path.to_owned(),
+            ..home
+        })
+    }
+
+    /// The directory that it is in.
+    pub(super) fn above(&self) -> std::io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = openat(&self.directory, "..", flags, Mode::empty())?;
+        let real = self.real.parent().unwrap_or(&self.real).to_owned();
+        Ok(Self {
+            directory,
+            shown: real.clone(),
+            real,
+        })
+    }
+
+    /// The directory called `name` in it, which is no symbolic link to elsewhere.
+    pub(super) fn within(&self, name: &str) -> rustix::io::Result<Self> {
+        Ok(Self {
+            directory: self.beneath(Path::new(name), OFlags::PATH | OFlags::DIRECTORY)?,
+            real: self.real.join(name),
+            shown: self.shown.join(name),
+        })
+    }
+
+    /// Which directory it is.
+    pub(super) fn id(&self) -> Option<HostId> {
+        HostId::of_fd(&self.directory)
+    }
+
+    /// The names in it, `most` of them at most, of what may be a file; in no order.
+    pub(super) fn names(&self, most: usize) -> rustix::io::Result<Vec<OsString>> {
+        let listed = self.beneath(Path::new("."), OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let entries = Dir::read_from(listed)?.filter_map(|entry| entry.ok());
+        let may_be_file =
+            |kind: FileType| kind.is_file() || kind.is_symlink() || kind == FileType::Unknown;
+        let files = entries.filter(|entry| may_be_file(entry.file_type()));
+        let names = files.map(|f| OsStr::from_bytes(f.file_name().to_bytes()).to_owned());
+        Ok(names.take(most).collect())
+    }
+
     /// Where it is, without symbolic links.
     pub fn path(&self) -> &Path {
         &self.real
@@ -95,6 +144,14 @@ impl Home {
     /// What messages call the file called `name`.
     pub(super) fn shown(&self, name: &OsStr) -> PathBuf {
         self.shown.join(name)
+    }
+
+    /// What messages call the directory.
+    pub(super) fn shown_itself(&self) -> PathBuf {
+        match self.shown.as_os_str().is_empty() {
+            true => ".".into(),
+            false => self.shown.clone(),
+        }
     }
 
     /// What `name` leads to from here, through symbolic links.

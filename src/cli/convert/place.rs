@@ -9,6 +9,7 @@ use crate::chain::open::{ChainOptions, References};
 use crate::chain::{self, Chain, HostFile};
 use crate::cli::backing;
 use crate::cli::cache::CacheMode;
+use crate::cli::common::ParentArgs;
 use crate::cli::convert::Args;
 use crate::cli::convert::options::{Given, given};
 use crate::cli::create::{self, Generic, creator};
@@ -44,8 +45,8 @@ struct Place<'a> {
     path: PathBuf,
     before: Before,
     order: WriteOrder,
-    /// What lies below a new one.
-    backing: Option<PathBuf>,
+    /// What the user says lies below it.
+    parents: ParentArgs,
     /// What the user says lies below one that exists.
     named: Option<PathBuf>,
     /// How data is compressed.
@@ -72,11 +73,16 @@ pub(super) fn convert(
         return in_place(args, sources, driver, target, globals);
     }
     let Given { new, compress } = given(args, driver)?;
-    let backing = below(args, &new, target, globals)?;
+    let backing = below(args, &new, target, sources, globals)?;
     if let Some(below) = &backing {
         backing::refuse_uri(driver, &below.create.name).map_err(|e| e.at(target))?;
         files.extend(below.disk.chains().flat_map(Chain::files));
         kept::refuse(target, &files)?;
+    }
+    let mut parents = rest(args, sources);
+    match &backing {
+        Some(below) => parents.parent.insert(0, below.create.absolute.clone()),
+        None => parents.refuse_any()?,
     }
     let mut options = create_options(args, &new, driver, target, sources.len(), backing.as_ref())?;
     let hints = new.hints;
@@ -99,7 +105,7 @@ pub(super) fn convert(
             (None, _) => Before::Zeroes,
         },
         order: WriteOrder::Unordered,
-        backing: backing.as_ref().map(|b| b.create.absolute.clone()),
+        parents,
         named: None,
         compress,
         given_space,
@@ -143,7 +149,7 @@ fn in_place(
             (None, false) => Before::Unknown,
         },
         order: WriteOrder::Ordered,
-        backing: None,
+        parents: rest(args, sources),
         named: below,
         compress,
         given_space: false,
@@ -197,7 +203,7 @@ impl Place<'_> {
         };
         let remote = self.named.as_ref().filter(|path| is_uri(path));
         let remote = remote.and_then(|path| Some(path.to_str()?.to_owned()));
-        let options = ChainOptions {
+        let mut options = ChainOptions {
             storage: self.storage(access),
             format: Some(self.driver),
             backing_format: self.args.target_backing_format,
@@ -206,9 +212,9 @@ impl Place<'_> {
             order: self.order,
             values: self.compress.clone(),
             data_file: self.data_file.clone(),
-            backing: self.backing.clone(),
             ..ChainOptions::default()
         };
+        self.parents.give(&mut options);
         Ok(chain::open::open(&self.path, &options)?)
     }
 
@@ -407,10 +413,16 @@ fn below_existing(args: &Args, target: &Path) -> anyhow::Result<Option<PathBuf>>
     Ok(Some(backing::locate(&home, name)))
 }
 
+/// What the user says lies below other images than the sources.
+fn rest(args: &Args, sources: &Joined) -> ParentArgs {
+    args.open.parents.after(sources.chains())
+}
+
 fn below(
     args: &Args,
     generic: &Generic,
     target: &Path,
+    sources: &Joined,
     globals: &Globals,
 ) -> anyhow::Result<Option<Below>> {
     let Some(name) = args.backing.as_ref().or(generic.backing.as_ref()) else {
@@ -427,7 +439,8 @@ fn below(
         .or(args.open.backing_format);
     let home = backing::home_of_new(target)?;
     let absolute = backing::locate(&home, name);
-    let options = args.open.plan(format, Access::Read)?;
+    let mut options = args.open.plan(format, Access::Read)?;
+    rest(args, sources).give(&mut options);
     let chain = chain::open::open_from(&home, name, &absolute, &options)?;
     let create = backing::describe(name, &home, &absolute, &chain)?;
     if format.is_none() {

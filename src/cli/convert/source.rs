@@ -25,7 +25,7 @@ pub(super) fn open(args: &Args, paths: &[PathBuf]) -> anyhow::Result<Joined> {
     options.snapshot = args.snapshot.as_deref().map(pick).transpose()?;
     let mut chains = Vec::with_capacity(paths.len());
     for path in paths {
-        chains.push(chain::open::open(path, &options)?);
+        chains.push(chain::open::open_next(path, &mut options)?);
     }
     Ok(Joined::new(chains)?)
 }

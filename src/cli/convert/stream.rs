@@ -97,6 +97,7 @@ pub(super) fn send(
         return Err(usage("a raw disk on stdout takes no -o"));
     }
     let sources = source::open(args, sources)?;
+    args.open.parents.after(sources.chains()).refuse_any()?;
     let file = sink.open()?;
     let lost = place::Losses::default();
     let salvage = |at: u64, len: u64, e: &Error| lost.warn(at, len, e);
@@ -211,6 +212,7 @@ pub(super) fn from_stdin(
         );
     let plain = args.options.is_empty() && args.backing.is_none() && !args.verify;
     if driver.name == raw::DRIVER.name && new_file && plain && args.sparse_size.is_none() {
+        args.open.parents.refuse_any()?;
         let new = Target::begin(path)?;
         new.note_replaced(globals);
         let storage = writable(new.path()).map_err(|e| new.name(e))?;

@@ -20,7 +20,7 @@ pub(super) struct Session {
     pub(super) out: Output,
     /// Whether reports are left out everywhere.
     quiet: bool,
-    /// What holds for every image that is opened.
+    /// What holds for every image that is opened, and which parents the next one has.
     args: OpenArgs,
 }
 
@@ -94,6 +94,8 @@ impl Session {
             anyhow::bail!("{open}: file open already, try 'help close'");
         }
         self.disk = Some(spec.open()?);
+        // Those that were typed are below the image that was opened first.
+        self.args.parents.parent.clear();
         Ok(())
     }
 

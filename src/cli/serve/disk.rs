@@ -65,6 +65,8 @@ pub(super) fn parse_named(text: &OsStr) -> Result<Named, String> {
 /// How the image of one export is opened, then and later.
 #[derive(Debug)]
 pub(super) struct Opener {
+    /// The image as it was typed, or its overlay.
+    path: PathBuf,
     options: ChainOptions,
     snapshot: bool,
     overlay: bool,
@@ -81,7 +83,7 @@ pub(super) struct Disk {
 }
 
 impl Opener {
-    fn new(args: &Args) -> anyhow::Result<Self> {
+    fn new(args: &Args, path: &Path) -> anyhow::Result<Self> {
         let access = match args.read_only || args.snapshot {
             true => Access::Read,
             false => Access::Write,
@@ -92,6 +94,7 @@ impl Opener {
         }
         options.storage.flushing = args.cache.flushing();
         Ok(Self {
+            path: path.to_owned(),
             options,
             snapshot: args.snapshot,
             overlay: args.overlay.is_some(),
@@ -99,11 +102,16 @@ impl Opener {
         })
     }
 
-    fn options(&self, format: Option<&'static Driver>) -> ChainOptions {
-        ChainOptions {
+    fn options(&self, path: &Path, format: Option<&'static Driver>) -> ChainOptions {
+        let mut options = ChainOptions {
             format: format.or(self.options.format),
             ..self.options.clone()
+        };
+        // What was typed lies below what was typed, and below no other image.
+        if path != self.path && !same_file(path, &self.path) {
+            options.parents.clear();
         }
+        options
     }
 
     /// Opens an image; `format` stands above what was typed.
@@ -118,7 +126,7 @@ impl Opener {
         let high_water = Arc::new(HighWater::new(self.watermark));
         let options = ChainOptions {
             high_water: Some(Arc::clone(&high_water)),
-            ..self.options(format)
+            ..self.options(path, format)
         };
         let chain = chain::open::open(path, &options)?;
         let chain = match self.snapshot {
@@ -143,7 +151,7 @@ impl Opener {
     ) -> crate::Result<u64> {
         let mut options = ChainOptions {
             follow: Follow::No,
-            ..self.options(format)
+            ..self.options(path, format)
         };
         options.storage.access = Access::Read;
         options.storage.sharing = Sharing::Force;
@@ -176,6 +184,9 @@ pub(super) fn open_all(
     globals: &Globals,
     listener: impl Fn(&str) -> Listener,
 ) -> anyhow::Result<Vec<Disk>> {
+    if args.files.len() > 1 && !args.open.parents.parent.is_empty() {
+        return Err(usage("--parent is for one image"));
+    }
     let mut disks: Vec<Disk> = Vec::new();
     for named in &named(args)? {
         if disks.iter().any(|d| d.export.name == named.name) {
@@ -212,7 +223,8 @@ fn open_one(
     named: &Named,
     listener: Listener,
 ) -> anyhow::Result<Disk> {
-    let mut opener = Opener::new(args)?;
+    let path = args.overlay.as_ref().unwrap_or(&named.file);
+    let mut opener = Opener::new(args, path)?;
     let (path, medium) = match &args.overlay {
         None => (named.file.clone(), opener.open(&named.file, None)?),
         Some(overlay) => {
@@ -304,6 +316,8 @@ fn open_overlay(
     }
     // `-f` names the format of the image; the overlay was made by its extension.
     opener.options.format = None;
+    // What was typed lies below the image.
+    opener.options.followed = 1;
     if let chain::open::References::Confined { allowed } = &mut opener.options.references {
         allowed.push(base.clone());
     }
@@ -316,7 +330,7 @@ fn open_overlay(
     // Opening for writing may change what it finds, and what is there may be anything.
     let mut look = ChainOptions {
         follow: Follow::Layers(2),
-        ..opener.options(None)
+        ..opener.options(overlay, None)
     };
     look.storage.access = Access::Read;
     refuse_other(&chain::open::open(overlay, &look)?, overlay, &base)?;
@@ -361,6 +375,7 @@ fn make_overlay(args: &Args, globals: &Globals, overlay: &Path, base: &Path) -> 
         backing_unsafe: false,
         force_share: false,
         allow_ref: args.open.allow_ref.clone(),
+        parents: args.open.parents.clone(),
         absent: crate::cli::common::AbsentArgs::default(),
         file: Some(overlay.to_owned()),
         size: None,

@@ -297,6 +297,7 @@ impl Image for Qcow2 {
             }],
             format: self.header.backing_format(),
             identity: None,
+            state: None,
         })
     }
 

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::vdi::header::{self, LEN, SECTOR, V1, VERSION, ZERO};
+use crate::formats::vdi::relink::parent_of;
 use crate::image::create::{CreateOptions, PREALLOCATION, Preallocation};
 use crate::image::driver::Creator;
 use crate::image::options::{OptionKind, OptionSpec};
@@ -164,6 +165,9 @@ impl Plan {
         if let Some(parent) = backing.and_then(|backing| backing.identity) {
             put(V1.uuids + 32, &parent.to_bytes_le());
         }
+        if let Some(state) = backing.and_then(|backing| backing.state) {
+            put(header::PARENT_STATE, &state.to_bytes_le());
+        }
         Ok(bytes)
     }
 }
@@ -171,11 +175,7 @@ impl Plan {
 fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
     let plan = Plan::new(options)?;
     let backing = options.backing.as_ref();
-    if backing.is_some_and(|b| b.format != super::DRIVER.name || b.identity.is_none()) {
-        return Err(Error::unsupported(
-            "the parent of a VDI is a VDI that has an identity",
-        ));
-    }
+    backing.map(parent_of).transpose()?;
     let header = plan.header(options)?;
     let blocks = if plan.fixed { plan.entries() } else { 0 };
     let end = plan.data() + blocks * plan.block;

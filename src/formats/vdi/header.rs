@@ -41,6 +41,16 @@ pub(super) enum Kind {
 }
 
 impl Kind {
+    /// The number that stands for it.
+    pub(super) fn number(self) -> u32 {
+        match self {
+            Self::Dynamic => 1,
+            Self::Fixed => 2,
+            Self::Undo => 3,
+            Self::Differencing => 4,
+        }
+    }
+
     /// The word that `info` shows.
     pub(super) fn word(self) -> &'static str {
         match self {
@@ -70,7 +80,7 @@ pub(super) struct Fields {
     /// Of the disk itself, of its state, and of the parent.
     pub(super) uuids: usize,
     /// Of the parent's state.
-    parent_state: Option<usize>,
+    pub(super) parent_state: Option<usize>,
 }
 
 /// Of version 0.
@@ -96,9 +106,11 @@ pub(super) static V1: Fields = Fields {
     entries: 384,
     count: 388,
     uuids: 392,
-    parent_state: Some(440),
+    parent_state: Some(PARENT_STATE),
 };
 
+/// Where version 1 has the state of the parent.
+pub(super) const PARENT_STATE: usize = 440;
 /// Where version 1 has the map's offset, and that of the data.
 pub(super) const MAP_FIELD: usize = 340;
 pub(super) const DATA_FIELD: usize = 344;
@@ -312,6 +324,13 @@ impl Header {
         self.fields
             .parent_state
             .map_or(Uuid::nil(), |at| self.uuid_at(at))
+    }
+
+    /// Notes the state of the parent, where this version has a field for it.
+    pub(super) fn set_parent_state(&mut self, state: Uuid) {
+        if let Some(at) = self.fields.parent_state {
+            self.set(at, &state.to_bytes_le());
+        }
     }
 
     fn uuid_at(&self, at: usize) -> Uuid {

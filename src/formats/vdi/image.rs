@@ -14,7 +14,9 @@ use crate::image::info::Detail;
 use crate::image::open::{OpenOptions, Purpose, WriteOrder};
 use crate::image::table::{Endian, Table};
 use crate::image::units::{Allocator, Order, Target, Units};
-use crate::image::{Backing, Caps, Check, Driver, Fill, Image, Layout, Resize, Run, Source, Wait};
+use crate::image::{
+    Backing, Caps, Check, Driver, Fill, Image, Layout, Relink, Resize, Run, Source, Wait,
+};
 use crate::storage::open::Access;
 use crate::storage::{Limits, Storage, Zeroing};
 
@@ -243,11 +245,16 @@ impl Image for Vdi {
             names: Vec::new(),
             format: Some("vdi".to_owned()),
             identity: Some(header.uuid(2)).filter(|uuid| !uuid.is_nil()),
+            state: Some(header.parent_state()).filter(|uuid| !uuid.is_nil()),
         })
     }
 
     fn identity(&self) -> Option<Uuid> {
         Some(self.shape.load().header.uuid(0)).filter(|uuid| !uuid.is_nil())
+    }
+
+    fn state(&self) -> Option<Uuid> {
+        Some(self.shape.load().header.uuid(1)).filter(|uuid| !uuid.is_nil())
     }
 
     fn details(&self) -> Vec<Detail> {
@@ -275,6 +282,10 @@ impl Image for Vdi {
     }
 
     fn as_check(&self) -> Option<&dyn Check> {
+        Some(self)
+    }
+
+    fn as_relink(&mut self) -> Option<&mut dyn Relink> {
         Some(self)
     }
 

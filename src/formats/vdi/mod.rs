@@ -10,6 +10,7 @@ mod check;
 mod create;
 mod header;
 mod image;
+mod relink;
 mod resize;
 mod slots;
 mod units;

@@ -372,6 +372,7 @@ impl Image for Sparse {
             names: locator::names(&self.locators, shape.header.parent_name().as_deref()),
             format: Some(if raw { "raw" } else { "vhd" }.to_owned()),
             identity: (!raw).then_some(uuid),
+            state: None,
         })
     }
 

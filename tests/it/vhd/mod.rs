@@ -35,6 +35,7 @@ fn create(size: u64, texts: &[&str], parent: Option<Uuid>) -> Arc<MemoryStorage>
         relative: "parent.vhd".into(),
         format: if uuid.is_nil() { "raw" } else { "vhd" },
         identity: (!uuid.is_nil()).then_some(uuid),
+        state: None,
         modified: std::time::SystemTime::now(),
         virtual_size: size,
     });

@@ -1,0 +1,64 @@
+//! Another parent for a disk, or none: all that is said of it lies in the header's sector.
+
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+use crate::formats::vdi::header::{Header, Kind};
+use crate::formats::vdi::image::Vdi;
+use crate::image::create::CreateBacking;
+use crate::image::relink::Relink;
+use crate::image::units::Units;
+
+impl Relink for Vdi {
+    fn relink(&mut self, backing: Option<&CreateBacking>) -> Result<()> {
+        let kind = match (self.kind, backing) {
+            (Kind::Differencing, Some(_)) => Kind::Differencing,
+            (Kind::Differencing, None) => Kind::Dynamic,
+            (Kind::Dynamic | Kind::Fixed, None) => return Ok(()),
+            // Of others, what is free reads as zeroes and would not any more.
+            (kind, _) => {
+                return Err(Error::unsupported(format!(
+                    "a VDI of type '{}' is given no other parent (allowed: differencing)",
+                    kind.word()
+                )));
+            }
+        };
+        let (identity, state) = match backing {
+            Some(backing) => (parent_of(backing)?, backing.state.unwrap_or_default()),
+            None => (Uuid::nil(), Uuid::nil()),
+        };
+        self.say(|header| {
+            header.set(header.fields.kind, &kind.number().to_le_bytes());
+            header.set(header.fields.uuids + 32, &identity.to_bytes_le());
+            header.set_parent_state(state);
+        })?;
+        self.kind = kind;
+        Ok(())
+    }
+
+    fn accept_state(&mut self, state: Uuid) -> Result<()> {
+        self.say(|header| header.set_parent_state(state))
+    }
+}
+
+impl Vdi {
+    /// Changes the header, durably.
+    fn say(&self, change: impl FnOnce(&mut Header)) -> Result<()> {
+        self.allocator()?;
+        self.rewrite(change)?;
+        self.storage.sync()
+    }
+}
+
+/// The identity by which a child names `backing`.
+///
+/// # Errors
+/// `Unsupported` for what is no VDI, and for one without identity.
+pub(super) fn parent_of(backing: &CreateBacking) -> Result<Uuid> {
+    match backing.identity {
+        Some(identity) if backing.format == super::DRIVER.name => Ok(identity),
+        _ => Err(Error::unsupported(
+            "the parent of a VDI is a VDI that has an identity",
+        )),
+    }
+}

@@ -65,7 +65,7 @@ fn look(name: &str, disk: Disk, kept: Option<Vec<u8>>, acts: &[Act]) {
     session.power_cuts();
 }
 
-use Act::{Assign, Close, Discard, Flush, Pack, Place as Store, Write, Zero};
+use Act::{Assign, Close, Discard, Flush, Pack, Place as Store, Resize, Write, Zero};
 
 const SIZE: u64 = 64 << 10;
 

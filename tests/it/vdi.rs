@@ -17,6 +17,7 @@ use vdtool::util::grace::Grace;
 
 use crate::crash::{Act, Session};
 use crate::layers::{Disk, check, read_all};
+use crate::mutate::{EDGES, Expect, Sample};
 use crate::oracle::{apply, as_commands, patterns, run};
 use crate::util::{Seeded, assert_same, len, peer, requires, rounds, scratch, vdtool};
 
@@ -655,6 +656,63 @@ fn comments_are_shown_without_what_terminals_obey() {
         let text = String::from_utf8_lossy(&done.get_output().stdout).into_owned();
         assert!(text.contains("hand") && !text.contains('\x1b'), "{text}");
     }
+}
+
+/// Samples whose every byte is tried.
+fn samples() -> Vec<Sample> {
+    let plain = made(4096, &[2, FREE, 0, ZERO, 1]);
+    let of = |name, made: &Made| Sample::of(name, Disk::of_bytes("vdi", &made.bytes()));
+    vec![
+        of("vdi", &plain),
+        of(
+            "vdi with extra",
+            &Made {
+                extra: 512,
+                ..made(512, &[1, 0, FREE])
+            },
+        ),
+        of("vdi of the first version", &plain.first_version()),
+    ]
+}
+
+#[test]
+fn a_changed_byte_in_the_header_or_the_map_of_a_vdi_never_panics() {
+    for sample in samples() {
+        sample.flip(64..84, Expect::Any);
+        sample.flip(336..540, Expect::Any);
+    }
+}
+
+#[test]
+fn header_fields_and_entries_of_a_vdi_at_their_edges_never_panic() {
+    for sample in samples() {
+        for at in [
+            68, 72, 76, 340, 344, 352, 360, 364, 368, 376, 380, 384, 388, 420, 512, 516,
+        ] {
+            for value in EDGES {
+                let mut bytes = sample.bytes.clone();
+                let word = value.to_le_bytes();
+                let wide = [352, 368].contains(&at) && value >= 1 << 32;
+                let word = if wide { &word[..] } else { &word[..4] };
+                bytes[at..at + word.len()].copy_from_slice(word);
+                sample.exercise(&bytes, Expect::Any, &|| format!("{at} is {value:#x}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_vdi_cut_or_lengthened_anywhere_never_panics() {
+    let sample = &samples()[0];
+    for length in (0..540)
+        .chain(4620..4640)
+        .chain(8720..8730)
+        .chain(12_800..12_820)
+    {
+        let cut = &sample.bytes[..length];
+        sample.exercise(cut, Expect::Any, &|| format!("cut to {length:#x}"));
+    }
+    sample.append();
 }
 
 fn qemu_io(directory: &Path, file: &str, commands: &[String]) {

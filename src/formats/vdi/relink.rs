@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
-use crate::formats::vdi::header::{Header, Kind};
+use crate::formats::vdi::header::Kind;
 use crate::formats::vdi::image::Vdi;
 use crate::image::create::CreateBacking;
 use crate::image::relink::Relink;
@@ -11,6 +11,7 @@ use crate::image::units::Units;
 
 impl Relink for Vdi {
     fn relink(&mut self, backing: Option<&CreateBacking>) -> Result<()> {
+        self.allocator()?;
         let kind = match (self.kind, backing) {
             (Kind::Differencing, Some(_)) => Kind::Differencing,
             (Kind::Differencing, None) => Kind::Dynamic,
@@ -27,7 +28,7 @@ impl Relink for Vdi {
             Some(backing) => (parent_of(backing)?, backing.state.unwrap_or_default()),
             None => (Uuid::nil(), Uuid::nil()),
         };
-        self.say(|header| {
+        self.rewrite(|header| {
             header.set(header.fields.kind, &kind.number().to_le_bytes());
             header.set(header.fields.uuids + 32, &identity.to_bytes_le());
             header.set_parent_state(state);
@@ -37,16 +38,8 @@ impl Relink for Vdi {
     }
 
     fn accept_state(&mut self, state: Uuid) -> Result<()> {
-        self.say(|header| header.set_parent_state(state))
-    }
-}
-
-impl Vdi {
-    /// Changes the header, durably.
-    fn say(&self, change: impl FnOnce(&mut Header)) -> Result<()> {
         self.allocator()?;
-        self.rewrite(change)?;
-        self.storage.sync()
+        self.rewrite(|header| header.set_parent_state(state))
     }
 }
 

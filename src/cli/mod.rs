@@ -18,6 +18,7 @@ pub mod cache;
 pub mod check;
 pub mod commit;
 pub mod common;
+pub mod compact;
 pub mod compare;
 pub mod completions;
 pub mod convert;
@@ -140,6 +141,8 @@ pub enum Command {
     Convert(convert::Args),
     /// Check an image's metadata, and repair it.
     Check(check::Args),
+    /// Give back the space that an image takes for nothing.
+    Compact(compact::Args),
     /// List the extents of a disk.
     Map(map::Args),
     /// Compare two disks.
@@ -215,6 +218,7 @@ fn run(command: &Command, globals: &Globals) -> anyhow::Result<Exit> {
         Command::Info(args) => info::run(args, globals),
         Command::Convert(args) => convert::run(args, globals),
         Command::Check(args) => check::run(args, globals),
+        Command::Compact(args) => compact::run(args, globals),
         Command::Map(args) => map::run(args, globals),
         Command::Compare(args) => compare::run(args, globals),
         Command::Measure(args) => measure::run(args, globals),

@@ -6,6 +6,7 @@
 
 pub mod bitmaps;
 pub mod commit;
+pub mod compact;
 pub mod compare;
 pub mod compress;
 pub mod convert;

@@ -18,6 +18,7 @@ use crate::util::progress::Watcher;
 pub mod amend;
 pub mod bitmap;
 pub mod check;
+pub mod compact;
 pub mod compress;
 pub mod create;
 pub mod driver;
@@ -37,6 +38,7 @@ pub mod words;
 pub use amend::Amend;
 pub use bitmap::Bitmaps;
 pub use check::Check;
+pub use compact::Compact;
 pub use compress::Compress;
 pub use driver::Driver;
 pub use relink::{Empty, Relink};
@@ -301,6 +303,10 @@ pub trait Image: fmt::Debug + Send + Sync {
     fn watch(&mut self, _watcher: Watcher) {}
     /// Consistency check, for formats that have metadata to check.
     fn as_check(&self) -> Option<&dyn Check> {
+        None
+    }
+    /// Giving back space that is held for nothing, where the format allocates.
+    fn as_compact(&self) -> Option<&dyn Compact> {
         None
     }
     /// Change of virtual size, where the format allows it.

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 
 use vdtool::ErrorKind;
 use vdtool::chain::{Base, Chain};
+use vdtool::copy::compact;
 use vdtool::image::check::Repair;
 use vdtool::image::compress::{Existing, Form, Unit};
 use vdtool::image::open::{OpenOptions, WriteOrder};
@@ -18,6 +19,7 @@ use vdtool::image::snapshot::Pick;
 use vdtool::storage::memory::{Change, Fault, MemoryStorage, Op};
 use vdtool::storage::open::Access;
 use vdtool::storage::{Storage, Zeroing};
+use vdtool::util::progress::Silent;
 
 use crate::layers::{Disk, LayerSpec, Place, check, filled, read_all};
 use crate::util::{Seeded, len, rounds, up_to};
@@ -53,6 +55,8 @@ pub(crate) enum Act {
     Resize(u64),
     Flush,
     Close,
+    /// Frees what reads as zeroes and packs the file.
+    Compact,
 }
 
 impl Act {
@@ -108,6 +112,14 @@ impl Act {
             }
             Self::Flush => chain.flush(),
             Self::Close => chain.close(),
+            Self::Compact => {
+                let how = compact::Options {
+                    scan: true,
+                    dry_run: false,
+                };
+                chain.close()?;
+                compact::compact(chain.top(), how, &Silent).map(drop)
+            }
         }
     }
 }

@@ -4,6 +4,7 @@ mod ahead;
 mod amend;
 mod bitmap;
 mod check;
+mod compact;
 mod compare;
 mod compress;
 mod convert;

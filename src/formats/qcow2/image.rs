@@ -19,7 +19,7 @@ use crate::image::relink::{Empty, Relink};
 use crate::image::snapshot::{Snapshot, Snapshots};
 use crate::image::units::Units;
 use crate::image::{
-    Backing, BackingName, Caps, Driver, Fill, Image, Part, Resize, Role, Run, Source, Wait,
+    Backing, BackingName, Caps, Compact, Driver, Fill, Image, Part, Resize, Role, Run, Source, Wait,
 };
 use crate::storage::{Limits, Storage, Zeroing};
 use crate::util::align::{clamp_len, down, len64};
@@ -244,6 +244,10 @@ impl Image for Qcow2 {
             WriteOrder::Ordered => self.flush(),
             WriteOrder::Unordered => self.release_freed(),
         }
+    }
+
+    fn as_compact(&self) -> Option<&dyn Compact> {
+        Some(self)
     }
 
     fn as_resize(&self) -> Option<&dyn Resize> {

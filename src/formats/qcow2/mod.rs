@@ -5,6 +5,7 @@ mod bitmap;
 mod bitmap_copy;
 mod bitmap_dir;
 mod check;
+mod compact;
 mod compress;
 mod counts;
 mod create;

@@ -16,6 +16,17 @@ impl Qcow2 {
     /// [`crate::image::Image::zero`].
     pub(super) fn zero_range(&self, range: &Range<u64>, how: Zeroing) -> Result<()> {
         self.start_writing()?;
+        self.may_zero()?;
+        let target = match how {
+            _ if self.header.version < 3 => Target::Below,
+            Zeroing::MayUnmap => Target::Zero,
+            Zeroing::KeepSpace => Target::ZeroKept,
+        };
+        self.drop_range(range, target)
+    }
+
+    /// Refuses where zeroes cannot be said by metadata.
+    pub(super) fn may_zero(&self) -> Result<()> {
         let raw_data = self.external().is_some();
         if raw_data && self.header.autoclear & feature::DATA_FILE_RAW != 0 {
             // The data file must read as the disk does, so the zeroes belong there.
@@ -26,12 +37,7 @@ impl Qcow2 {
         if self.header.version < 3 && self.header.backing_name.is_some() {
             return Err(Error::unsupported("version 2 images have no zero clusters"));
         }
-        let target = match how {
-            _ if self.header.version < 3 => Target::Below,
-            Zeroing::MayUnmap => Target::Zero,
-            Zeroing::KeepSpace => Target::ZeroKept,
-        };
-        self.drop_range(range, target)
+        Ok(())
     }
 
     /// [`crate::image::Image::discard`].

@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::formats::vhd::footer::Kind;
 use crate::formats::vhd::geometry::SECTOR;
 use crate::formats::vhd::layout::UNUSED;
-use crate::formats::vhd::sparse::Sparse;
+use crate::formats::vhd::sparse::{Shape, Sparse};
 use crate::image::units::{Allocator, Content, New, Space, Taken, Target, Unit, Units};
 use crate::image::{Layout, Wait};
 use crate::storage::{Storage, Zeroing};
@@ -31,6 +31,11 @@ impl Sparse {
             .map_err(|_| Error::new(ErrorKind::NoSpace, "the file is beyond 2 TiB"))
     }
 
+    /// Whether blocks can lose their space.
+    pub(super) fn may_free(&self, shape: &Shape) -> bool {
+        self.kind == Kind::Dynamic && shape.batmap().is_none() && !self.keeps_blocks()
+    }
+
     /// Takes the space of whole blocks back, so that they read as zeroes.
     ///
     /// # Errors
@@ -39,7 +44,7 @@ impl Sparse {
     pub(super) fn free_blocks(&self, guest: &Range<u64>) -> Result<()> {
         let allocator = self.allocator()?;
         let shape = self.shape.load_full();
-        if self.kind == Kind::Differencing || shape.batmap().is_some() || self.keeps_blocks() {
+        if !self.may_free(&shape) {
             return Err(Error::unsupported("the blocks of this disk are kept"));
         }
         if !self.is_disjoint(&mut self.space.lock(), &shape)? {

@@ -174,7 +174,7 @@ impl Sparse {
     ///
     /// # Errors
     /// `Corrupt` where the table points outside the file: space that it names must not be taken.
-    fn used_end(&self, shape: &Shape) -> Result<u64> {
+    pub(super) fn used_end(&self, shape: &Shape) -> Result<u64> {
         let bounds = Bounds {
             blocks: self.blocks,
             size: shape.size,
@@ -214,6 +214,7 @@ impl Sparse {
         space.ready.extend(unused);
         space.ready.sort_unstable();
         let gap = self.blocks.stride() - self.blocks.len();
+        let before = tail;
         while let Some(slot) = space.ready.last() {
             let host = u64::from(*slot) * SECTOR;
             if host < floor || tail > host + self.blocks.len() + gap {
@@ -221,6 +222,10 @@ impl Sparse {
             }
             tail = host;
             space.ready.pop();
+        }
+        if tail < before && gap > 0 {
+            // What pads the first of them is not needed either.
+            tail = tail.min(self.used_end(shape)?.max(space.listed_end(self.blocks)));
         }
         self.punch_ready(space);
         space.tail = Some(tail);

@@ -10,6 +10,7 @@ mod batmap;
 mod bitmap;
 mod check;
 mod check_blocks;
+mod compact;
 mod create;
 mod details;
 mod end;

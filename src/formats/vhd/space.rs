@@ -69,6 +69,11 @@ impl Space {
         self.ready.iter().chain(&self.clean).copied()
     }
 
+    /// The gaps, in order, which are no longer known then.
+    pub(super) fn take_gaps(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.gaps)
+    }
+
     /// Whether part of a range of the file is a free block or a gap.
     pub(super) fn lists(&self, host: &Range<u64>, blocks: Blocks) -> bool {
         let mut slots = self.listed().chain(self.gaps.iter().copied());
@@ -87,7 +92,7 @@ impl Space {
 
 impl Sparse {
     /// Space of blocks, the first of which begins at `host`.
-    fn blocks_at(&self, host: u64, count: u64, zeroed: bool) -> Taken {
+    pub(super) fn blocks_at(&self, host: u64, count: u64, zeroed: bool) -> Taken {
         Taken {
             lead: self.blocks.bitmap,
             zeroed,

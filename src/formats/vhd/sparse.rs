@@ -25,7 +25,9 @@ use crate::image::open::{OpenOptions, Purpose};
 use crate::image::relink::Relink;
 use crate::image::table::{Endian, Table};
 use crate::image::units::{Allocator, Order, Units};
-use crate::image::{Backing, Caps, Check, Driver, Fill, Image, Layout, Resize, Run, Source, Wait};
+use crate::image::{
+    Backing, Caps, Check, Compact, Driver, Fill, Image, Layout, Resize, Run, Source, Wait,
+};
 use crate::storage::open::Access;
 use crate::storage::{Limits, Storage, Zeroing};
 use crate::util::align;
@@ -397,6 +399,10 @@ impl Image for Sparse {
     }
 
     fn as_relink(&mut self) -> Option<&mut dyn Relink> {
+        Some(self)
+    }
+
+    fn as_compact(&self) -> Option<&dyn Compact> {
         Some(self)
     }
 

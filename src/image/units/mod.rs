@@ -32,6 +32,7 @@ mod change;
 mod fill;
 mod freed;
 mod order;
+mod pack;
 mod plan;
 
 pub use allocate::Allocator;

@@ -1,0 +1,98 @@
+//! Moving the last units of a file into free space before them.
+
+use std::ops::Range;
+
+use crate::error::Result;
+use crate::image::units::{Allocator, New, Space, Taken, Unit, Units};
+use crate::util::align::{clamp_len, len64};
+use crate::util::progress::Progress;
+
+/// Bytes moved by one sync, or one unit.
+const TOGETHER: u64 = 64 << 20;
+/// Bytes copied at a time.
+const STEP: u64 = 1 << 20;
+
+impl Allocator {
+    /// Moves the last units of the file, of `units` in all, into `holes`: space for one unit each, in
+    /// ascending order, which nothing else takes meanwhile.  How many bytes were moved.
+    ///
+    /// Data is on stable media before the entry that names it, and the place that a unit leaves is
+    /// taken by nobody.
+    ///
+    /// # Errors
+    /// The host's; `Cancelled`.
+    pub fn move_down<U: Units>(
+        &self,
+        units: &U,
+        count: u64,
+        holes: &[Taken],
+        progress: &dyn Progress,
+    ) -> Result<u64> {
+        let last = last_units(units, count, holes.len())?;
+        let pairs: Vec<(u64, Taken)> = last
+            .into_iter()
+            .zip(holes)
+            .take_while(|((host, _), hole)| hole.host < *host)
+            .map(|((_, index), hole)| (index, *hole))
+            .collect();
+        let size = units.unit_len();
+        let batch = clamp_len((TOGETHER / size).max(1), usize::MAX);
+        for batch in pairs.chunks(batch) {
+            progress.check()?;
+            let since = self.order.now();
+            let mut new = Vec::with_capacity(batch.len());
+            for (index, hole) in batch {
+                let old = units.unit(*index)?;
+                let Space::Own(host) = old.space else {
+                    continue;
+                };
+                copy(units, host - hole.lead..host + size, hole.host - hole.lead)?;
+                let entry = New {
+                    index: *index,
+                    old: Unit {
+                        space: Space::None,
+                        ..old
+                    },
+                    host: hole.host,
+                    filled: 0..size,
+                };
+                new.push(entry);
+            }
+            self.order.settle(since)?;
+            for entry in &new {
+                let (_, entries) = units.open(entry.index..entry.index + 1, entry.index, true)?;
+                units.publish(entries, std::slice::from_ref(entry))?;
+            }
+        }
+        self.order.settle_all()?;
+        Ok(len64(pairs.len()) * size)
+    }
+}
+
+/// Host offset and index of the `most` units that lie last in the file, the last one first.
+fn last_units<U: Units>(units: &U, count: u64, most: usize) -> Result<Vec<(u64, u64)>> {
+    let mut last = std::collections::BinaryHeap::new();
+    for index in 0..count {
+        if let Space::Own(host) = units.unit(index)?.space {
+            last.push(std::cmp::Reverse((host, index)));
+            if last.len() > most {
+                last.pop();
+            }
+        }
+    }
+    Ok(last.into_sorted_vec().into_iter().map(|r| r.0).collect())
+}
+
+/// Copies host bytes.
+fn copy<U: Units>(units: &U, from: Range<u64>, to: u64) -> Result<()> {
+    let storage = units.data()?;
+    let mut bytes = vec![0; clamp_len(STEP.min(from.end - from.start), usize::MAX)];
+    let mut at = from.start;
+    while at < from.end {
+        let step = clamp_len(from.end - at, bytes.len());
+        storage.read_at(&mut bytes[..step], at)?;
+        storage.write_at(&bytes[..step], to + (at - from.start))?;
+        at += len64(step);
+    }
+    Ok(())
+}

@@ -4,9 +4,10 @@ use crate::error::{Error, Result};
 use crate::formats::vdi::header::{SECTOR, ZERO};
 use crate::formats::vdi::image::{Shape, Vdi};
 use crate::formats::vdi::slots::{Fault, Slots};
+use crate::image::Compact;
 use crate::image::check::{Check, Repair, Report, Severity, settle};
 use crate::image::units::Units;
-use crate::util::progress::Progress;
+use crate::util::progress::{Progress, Silent};
 
 impl Check for Vdi {
     fn check(&self, repair: Repair, _progress: &dyn Progress) -> Result<Report> {
@@ -137,10 +138,9 @@ impl Vdi {
         }
         // Space that a wrong entry stands for is not given away.
         let sound = report.corruptions + report.corruptions_fixed == 0;
-        *self.slots.lock() = slots;
         let packs = sound && repair != Repair::Nothing;
         if packs {
-            self.pack(shape)?;
+            self.pack(&Silent)?;
         }
         let did = || packs.then(|| "the file was packed and cut".to_owned());
         if unused > 0 {

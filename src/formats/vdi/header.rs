@@ -5,6 +5,7 @@ use std::ops::Range;
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
+use crate::image::units::Taken;
 use crate::storage::Storage;
 
 /// What marks a header.
@@ -312,6 +313,14 @@ impl Header {
     pub(super) fn host(&self, number: u64) -> Range<u64> {
         let start = self.data() + number * self.total();
         start..start + self.total()
+    }
+
+    /// The space of blocks of the file, of which nothing is known.
+    pub(super) fn taken(&self, first: u64, count: u64) -> Taken {
+        Taken {
+            lead: self.extra(),
+            ..Taken::new(self.host(first).start + self.extra(), count, self.total())
+        }
     }
 
     /// One of the identities: 0 the disk's, 1 its state's, 2 the parent's.

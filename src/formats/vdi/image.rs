@@ -15,7 +15,7 @@ use crate::image::open::{OpenOptions, Purpose, WriteOrder};
 use crate::image::table::{Endian, Table};
 use crate::image::units::{Allocator, Order, Target, Units};
 use crate::image::{
-    Backing, Caps, Check, Driver, Fill, Image, Layout, Relink, Resize, Run, Source, Wait,
+    Backing, Caps, Check, Compact, Driver, Fill, Image, Layout, Relink, Resize, Run, Source, Wait,
 };
 use crate::storage::open::Access;
 use crate::storage::{Limits, Storage, Zeroing};
@@ -286,6 +286,10 @@ impl Image for Vdi {
     }
 
     fn as_relink(&mut self) -> Option<&mut dyn Relink> {
+        Some(self)
+    }
+
+    fn as_compact(&self) -> Option<&dyn Compact> {
         Some(self)
     }
 

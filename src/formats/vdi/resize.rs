@@ -7,10 +7,11 @@ use crate::formats::vdi::header::{DATA_FIELD, FREE, Kind, MAP_FIELD, SECTOR, ZER
 use crate::formats::vdi::image::{Shape, Vdi};
 use crate::formats::vdi::slots::Slots;
 use crate::image::table::{Endian, Table};
-use crate::image::units::Units;
-use crate::image::{LayerBelow, Resize};
+use crate::image::units::{Taken, Units};
+use crate::image::{Compact, LayerBelow, Resize};
 use crate::storage::{Zeroing, copy, zero_or_write};
 use crate::util::align::len64;
+use crate::util::progress::{Progress, Silent};
 
 /// Map entries written, and blocks moved, in one go.
 const STEP: usize = 16 << 10;
@@ -92,8 +93,7 @@ impl Vdi {
         }
         self.fill_map(blocks..old, |_| u64::from(FREE))?;
         self.allocator.order.settle_all()?;
-        self.learn()?;
-        self.pack(&self.shape.load())?;
+        self.pack(&Silent)?;
         self.rewrite(|header| {
             header.set(header.fields.disk, &size.to_le_bytes());
             // Version 0 has its data right behind the last entry.
@@ -157,7 +157,7 @@ impl Vdi {
             0 => old.entries(),
             _ => {
                 slots.end = slots.end.max(gone);
-                self.vacate(&shape, &mut slots, 0..gone)?;
+                self.vacate(&shape, &mut slots, gone)?;
                 0
             }
         };
@@ -186,18 +186,17 @@ impl Vdi {
         self.learn()
     }
 
-    /// Has the blocks of these numbers of the file be elsewhere: in gaps, or at the end.
-    fn vacate(&self, shape: &Shape, slots: &mut Slots, numbers: Range<u64>) -> Result<()> {
+    /// Has the first `gone` blocks of the file be elsewhere.
+    fn vacate(&self, shape: &Shape, slots: &mut Slots, gone: u64) -> Result<()> {
         // Nothing goes there.
-        numbers.clone().for_each(|number| {
+        (0..gone).for_each(|number| {
             slots.add(number);
         });
         loop {
             let mut moves = Vec::new();
             shape.map.each(&*self.storage, |index, number| {
-                let number = u64::from(number);
-                if numbers.contains(&number) && moves.len() < STEP {
-                    moves.push((index, number));
+                if u64::from(number) < gone && moves.len() < STEP {
+                    moves.push((index, u64::from(number)));
                 }
                 Ok(())
             })?;
@@ -231,13 +230,44 @@ impl Vdi {
         }
         self.allocator.order.settle_all()
     }
+}
 
-    /// Moves the last blocks of the file to where gaps are, and cuts it.
-    pub(super) fn pack(&self, shape: &Shape) -> Result<()> {
-        let mut slots = self.slots.lock();
-        let behind = slots.used..slots.end;
-        self.vacate(shape, &mut slots, behind.clone())?;
-        behind.for_each(|number| slots.remove(number));
-        self.trim(&mut slots)
+impl Compact for Vdi {
+    fn keep_state(&self) {
+        self.allocator.begin_unannounced();
+    }
+
+    fn frees(&self) -> bool {
+        self.kind != Kind::Fixed
+    }
+
+    fn free(&self, guest: &Range<u64>) -> Result<()> {
+        let word = if self.has_backing() { ZERO } else { FREE };
+        let blocks = guest.start / self.block..guest.end.div_ceil(self.block);
+        self.fill_map(blocks, |_| u64::from(word))
+    }
+
+    fn unused(&self) -> Result<u64> {
+        let slots = self.scan(&*self.reread()?, |index, number, fault| {
+            Err(Error::corrupt(fault.text(index, number)))
+        })?;
+        Ok((slots.end - slots.used) * self.shape.load().header.total())
+    }
+
+    fn pack(&self, progress: &dyn Progress) -> Result<u64> {
+        drop(self.allocator.release_unused(self));
+        let mut moved = 0;
+        loop {
+            self.learn()?;
+            let shape = self.shape.load_full();
+            let holes = self.slots.lock().holes(STEP).into_iter();
+            let holes: Vec<Taken> = holes.map(|n| shape.header.taken(n, 1)).collect();
+            if holes.is_empty() {
+                self.trim(&mut self.slots.lock())?;
+                return Ok(moved);
+            }
+            let entries = shape.header.entries();
+            moved += self.allocator.move_down(self, entries, &holes, progress)?;
+        }
     }
 }

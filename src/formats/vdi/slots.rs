@@ -80,6 +80,15 @@ impl Slots {
         Some(len64(self.full) * 64 + u64::from(ones)).filter(|number| *number < self.end)
     }
 
+    /// The first blocks in no use that lie where all would lie that are, had none a gap before it.
+    pub(super) fn holes(&self, most: usize) -> Vec<u64> {
+        let is_free = |number: &u64| {
+            let word = self.bits.get(clamp_len(number / 64, usize::MAX));
+            word.is_none_or(|word| word & 1 << (number % 64) == 0)
+        };
+        (0..self.used).filter(is_free).take(most).collect()
+    }
+
     /// Has the end right behind the last block in use.
     pub(super) fn trim(&mut self) {
         while self.bits.last() == Some(&0) {

@@ -111,11 +111,9 @@ impl Units for Vdi {
             }
         };
         let zeroed = self.claim(&mut slots, header, first, count)?;
-        let host = header.host(first).start + header.extra();
         Ok(Taken {
-            lead: header.extra(),
             zeroed,
-            ..Taken::new(host, count, header.total())
+            ..header.taken(first, count)
         })
     }
 

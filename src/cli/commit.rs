@@ -169,7 +169,7 @@ fn accept(upper: Chain, base: &Chain, options: &ChainOptions, globals: &Globals)
         order: options.order,
         storage: StorageOptions {
             access: Access::Write,
-            ..options.storage.clone()
+            ..options.storage
         },
         ..ChainOptions::write()
     };

@@ -100,7 +100,6 @@ fn a_disk_reads_as_before_and_its_file_is_as_short_as_it_can_be() {
         ("vhd", "block_size=2M"),
         ("vhd", "block_size=512k"),
         ("vdi", ""),
-        ("vdi", "block_size=64k"),
         ("qcow2", "cluster_size=64k"),
         ("qcow2", "compat=0.10"),
     ] {

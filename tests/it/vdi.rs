@@ -127,7 +127,7 @@ impl Made {
     /// What it reads as where nothing lies below.
     pub(crate) fn content(&self) -> Vec<u8> {
         let block = |entry: &u32| {
-            let byte = if *entry < ZERO { *entry as u8 + 1 } else { 0 };
+            let byte = u8::try_from(entry.saturating_add(1)).unwrap_or(0);
             vec![byte; self.block as usize]
         };
         let mut content: Vec<u8> = self.entries.iter().flat_map(block).collect();

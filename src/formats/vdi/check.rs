@@ -1,7 +1,7 @@
 //! Consistency check: the map, the count of blocks, the end of the file.
 
 use crate::error::{Error, Result};
-use crate::formats::vdi::header::{SECTOR, ZERO};
+use crate::formats::vdi::header::{COUNT, SECTOR, ZERO};
 use crate::formats::vdi::image::{Shape, Vdi};
 use crate::formats::vdi::slots::{Fault, Slots};
 use crate::image::Compact;
@@ -48,7 +48,7 @@ impl Vdi {
         report.image_end_offset = header.host(slots.end).start;
         self.check_count(&mut report, shape, &mut slots, repair)?;
         self.check_entries(&mut report, shape, &mut slots, faults, repair)?;
-        self.check_end(&mut report, shape, slots, repair)?;
+        self.check_end(&mut report, shape, &slots, repair)?;
         if !header.disk().is_multiple_of(SECTOR) {
             let text = format!(
                 "the disk has {} bytes: what is past its last whole sector does not show",
@@ -67,7 +67,7 @@ impl Vdi {
         slots: &mut Slots,
         repair: Repair,
     ) -> Result<()> {
-        let count = shape.header.count();
+        let count = shape.header.word(COUNT);
         if count >= slots.end {
             return Ok(());
         }
@@ -124,10 +124,10 @@ impl Vdi {
         &self,
         report: &mut Report,
         shape: &Shape,
-        slots: Slots,
+        slots: &Slots,
         repair: Repair,
     ) -> Result<()> {
-        let unused = shape.header.count().max(slots.end) - slots.used;
+        let unused = shape.header.word(COUNT).max(slots.end) - slots.used;
         let end = shape.header.host(slots.end).start;
         let behind = match self.storage.has_fixed_len() {
             true => 0,

@@ -8,7 +8,9 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
-use crate::formats::vdi::header::{FREE, Header, Kind, ZERO};
+use crate::formats::vdi::header::{
+    COUNT, DISK_ID, FREE, Header, Kind, PARENT_ID, PARENT_STATE_ID, STATE_ID, ZERO,
+};
 use crate::formats::vdi::slots::Slots;
 use crate::image::info::Detail;
 use crate::image::open::{OpenOptions, Purpose, WriteOrder};
@@ -57,7 +59,7 @@ impl Vdi {
         let order = Order::new(options.order, Arc::clone(&storage), None);
         let image = Self {
             write: options.access == Access::Write,
-            kind: header.kind,
+            kind: header.kind()?,
             block: header.block(),
             shape: ArcSwap::from_pointee(Shape::new(header)),
             allocator: Allocator::new(order, Arc::clone(&options.grace)),
@@ -244,32 +246,32 @@ impl Image for Vdi {
         self.kind.has_parent().then(|| Backing {
             names: Vec::new(),
             format: Some("vdi".to_owned()),
-            identity: Some(header.uuid(2)).filter(|uuid| !uuid.is_nil()),
-            state: Some(header.parent_state()).filter(|uuid| !uuid.is_nil()),
+            identity: header.uuid(PARENT_ID),
+            state: header.uuid(PARENT_STATE_ID),
         })
     }
 
     fn identity(&self) -> Option<Uuid> {
-        Some(self.shape.load().header.uuid(0)).filter(|uuid| !uuid.is_nil())
+        self.shape.load().header.uuid(DISK_ID)
     }
 
     fn state(&self) -> Option<Uuid> {
-        Some(self.shape.load().header.uuid(1)).filter(|uuid| !uuid.is_nil())
+        self.shape.load().header.uuid(STATE_ID)
     }
 
     fn details(&self) -> Vec<Detail> {
         let header = &self.shape.load().header;
+        let uuid = |field| header.uuid(field).unwrap_or_default().to_string();
         let mut details = vec![
             Detail::new("subformat", self.kind.word()),
             Detail::new("block-size", self.block),
-            Detail::new("allocated-blocks", header.count()),
-            Detail::new("uuid", header.uuid(0).to_string()),
-            Detail::new("modify-uuid", header.uuid(1).to_string()),
+            Detail::new("allocated-blocks", header.word(COUNT)),
+            Detail::new("uuid", uuid(DISK_ID)),
+            Detail::new("modify-uuid", uuid(STATE_ID)),
         ];
         if self.kind.has_parent() {
-            details.push(Detail::new("parent-uuid", header.uuid(2).to_string()));
-            let state = header.parent_state().to_string();
-            details.push(Detail::new("parent-modify-uuid", state));
+            details.push(Detail::new("parent-uuid", uuid(PARENT_ID)));
+            details.push(Detail::new("parent-modify-uuid", uuid(PARENT_STATE_ID)));
         }
         if header.extra() > 0 {
             details.push(Detail::new("block-extra", header.extra()));

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
-use crate::formats::vdi::header::Kind;
+use crate::formats::vdi::header::{KIND, Kind, PARENT_ID, PARENT_STATE_ID};
 use crate::formats::vdi::image::Vdi;
 use crate::image::create::CreateBacking;
 use crate::image::relink::Relink;
@@ -29,9 +29,9 @@ impl Relink for Vdi {
             None => (Uuid::nil(), Uuid::nil()),
         };
         self.rewrite(|header| {
-            header.set(header.fields.kind, &kind.number().to_le_bytes());
-            header.set(header.fields.uuids + 32, &identity.to_bytes_le());
-            header.set_parent_state(state);
+            header.set_word(KIND, kind as u64);
+            header.set(PARENT_ID, &identity.to_bytes_le());
+            header.set(PARENT_STATE_ID, &state.to_bytes_le());
         })?;
         self.kind = kind;
         Ok(())
@@ -39,7 +39,7 @@ impl Relink for Vdi {
 
     fn accept_state(&mut self, state: Uuid) -> Result<()> {
         self.allocator()?;
-        self.rewrite(|header| header.set_parent_state(state))
+        self.rewrite(|header| header.set(PARENT_STATE_ID, &state.to_bytes_le()))
     }
 }
 

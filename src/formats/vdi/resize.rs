@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::formats::vdi::header::{DATA_FIELD, FREE, Kind, MAP_FIELD, SECTOR, ZERO};
+use crate::formats::vdi::header::{COUNT, DATA, DISK, ENTRIES, FREE, Kind, MAP, SECTOR, ZERO};
 use crate::formats::vdi::image::{Shape, Vdi};
 use crate::formats::vdi::slots::Slots;
 use crate::image::table::{Endian, Table};
@@ -77,7 +77,7 @@ impl Vdi {
             })?,
         }
         self.allocator.order.settle_all()?;
-        self.rewrite(|header| header.set(header.fields.disk, &size.to_le_bytes()))?;
+        self.rewrite(|header| header.set(DISK, &size.to_le_bytes()))?;
         self.learn()
     }
 
@@ -95,10 +95,10 @@ impl Vdi {
         self.allocator.order.settle_all()?;
         self.pack(&Silent)?;
         self.rewrite(|header| {
-            header.set(header.fields.disk, &size.to_le_bytes());
+            header.set(DISK, &size.to_le_bytes());
             // Version 0 has its data right behind the last entry.
-            if header.has_fields() {
-                header.set_word(header.fields.entries, blocks);
+            if header.has_places() {
+                header.set_word(ENTRIES, blocks);
             }
         })?;
         self.learn()
@@ -135,7 +135,7 @@ impl Vdi {
         let shape = self.shape.load_full();
         let old = &shape.header;
         let out_of_range = |what: String| Err(Error::new(ErrorKind::OutOfRange, what));
-        if entries > u64::from(ZERO) || !old.has_fields() {
+        if entries > u64::from(ZERO) || !old.has_places() {
             return out_of_range(format!(
                 "a map of {entries} entries (allowed: up to {ZERO}, in disks of version 1; a copy by convert has room)"
             ));
@@ -178,10 +178,10 @@ impl Vdi {
         drop(slots);
         self.allocator.order.settle_all()?;
         self.rewrite(|header| {
-            header.set_word(MAP_FIELD, start);
-            header.set_word(DATA_FIELD, data);
-            header.set_word(header.fields.entries, entries);
-            header.set_word(header.fields.count, count);
+            header.set_word(MAP, start);
+            header.set_word(DATA, data);
+            header.set_word(ENTRIES, entries);
+            header.set_word(COUNT, count);
         })?;
         self.learn()
     }

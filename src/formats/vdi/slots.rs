@@ -1,7 +1,7 @@
 //! Which blocks of the file are in use.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::formats::vdi::header::{Header, Kind, ZERO};
+use crate::formats::vdi::header::{COUNT, Header, Kind, ZERO};
 use crate::formats::vdi::image::{Shape, Vdi};
 use crate::storage::Zeroing;
 use crate::util::align::{clamp_len, len64};
@@ -158,15 +158,15 @@ impl Vdi {
                 true => Ok(()),
             }
         })?;
-        slots.counted = header.count();
-        slots.end = slots.end.max(header.count().min(header.entries()));
+        slots.counted = header.word(COUNT);
+        slots.end = slots.end.max(header.word(COUNT).min(header.entries()));
         Ok(slots)
     }
 
     /// Writes how many blocks the file has, where the header says otherwise.
     pub(super) fn write_count(&self, slots: &mut Slots) -> Result<()> {
         if slots.counted != slots.end {
-            let at = self.shape.load().header.fields.count as u64;
+            let at = self.shape.load().header.at(COUNT) as u64;
             let count = u32::try_from(slots.end).unwrap_or(u32::MAX);
             self.storage.write_at(&count.to_le_bytes(), at)?;
             slots.counted = slots.end;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::formats::vdi::header::{FREE, ZERO};
+use crate::formats::vdi::header::{DISK_ID, FREE, STATE_ID, ZERO};
 use crate::formats::vdi::image::Vdi;
 use crate::image::units::{Allocator, Content, New, Space, Taken, Target, Unit, Units};
 use crate::image::{Layout, Wait};
@@ -73,24 +73,14 @@ impl Units for Vdi {
         })
     }
 
-    fn parts(
-        &self,
-        _index: u64,
-        unit: &Unit,
-        _within: &Range<u64>,
-    ) -> Result<Vec<(Content, Range<u64>)>> {
-        Ok(vec![(unit.whole.unwrap_or(Content::Stored), 0..self.block)])
-    }
-
     /// The state of the disk is another from now on; a disk without identity gets one.
     fn announce(&self) -> Result<()> {
         let (identity, state) = (random::uuid()?, random::uuid()?);
         self.rewrite(|header| {
-            let at = header.fields.uuids;
-            if header.uuid(0).is_nil() {
-                header.set(at, &identity.to_bytes_le());
+            if header.uuid(DISK_ID).is_none() {
+                header.set(DISK_ID, &identity.to_bytes_le());
             }
-            header.set(at + 16, &state.to_bytes_le());
+            header.set(STATE_ID, &state.to_bytes_le());
         })
     }
 
@@ -128,10 +118,6 @@ impl Units for Vdi {
         Ok((units, ()))
     }
 
-    fn complete(&self, _entries: &(), _new: &[New]) -> Result<()> {
-        Ok(())
-    }
-
     fn publish(&self, _entries: (), new: &[New]) -> Result<()> {
         let shape = self.shape.load();
         let number = |new: &New| u32::try_from(shape.header.number(new.host)).unwrap_or(FREE);
@@ -158,10 +144,6 @@ impl Units for Vdi {
             }
         }
         Ok(Vec::new())
-    }
-
-    fn give_back(&self, _freed: Vec<Range<u64>>) -> Result<()> {
-        Ok(())
     }
 }
 

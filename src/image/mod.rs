@@ -18,6 +18,7 @@ use crate::util::progress::Watcher;
 pub mod amend;
 pub mod bitmap;
 pub mod check;
+pub mod codec;
 pub mod compact;
 pub mod compress;
 pub mod create;

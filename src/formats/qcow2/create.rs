@@ -6,10 +6,11 @@ use std::os::unix::ffi::OsStrExt;
 
 use super::extension;
 use super::feature;
-use super::header::{Compression, MAGIC, MAX_BACKING_NAME, MAX_L1_BYTES, MAX_REFTABLE_BYTES};
+use super::header::{MAGIC, MAX_BACKING_NAME, MAX_L1_BYTES, MAX_REFTABLE_BYTES};
 use super::preallocate;
 use super::refblock::Width;
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::codec::Compression;
 use crate::image::create::{CreateOptions, Preallocation};
 use crate::image::options::{OptionKind, OptionSpec};
 use crate::storage::{Storage, start_over};

@@ -1,8 +1,8 @@
 //! What `info` shows that only this format has.
 
-use super::header::Compression;
 use super::{Qcow2, feature};
 use crate::image::bitmap::{Bitmap, Bitmaps, Recording};
+use crate::image::codec::Compression;
 use crate::image::info::Detail;
 use crate::util::text::replaced;
 

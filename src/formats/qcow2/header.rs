@@ -14,6 +14,7 @@ use super::entry::Layout;
 use super::extension::{self, Extension};
 use super::feature::{self, FeatureNames};
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::codec::Compression;
 use crate::image::open::Purpose;
 use crate::storage::Storage;
 use crate::storage::open::Access;
@@ -110,15 +111,6 @@ struct Raw {
 }
 
 const _: () = assert!(size_of::<Raw>() == LEN_V3);
-
-/// How clusters are compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Compression {
-    /// Raw deflate.
-    Zlib,
-    /// Zstandard.
-    Zstd,
-}
 
 /// A validated header.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use super::decode::Decoded;
-use super::encode::Codec;
 use super::header::{Header, Need};
 use super::lookup::Tables;
 use super::refcount::{Place, Refcounts};
@@ -13,6 +11,7 @@ use super::writer::Writer;
 use super::{Qcow2, check, feature};
 use crate::error::{Error, Result};
 use crate::image::check::{Repair, settle};
+use crate::image::codec::{Codec, Decoded};
 use crate::image::open::{OpenOptions, Purpose};
 use crate::image::snapshot::Pick;
 use crate::image::units::{Allocator, Order};

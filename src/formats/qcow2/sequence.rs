@@ -11,12 +11,12 @@ use std::io::Write;
 use std::ops::Range;
 
 use super::create::{self, Plan};
-use super::encode::Codec;
 use super::entry::{COPIED, Layout};
 use super::header::MAX_REFTABLE_BYTES;
 use super::packing::clusters;
 use super::refblock::Width;
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::codec::Codec;
 use crate::image::compress::{Encoder, Form, Sequence, Unit};
 use crate::image::create::{CreateOptions, Preallocation};
 use crate::image::options::OptionValues;

@@ -1,99 +1,15 @@
-//! Compressed clusters: decoded once, kept in a bounded cache.
+//! Decoding of chunks: they fill what they are to fill, whatever their bytes say.
 
-use std::collections::VecDeque;
 use std::fmt;
-use std::sync::Arc;
 
-use parking_lot::Mutex;
 use zstd::zstd_safe::{self, DCtx};
 
-use super::header::Compression;
 use crate::error::{Error, ErrorKind, Result};
-
-/// Decoded bytes kept in all.
-const CACHE_BYTES: u64 = 16 << 20;
-/// Independent parts of the cache, so that threads seldom meet.
-const SHARDS: u64 = 8;
-/// Clusters kept in each part at most, however small they are; looking through them stays cheap.
-const MAX_KEPT: u64 = 64;
-
-/// Decoded clusters by the host offset of their compressed bytes.
-#[derive(Debug)]
-pub(super) struct Decoded {
-    shards: Vec<Mutex<VecDeque<Kept>>>,
-    keep: usize,
-    /// Decoders that no thread uses now.
-    idle: Mutex<Vec<Decoders>>,
-}
-
-#[derive(Debug, Clone)]
-struct Kept {
-    host: u64,
-    bytes: Arc<[u8]>,
-}
-
-impl Decoded {
-    /// A cache for clusters of `cluster_size` bytes.
-    pub(super) fn new(cluster_size: u64) -> Self {
-        let keep = (CACHE_BYTES / SHARDS / cluster_size).clamp(1, MAX_KEPT);
-        Self {
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            keep: usize::try_from(keep).unwrap_or(1),
-            idle: Mutex::default(),
-        }
-    }
-
-    /// Lends decoders to `work`.
-    pub(super) fn with<T>(&self, work: impl FnOnce(&mut Decoders) -> Result<T>) -> Result<T> {
-        let idle = self.idle.lock().pop();
-        let mut decoders = idle.unwrap_or_default();
-        let done = work(&mut decoders);
-        self.idle.lock().push(decoders);
-        done
-    }
-
-    fn shard(&self, host: u64) -> &Mutex<VecDeque<Kept>> {
-        &self.shards[usize::try_from(host / 512 % SHARDS).unwrap_or(0)]
-    }
-
-    /// The decoded cluster whose compressed bytes start at `host`, where it is kept.
-    pub(super) fn kept(&self, host: u64) -> Option<Arc<[u8]>> {
-        let shard = self.shard(host).lock();
-        let found = shard.iter().find(|k| k.host == host)?;
-        Some(Arc::clone(&found.bytes))
-    }
-
-    /// The decoded cluster whose compressed bytes start at `host`, by `decode` where it is not
-    /// kept.  Two threads may decode the same cluster at once; neither waits for the other.
-    pub(super) fn get(
-        &self,
-        host: u64,
-        decode: impl FnOnce() -> Result<Vec<u8>>,
-    ) -> Result<Arc<[u8]>> {
-        if let Some(bytes) = self.kept(host) {
-            return Ok(bytes);
-        }
-        let bytes: Arc<[u8]> = decode()?.into();
-        let mut kept = self.shard(host).lock();
-        if kept.len() >= self.keep {
-            kept.pop_front();
-        }
-        kept.push_back(Kept {
-            host,
-            bytes: Arc::clone(&bytes),
-        });
-        Ok(bytes)
-    }
-
-    /// Forgets everything; for when compressed space is freed.
-    pub(super) fn clear(&self) {
-        self.shards.iter().for_each(|s| s.lock().clear());
-    }
-}
+use crate::image::codec::Compression;
 
 /// The state that decoding takes, kept from one cluster to the next.
 #[derive(Default)]
-pub(super) struct Decoders {
+pub struct Decoders {
     deflate: Option<libdeflater::Decompressor>,
     zstd: Option<DCtx<'static>>,
     /// The compressed bytes.
@@ -108,7 +24,7 @@ impl fmt::Debug for Decoders {
 
 impl Decoders {
     /// A buffer for `len` compressed bytes; what is in it is anything.
-    pub(super) fn input(&mut self, len: usize) -> &mut [u8] {
+    pub fn input(&mut self, len: usize) -> &mut [u8] {
         if self.input.len() < len {
             self.input.resize(len, 0);
         }
@@ -116,7 +32,7 @@ impl Decoders {
     }
 
     /// As [`Decoders::decode`], of the first `len` bytes of the buffer.
-    pub(super) fn decode_input(
+    pub fn decode_input(
         &mut self,
         compression: Compression,
         len: usize,
@@ -128,13 +44,8 @@ impl Decoders {
         done
     }
 
-    /// Decodes one cluster: it fills `out` exactly, whatever the input says.
-    pub(super) fn decode(
-        &mut self,
-        compression: Compression,
-        input: &[u8],
-        out: &mut [u8],
-    ) -> Result<()> {
+    /// Decodes one chunk: it fills `out` exactly, whatever the input says.
+    pub fn decode(&mut self, compression: Compression, input: &[u8], out: &mut [u8]) -> Result<()> {
         let got = match compression {
             Compression::Zlib => self.inflate(input, out)?,
             Compression::Zstd => self.unzstd(input, out)?,
@@ -218,22 +129,5 @@ mod tests {
         }
         assert!(decode(Compression::Zlib, &[0xff; 64], 65_536).is_err());
         assert!(decode(Compression::Zstd, &[], 65_536).is_err());
-    }
-
-    #[test]
-    fn the_cache_is_bounded_and_decodes_once() {
-        let cache = Decoded::new(65_536);
-        let mut decoded = 0;
-        for host in [0, 0, 512, 0] {
-            let get = cache.get(host, || {
-                decoded += 1;
-                Ok(vec![1; 10])
-            });
-            assert_eq!(get.expect("decodes").len(), 10);
-        }
-        assert_eq!(decoded, 2);
-        (0..10_000).for_each(|i| drop(cache.get(i * 512, || Ok(vec![0; 10]))));
-        let kept: usize = cache.shards.iter().map(|s| s.lock().len()).sum();
-        assert!(kept <= 8 * 32, "{kept}");
     }
 }

@@ -6,13 +6,13 @@ use flate2::{Compress as Deflate, Compression as Level, FlushCompress, Status};
 use libdeflater::{CompressionError, CompressionLvl, Compressor};
 use zstd::zstd_safe::{self, CCtx, CParameter};
 
-use super::header::Compression;
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::codec::Compression;
 use crate::image::compress::Encoder;
 use crate::image::options::{OptionKind, OptionSpec, OptionValues};
 
 /// Options of compressed writes.
-pub(super) const OPTIONS: &[OptionSpec] = &[
+pub const OPTIONS: &[OptionSpec] = &[
     OptionSpec {
         name: "compression_level",
         kind: OptionKind::Number,
@@ -32,7 +32,7 @@ const WINDOW_BITS: u8 = 12;
 
 /// How clusters are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Codec {
+pub enum Codec {
     /// Deflate with a window of 32 KiB, by libdeflate.
     Deflate(i32),
     /// Deflate with a window of 4 KiB.
@@ -46,7 +46,7 @@ impl Codec {
     ///
     /// # Errors
     /// `Invalid` for a level out of range, and for a window that zstd does not have.
-    pub(super) fn new(compression: Compression, values: &OptionValues) -> Result<Self> {
+    pub fn new(compression: Compression, values: &OptionValues) -> Result<Self> {
         let strict = values.bool("strict_window") == Some(true);
         let (default, most) = match (compression, strict) {
             (Compression::Zlib, false) => (1, 12),
@@ -73,7 +73,10 @@ impl Codec {
     }
 
     /// The state of one thread.
-    pub(super) fn encoder(self) -> Result<Box<dyn Encoder>> {
+    ///
+    /// # Errors
+    /// `Io` where there is no memory for it.
+    pub fn encoder(self) -> Result<Box<dyn Encoder>> {
         Ok(match self {
             Self::Deflate(level) => {
                 let level = CompressionLvl::new(level)

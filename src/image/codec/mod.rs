@@ -1,0 +1,18 @@
+//! Chunks of data that are stored compressed: encoding, decoding, and a cache of what was decoded.
+
+pub mod decode;
+pub mod decoded;
+pub mod encode;
+
+pub use decode::Decoders;
+pub use decoded::Decoded;
+pub use encode::Codec;
+
+/// How chunks are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// Raw deflate.
+    Zlib,
+    /// Zstandard.
+    Zstd,
+}

@@ -89,8 +89,9 @@ pub struct ChainOptions {
     pub purpose: Purpose,
     /// The internal snapshot of the top layer to show instead of its disk as it is now.
     pub snapshot: Option<Pick>,
-    /// What the top layer's data file is, whatever the image says; the image is not asked for it.
-    pub data_file: Option<PathBuf>,
+    /// Where files are that the top layer names, by the name that it has for them, for an image that
+    /// is not in its place yet.
+    pub files: Vec<(OsString, PathBuf)>,
     /// How many links, from the top layer on, are followed as the images have them whatever
     /// `parents` says.
     pub followed: usize,
@@ -257,7 +258,7 @@ struct How<'a> {
     order: WriteOrder,
     purpose: Purpose,
     snapshot: Option<&'a Pick>,
-    data_file: Option<&'a Path>,
+    files: &'a [(OsString, PathBuf)],
     values: &'a [OsString],
     high_water: Option<&'a Arc<HighWater>>,
 }
@@ -279,7 +280,7 @@ impl<'a> Walk<'a> {
             order: options.order,
             purpose: options.purpose,
             snapshot: options.snapshot.as_ref(),
-            data_file: options.data_file.as_deref(),
+            files: &options.files,
             values: &options.values,
             high_water: options.high_water.as_ref(),
         };
@@ -355,7 +356,7 @@ impl<'a> Walk<'a> {
             references: self.options.references.clone(),
             remotes: self.options.remotes.clone(),
             storage: how.storage,
-            stand_in: how.data_file.map(Path::to_owned),
+            stand_ins: how.files.to_vec(),
         };
         let image = OpenOptions {
             companions: match self.options.follow {

@@ -4,7 +4,7 @@
 //! image's own directory and below, as the kernel resolves it (no way up, no magic links), and
 //! only where it is a regular file or a block device.  The user widens that by naming files.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -266,13 +266,13 @@ pub(super) struct Confined {
     pub(super) references: References,
     pub(super) remotes: Vec<String>,
     pub(super) storage: StorageOptions,
-    /// Opened in place of what the image names.
-    pub(super) stand_in: Option<PathBuf>,
+    /// Names that the image has for files, and what is opened in their place.
+    pub(super) stand_ins: Vec<(OsString, PathBuf)>,
 }
 
 impl Companions for Confined {
     fn open(&self, name: &OsStr, what: &str) -> Result<Arc<dyn Storage>> {
-        if let Some(path) = &self.stand_in {
+        if let Some((_, path)) = self.stand_ins.iter().find(|(called, _)| called == name) {
             return crate::storage::open::open(path, &self.storage);
         }
         self.follow(name, what).map_err(|e| match e.kind() {

@@ -70,6 +70,8 @@ impl Image for Toy {
             write: true,
             backing: self.backing,
             host_offsets: true,
+            offsets_stay: false,
+            encoded: None,
         }
     }
     fn storage(&self) -> &dyn Storage {

@@ -8,7 +8,7 @@ use crate::chain::open::{ChainOptions, Follow};
 use crate::chain::{self, Chain};
 use crate::cli::cache::CacheMode;
 use crate::cli::common::{OpenArgs, ProgressArgs, parse_driver, print};
-use crate::cli::create::option;
+use crate::cli::create::{itself, option};
 use crate::cli::exit::{Exit, usage};
 use crate::cli::resize::{self, PreallocationArg};
 use crate::cli::{Globals, progress, signal};
@@ -110,18 +110,15 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Refuses to name the image as its own data file: nothing could open it then.
+/// Refuses to name the image as a further file of its own: nothing could open it then.
 fn refuse_itself(chain: &Chain, values: &OptionValues) -> Result<()> {
-    let Some(name) = values.name("data_file").filter(|name| !name.is_empty()) else {
-        return Ok(());
-    };
-    let path = chain::open::home(chain)?.path().join(name);
-    match HostId::named(path) {
-        Some(id) if chain.top().storage().host_id() == Some(id) => {
-            Err(Error::invalid("the data file would be the image itself"))
+    for (key, name) in values.files().filter(|(_, name)| !name.is_empty()) {
+        let id = HostId::named(chain::open::home(chain)?.path().join(name));
+        if id.is_some() && chain.top().storage().host_id() == id {
+            return Err(itself(key));
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 /// Refuses what loses data that nobody said may be lost.

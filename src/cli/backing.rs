@@ -9,7 +9,7 @@ use crate::chain::Chain;
 use crate::chain::open::Home;
 use crate::cli::target::look;
 use crate::error::{Error, Result};
-use crate::formats::qcow2;
+use crate::formats;
 use crate::image::Driver;
 use crate::image::create::CreateBacking;
 use crate::nbd::uri::is_uri;
@@ -53,11 +53,12 @@ fn last_change(chain: &Chain, path: &Path) -> std::io::Result<SystemTime> {
 
 /// Refuses a URI as the name of the image below, in formats that know only files.
 pub(super) fn refuse_uri(driver: &Driver, name: &OsStr) -> Result<()> {
-    match is_uri(Path::new(name)) && driver.name != qcow2::DRIVER.name {
+    match is_uri(Path::new(name)) && !driver.names_uris {
         true => Err(Error::unsupported(format!(
             "images of format '{}' can name only files as their backing image (allowed for NBD \
-             URIs: qcow2)",
-            driver.name
+             URIs: {})",
+            driver.name,
+            formats::names(|driver| driver.names_uris)
         ))),
         false => Ok(()),
     }

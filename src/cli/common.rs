@@ -290,10 +290,11 @@ pub fn target_driver(
         return Err(Error::unsupported(text).at(file));
     }
     globals.note(&format!(
-        "{}: neither an option nor the extension names a format, so it is raw",
-        printable(file)
+        "{}: neither an option nor the extension names a format, so it is {}",
+        printable(file),
+        formats::PLAIN.name
     ));
-    Ok(&formats::raw::DRIVER)
+    Ok(formats::PLAIN)
 }
 
 /// The format whose options are to be listed: that of a new image, and raw where none is named.
@@ -306,7 +307,7 @@ pub fn helped_driver(
     globals: &Globals,
 ) -> Result<&'static Driver, Error> {
     match (format, file) {
-        (None, None) => Ok(&formats::raw::DRIVER),
+        (None, None) => Ok(formats::PLAIN),
         (_, file) => target_driver(format, file.unwrap_or(Path::new("")), globals),
     }
 }

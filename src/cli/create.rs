@@ -156,7 +156,7 @@ fn plan(args: &Args, file: &Path, globals: &Globals) -> anyhow::Result<Plan> {
             refuse_open(file, "a backing image")?;
             refuse_uri(driver, name).map_err(|e| e.at(file))?;
             let (backing, mut files) = backing(args, &home, name, &wanted, globals)?;
-            let replaces = HostId::named(file).is_some() || values.name("data_file").is_some();
+            let replaces = HostId::named(file).is_some() || values.files().next().is_some();
             if args.backing_unsafe && replaces {
                 files.extend(unopened(&home, name, &backing, wanted.backing_format));
             }
@@ -184,7 +184,7 @@ fn plan(args: &Args, file: &Path, globals: &Globals) -> anyhow::Result<Plan> {
             size,
             backing,
             values,
-            data_file: None,
+            files: Vec::new(),
         },
         kept,
     })
@@ -388,7 +388,7 @@ fn announcement(file: &Path, plan: &Plan) -> String {
             OptionKind::Choice(_) | OptionKind::Text => {
                 values.text(spec.name).map(ToOwned::to_owned)
             }
-            OptionKind::Name => values.name(spec.name).map(printable),
+            OptionKind::Name | OptionKind::File => values.name(spec.name).map(printable),
         };
         let default = || Some(spec.default.to_owned()).filter(|d| !d.is_empty());
         if let Some(value) = given.or_else(default) {
@@ -422,55 +422,70 @@ fn carry_out(file: &Path, plan: &Plan, globals: &Globals) -> anyhow::Result<()> 
     };
     let storage = watched(target.path())?;
     let mut create = plan.options.clone();
-    create.data_file = target.others().next().map(watched).transpose()?;
+    create.files = target.others().map(watched).collect::<Result<_>>()?;
     (plan.creator.create)(&*storage, &create).map_err(named)?;
     interrupt::check()?;
     settle(&*storage).map_err(named)?;
-    if let Some(object) = create.data_file.as_deref() {
-        settle(object)?;
-    }
+    create.files.iter().try_for_each(|file| settle(&**file))?;
     drop((storage, create));
-    commit(target, Durable::Yes, plan.driver)?;
+    commit(target, Durable::Yes, plan.driver, &plan.options.values)?;
     Ok(())
 }
 
 /// A new image with the files that it is made of, on their way to their names; `files` may not be
 /// replaced.
 pub(super) fn target(file: &Path, options: &CreateOptions, files: &[HostFile]) -> Result<Target> {
-    let data_file = data_file(file, options, files)?;
-    if data_file.is_some() {
+    let further = further(file, &options.values, files)?;
+    if !further.is_empty() {
         refuse_open(file, "a data file")?;
     }
     if options.preallocation() == Preallocation::Falloc {
         refuse_falloc(file)?;
     }
     let mut target = Target::begin(file)?;
-    if let (Some(path), Some(name)) = (data_file, options.values.name("data_file")) {
-        target.add(&path, Path::new(name))?;
+    for (path, (_, name)) in further.iter().zip(options.values.files()) {
+        target.add(path, Path::new(name))?;
     }
     Ok(target)
 }
 
-/// Puts the new image into place.
-pub(super) fn commit(target: Target, durable: Durable, driver: &'static Driver) -> Result<()> {
-    target.commit_named(durable, &|path, names| match names {
-        [name] => rename_data_file(path, driver, name),
-        _ => Err(Error::invalid("an image has one data file at most")),
+/// Puts the new image into place, with the further files that its options name.
+pub(super) fn commit(
+    target: Target,
+    durable: Durable,
+    driver: &'static Driver,
+    values: &OptionValues,
+) -> Result<()> {
+    target.commit_named(durable, &|path, names| {
+        let keys = values.files().map(|(key, _)| key);
+        rename_files(path, driver, keys.zip(names.iter().map(PathBuf::as_path)))
     })
 }
 
-/// Where the data file of `file` is to be made, where it is to have one; `files` may not be replaced.
-fn data_file(file: &Path, options: &CreateOptions, files: &[HostFile]) -> Result<Option<PathBuf>> {
-    let Some(name) = options.values.name("data_file") else {
-        return Ok(None);
-    };
-    let path = clean(&home_of_new(file)?.path().join(name));
-    if kept::is_same_place(&path, file)? {
-        let why = "the data file would be the image itself";
-        return Err(Error::invalid(why).at(file));
+/// Where the further files of `file` are to be made; `files` may not be replaced.
+fn further(file: &Path, values: &OptionValues, files: &[HostFile]) -> Result<Vec<PathBuf>> {
+    let mut paths: Vec<PathBuf> = Vec::new();
+    for (key, name) in values.files() {
+        let path = clean(&home_of_new(file)?.path().join(name));
+        if kept::is_same_place(&path, file)? {
+            return Err(itself(key).at(file));
+        }
+        for other in &paths {
+            if kept::is_same_place(&path, other)? {
+                let text = format!("option '{key}' names a file that another option names too");
+                return Err(Error::invalid(text).at(file));
+            }
+        }
+        kept::refuse(&path, files)?;
+        paths.push(path);
     }
-    kept::refuse(&path, files)?;
-    Ok(Some(path))
+    Ok(paths)
+}
+
+/// The error for an image that names itself as a further file.
+pub(super) fn itself(key: &str) -> Error {
+    let what = key.replace('_', " ");
+    Error::invalid(format!("the {what} would be the image itself"))
 }
 
 /// Refuses to give a block device's bytes space, which nobody can say without writing them: it may
@@ -486,8 +501,12 @@ pub(super) fn refuse_falloc(file: &Path) -> Result<()> {
     }
 }
 
-/// Has an image name another data file.
-fn rename_data_file(path: &Path, driver: &'static Driver, name: &Path) -> Result<()> {
+/// Has an image name its further files so.
+fn rename_files<'a>(
+    path: &Path,
+    driver: &'static Driver,
+    names: impl Iterator<Item = (&'static str, &'a Path)>,
+) -> Result<()> {
     let options = ChainOptions {
         format: Some(driver),
         follow: Follow::No,
@@ -495,10 +514,14 @@ fn rename_data_file(path: &Path, driver: &'static Driver, name: &Path) -> Result
     };
     let mut chain = chain::open::open(path, &options)?;
     let image = chain.top_mut().as_amend();
-    let image = image.ok_or_else(|| Error::unsupported("the data file cannot be renamed"))?;
-    let mut pair = OsString::from("data_file=");
-    pair.push(double_commas(name.as_os_str()));
-    image.amend(&OptionValues::parse(image.options(), driver.name, [&pair])?)?;
+    let image = image.ok_or_else(|| Error::unsupported("its files cannot be renamed"))?;
+    let pairs = names.map(|(key, name)| {
+        let mut pair = OsString::from(format!("{key}="));
+        pair.push(double_commas(name.as_os_str()));
+        pair
+    });
+    let pairs: Vec<OsString> = pairs.collect();
+    image.amend(&OptionValues::parse(image.options(), driver.name, &pairs)?)?;
     chain.close()
 }
 

@@ -16,6 +16,7 @@ use crate::cli::{Globals, hints, progress};
 use crate::copy::Joined;
 use crate::copy::count::data_clusters;
 use crate::error::Context;
+use crate::formats;
 use crate::image::Driver;
 use crate::image::create::{CreateBacking, CreateOptions};
 use crate::image::options::OptionValues;
@@ -76,8 +77,7 @@ pub struct Args {
 /// Whatever keeps it from being told.
 pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
     args.open.absent.refuse()?;
-    let raw = &crate::formats::raw::DRIVER;
-    let driver = args.target_format.unwrap_or(raw);
+    let driver = args.target_format.unwrap_or(formats::PLAIN);
     let creator = creator(driver)?;
     if OptionValues::ask_for_help(&args.options) {
         print(|out| Ok(output::options::table(out, driver, hints::OPTIONS)?))?;
@@ -143,7 +143,7 @@ fn options(args: &Args, driver: &'static Driver) -> anyhow::Result<CreateOptions
             .backing
             .map(|name| unopened(name, generic.backing_format)),
         values,
-        data_file: None,
+        files: Vec::new(),
     })
 }
 
@@ -153,7 +153,7 @@ fn unopened(name: OsString, format: Option<&'static Driver>) -> CreateBacking {
         absolute: PathBuf::from(&name),
         relative: PathBuf::from(&name),
         name,
-        format: format.map_or(crate::formats::raw::DRIVER.name, |f| f.name),
+        format: format.unwrap_or(formats::PLAIN).name,
         identity: None,
         state: None,
         modified: SystemTime::UNIX_EPOCH,

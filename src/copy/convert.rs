@@ -233,9 +233,13 @@ fn range_size(sources: &Joined, target: &Chain, options: &Convert<'_>) -> u64 {
         size = size.min(crate::util::align::len64(KEEP));
     }
     let cluster = target.top().cluster_size().unwrap_or(1).max(1);
+    // What is decoded together, by one worker.
+    let chunks = sources.chains().flat_map(Chain::layers);
+    let chunks = chunks.filter_map(|layer| layer.caps().encoded);
     let with_source = sources
         .chains()
         .filter_map(|c| c.top().cluster_size())
+        .chain(chunks)
         .try_fold(cluster, |all, c| lcm(all, c.max(1)))
         .filter(|&all| all <= RANGE);
     let multiple = with_source.unwrap_or(cluster);

@@ -157,6 +157,6 @@ fn same_below(sources: &Joined, backing: &Joined) -> bool {
     // Of a part of a disk the offsets are others.
     sources.len() == source.virtual_size()
         && same_object(below.storage(), top.storage())
-        && below.driver().name == top.driver().name
+        && below.driver() == top.driver()
         && below.virtual_size() == top.virtual_size()
 }

@@ -12,6 +12,9 @@ use crate::image::Driver;
 /// Every format, best first; `raw` last, because it accepts anything.
 pub static DRIVERS: &[&Driver] = &[&qcow2::DRIVER, &vhd::DRIVER, &vdi::DRIVER, &raw::DRIVER];
 
+/// The format of what nothing says it has another.
+pub static PLAIN: &Driver = &raw::DRIVER;
+
 /// The driver called `name`, by its name or an alias.
 pub fn by_name(name: &str) -> Option<&'static Driver> {
     DRIVERS.iter().copied().find(|d| d.is_called(name))
@@ -26,6 +29,13 @@ pub fn by_extension(extension: &str) -> Option<&'static Driver> {
         .find(|d| d.extensions.contains(&extension.as_str()))
 }
 
+/// The names of the drivers that can do something, for messages.
+pub fn names(can: impl Fn(&Driver) -> bool) -> String {
+    let drivers = DRIVERS.iter().filter(|driver| can(driver));
+    let names: Vec<&str> = drivers.map(|driver| driver.name).collect();
+    names.join(", ")
+}
+
 /// The driver called `name`, by its name or an alias.
 ///
 /// # Errors
@@ -38,9 +48,8 @@ pub fn named(name: &str) -> Result<&'static Driver> {
     if let Some(format) = refused::by_name(name) {
         return Err(format.error());
     }
-    let known: Vec<&str> = DRIVERS.iter().map(|d| d.name).collect();
     Err(Error::invalid(format!(
         "unknown format (allowed: {})",
-        known.join(", ")
+        names(|_| true)
     )))
 }

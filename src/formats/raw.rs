@@ -18,6 +18,8 @@ pub static DRIVER: Driver = Driver {
     aliases: &[],
     extensions: &["raw", "img", "dd", "bin"],
     about: "the disk's bytes as they are",
+    is_plain: true,
+    names_uris: false,
     probe: |_| 1,
     open: |storage, options| {
         Ok(Box::new(Raw {
@@ -105,6 +107,8 @@ impl Image for Raw {
             write: self.write,
             backing: false,
             host_offsets: true,
+            offsets_stay: true,
+            encoded: None,
         }
     }
 

@@ -78,8 +78,9 @@ pub struct CreateOptions {
     pub backing: Option<CreateBacking>,
     /// Options of the format, checked against its rows.
     pub values: OptionValues,
-    /// The empty object that the `data_file` option names, in formats that have it.
-    pub data_file: Option<Arc<dyn Storage>>,
+    /// The empty objects that the options name as further files of the image, in the order of
+    /// [`OptionValues::files`].
+    pub files: Vec<Arc<dyn Storage>>,
 }
 
 impl CreateOptions {

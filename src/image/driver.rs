@@ -66,6 +66,12 @@ pub struct Driver {
     pub extensions: &'static [&'static str],
     /// One line for `--help` and the man page.
     pub about: &'static str,
+    /// Images are their disks' bytes as they are, at the same offsets, and any bytes are one: they
+    /// come and go in a stream, and making one writes none of them, so that on a device it shows what
+    /// was there.
+    pub is_plain: bool,
+    /// A header can name what a server has, an NBD URI, as the image below.
+    pub names_uris: bool,
     /// Whether the bytes look like this format: 0 no, 100 the magic and the version match.
     pub probe: fn(&ProbeInput<'_>) -> u8,
     /// Opens an image.
@@ -82,6 +88,14 @@ impl Driver {
         self.name == name || self.aliases.contains(&name)
     }
 }
+
+impl PartialEq for Driver {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Driver {}
 
 impl fmt::Debug for Driver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

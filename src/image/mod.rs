@@ -140,6 +140,11 @@ pub struct Caps {
     pub backing: bool,
     /// Guest bytes are stored as they are, so that a run's host offset can be handed out.
     pub host_offsets: bool,
+    /// What is stored stays where it is for as long as the image is open, and nothing else is ever
+    /// stored there: what is sent to others by reference is never another guest offset's.
+    pub offsets_stay: bool,
+    /// The most bytes that are decoded together where some are encoded; `None`: none ever are.
+    pub encoded: Option<u64>,
 }
 
 /// What an image's header says lies below it.

@@ -24,6 +24,8 @@ pub enum OptionKind {
     Text,
     /// A name of a file: bytes, as the host has them.
     Name,
+    /// The same, of a further file that the image is made of.
+    File,
 }
 
 /// One option.
@@ -50,6 +52,8 @@ pub enum OptionValue {
     Text(String),
     /// Of a `Name`.
     Name(OsString),
+    /// Of a `File`.
+    File(OsString),
 }
 
 impl fmt::Display for OptionKind {
@@ -60,7 +64,7 @@ impl fmt::Display for OptionKind {
             Self::Number => f.write_str("number"),
             Self::Choice(words) => f.write_str(&words.join("|")),
             Self::Text => f.write_str("text"),
-            Self::Name => f.write_str("name"),
+            Self::Name | Self::File => f.write_str("name"),
         }
     }
 }
@@ -75,8 +79,10 @@ impl OptionSpec {
                 self.kind
             ))
         };
-        if self.kind == OptionKind::Name {
-            return Ok(OptionValue::Name(value.to_owned()));
+        match self.kind {
+            OptionKind::Name => return Ok(OptionValue::Name(value.to_owned())),
+            OptionKind::File => return Ok(OptionValue::File(value.to_owned())),
+            _ => {}
         }
         let text = value.to_str().ok_or_else(fail)?;
         match self.kind {
@@ -93,7 +99,9 @@ impl OptionSpec {
                 Ok(OptionValue::Text(text.to_owned()))
             }
             OptionKind::Choice(_) => Err(fail()),
-            OptionKind::Text | OptionKind::Name => Ok(OptionValue::Text(text.to_owned())),
+            OptionKind::Text | OptionKind::Name | OptionKind::File => {
+                Ok(OptionValue::Text(text.to_owned()))
+            }
         }
     }
 }
@@ -174,9 +182,17 @@ impl OptionValues {
     /// The name of a file given for `name`.
     pub fn name(&self, name: &str) -> Option<&OsStr> {
         match self.values.get(name) {
-            Some(OptionValue::Name(n)) => Some(n),
+            Some(OptionValue::Name(n) | OptionValue::File(n)) => Some(n),
             _ => None,
         }
+    }
+
+    /// The further files that the image is made of: option and name, in the order of the keys.
+    pub fn files(&self) -> impl Iterator<Item = (&'static str, &OsStr)> {
+        self.values.iter().filter_map(|(key, value)| match value {
+            OptionValue::File(name) => Some((*key, &**name)),
+            _ => None,
+        })
     }
 
     /// The word or text given for `name`.

@@ -127,6 +127,60 @@ fn crates_for_users_are_used_only_where_users_are() {
     }
 }
 
+#[test]
+fn nobody_above_the_formats_knows_one_of_them_by_name() {
+    let drivers: Vec<&str> = vdtool::formats::DRIVERS.iter().map(|d| d.name).collect();
+    let mut seen = 0;
+    for (path, code) in sources() {
+        if ["formats", "lib"].contains(&&*module_of(&path)) {
+            continue;
+        }
+        seen += 1;
+        // A driver's row and `Caps` say what it can.
+        assert_eq!(known_by_name(&code, &drivers), [""; 0], "{path:?}");
+    }
+    assert!(seen > 100, "the scan saw only {seen} sources");
+}
+
+/// What in a source knows one of the drivers by its name: its module, or its name as all of a text.
+fn known_by_name(code: &str, drivers: &[&str]) -> Vec<String> {
+    let formats = code.match_indices("formats::").map(|(at, path)| {
+        let rest = &code[at + path.len()..];
+        match rest.strip_prefix('{') {
+            None => vec![word(rest)],
+            Some(list) => top_level(list).iter().map(|item| word(item)).collect(),
+        }
+    });
+    let formats = formats.flatten().filter(|name| drivers.contains(&&**name));
+    let mut found: Vec<String> = formats.map(|name| format!("formats::{name}")).collect();
+    for name in drivers {
+        let text = format!("\"{name}\"");
+        found.extend(code.contains(&text).then_some(text));
+        let path = format!("{name}::DRIVER");
+        found.extend(code.contains(&path).then_some(path));
+    }
+    if code.contains("DRIVER.name") || code.contains("driver().name ==") {
+        found.push("a driver's name is compared".to_owned());
+    }
+    found
+}
+
+#[test]
+fn the_scan_for_names_sees_paths_lists_and_texts() {
+    let drivers = ["raw", "qcow2"];
+    for code in [
+        "use crate::formats::raw;",
+        "use crate::formats::{self, DRIVERS, qcow2};",
+        "let a = &crate::formats::raw::DRIVER;",
+        "if driver.name == \"qcow2\" {}",
+        "if image.driver().name == other {}",
+    ] {
+        assert!(!known_by_name(code, &drivers).is_empty(), "{code}");
+    }
+    let fine = "use crate::formats::{self, PLAIN}; say(\"raw disks\"); formats::names(|d| true);";
+    assert_eq!(known_by_name(fine, &drivers), [""; 0]);
+}
+
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
@@ -309,7 +363,12 @@ fn sources() -> Vec<(PathBuf, String)> {
 }
 
 fn code(text: &str) -> String {
-    let text = text.split("#[cfg(test)]\nmod tests {").next();
+    let tests = [
+        "#[cfg(test)]\nmod tests {",
+        "#[cfg(test)]\npub(super) mod tests {",
+    ];
+    let end = tests.iter().filter_map(|tests| text.find(tests)).min();
+    let text = text.get(..end.unwrap_or(text.len()));
     let lines = text.into_iter().flat_map(str::lines);
     lines
         .filter(|line| !line.trim_start().starts_with("//"))

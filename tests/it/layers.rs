@@ -94,7 +94,7 @@ impl Disk {
             size: spec.size,
             backing: self.backing(),
             values: OptionValues::parse(creator.options, driver.name, values).expect("valid"),
-            data_file: None,
+            files: Vec::new(),
         };
         let home = match &self.directory {
             None => {

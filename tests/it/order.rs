@@ -599,7 +599,7 @@ fn entries_and_flushes_wait_for_the_data_file_and_for_the_image() {
         size: SIZE,
         values: OptionValues::parse(creator.options, "qcow2", ["data_file=d", "cluster_size=4k"])
             .expect("valid"),
-        data_file: Some(data.clone()),
+        files: vec![data.clone()],
         ..CreateOptions::default()
     };
     (creator.create)(&*file, &options).expect("creates");

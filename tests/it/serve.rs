@@ -466,3 +466,73 @@ fn a_command_to_nobody_fails() {
     let error = String::from_utf8_lossy(&failed.get_output().stderr).into_owned();
     assert!(error.starts_with("vdtool: none: cannot connect"), "{error}");
 }
+
+#[test]
+fn parents_that_were_typed_lie_below_what_was_typed_and_below_nothing_else() {
+    if !requires("qemu-io") {
+        return;
+    }
+    let dir = scratch();
+    let run = |line: &str| {
+        let words = line.split_whitespace();
+        vdtool()
+            .current_dir(dir.path())
+            .args(words)
+            .assert()
+            .success();
+    };
+    let write = |what: &str, line: &str| {
+        let words = ["io", "-q", "-c", what].into_iter();
+        let words = words.chain(line.split_whitespace());
+        vdtool()
+            .current_dir(dir.path())
+            .args(words)
+            .assert()
+            .success();
+    };
+    std::fs::create_dir(dir.path().join("Snapshots")).expect("a directory");
+    run("create -q -f vdi base.vdi 1M");
+    write("write -P 1 0 4k", "base.vdi");
+    run("create -q -f vdi -b ../base.vdi Snapshots/child.vdi");
+    write("write -P 2 8k 4k", "--parent base.vdi Snapshots/child.vdi");
+    // This one would read whatever is put below it.
+    run("create -q -f qcow2 other.base 1M");
+    write("write -P 3 0 4k", "other.base");
+    run("create -q -f qcow2 -b other.base -F qcow2 other.qcow2");
+    let child = ["--parent", "base.vdi", "Snapshots/child.vdi"];
+    let serve = Serve::start(dir.path(), &child);
+    serve.io("", &["read -P 1 0 4k", "read -P 2 8k 4k"]);
+    serve.tell(&["change", "other.qcow2"]);
+    serve.io("", &["read -P 3 0 4k"]);
+    serve.tell(&["reopen"]);
+    serve.io("", &["read -P 3 0 4k"]);
+    serve.tell(&["change", "./Snapshots/child.vdi"]);
+    serve.io("", &["read -P 1 0 4k", "read -P 2 8k 4k"]);
+    drop(serve);
+    for overlay in ["o.qcow2", "o.vdi"] {
+        for byte in [1, 4] {
+            let words = [&["--overlay", overlay], &child[..]].concat();
+            let serve = Serve::start(dir.path(), &words);
+            let read = format!("read -P {byte} 0 4k");
+            serve.io("", &[&*read, "read -P 2 8k 4k", "write -P 4 0 4k"]);
+        }
+    }
+    // An overlay of something else stays one, whatever was typed.
+    let words = [
+        "serve",
+        "--nbd",
+        "unix:n",
+        "--overlay",
+        "o.qcow2",
+        "--parent",
+        "base.vdi",
+    ];
+    let mut command = vdtool();
+    command
+        .current_dir(dir.path())
+        .args(words)
+        .arg("other.qcow2");
+    let output = command.assert().code(1).get_output().stderr.clone();
+    let said = String::from_utf8_lossy(&output);
+    assert!(said.contains("is not an overlay of"), "{said}");
+}

@@ -46,9 +46,9 @@ impl<'a> Walk<'a> {
     }
 
     fn how(&self, format: Option<&'static Driver>, trust: Trust, access: Access) -> How<'a> {
-        let top = self.layers.first().map(|l| l.image.driver().name);
+        let top = self.layers.first().map(|l| l.image.driver());
         // What is written to is opened as the top is.
-        let is_alike = access == Access::Write && format.map(|f| f.name) == top;
+        let is_alike = access == Access::Write && format == top;
         How {
             storage: StorageOptions {
                 access,
@@ -63,7 +63,7 @@ impl<'a> Walk<'a> {
                 Purpose::Use | Purpose::Check => Purpose::Use,
             },
             snapshot: None,
-            data_file: None,
+            files: &[],
             values: match is_alike {
                 true => &self.options.values,
                 false => &[],
@@ -263,7 +263,7 @@ fn missing(above: &Namer, backing: &Backing) -> Error {
                 .to_owned()
         }
         false => format!(
-            "its backing file is not there (looked for {}; --parent says where it is)",
+            "its backing file is not there (looked for {}); --parent says where it is",
             names.join(", ")
         ),
     };
@@ -299,10 +299,9 @@ fn not_found(
         text.push_str(", which are as many as are looked at");
     }
     match &looked.elsewhere {
-        None => text.push_str("; --parent FILE says where it is"),
+        None => text.push_str("); --parent FILE says where it is"),
         Some(elsewhere) => text.push_str(&advice(elsewhere)),
     }
-    text.push(')');
     Error::new(ErrorKind::NotFound, text).at(&above.path)
 }
 
@@ -321,7 +320,7 @@ fn advice(elsewhere: &Elsewhere) -> String {
         false => paths.join(" or "),
     };
     format!(
-        "; VirtualBox keeps it in the directory above: --allow-ref {shown} has it looked for there, \
+        "); VirtualBox keeps it in the directory above: --allow-ref {shown} has it looked for there, \
          --parent {parent}{more} says which it is"
     )
 }

@@ -142,9 +142,10 @@ impl Search {
         owner: Option<u32>,
     ) -> &Listing {
         let directory = home.id();
-        let known = self.directories.iter().position(|l| {
-            l.directory == directory && l.driver.name == driver.name && l.owner == owner
-        });
+        let known = self
+            .directories
+            .iter()
+            .position(|l| l.directory == directory && l.driver == driver && l.owner == owner);
         let index = known.unwrap_or_else(|| {
             let before = self.looked;
             let images = self.look_through(home, driver, owner);

@@ -111,7 +111,7 @@ fn a_companion_is_opened_by_the_same_policy() {
         references: References::default(),
         remotes: Vec::new(),
         storage: StorageOptions::default(),
-        stand_in: None,
+        stand_ins: Vec::new(),
     };
     let storage = companions
         .open("sub/file".as_ref(), "extent")
@@ -240,7 +240,7 @@ fn a_companion_that_fails_is_named_with_the_image_that_named_it() {
         references: References::default(),
         remotes: Vec::new(),
         storage: StorageOptions::default(),
-        stand_in: None,
+        stand_ins: Vec::new(),
     };
     let fails = |name: &str| {
         let opened = companions.open(OsStr::new(name), "data file");

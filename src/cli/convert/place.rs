@@ -20,7 +20,6 @@ use crate::cli::{Globals, kept, progress};
 use crate::copy::bitmaps::{Broken, bitmaps_of, bitmaps_of_mut, copy_bitmaps};
 use crate::copy::{self, Allocation, Before, Convert, Joined, Outcome, Scan};
 use crate::error::{Error, ErrorKind, Result};
-use crate::formats::raw;
 use crate::image::create::{CreateOptions, Preallocation};
 use crate::image::open::WriteOrder;
 use crate::image::options::OptionValues;
@@ -53,8 +52,8 @@ struct Place<'a> {
     compress: Vec<OsString>,
     /// Whether all of it was given space when it was made.
     given_space: bool,
-    /// What is to be its data file, under the name that it has until it is whole.
-    data_file: Option<PathBuf>,
+    /// Its further files: what it calls them, and where they are until it is whole.
+    files: Vec<(OsString, PathBuf)>,
     /// What the host is told about it, where it is new.
     hints: Hints,
 }
@@ -92,6 +91,8 @@ pub(super) fn convert(
         options.preallocation(),
         Preallocation::Falloc | Preallocation::Full
     );
+    let values = options.values.clone();
+    let names = values.files().map(|(_, name)| name.to_owned());
     let place = Place {
         args,
         globals,
@@ -101,7 +102,7 @@ pub(super) fn convert(
         before: match (&backing, new.in_place()) {
             (Some(_), _) => Before::Backed,
             // Of a disk kept as it is, a device shows what it held.
-            (None, true) if driver.name == raw::DRIVER.name => Before::Unknown,
+            (None, true) if driver.is_plain => Before::Unknown,
             (None, _) => Before::Zeroes,
         },
         order: WriteOrder::Unordered,
@@ -109,14 +110,19 @@ pub(super) fn convert(
         named: None,
         compress,
         given_space,
-        data_file: new.others().next().map(Path::to_owned),
+        files: names.zip(new.others().map(Path::to_owned)).collect(),
         hints,
     };
     let done = place
         .create(&mut options)
         .and_then(|()| place.fill(sources, backing.as_ref().map(|b| &b.disk)));
     done.map_err(|e| named(e, &new))?;
-    Ok(create::commit(new, args.target_cache.durable(), driver)?)
+    Ok(create::commit(
+        new,
+        args.target_cache.durable(),
+        driver,
+        &values,
+    )?)
 }
 
 /// Writes into an image that exists.
@@ -153,7 +159,7 @@ fn in_place(
         named: below,
         compress,
         given_space: false,
-        data_file: None,
+        files: Vec::new(),
         hints: Hints::default(),
     };
     place.fill(sources, None)
@@ -175,19 +181,18 @@ impl Place<'_> {
     fn create(&self, options: &mut CreateOptions) -> anyhow::Result<()> {
         let storage = storage::open::open(&self.path, &self.storage(Access::Write))?;
         self.hints.give(&*storage, self.name);
-        if let Some(data) = &self.data_file {
-            let data = storage::open::open(data, &self.storage(Access::Write))?;
-            options.data_file = Some(data);
+        for (_, path) in &self.files {
+            let file = storage::open::open(path, &self.storage(Access::Write))?;
+            options.files.push(file);
         }
         let options = &std::mem::take(options);
         (creator(self.driver)?.create)(&*storage, options).map_err(|e| e.at(&self.path))?;
-        if self.args.scan() == Scan::Full && self.driver.name == raw::DRIVER.name {
+        if self.args.scan() == Scan::Full && self.driver.is_plain {
             // All of it will be written: whether there is room is known at once.
             reserve(&*storage, 0..options.size)?;
         }
-        let data = options.data_file.as_deref();
-        for written in std::iter::once(&*storage).chain(data) {
-            settle(written)?;
+        for written in std::iter::once(&storage).chain(&options.files) {
+            settle(&**written)?;
         }
         Ok(())
     }
@@ -211,7 +216,7 @@ impl Place<'_> {
             remotes: plan.remotes.into_iter().chain(remote).collect(),
             order: self.order,
             values: self.compress.clone(),
-            data_file: self.data_file.clone(),
+            files: self.files.clone(),
             ..ChainOptions::default()
         };
         self.parents.give(&mut options);
@@ -258,8 +263,7 @@ impl Place<'_> {
         }
         chain.close()?;
         // What is at a server is not even written yet, for all that can be told, unless it says so.
-        let data = self.data_file.as_deref();
-        let is_remote = is_uri(&self.path) || data.is_some_and(is_uri);
+        let is_remote = is_uri(&self.path) || self.files.iter().any(|(_, path)| is_uri(path));
         if self.args.target_cache != CacheMode::Unsafe || is_remote {
             chain.flush()?;
         }
@@ -475,7 +479,7 @@ pub(super) fn create_options(
         size: generic.size.unwrap_or(size),
         backing: backing.map(|b| b.create.clone()),
         values,
-        data_file: None,
+        files: Vec::new(),
     };
     match args.compress && options.preallocation() != Preallocation::Off {
         true => Err(usage("-c and preallocation exclude each other")),

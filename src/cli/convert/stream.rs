@@ -16,8 +16,8 @@ use crate::cli::target::{Target, look};
 use crate::cli::{Globals, interrupt, progress, target};
 use crate::copy::{self, Before, Convert, Joined, Lost, stream};
 use crate::error::Error;
+use crate::formats;
 use crate::formats::refused::REFUSED;
-use crate::formats::{self, raw};
 use crate::image::Driver;
 use crate::image::driver::NewSequence;
 use crate::image::open::OpenOptions;
@@ -75,11 +75,15 @@ pub(super) fn send(
     sink: Sink,
     globals: &Globals,
 ) -> anyhow::Result<()> {
-    let driver = args.target_format.unwrap_or(&raw::DRIVER);
+    let driver = args.target_format.unwrap_or(formats::PLAIN);
     refuse(args, driver)?;
     let sequence = creator(driver)?.sequence;
     if sequence.is_none() {
-        refuse_stream(driver, "written to", "raw, qcow2")?;
+        let streams = |driver: &Driver| {
+            let creator = driver.creator.as_ref();
+            driver.is_plain || creator.is_some_and(|c| c.sequence.is_some())
+        };
+        refuse_stream(driver, "written to", &formats::names(streams))?;
     }
     if args.no_create || args.backing.is_some() || args.verify || args.bitmaps {
         return Err(usage("-n, -B, --bitmaps and --verify are not for stdout"));
@@ -203,7 +207,11 @@ pub(super) fn from_stdin(
     path: &Path,
     globals: &Globals,
 ) -> anyhow::Result<()> {
-    refuse_stream(args.format.unwrap_or(&raw::DRIVER), "read from", "raw")?;
+    refuse_stream(
+        args.format.unwrap_or(formats::PLAIN),
+        "read from",
+        formats::PLAIN.name,
+    )?;
     let mut input = Input::new(args)?;
     let new_file = !args.no_create
         && !matches!(
@@ -211,7 +219,7 @@ pub(super) fn from_stdin(
             target::Existing::Device(_) | target::Existing::Remote
         );
     let plain = args.options.is_empty() && args.backing.is_none() && !args.verify;
-    if driver.name == raw::DRIVER.name && new_file && plain && args.sparse_size.is_none() {
+    if driver.is_plain && new_file && plain && args.sparse_size.is_none() {
         args.open.parents.refuse_any()?;
         let new = Target::begin(path)?;
         new.note_replaced(globals);
@@ -225,7 +233,7 @@ pub(super) fn from_stdin(
     let received = input.receive(args, &*spool, globals);
     received.map_err(|e| e.renamed(path, Path::new("-")))?;
     let options = OpenOptions::default();
-    let image = (raw::DRIVER.open)(spool, &options)?;
+    let image = (formats::PLAIN.open)(spool, &options)?;
     let chain = Chain::new(vec![image], Base::Zeroes, options.grace)?;
     place::convert(args, &Joined::new(vec![chain])?, driver, path, globals)
 }
@@ -288,10 +296,11 @@ impl Input {
 }
 
 fn refuse_found(found: crate::Result<&'static Driver>) -> crate::Result<()> {
-    let allowed = "raw; -f raw takes its bytes as they are";
+    let plain = formats::PLAIN.name;
+    let allowed = format!("{plain}; -f {plain} takes its bytes as they are");
     let stdin = Path::new("-");
     match found {
-        Ok(driver) => refuse_stream(driver, "read from", allowed).map_err(|e| e.at(stdin)),
+        Ok(driver) => refuse_stream(driver, "read from", &allowed).map_err(|e| e.at(stdin)),
         Err(e) => Err(e.at(stdin)),
     }
 }
@@ -308,7 +317,7 @@ fn writable(path: &Path) -> crate::Result<Arc<dyn Storage>> {
 }
 
 fn refuse_stream(driver: &Driver, done: &str, allowed: &str) -> crate::Result<()> {
-    if driver.name == raw::DRIVER.name {
+    if driver.is_plain {
         return Ok(());
     }
     Err(Error::unsupported(format!(

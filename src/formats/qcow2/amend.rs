@@ -51,7 +51,7 @@ const OPTIONS: &[OptionSpec] = &[
     },
     OptionSpec {
         name: "data_file",
-        kind: OptionKind::Name,
+        kind: OptionKind::File,
         default: "",
         help: "name of the external data file, of images that have one; empty: no name",
     },

@@ -56,7 +56,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     },
     OptionSpec {
         name: "data_file",
-        kind: OptionKind::Name,
+        kind: OptionKind::File,
         default: "",
         help: "keep guest data in this file, which is made too; relative to the image's directory",
     },
@@ -254,7 +254,7 @@ fn check_together(options: &CreateOptions, extended: bool) -> Result<()> {
     let values = &options.values;
     let external = values.name("data_file").is_some();
     let raw = values.bool("data_file_raw") == Some(true);
-    if external && options.data_file.is_none() {
+    if external && options.files.is_empty() {
         return Err(Error::unsupported(
             "an image with data_file is not made here (allowed: create, convert)",
         ));
@@ -317,7 +317,7 @@ pub(super) fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<(
     let header = header(&plan, layout.l1.start, &layout.table, options)?;
     start_over(storage, layout.data.end * size)?;
     write_refcounts(storage, &plan, &layout)?;
-    let data = options.data_file.as_deref().unwrap_or(storage);
+    let data = options.files.first().map_or(storage, |file| &**file);
     preallocate::preallocate(storage, data, &plan, &layout)?;
     // Last, so that a file cut short on the way is no image.
     storage.write_at(&header, 0)

@@ -147,6 +147,8 @@ impl Image for Qcow2 {
             write: self.writer.is_some(),
             backing: self.header.backing_name.is_some(),
             host_offsets: true,
+            offsets_stay: false,
+            encoded: Some(self.layout.cluster_size()),
         }
     }
 

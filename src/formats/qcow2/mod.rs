@@ -59,6 +59,8 @@ pub static DRIVER: Driver = Driver {
     aliases: &[],
     extensions: &["qcow2", "qcow2c"],
     about: "QEMU's copy-on-write format, versions 2 and 3",
+    is_plain: false,
+    names_uris: true,
     probe,
     open: |storage, options| Ok(Box::new(Qcow2::open(storage, options)?)),
     open_options: encode::OPTIONS,

@@ -248,7 +248,7 @@ mod tests {
             size: 1 << 20,
             backing: None,
             values,
-            data_file: None,
+            files: Vec::new(),
         };
         create::create(&storage, &options).expect("creates");
         storage

@@ -180,6 +180,8 @@ impl Image for Vdi {
             write: self.write,
             backing: self.has_backing(),
             host_offsets: true,
+            offsets_stay: false,
+            encoded: None,
         }
     }
 

@@ -24,6 +24,8 @@ pub static DRIVER: Driver = Driver {
     aliases: &[],
     extensions: &["vdi"],
     about: "VirtualBox disks: dynamic, fixed and differencing",
+    is_plain: false,
+    names_uris: false,
     probe,
     open: |storage, options| Ok(Box::new(image::Vdi::open(storage, options)?)),
     open_options: &[],

@@ -98,6 +98,9 @@ impl Image for Fixed {
             write: self.write,
             backing: false,
             host_offsets: true,
+            // Where the disk gets smaller, the footer moves to where data was.
+            offsets_stay: false,
+            encoded: None,
         }
     }
 

@@ -36,6 +36,8 @@ pub static DRIVER: Driver = Driver {
     aliases: &["vpc"],
     extensions: &["vhd", "vpc"],
     about: "Virtual PC, Hyper-V and XenServer disks: fixed, dynamic and differencing",
+    is_plain: false,
+    names_uris: false,
     probe,
     open: open::open,
     open_options: &[SIZE_RULE, CHECKSUM],

@@ -316,6 +316,8 @@ impl Image for Sparse {
             write: self.write,
             backing: self.kind == Kind::Differencing,
             host_offsets: true,
+            offsets_stay: false,
+            encoded: None,
         }
     }
 

@@ -33,6 +33,8 @@ static DRIVER: Driver = Driver {
     aliases: &[],
     extensions: &[],
     about: "writes of this process, dropped at its end",
+    is_plain: false,
+    names_uris: false,
     probe: |_| 0,
     open: |_, _| {
         Err(Error::unsupported(
@@ -172,6 +174,8 @@ impl Image for Overlay {
             write: true,
             backing: true,
             host_offsets: true,
+            offsets_stay: false,
+            encoded: None,
         }
     }
 

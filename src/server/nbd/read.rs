@@ -261,5 +261,5 @@ impl Session {
 /// to read it: pages in its socket show what is written to the file after they were sent.
 fn stays(chain: &Chain, found: &Resolved<'_>) -> bool {
     let top = chain.top();
-    found.depth > 0 || !top.caps().write || top.driver().name == crate::formats::raw::DRIVER.name
+    found.depth > 0 || !top.caps().write || top.caps().offsets_stay
 }

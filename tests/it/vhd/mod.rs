@@ -43,7 +43,7 @@ fn create(size: u64, texts: &[&str], parent: Option<Uuid>) -> Arc<MemoryStorage>
         size,
         backing,
         values: values(texts),
-        data_file: None,
+        files: Vec::new(),
     };
     let creator = DRIVER.creator.as_ref().expect("makes images");
     (creator.create)(&*storage, &options).expect("creates");

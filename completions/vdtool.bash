@@ -31,6 +31,9 @@ _vdtool() {
             vdtool,commit)
                 cmd="vdtool__subcmd__commit"
                 ;;
+            vdtool,compact)
+                cmd="vdtool__subcmd__compact"
+                ;;
             vdtool,compare)
                 cmd="vdtool__subcmd__compare"
                 ;;
@@ -157,6 +160,9 @@ _vdtool() {
             vdtool__subcmd__help,commit)
                 cmd="vdtool__subcmd__help__subcmd__commit"
                 ;;
+            vdtool__subcmd__help,compact)
+                cmd="vdtool__subcmd__help__subcmd__compact"
+                ;;
             vdtool__subcmd__help,compare)
                 cmd="vdtool__subcmd__help__subcmd__compare"
                 ;;
@@ -239,7 +245,7 @@ _vdtool() {
 
     case "${cmd}" in
         vdtool)
-            opts="-q -h -V --quiet --help --version create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help"
+            opts="-q -h -V --quiet --help --version create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -253,7 +259,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__amend)
-            opts="-f -o -t -p -U -q -h --format --options --force --cache --progress --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -o -t -p -U -q -h --format --options --force --cache --progress --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -291,6 +297,14 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --parent)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent-changed)
+                    COMPREPLY=($(compgen -W "refuse accept" -- "${cur}"))
+                    return 0
+                    ;;
                 --backing-format)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -311,7 +325,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__bench)
-            opts="-f -t -c -d -o -s -S -i -n -w -U -q -h --format --cache --count --depth --offset --buffer-size --step-size --aio --native --write --pattern --flush-interval --no-drain --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -t -c -d -o -s -S -i -n -w -U -q -h --format --cache --count --depth --offset --buffer-size --step-size --aio --native --write --pattern --flush-interval --no-drain --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -393,6 +407,14 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --parent)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent-changed)
+                    COMPREPLY=($(compgen -W "refuse accept" -- "${cur}"))
+                    return 0
+                    ;;
                 --backing-format)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -413,7 +435,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__bitmap)
-            opts="-f -g -b -F -U -q -h --format --add --remove --clear --enable --disable --merge --granularity --source-file --source-format --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -g -b -F -U -q -h --format --add --remove --clear --enable --disable --merge --granularity --source-file --source-format --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -459,6 +481,14 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --parent)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent-changed)
+                    COMPREPLY=($(compgen -W "refuse accept" -- "${cur}"))
+                    return 0
+                    ;;
                 --backing-format)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -479,7 +509,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__check)
-            opts="-f -r -T -p -U -q -h --format --repair --cache --output --progress --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -r -T -p -U -q -h --format --repair --cache --output --progress --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -521,6 +551,14 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --parent)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent-changed)
+                    COMPREPLY=($(compgen -W "refuse accept" -- "${cur}"))
+                    return 0
+                    ;;
                 --backing-format)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -541,7 +579,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__commit)
-            opts="-f -b -d -t -p -U -q -h --format --base --drop --cache --progress --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -b -d -t -p -U -q -h --format --base --drop --cache --progress --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -579,6 +617,68 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --parent)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent-changed)
+                    COMPREPLY=($(compgen -W "refuse accept" -- "${cur}"))
+                    return 0
+                    ;;
+                --backing-format)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --open-options)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --object)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__compact)
+            opts="-f -n -p -U -q -h --format --no-scan --dry-run --output --progress --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --format)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -f)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --output)
+                    COMPREPLY=($(compgen -W "human json" -- "${cur}"))
+                    return 0
+                    ;;
+                --progress)
+                    COMPREPLY=($(compgen -W "auto bar json none" -- "${cur}"))
+                    return 0
+                    ;;
+                --allow-ref)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent-changed)
+                    COMPREPLY=($(compgen -W "refuse accept" -- "${cur}"))
+                    return 0
+                    ;;
                 --backing-format)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -599,7 +699,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__compare)
-            opts="-f -F -s -T -p -U -q -h --format --second-format --strict --cache --output --progress --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -F -s -T -p -U -q -h --format --second-format --strict --cache --output --progress --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -641,6 +741,14 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --parent)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent-changed)
+                    COMPREPLY=($(compgen -W "refuse accept" -- "${cur}"))
+                    return 0
+                    ;;
                 --backing-format)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -675,7 +783,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__convert)
-            opts="-f -O -o -c -B -F -S -n -l -j -W -C -r -t -T -p -U -q -h --format --target-format --options --compress --backing --target-backing-format --sparse-size --no-create --target-is-zero --snapshot --jobs --oob-writes --copy-range-offloading --verify --salvage --bitmaps --skip-broken-bitmaps --rate-limit --target-cache --source-cache --progress --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -O -o -c -B -F -S -n -l -j -W -C -r -t -T -p -U -q -h --format --target-format --options --compress --backing --target-backing-format --sparse-size --no-create --target-is-zero --snapshot --jobs --oob-writes --copy-range-offloading --verify --salvage --bitmaps --skip-broken-bitmaps --rate-limit --target-cache --source-cache --progress --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -777,6 +885,14 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --parent)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent-changed)
+                    COMPREPLY=($(compgen -W "refuse accept" -- "${cur}"))
+                    return 0
+                    ;;
                 --backing-format)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -797,7 +913,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__create)
-            opts="-f -o -b -F -u -U -q -h --format --options --backing --backing-format --backing-unsafe --force-share --allow-ref --image-opts --object --quiet --help"
+            opts="-f -o -b -F -u -U -q -h --format --options --backing --backing-format --backing-unsafe --force-share --allow-ref --parent --parent-changed --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -837,6 +953,14 @@ _vdtool() {
                     ;;
                 --allow-ref)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent-changed)
+                    COMPREPLY=($(compgen -W "refuse accept" -- "${cur}"))
                     return 0
                     ;;
                 --object)
@@ -1221,7 +1345,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__dd)
-            opts="-f -O -U -q -h --format --output-format --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -O -U -q -h --format --output-format --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1247,6 +1371,14 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --parent)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent-changed)
+                    COMPREPLY=($(compgen -W "refuse accept" -- "${cur}"))
+                    return 0
+                    ;;
                 --backing-format)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1267,7 +1399,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__help)
-            opts="create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help"
+            opts="create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1337,6 +1469,20 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__help__subcmd__commit)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__help__subcmd__compact)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -1701,7 +1847,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__info)
-            opts="-f -b -U -q -h --format --backing-chain --output --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -b -U -q -h --format --backing-chain --output --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1721,6 +1867,14 @@ _vdtool() {
                     ;;
                 --allow-ref)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent-changed)
+                    COMPREPLY=($(compgen -W "refuse accept" -- "${cur}"))
                     return 0
                     ;;
                 --backing-format)
@@ -1743,7 +1897,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__io)
-            opts="-f -r -s -n -t -d -c -U -C -m -k -i -q -h --format --read-only --snapshot --nocache --cache --discard --cmd --script --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --copy-on-read --misalign --native-aio --aio --quiet --help"
+            opts="-f -r -s -n -t -d -c -U -C -m -k -i -q -h --format --read-only --snapshot --nocache --cache --discard --cmd --script --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --copy-on-read --misalign --native-aio --aio --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1789,6 +1943,14 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --parent)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent-changed)
+                    COMPREPLY=($(compgen -W "refuse accept" -- "${cur}"))
+                    return 0
+                    ;;
                 --backing-format)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1817,7 +1979,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__map)
-            opts="-f -s -l -U -q -h --format --start-offset --max-length --output --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -s -l -U -q -h --format --start-offset --max-length --output --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1855,6 +2017,14 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --parent)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent-changed)
+                    COMPREPLY=($(compgen -W "refuse accept" -- "${cur}"))
+                    return 0
+                    ;;
                 --backing-format)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1875,7 +2045,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__measure)
-            opts="-f -O -o -l -s -U -q -h --format --target-format --options --snapshot --size --output --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -O -o -l -s -U -q -h --format --target-format --options --snapshot --size --output --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1929,6 +2099,14 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --parent)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent-changed)
+                    COMPREPLY=($(compgen -W "refuse accept" -- "${cur}"))
+                    return 0
+                    ;;
                 --backing-format)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1949,7 +2127,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__rebase)
-            opts="-f -b -F -u -c -t -T -p -U -q -h --format --backing --new-backing-format --unsafe --compress --cache --backing-cache --progress --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -b -F -u -c -t -T -p -U -q -h --format --backing --new-backing-format --unsafe --compress --cache --backing-cache --progress --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2003,6 +2181,14 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --parent)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent-changed)
+                    COMPREPLY=($(compgen -W "refuse accept" -- "${cur}"))
+                    return 0
+                    ;;
                 --backing-format)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -2023,7 +2209,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__resize)
-            opts="-f -U -q -h --format --shrink --preallocation --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -U -q -h --format --shrink --preallocation --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2043,6 +2229,14 @@ _vdtool() {
                     ;;
                 --allow-ref)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent-changed)
+                    COMPREPLY=($(compgen -W "refuse accept" -- "${cur}"))
                     return 0
                     ;;
                 --backing-format)
@@ -2065,7 +2259,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__serve)
-            opts="-f -r -s -U -q -h --nbd --name --connections --persistent --bitmap --tls --tls-verify-peer --ublk --queues --depth --dev-id --recover --no-recovery --no-zero-copy --no-batches --unprivileged --list --delete --format --read-only --snapshot --overlay --cache --discard --aio --detect-zeroes --on-read-error --on-write-error --limit --logical-block-size --physical-block-size --max-io --watermark --stats-interval --control --ready-fd --pid-file --description --output --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -r -s -U -q -h --nbd --name --connections --persistent --bitmap --tls --tls-verify-peer --ublk --queues --depth --dev-id --recover --no-recovery --no-zero-copy --no-batches --unprivileged --list --delete --format --read-only --snapshot --overlay --cache --discard --aio --detect-zeroes --on-read-error --on-write-error --limit --logical-block-size --physical-block-size --max-io --watermark --stats-interval --control --ready-fd --pid-file --description --output --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2191,6 +2385,14 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --parent)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent-changed)
+                    COMPREPLY=($(compgen -W "refuse accept" -- "${cur}"))
+                    return 0
+                    ;;
                 --backing-format)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -2211,7 +2413,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__snapshot)
-            opts="-f -l -c -a -d -U -q -h --format --list --create --apply --delete --output --force-share --allow-ref --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -l -c -a -d -U -q -h --format --list --create --apply --delete --output --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2255,6 +2457,14 @@ _vdtool() {
                     ;;
                 --allow-ref)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent-changed)
+                    COMPREPLY=($(compgen -W "refuse accept" -- "${cur}"))
                     return 0
                     ;;
                 --backing-format)

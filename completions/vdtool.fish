@@ -31,6 +31,7 @@ complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "create" -d 'Make a ne
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "info" -d 'Show what an image is'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "convert" -d 'Copy disks into a new image'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "check" -d 'Check an image\'s metadata, and repair it'
+complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "compact" -d 'Give back the space that an image takes for nothing'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "map" -d 'List the extents of a disk'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "compare" -d 'Compare two disks'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "measure" -d 'Tell how large a converted image will be'
@@ -52,6 +53,9 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand create" -s o -l options -d
 complete -c vdtool -n "__fish_vdtool_using_subcommand create" -s b -l backing -d 'Make an image that holds what differs from this one' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand create" -s F -l backing-format -d 'Format of the backing image; without it the content decides' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand create" -l allow-ref -d 'Let the backing image name this file, or any file, as its own; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand create" -l parent -d 'What lies below the image, topmost first, whatever images name; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand create" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
+accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand create" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand create" -s u -l backing-unsafe -d 'Do not open the backing image: it need not exist, and SIZE and -F must be given'
 complete -c vdtool -n "__fish_vdtool_using_subcommand create" -s U -l force-share -d 'Read the backing image even where another process has it open for writing'
@@ -61,7 +65,10 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand create" -s h -l help -d 'P
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -s f -l format -d 'Format of the image; without it the content decides' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l output -d 'How to print the result' -r -f -a "human\t'For people'
 json\t'For programs; keys as qemu-img has them'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file, or have parents be looked for by identity in this directory; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l parent -d 'What lies below the image, topmost first, whatever images name; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
+accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l object -d 'An object, such as a secret' -r
@@ -94,7 +101,10 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l progress -d 'H
 bar\t'A bar; where stderr is no terminal, lines of text'
 json\t'One JSON object a line on stderr'
 none\t'Nothing'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file, or have parents be looked for by identity in this directory; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l parent -d 'What lies below the image, topmost first, whatever images name; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
+accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l object -d 'An object, such as a secret' -r
@@ -127,7 +137,10 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l progress -d 'How
 bar\t'A bar; where stderr is no terminal, lines of text'
 json\t'One JSON object a line on stderr'
 none\t'Nothing'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file, or have parents be looked for by identity in this directory; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l parent -d 'What lies below the image, topmost first, whatever images name; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
+accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l object -d 'An object, such as a secret' -r
@@ -137,12 +150,37 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l no-mmap -d 'Read
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l image-opts -d 'An image by options'
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -s f -l format -d 'Format of the image; without it the content decides' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -l output -d 'How to print the result' -r -f -a "human\t'For people'
+json\t'For programs; keys as qemu-img has them'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -l progress -d 'How to show progress, on stderr' -r -f -a "auto\t'A bar on a terminal, nothing elsewhere'
+bar\t'A bar; where stderr is no terminal, lines of text'
+json\t'One JSON object a line on stderr'
+none\t'Nothing'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file, or have parents be looked for by identity in this directory; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -l parent -d 'What lies below the image, topmost first, whatever images name; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
+accept\t'It is read as it is now'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -l object -d 'An object, such as a secret' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -l no-scan -d 'Do not look for stored zeroes'
+complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -s n -l dry-run -d 'Say what could be given back, and change nothing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -s p -d 'Show a progress bar: the same as --progress bar'
+complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -s U -l force-share -d 'Read even where another process has the image open for writing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -l no-mmap -d 'Read by system calls, not through mappings'
+complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -l image-opts -d 'An image by options'
+complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -s f -l format -d 'Format of the image; without it the content decides' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -s s -l start-offset -d 'First byte of the disk to look at' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -s l -l max-length -d 'How many bytes to look at; without it, all up to the end' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l output -d 'How to print the result' -r -f -a "human\t'For people'
 json\t'For programs; keys as qemu-img has them'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file, or have parents be looked for by identity in this directory; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l parent -d 'What lies below the image, topmost first, whatever images name; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
+accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l object -d 'An object, such as a secret' -r
@@ -164,7 +202,10 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l progress -d 'H
 bar\t'A bar; where stderr is no terminal, lines of text'
 json\t'One JSON object a line on stderr'
 none\t'Nothing'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file, or have parents be looked for by identity in this directory; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l parent -d 'What lies below the image, topmost first, whatever images name; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
+accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l object -d 'An object, such as a secret' -r
@@ -182,7 +223,10 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -s l -l snapshot 
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -s s -l size -d 'Size of a disk without data, instead of FILE' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l output -d 'How to print the result' -r -f -a "human\t'For people'
 json\t'For programs; keys as qemu-img has them'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file, or have parents be looked for by identity in this directory; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l parent -d 'What lies below the image, topmost first, whatever images name; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
+accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l object -d 'An object, such as a secret' -r
@@ -196,7 +240,10 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l preallocation -
 metadata\t'Tables lead to it, in formats that have some'
 falloc\t'It is allocated'
 full\t'It is allocated and written with zeroes'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file, or have parents be looked for by identity in this directory; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l parent -d 'What lies below the image, topmost first, whatever images name; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
+accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l object -d 'An object, such as a secret' -r
@@ -212,7 +259,10 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -s a -l apply -d
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -s d -l delete -d 'Delete the first snapshot of this name or id' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l output -d 'How to print the result' -r -f -a "human\t'For people'
 json\t'For programs; keys as qemu-img has them'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file, or have parents be looked for by identity in this directory; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l parent -d 'What lies below the image, topmost first, whatever images name; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
+accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l object -d 'An object, such as a secret' -r
@@ -233,7 +283,10 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l progress -d 'Ho
 bar\t'A bar; where stderr is no terminal, lines of text'
 json\t'One JSON object a line on stderr'
 none\t'Nothing'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file, or have parents be looked for by identity in this directory; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l parent -d 'What lies below the image, topmost first, whatever images name; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
+accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l object -d 'An object, such as a secret' -r
@@ -261,7 +314,10 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l progress -d 'Ho
 bar\t'A bar; where stderr is no terminal, lines of text'
 json\t'One JSON object a line on stderr'
 none\t'Nothing'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file, or have parents be looked for by identity in this directory; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l parent -d 'What lies below the image, topmost first, whatever images name; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
+accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l object -d 'An object, such as a secret' -r
@@ -278,7 +334,10 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l merge -d 'Add w
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s g -l granularity -d 'Bytes that one bit of a new bitmap stands for [default: the cluster size, at least 4k]' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s b -l source-file -d 'Merge from a bitmap of this image' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s F -l source-format -d 'Format of that image; without it its content decides' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file, or have parents be looked for by identity in this directory; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l parent -d 'What lies below the image, topmost first, whatever images name; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
+accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l object -d 'An object, such as a secret' -r
@@ -303,7 +362,10 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l progress -d 'How
 bar\t'A bar; where stderr is no terminal, lines of text'
 json\t'One JSON object a line on stderr'
 none\t'Nothing'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file, or have parents be looked for by identity in this directory; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l parent -d 'What lies below the image, topmost first, whatever images name; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
+accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l object -d 'An object, such as a secret' -r
@@ -316,7 +378,10 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -s q -l quiet -d 'P
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -s f -l format -d 'Format of INPUT; without it the content decides' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -s O -l output-format -d 'Format of OUTPUT; without it the extension decides, else it is raw' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file, or have parents be looked for by identity in this directory; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -l parent -d 'What lies below the image, topmost first, whatever images name; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
+accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -l object -d 'An object, such as a secret' -r
@@ -341,7 +406,10 @@ native\t'By the kernel\'s older interface'
 io_uring\t'By the kernel\'s newer interface'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l pattern -d 'With -w: the byte that is written, instead of 0' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l flush-interval -d 'With -w: flush after so many requests' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file, or have parents be looked for by identity in this directory; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l parent -d 'What lies below the image, topmost first, whatever images name; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
+accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l object -d 'An object, such as a secret' -r
@@ -363,7 +431,10 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s d -l discard -d 'Wh
 ignore\t'They do nothing'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s c -l cmd -d 'A command to run; repeatable' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l script -d 'A file with a command on each line, blank lines and # comments; \'-\' is standard input' -r -F
-complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file, or have parents be looked for by identity in this directory; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l parent -d 'What lies below the image, topmost first, whatever images name; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
+accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l object -d 'An object, such as a secret' -r
@@ -425,7 +496,10 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l pid-file -d 'Wri
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l description -d 'What clients are told that the export is' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l output -d 'How to print the result' -r -f -a "human\t'For people'
 json\t'For programs; keys as qemu-img has them'"
-complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file, or have parents be looked for by identity in this directory; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l parent -d 'What lies below the image, topmost first, whatever images name; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
+accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l object -d 'An object, such as a secret' -r
@@ -506,26 +580,27 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subco
 complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c vdtool -n "__fish_vdtool_using_subcommand completions" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "create" -d 'Make a new image'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "info" -d 'Show what an image is'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "convert" -d 'Copy disks into a new image'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "check" -d 'Check an image\'s metadata, and repair it'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "map" -d 'List the extents of a disk'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "compare" -d 'Compare two disks'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "measure" -d 'Tell how large a converted image will be'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "resize" -d 'Change the size of a disk'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "snapshot" -d 'List, make, apply and delete internal snapshots'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "commit" -d 'Move what an image has into one below it'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "rebase" -d 'Give an image another backing image'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "bitmap" -d 'Add, remove, clear, merge, enable and disable dirty bitmaps'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "amend" -d 'Change format options of an image in place'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "dd" -d 'Copy a part of a disk into a new image'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "bench" -d 'Measure how fast a disk is read or written'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "io" -d 'Read and write a disk\'s bytes by commands'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "serve" -d 'Serve disks until told to stop'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "ctl" -d 'Give commands to a running \'serve --control\''
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "completions" -d 'Print completions for a shell'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "create" -d 'Make a new image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "info" -d 'Show what an image is'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "convert" -d 'Copy disks into a new image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "check" -d 'Check an image\'s metadata, and repair it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "compact" -d 'Give back the space that an image takes for nothing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "map" -d 'List the extents of a disk'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "compare" -d 'Compare two disks'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "measure" -d 'Tell how large a converted image will be'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "resize" -d 'Change the size of a disk'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "snapshot" -d 'List, make, apply and delete internal snapshots'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "commit" -d 'Move what an image has into one below it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "rebase" -d 'Give an image another backing image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "bitmap" -d 'Add, remove, clear, merge, enable and disable dirty bitmaps'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "amend" -d 'Change format options of an image in place'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "dd" -d 'Copy a part of a disk into a new image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "bench" -d 'Measure how fast a disk is read or written'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "io" -d 'Read and write a disk\'s bytes by commands'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "serve" -d 'Serve disks until told to stop'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "ctl" -d 'Give commands to a running \'serve --control\''
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "completions" -d 'Print completions for a shell'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "status" -d 'What is served, and how it does'
 complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "stats" -d 'What was done so far: requests, bytes, failures, latencies'
 complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "pause" -d 'Hold requests, and return once none is under way'

@@ -851,3 +851,27 @@ fn a_disk_is_measured_as_large_as_it_becomes() {
         assert_eq!(told["required"], found, "{options}");
     }
 }
+
+#[test]
+fn blocks_behind_the_end_of_the_disk_never_show_and_go_when_it_shrinks() {
+    let behind = Made {
+        disk: 2 * 4096,
+        ..made(4096, &[2, FREE, 0, 1])
+    };
+    let storage = behind.memory();
+    let disk = chain(&storage, Access::Write).expect("opens");
+    disk.resize(4 * 4096).expect("grows");
+    let mut expected = behind.content();
+    expected.resize(4 * 4096, 0);
+    assert_same(&read_all(&disk), &expected, 0, "grown");
+    disk.close().expect("closes");
+    assert_eq!(checked(&storage, Repair::Leaks).corruptions, 0);
+    is_clean(&storage, "grown");
+    let storage = behind.memory();
+    let disk = chain(&storage, Access::Write).expect("opens");
+    disk.resize(4096).expect("shrinks");
+    disk.close().expect("closes");
+    assert_eq!(storage.size(), u64::from(behind.data) + 4096);
+    is_clean(&storage, "shrunk");
+    assert_same(&read(&storage), &expected[..4096], 0, "shrunk");
+}

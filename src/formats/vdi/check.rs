@@ -46,7 +46,21 @@ impl Vdi {
         })?;
         report.allocated_clusters = slots.used;
         report.image_end_offset = header.host(slots.end).start;
-        self.check_count(&mut report, shape, &mut slots, repair)?;
+        if header.word(COUNT) < slots.end {
+            let text = format!(
+                "{} blocks are counted, and the file has {}: others would write over one that is in use",
+                header.word(COUNT),
+                slots.end
+            );
+            let did = match repair {
+                Repair::Nothing => None,
+                Repair::Leaks | Repair::All => {
+                    self.write_count(&mut slots)?;
+                    Some(format!("{} are counted now", slots.end))
+                }
+            };
+            report.add(Severity::Corruption, 1, text, did);
+        }
         self.check_entries(&mut report, shape, &mut slots, faults, repair)?;
         self.check_end(&mut report, shape, &slots, repair)?;
         if !header.disk().is_multiple_of(SECTOR) {
@@ -57,33 +71,6 @@ impl Vdi {
             report.add(Severity::Note, 0, text, None);
         }
         Ok(report)
-    }
-
-    /// What others go by when they take the next block.
-    fn check_count(
-        &self,
-        report: &mut Report,
-        shape: &Shape,
-        slots: &mut Slots,
-        repair: Repair,
-    ) -> Result<()> {
-        let count = shape.header.word(COUNT);
-        if count >= slots.end {
-            return Ok(());
-        }
-        let text = format!(
-            "{count} blocks are counted, and the file has {}: others would write over one that is in use",
-            slots.end
-        );
-        let did = match repair {
-            Repair::Nothing => None,
-            Repair::Leaks | Repair::All => {
-                self.write_count(slots)?;
-                Some(format!("{} are counted now", slots.end))
-            }
-        };
-        report.add(Severity::Corruption, 1, text, did);
-        Ok(())
     }
 
     fn check_entries(
@@ -104,7 +91,7 @@ impl Vdi {
                     Some("its data is lost: it reads as zeroes now")
                 }
                 Fault::Shared => {
-                    self.relocate(shape, slots, &[(index, number)])?;
+                    self.relocate(slots, &[index])?;
                     Some("it was given a copy of its own")
                 }
                 Fault::Cut if self.storage.has_fixed_len() => None,

@@ -10,6 +10,7 @@ use crate::image::create::{CreateOptions, PREALLOCATION, Preallocation};
 use crate::image::driver::Creator;
 use crate::image::options::{OptionKind, OptionSpec};
 use crate::storage::{Storage, fill_space, give_space, start_over};
+use crate::util::align::up;
 use crate::util::random;
 
 /// Blocks are as large as all programs take them, unless asked otherwise.
@@ -111,7 +112,7 @@ impl Plan {
             )));
         }
         let plan = Self {
-            size: options.size.next_multiple_of(SECTOR),
+            size: up(options.size, SECTOR).unwrap_or(u64::MAX),
             block,
             fixed,
             preallocation,

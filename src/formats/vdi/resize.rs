@@ -9,7 +9,7 @@ use crate::formats::vdi::slots::Slots;
 use crate::image::table::{Endian, Table};
 use crate::image::units::{Taken, Units};
 use crate::image::{Compact, LayerBelow, Resize};
-use crate::storage::{Zeroing, copy, zero_or_write};
+use crate::storage::{Zeroing, zero_or_write};
 use crate::util::align::len64;
 use crate::util::progress::{Progress, Silent};
 
@@ -85,13 +85,13 @@ impl Vdi {
     /// that they named, then the size.
     fn shrink(&self, size: u64) -> Result<()> {
         self.allocator.begin(self)?;
-        let old = self.shape.load().header.blocks();
+        let entries = self.shape.load().header.entries();
         let blocks = size.div_ceil(self.block);
         let cut = size % self.block;
         if cut != 0 && self.number(blocks - 1)? < ZERO {
             self.zero_within(blocks - 1, cut..self.block, Zeroing::MayUnmap)?;
         }
-        self.fill_map(blocks..old, |_| u64::from(FREE))?;
+        self.fill_map(blocks..entries, |_| u64::from(FREE))?;
         self.allocator.order.settle_all()?;
         self.pack(&Silent)?;
         self.rewrite(|header| {
@@ -193,42 +193,30 @@ impl Vdi {
             slots.add(number);
         });
         loop {
-            let mut moves = Vec::new();
+            let mut blocks = Vec::new();
             shape.map.each(&*self.storage, |index, number| {
-                if u64::from(number) < gone && moves.len() < STEP {
-                    moves.push((index, u64::from(number)));
+                if u64::from(number) < gone && blocks.len() < STEP {
+                    blocks.push(index);
                 }
                 Ok(())
             })?;
-            match moves.is_empty() {
+            match blocks.is_empty() {
                 true => return Ok(()),
-                false => self.relocate(shape, slots, &moves)?,
+                false => self.relocate(slots, &blocks)?,
             }
         }
     }
 
-    /// Gives blocks, each with its number in the file, other space: gaps, or at the end.  A power cut
-    /// leaves them where they were or where they are.
-    pub(super) fn relocate(
-        &self,
-        shape: &Shape,
-        slots: &mut Slots,
-        moves: &[(u64, u64)],
-    ) -> Result<()> {
-        let (storage, header) = (&*self.storage, &shape.header);
-        let mut numbers = Vec::new();
-        for (_, from) in moves {
-            let to = slots.gap().unwrap_or(slots.end);
-            self.claim(slots, header, to, 1)?;
-            let (from, to_host) = (header.host(*from).start, header.host(to).start);
-            copy::copy(storage, from, storage, to_host, header.total())?;
-            numbers.push(u32::try_from(to).unwrap_or(FREE));
-        }
-        self.allocator.order.settle_all()?;
-        for ((index, _), number) in moves.iter().zip(numbers) {
-            shape.map.publish(storage, *index, &[number])?;
-        }
-        self.allocator.order.settle_all()
+    /// Gives blocks that have space other space: gaps, or at the end.
+    pub(super) fn relocate(&self, slots: &mut Slots, blocks: &[u64]) -> Result<()> {
+        let header = &self.shape.load().header;
+        let new = blocks.iter().map(|index| {
+            let number = slots.gap().unwrap_or(slots.end);
+            self.claim(slots, header, number, 1)?;
+            Ok((*index, header.taken(number, 1)))
+        });
+        let moves: Result<Vec<_>> = new.collect();
+        self.allocator.move_units(self, &moves?, &Silent)
     }
 }
 

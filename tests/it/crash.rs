@@ -785,8 +785,8 @@ fn a_host_that_fails_to_sync_loses_nothing_that_it_has() {
     let dynamic = [vhd("block_size=4k", 130 * 512)];
     let child = [vhd("block_size=8k", 130 * 512), RAW];
     let vdis = [
-        vdi("block_size=8k", 130 * 512),
-        vdi("block_size=4k", 130 * 512),
+        vdi("block_size=4k", 900 * 512),
+        vdi("block_size=8k", 900 * 512),
     ];
     for (name, specs) in [
         ("dynamic", &dynamic[..]),

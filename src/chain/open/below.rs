@@ -1,5 +1,5 @@
-//! The layer below another: the one that the user gave, one that it names, or one that has the
-//! identity it recorded.
+//! The layer below another: the one that the user gave, one that it names, or where it has no names
+//! the one that has the identity it recorded.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -38,7 +38,8 @@ impl<'a> Walk<'a> {
             return Ok(layer);
         }
         match (backing.identity, how.format) {
-            (Some(identity), Some(driver)) => {
+            // Where a name is recorded, what else has the identity may be a copy.
+            (Some(identity), Some(driver)) if backing.names.is_empty() => {
                 self.identified(&above, backing, (driver, identity), &how)
             }
             _ => Err(missing(&above, backing)),
@@ -192,7 +193,7 @@ impl<'a> Walk<'a> {
                 );
                 Err(Error::corrupt(text).at(&above.path))
             }
-            ([], []) => Err(not_found(above, backing, wanted.1, &looked, &self.search)),
+            ([], []) => Err(not_found(above, wanted.1, &looked, &self.search)),
         }
     }
 
@@ -273,24 +274,12 @@ fn missing(above: &Namer, backing: &Backing) -> Error {
 /// Names of another directory that are told at most.
 const MAX_TOLD: usize = 3;
 
-/// The error for a backing file that no name leads to, and that no image looked at is.
-fn not_found(
-    above: &Namer,
-    backing: &Backing,
-    identity: Uuid,
-    looked: &Looked,
-    search: &Search,
-) -> Error {
-    let mut text = "its backing file is not there (looked for ".to_owned();
-    for name in &backing.names {
-        let _ = write!(
-            text,
-            "'{}' ({}), ",
-            printable(&name.path),
-            printable(&name.origin)
-        );
-    }
-    let _ = write!(text, "the UUID {identity} in {} files", looked.files);
+/// The error for a backing file that no image looked at is.
+fn not_found(above: &Namer, identity: Uuid, looked: &Looked, search: &Search) -> Error {
+    let mut text = format!(
+        "its backing file is not there (looked for the UUID {identity} in {} files",
+        looked.files
+    );
     for (index, directory) in looked.directories.iter().enumerate() {
         let joined = if index == 0 { " in" } else { "," };
         let _ = write!(text, "{joined} {}", printable(directory));

@@ -1,8 +1,8 @@
 //! A parent that is known by its identity alone.
 //!
-//! Formats that store no path leave it to others to know where a parent is, and paths become wrong.
-//! It is looked for among the files that the user allows, in the image's own directory, and in the
-//! directories that the user allows.  Only regular files are looked at, no more of them than
+//! Formats that store no path leave it to others to know where a parent is.  It is looked for among
+//! the files that the user allows, in the image's own directory, and in the directories that the user
+//! allows.  Only regular files are looked at, no more of them than
 //! [`MAX_LOOKED`] for a chain, each once; of each the header is read, without a lock.
 
 use std::ffi::{OsStr, OsString};
@@ -125,7 +125,9 @@ impl Search {
             ids.push(image.id);
             new
         });
-        looked.elsewhere = elsewhere(above, references, driver);
+        if looked.found.is_empty() {
+            looked.elsewhere = elsewhere(above, references, driver);
+        }
         Ok(looked)
     }
 

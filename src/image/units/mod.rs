@@ -210,7 +210,7 @@ pub trait Units: fmt::Debug + Send + Sync {
     /// `Corrupt` where its entry points outside what it may; the host's.
     fn unit(&self, index: u64) -> Result<Unit>;
     /// What the parts of a unit read as that a range within it touches, in runs, in order, without
-    /// gaps; they may reach past the range.
+    /// gaps; they may reach past the range.  For units whose parts differ.
     ///
     /// # Errors
     /// As [`Units::unit`].

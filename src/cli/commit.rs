@@ -13,7 +13,7 @@ use crate::copy::{self, default_workers};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Driver, Image, Role};
 use crate::storage::HostId;
-use crate::storage::open::Access;
+use crate::storage::open::{Access, StorageOptions};
 use crate::util::text::printable;
 
 const HELP: &str = "\
@@ -90,7 +90,7 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
         _ => Ok(()),
     };
     // However it ended: its disk is what it was, over what the base has become.
-    accept(upper, &base, globals);
+    accept(upper, &base, &options, globals);
     done?;
     emptied?;
     globals.say("Image committed.")?;
@@ -148,7 +148,7 @@ fn depth_of(chain: &Chain, base: &OsStr, file: &Path) -> Result<usize> {
 
 /// Has the image right above the base say that the base is in the state that it is in now, where it
 /// says which.
-fn accept(upper: Chain, base: &Chain, globals: &Globals) {
+fn accept(upper: Chain, base: &Chain, options: &ChainOptions, globals: &Globals) {
     let Some(above) = upper.layers().last() else {
         return;
     };
@@ -166,6 +166,11 @@ fn accept(upper: Chain, base: &Chain, globals: &Globals) {
     drop(upper);
     let options = ChainOptions {
         format: Some(driver),
+        order: options.order,
+        storage: StorageOptions {
+            access: Access::Write,
+            ..options.storage
+        },
         ..ChainOptions::write()
     };
     let done = chain::open::open_top(&path, &options).and_then(|mut chain| {

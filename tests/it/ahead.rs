@@ -44,6 +44,8 @@ fn writes_into_a_thousand_new_clusters_share_a_few_syncs() {
         ("qcow2", "cluster_size=4k", 64 << 10, 30),
         ("vhd", "", 2 << 20, 12),
         ("vhd", "block_size=512k", 512 << 10, 40),
+        ("vdi", "", 1 << 20, 12),
+        ("vdi", "block_size=64k", 64 << 10, 80),
     ];
     for (format, options, step, most) in cases {
         let disk = Disk::create(Place::Memory, &[spec(format, options)]);
@@ -93,7 +95,11 @@ fn a_close_cuts_off_what_was_made_ready_and_not_used() {
 
 #[test]
 fn a_kill_leaves_leaks_and_nothing_worse() {
-    for (format, options, step) in [("qcow2", "", 64 << 10), ("vhd", "", 2 << 20)] {
+    for (format, options, step) in [
+        ("qcow2", "", 64 << 10),
+        ("vhd", "", 2 << 20),
+        ("vdi", "", 1 << 20),
+    ] {
         let disk = Disk::create(Place::Memory, &[spec(format, options)]);
         let top = Arc::clone(&disk.memory()[0]);
         let chain = disk.open(Access::Write, WriteOrder::Ordered);

@@ -20,7 +20,9 @@ fn spec(format: &'static str, options: &'static str) -> LayerSpec {
 }
 
 /// Formats that can be compacted, small, and some over others.
-const DISKS: [&[(&str, &str)]; 7] = [
+const DISKS: [&[(&str, &str)]; 9] = [
+    &[("vdi", "block_size=4k")],
+    &[("vdi", "block_size=16k"), ("vdi", "block_size=4k")],
     &[("vhd", "block_size=4k")],
     &[("vhd", "block_size=16k")],
     &[("vhd", "block_size=4k"), ("raw", "")],
@@ -97,6 +99,7 @@ fn a_disk_reads_as_before_and_its_file_is_as_short_as_it_can_be() {
     for (format, options) in [
         ("vhd", "block_size=2M"),
         ("vhd", "block_size=512k"),
+        ("vdi", ""),
         ("qcow2", "cluster_size=64k"),
         ("qcow2", "compat=0.10"),
     ] {
@@ -110,7 +113,9 @@ fn a_disk_reads_as_before_and_its_file_is_as_short_as_it_can_be() {
         };
         assert!(same(file, "before"), "a dry run changes nothing");
         let done = compacted(dir, &[file]);
-        assert_eq!(told["zero-bytes"], 6 << 20, "{format}: {told}");
+        // Discarded blocks of a VDI are stored until then.
+        let zero = if format == "vdi" { 10 } else { 6 };
+        assert_eq!(told["zero-bytes"], zero << 20, "{format}: {told}");
         assert_eq!(done["zero-bytes"], told["zero-bytes"], "{format}");
         run(dir, &["check", "-q", file]).success();
         run(
@@ -121,8 +126,8 @@ fn a_disk_reads_as_before_and_its_file_is_as_short_as_it_can_be() {
         let length = done["length"].as_u64().expect("a number");
         let taken = done["actual-size"].as_u64().expect("a number");
         assert!(taken < 15 << 20, "{format} {options}: {done}");
-        if format == "vhd" {
-            assert!(length < 15 << 20, "{options}: {done}");
+        if format != "qcow2" {
+            assert!(length <= 15 << 20, "{options}: {done}");
         }
         if requires("qemu-img") {
             let theirs = if format == "vhd" { "vpc" } else { format };
@@ -154,7 +159,7 @@ fn stored_zeroes_stay_where_they_are_not_looked_for() {
 
 #[test]
 fn a_child_is_packed_and_shows_nothing_of_its_parent() {
-    for format in ["vhd", "qcow2"] {
+    for format in ["vhd", "vdi", "qcow2"] {
         let dir = scratch();
         let dir = dir.path();
         let create = ["create", "-q", "-f", format];

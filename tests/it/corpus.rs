@@ -204,15 +204,17 @@ fn reads_right(row: &Row) {
 }
 
 #[test]
-fn vhds_by_other_producers_read_as_listed() {
+fn vhds_and_vdis_by_other_producers_read_as_listed() {
     let Some(corpus) = corpus() else { return };
     let rows = rows(&corpus);
-    let vhds = rows.iter().filter(|r| r.format == "vhd");
-    let right: Vec<&Row> = vhds
-        .filter(|r| ["valid", "damaged"].contains(&&*r.class))
-        .collect();
-    assert!(right.len() >= 15, "the list has {} of them", right.len());
-    right.into_iter().for_each(reads_right);
+    for (format, least) in [("vhd", 15), ("vdi", 3)] {
+        let right: Vec<&Row> = rows
+            .iter()
+            .filter(|r| r.format == format && ["valid", "damaged"].contains(&&*r.class))
+            .collect();
+        assert!(right.len() >= least, "the list has {} of them", right.len());
+        right.into_iter().for_each(reads_right);
+    }
 }
 
 #[test]
@@ -263,10 +265,10 @@ fn no_image_by_another_producer_makes_a_probe_or_a_read_panic() {
 
 /// What we write into images by others stays, and nothing else changes.
 #[test]
-fn vhds_by_other_producers_can_be_written() {
+fn vhds_and_vdis_by_other_producers_can_be_written() {
     let Some(corpus) = corpus() else { return };
     for row in rows(&corpus) {
-        if row.format != "vhd" || row.class != "valid" {
+        if !["vhd", "vdi"].contains(&&*row.format) || row.class != "valid" {
             continue;
         }
         let directory = scratch();
@@ -295,7 +297,7 @@ fn vhds_by_other_producers_can_be_written() {
         let mut last = [0; 700];
         chain.read_at(&mut last, size - 700).expect("reads");
         assert_eq!(last, [0x69; 700], "{}", row.name);
-        let check = chain.top().as_check().expect("vhd has a check");
+        let check = chain.top().as_check().expect("it has a check");
         let report = check
             .check(Repair::Nothing, &vdtool::util::progress::Silent)
             .expect("the check runs");

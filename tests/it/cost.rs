@@ -517,7 +517,7 @@ fn cache_mode_unsafe_has_nothing_synced_ever() {
         let trace = std::fs::read_to_string(dir.join("trace")).expect("reads");
         trace.lines().filter(|l| l.contains("sync")).count()
     };
-    for format in ["qcow2", "vhd"] {
+    for format in ["qcow2", "vhd", "vdi"] {
         let make = |line: &[&str]| drop(vdtool().current_dir(dir).args(line).assert().success());
         make(&["create", "-q", "-f", format, "base", "8M"]);
         make(&["io", "-q", "-c", "write -P 1 0 4M", "base"]);

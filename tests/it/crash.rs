@@ -52,6 +52,7 @@ pub(crate) enum Act {
     Place(Range<u64>),
     /// Has space assigned to ranges that will be written.
     Assign(Range<u64>),
+    Resize(u64),
     Flush,
     Close,
     /// Frees what reads as zeroes and packs the file.
@@ -60,7 +61,12 @@ pub(crate) enum Act {
 
 impl Act {
     /// Does it to the disk and to its model.
-    fn carry_out(&self, chain: &Chain, model: &mut [u8], rng: &mut Seeded) -> vdtool::Result<()> {
+    fn carry_out(
+        &self,
+        chain: &Chain,
+        model: &mut Vec<u8>,
+        rng: &mut Seeded,
+    ) -> vdtool::Result<()> {
         let part = |range: &Range<u64>| len(range.start)..len(range.end);
         match self {
             Self::Write(range) => {
@@ -99,6 +105,10 @@ impl Act {
             Self::Assign(range) => {
                 let layout = chain.top().as_layout().expect("has one");
                 layout.assign(std::slice::from_ref(range))
+            }
+            Self::Resize(size) => {
+                model.resize(len(*size), 0);
+                chain.resize(*size)
             }
             Self::Flush => chain.flush(),
             Self::Close => chain.close(),
@@ -613,6 +623,19 @@ fn a_vdi_survives_kills_and_power_cuts() {
         vdi("block_size=4k", 130 * 512),
     ];
     sessions("vdi over vdi", &child, Also::Nothing);
+    sessions_on(Place::Device(3 << 20), "vdi", &child[1..], Also::Nothing);
+}
+
+#[test]
+fn a_vdi_that_is_resized_survives_kills_and_power_cuts() {
+    for options in ["block_size=4k", "block_size=8k,subformat=fixed"] {
+        sessions(options, &[vdi(options, 130 * 512)], Also::Resizing);
+    }
+    let child = [
+        vdi("block_size=8k", 130 * 512),
+        vdi("block_size=4k", 190 * 512),
+    ];
+    sessions("vdi over vdi", &child, Also::Resizing);
 }
 
 fn qcow2(options: &'static str, size: u64) -> LayerSpec {
@@ -743,7 +766,16 @@ fn with_faults(name: &str, specs: &[LayerSpec], op: Op, errno: i32) {
 fn a_full_disk_loses_nothing_that_was_acknowledged() {
     let dynamic = [vhd("block_size=4k", 130 * 512)];
     let child = [vhd("block_size=8k", 130 * 512), RAW];
-    for (name, specs) in [("dynamic", &dynamic[..]), ("child", &child[..])] {
+    let vdis = [
+        vdi("block_size=8k", 130 * 512),
+        vdi("block_size=4k", 130 * 512),
+    ];
+    for (name, specs) in [
+        ("dynamic", &dynamic[..]),
+        ("child", &child[..]),
+        ("vdi", &vdis[1..]),
+        ("vdi over vdi", &vdis[..]),
+    ] {
         with_faults(name, specs, Op::Change, libc::ENOSPC);
     }
 }
@@ -752,7 +784,15 @@ fn a_full_disk_loses_nothing_that_was_acknowledged() {
 fn a_host_that_fails_to_sync_loses_nothing_that_it_has() {
     let dynamic = [vhd("block_size=4k", 130 * 512)];
     let child = [vhd("block_size=8k", 130 * 512), RAW];
-    for (name, specs) in [("dynamic", &dynamic[..]), ("child", &child[..])] {
+    let vdis = [
+        vdi("block_size=4k", 900 * 512),
+        vdi("block_size=8k", 900 * 512),
+    ];
+    for (name, specs) in [
+        ("dynamic", &dynamic[..]),
+        ("child", &child[..]),
+        ("vdi over vdi", &vdis[..]),
+    ] {
         with_faults(name, specs, Op::Sync, libc::EIO);
     }
 }

@@ -55,4 +55,5 @@ mod target;
 mod threads;
 mod ublk;
 mod util;
+mod vdi;
 mod vhd;

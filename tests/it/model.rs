@@ -420,6 +420,8 @@ fn a_vdi_agrees_with_a_byte_vector() {
         Session::new(options, Place::Memory, &specs).run();
     }
     Session::new("vdi file", Place::Files, &[vdi("", (5 << 20) + 512)]).run();
+    let specs = [vdi("block_size=16k", (1 << 20) + 1536)];
+    Session::new("vdi device", Place::Device(4 << 20), &specs).run();
 }
 
 #[test]
@@ -429,6 +431,12 @@ fn a_differencing_vdi_agrees_with_a_byte_vector() {
         vdi("block_size=4k", 900 * 512),
     ];
     Session::new("vdi over vdi", Place::Memory, &specs).run();
+    // The parent goes on behind the end of the child.
+    let specs = [
+        vdi("block_size=16k", 1 << 20),
+        vdi("block_size=4k", 3 << 20),
+    ];
+    Session::new("vdi over a longer one", Place::Memory, &specs).run();
 }
 
 fn qcow2(options: &'static str, size: u64) -> LayerSpec {

@@ -15,7 +15,7 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
 /// Runs vdtool in `directory`; it must succeed.
-fn run(directory: &Path, arguments: &[&str]) -> String {
+pub(crate) fn run(directory: &Path, arguments: &[&str]) -> String {
     let done = vdtool()
         .current_dir(directory)
         .args(arguments)
@@ -26,14 +26,14 @@ fn run(directory: &Path, arguments: &[&str]) -> String {
 
 /// A write of one byte value.
 #[derive(Debug, Clone, Copy)]
-struct Pattern {
+pub(crate) struct Pattern {
     byte: u8,
     at: u64,
     len: u64,
 }
 
 /// Writes here and there in a disk of `size` bytes, in whole sectors, as both tools take them.
-fn patterns(rng: &mut Seeded, size: u64) -> Vec<Pattern> {
+pub(crate) fn patterns(rng: &mut Seeded, size: u64) -> Vec<Pattern> {
     let pattern = |_| {
         let at = rng.u64(0..size / 512) * 512;
         let longest = [8 * KIB, 64 * KIB, 3 * MIB][rng.usize(..3)];
@@ -56,13 +56,13 @@ fn patterns(rng: &mut Seeded, size: u64) -> Vec<Pattern> {
 }
 
 /// The patterns as arguments of qemu-io and of `vdtool io`, which take the same.
-fn as_commands(patterns: &[Pattern]) -> Vec<String> {
+pub(crate) fn as_commands(patterns: &[Pattern]) -> Vec<String> {
     let command = |p: &Pattern| format!("write -P {:#x} {} {}", p.byte, p.at, p.len);
     let commands = patterns.iter().map(command);
     commands.flat_map(|c| ["-c".to_owned(), c]).collect()
 }
 
-fn apply(patterns: &[Pattern], disk: &mut [u8]) {
+pub(crate) fn apply(patterns: &[Pattern], disk: &mut [u8]) {
     for p in patterns {
         let (start, end) = (as_len(p.at), as_len(p.at + p.len));
         disk[start..end].fill(p.byte);

@@ -65,7 +65,7 @@ fn look(name: &str, disk: Disk, kept: Option<Vec<u8>>, acts: &[Act]) {
     session.power_cuts();
 }
 
-use Act::{Assign, Close, Discard, Flush, Pack, Place as Store, Write, Zero};
+use Act::{Assign, Close, Discard, Flush, Pack, Place as Store, Resize, Write, Zero};
 
 const SIZE: u64 = 64 << 10;
 
@@ -341,6 +341,28 @@ fn blocks_of_a_vhd() {
 }
 
 #[test]
+fn blocks_of_a_vdi() {
+    let small = spec("vdi", "block_size=4k", SIZE);
+    let child = spec("vdi", "block_size=8k", SIZE);
+    for (name, specs) in [("vdi", &[small][..]), ("vdi over vdi", &[child, small])] {
+        let acts = [
+            Write(100..9000),
+            Write(20_000..20_100),
+            Flush,
+            Discard(0..8192),
+            Write(40_000..48_000),
+            Resize(SIZE * 2),
+            Write(SIZE + 100..SIZE + 200),
+            Resize(SIZE),
+            Write(30_000..36_000),
+            Close,
+            Write(56_000..60_000),
+        ];
+        look(name, over(Place::Memory, specs), None, &acts);
+    }
+}
+
+#[test]
 fn blocks_of_a_vhd_that_were_freed_and_are_taken_again() {
     let layer = spec("vhd", "block_size=4k", SIZE);
     let disk = over(Place::Memory, &[layer]);
@@ -391,6 +413,7 @@ fn a_close_is_a_flush() {
         ("raw", ""),
         ("vhd", "subformat=fixed"),
         ("vhd", "block_size=4k"),
+        ("vdi", "block_size=4k"),
         ("qcow2", "cluster_size=4k"),
     ] {
         let disk = over(Place::Memory, &[spec(format, options, SIZE)]);

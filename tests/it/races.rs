@@ -394,11 +394,20 @@ fn a_writer_that_unwinds_leaves_its_clusters_to_the_next() {
     for shape in shapes().into_iter().filter(|shape| !on_device(shape)) {
         let freed = |chain: &Chain| chain.discard(0..SIZE).expect("discards");
         match shape.layers.len() {
+            // Its blocks keep their space, so new ones are where nothing was yet.
+            1 if shape.layers[0].format == "vdi" => {
+                let grown = |chain: &Chain| chain.resize(2 * SIZE).expect("grows");
+                unwinds(&shape, SIZE + 4096, grown);
+            }
             // Holes where there was data.
             1 => unwinds(&shape, 4096, freed),
             // Nothing yet, and then a part of a cluster that has space.
             _ => {
                 unwinds(&shape, 4096, |_| {});
+                // Those of VDI have all of it.
+                if shape.layers[0].format == "vdi" {
+                    continue;
+                }
                 unwinds(&shape, 8192, |chain| {
                     chain.write_at(&[7; 512], 16_384 - 512).expect("writes");
                 });

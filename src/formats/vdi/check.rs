@@ -1,207 +1,144 @@
 //! Consistency check: the map, the count of blocks, the end of the file.
 
 use crate::error::{Error, Result};
-use crate::formats::vdi::allocate::Used;
-use crate::formats::vdi::header::{FREE, Header, Kind, ZERO};
+use crate::formats::vdi::header::{COUNT, SECTOR, ZERO};
 use crate::formats::vdi::image::{Shape, Vdi};
+use crate::formats::vdi::slots::{Fault, Slots};
+use crate::image::Compact;
 use crate::image::check::{Check, Repair, Report, Severity, settle};
-use crate::util::align::{clamp_len, len64};
-use crate::util::progress::Progress;
-
-/// Most blocks of a file that are looked at for overlaps: a bit each.
-const MAX_BLOCKS: u64 = 1 << 32;
-/// Bytes copied at a time.
-const STEP: u64 = 1 << 20;
-
-impl Vdi {
-    fn pass(&self, repair: Repair) -> Result<Report> {
-        let shape = self.shape.load();
-        let header = &shape.header;
-        let all = repair == Repair::All;
-        let mut report = Report {
-            total_clusters: header.size().div_ceil(self.block),
-            ..Report::default()
-        };
-        let mut used = Used::default();
-        let (mut twice, mut lost) = (Vec::new(), Vec::new());
-        let mut previous = None;
-        shape.map.each(&*self.storage, |index, number| {
-            if number >= ZERO {
-                return Ok(());
-            }
-            let number = u64::from(number);
-            match self.locate(header, index, u32::try_from(number).unwrap_or(FREE)) {
-                _ if number >= MAX_BLOCKS => lost.push((index, number)),
-                Err(_) => lost.push((index, number)),
-                Ok(_) => {
-                    report.allocated_clusters += 1;
-                    let follows = previous.is_none_or(|before| before + 1 == number);
-                    report.fragmented_clusters += u64::from(!follows);
-                    previous = Some(number);
-                    if !used.add(number) {
-                        twice.push((index, number));
-                    }
-                }
-            }
-            match twice.len() + lost.len() > Report::MAX_FINDINGS {
-                true => Err(Error::corrupt("the map has too many wrong entries")),
-                false => Ok(()),
-            }
-        })?;
-        for (index, number) in lost {
-            let text = format!(
-                "block {index}: its map entry {number:#x} is past the end of the file; its data is lost"
-            );
-            let did = self.replace(all && !self.has_parent(), &shape, index)?;
-            report.add(Severity::Corruption, 1, text, did);
-        }
-        let mut end = used.end;
-        for (index, number) in twice {
-            let text = format!("block {index}: its map entry {number:#x} names another's block");
-            let did = match all {
-                false => None,
-                true => {
-                    self.copy_away(&shape, index, number, end)?;
-                    end += 1;
-                    Some("it was given a copy of its own".to_owned())
-                }
-            };
-            report.add(Severity::Corruption, 1, text, did);
-        }
-        self.check_count(&mut report, header, &used, end, repair)?;
-        self.check_end(&mut report, header, end, repair)?;
-        report.image_end_offset = header.host(end).start;
-        Ok(report)
-    }
-
-    fn has_parent(&self) -> bool {
-        matches!(self.kind, Kind::Undo | Kind::Differencing)
-    }
-
-    /// Has a block whose data is lost read as zeroes, where that is asked for.
-    fn replace(&self, wanted: bool, shape: &Shape, index: u64) -> Result<Option<String>> {
-        if !wanted {
-            return Ok(None);
-        }
-        shape.map.publish(&*self.storage, index, &[ZERO])?;
-        Ok(Some("it reads as zeroes now".to_owned()))
-    }
-
-    /// Gives a block a copy of the data that it shares, behind all that is in use.
-    fn copy_away(&self, shape: &Shape, index: u64, from: u64, to: u64) -> Result<()> {
-        let header = &shape.header;
-        let (source, target) = (header.host(from), header.host(to));
-        let mut bytes = vec![0; clamp_len(STEP.min(header.total()), usize::MAX)];
-        let order = &self.allocator.order;
-        let since = order.now();
-        self.set_count(to + 1)?;
-        let mut done = 0;
-        while done < header.total() {
-            let step = clamp_len(header.total() - done, bytes.len());
-            self.storage
-                .read_at(&mut bytes[..step], source.start + done)?;
-            self.storage.write_at(&bytes[..step], target.start + done)?;
-            done += len64(step);
-        }
-        order.settle(since)?;
-        let number = u32::try_from(to).unwrap_or(FREE);
-        shape.map.publish(&*self.storage, index, &[number])
-    }
-
-    /// Writes how many blocks the file has, for all who read it.
-    fn set_count(&self, count: u64) -> Result<()> {
-        let mut slots = self.slots.lock();
-        slots.end = count;
-        slots.counted = u64::MAX;
-        self.write_count(&mut slots)
-    }
-
-    fn check_count(
-        &self,
-        report: &mut Report,
-        header: &Header,
-        used: &Used,
-        end: u64,
-        repair: Repair,
-    ) -> Result<()> {
-        let count = header.count();
-        if count < used.end {
-            let text = format!(
-                "{count} blocks are counted, block {:#x} is in use: other programs would write over it",
-                used.end - 1
-            );
-            let did = match repair {
-                Repair::Nothing => None,
-                Repair::Leaks | Repair::All => {
-                    self.set_count(end)?;
-                    Some(format!("{end} are counted now"))
-                }
-            };
-            report.add(Severity::Corruption, 1, text, did);
-        }
-        let unused = count.max(used.end) - used.count;
-        if unused > 0 {
-            let text = format!("{unused} blocks of the file are in use by nothing");
-            let did = match repair != Repair::Nothing && count > end {
-                true => {
-                    self.allocator.order.settle_all()?;
-                    self.set_count(end)?;
-                    (end == used.count).then(|| "they are not counted any more".to_owned())
-                }
-                false => None,
-            };
-            report.add(Severity::Leak, unused, text, did);
-        }
-        Ok(())
-    }
-
-    fn check_end(
-        &self,
-        report: &mut Report,
-        header: &Header,
-        end: u64,
-        repair: Repair,
-    ) -> Result<()> {
-        let last = header.host(end.max(header.count())).start;
-        let size = self.storage.size();
-        if size < header.host(end).start && end > 0 {
-            let text = format!("the file ends at {size:#x}, within a block that is in use");
-            let did = match repair {
-                Repair::All => {
-                    self.storage.set_len(header.host(end).start)?;
-                    Some("what is missing reads as zeroes".to_owned())
-                }
-                _ => None,
-            };
-            report.add(Severity::Corruption, 1, text, did);
-        }
-        if size > last && !self.storage.has_fixed_len() {
-            let text = format!("{} bytes at {last:#x} belong to nothing", size - last);
-            let did = match repair {
-                Repair::Nothing => None,
-                Repair::Leaks | Repair::All => {
-                    self.storage.set_len(header.host(end).start)?;
-                    Some("the file was cut".to_owned())
-                }
-            };
-            let count = (size - last).div_ceil(header.total());
-            report.add(Severity::Leak, count, text, did);
-        }
-        Ok(())
-    }
-}
+use crate::image::units::Units;
+use crate::util::progress::{Progress, Silent};
 
 impl Check for Vdi {
     fn check(&self, repair: Repair, _progress: &dyn Progress) -> Result<Report> {
-        let report = settle(repair, |repair| {
-            let report = self.pass(repair)?;
-            if report.corruptions_fixed + report.leaks_fixed > 0 {
+        if repair != Repair::Nothing {
+            self.allocator()?;
+            self.may_change()?;
+        }
+        settle(repair, |repair| {
+            // As the pass before left it.
+            let report = self.pass(&*self.reread()?, repair)?;
+            if repair != Repair::Nothing {
                 self.storage.sync()?;
-                let header = Header::read(&*self.storage)?;
-                self.shape.store(std::sync::Arc::new(Shape::new(header)));
             }
             Ok(report)
-        });
-        report
+        })
+    }
+}
+
+impl Vdi {
+    fn pass(&self, shape: &Shape, repair: Repair) -> Result<Report> {
+        let header = &shape.header;
+        let mut report = Report {
+            total_clusters: header.blocks(),
+            ..Report::default()
+        };
+        let mut faults = Vec::new();
+        let mut slots = self.scan(shape, |index, number, fault| {
+            faults.push((index, number, fault));
+            match faults.len() > Report::MAX_FINDINGS {
+                true => Err(Error::corrupt(format!(
+                    "more than {} map entries are wrong",
+                    Report::MAX_FINDINGS
+                ))),
+                false => Ok(()),
+            }
+        })?;
+        report.allocated_clusters = slots.used;
+        report.image_end_offset = header.host(slots.end).start;
+        if header.word(COUNT) < slots.end {
+            let text = format!(
+                "{} blocks are counted, and the file has {}: others would write over one that is in use",
+                header.word(COUNT),
+                slots.end
+            );
+            let did = match repair {
+                Repair::Nothing => None,
+                Repair::Leaks | Repair::All => {
+                    self.write_count(&mut slots)?;
+                    Some(format!("{} are counted now", slots.end))
+                }
+            };
+            report.add(Severity::Corruption, 1, text, did);
+        }
+        self.check_entries(&mut report, shape, &mut slots, faults, repair)?;
+        self.check_end(&mut report, shape, &slots, repair)?;
+        if !header.disk().is_multiple_of(SECTOR) {
+            let text = format!(
+                "the disk has {} bytes: what is past its last whole sector does not show",
+                header.disk()
+            );
+            report.add(Severity::Note, 0, text, None);
+        }
+        Ok(report)
+    }
+
+    fn check_entries(
+        &self,
+        report: &mut Report,
+        shape: &Shape,
+        slots: &mut Slots,
+        mut faults: Vec<(u64, u64, Fault)>,
+        repair: Repair,
+    ) -> Result<()> {
+        // First what must not come to lie inside the file.
+        faults.sort_by_key(|(_, _, fault)| *fault);
+        for (index, number, fault) in faults {
+            let did = match fault {
+                _ if repair != Repair::All => None,
+                Fault::Lost => {
+                    shape.map.publish(&*self.storage, index, &[ZERO])?;
+                    Some("its data is lost: it reads as zeroes now")
+                }
+                Fault::Shared => {
+                    self.relocate(slots, &[index])?;
+                    Some("it was given a copy of its own")
+                }
+                Fault::Cut if self.storage.has_fixed_len() => None,
+                Fault::Cut => {
+                    self.storage.set_len(shape.header.host(number).end)?;
+                    Some("what is missing reads as zeroes")
+                }
+            };
+            let text = fault.text(index, number);
+            report.add(Severity::Corruption, 1, text, did.map(str::to_owned));
+        }
+        Ok(())
+    }
+
+    /// What of the file nothing names.
+    fn check_end(
+        &self,
+        report: &mut Report,
+        shape: &Shape,
+        slots: &Slots,
+        repair: Repair,
+    ) -> Result<()> {
+        let unused = shape.header.word(COUNT).max(slots.end) - slots.used;
+        let end = shape.header.host(slots.end).start;
+        let behind = match self.storage.has_fixed_len() {
+            true => 0,
+            false => self.storage.size().saturating_sub(end),
+        };
+        if unused == 0 && behind == 0 {
+            return Ok(());
+        }
+        // Space that a wrong entry stands for is not given away.
+        let sound = report.corruptions + report.corruptions_fixed == 0;
+        let packs = sound && repair != Repair::Nothing;
+        if packs {
+            self.pack(&Silent)?;
+        }
+        let did = || packs.then(|| "the file was packed and cut".to_owned());
+        if unused > 0 {
+            let text = format!("{unused} blocks that are counted are in use by nothing");
+            report.add(Severity::Leak, unused, text, did());
+        }
+        if behind > 0 {
+            let text = format!("{behind} bytes from {end:#x} on belong to nothing");
+            let blocks = behind.div_ceil(shape.header.total());
+            report.add(Severity::Leak, blocks, text, did());
+        }
+        Ok(())
     }
 }

@@ -1,12 +1,16 @@
 //! Making new disks.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::formats::vdi::header::{self, LEN, SECTOR, V1, VERSION, ZERO};
+use crate::formats::vdi::header::{
+    self, COUNT, DATA, DISK, DISK_ID, ENTRIES, FREE, Header, KIND, Kind, MAP, PARENT_ID,
+    PARENT_STATE_ID, SECTOR, STATE_ID, ZERO,
+};
 use crate::formats::vdi::relink::parent_of;
 use crate::image::create::{CreateOptions, PREALLOCATION, Preallocation};
 use crate::image::driver::Creator;
 use crate::image::options::{OptionKind, OptionSpec};
-use crate::storage::{Storage, fill_space, give_space};
+use crate::storage::{Storage, fill_space, give_space, start_over};
+use crate::util::align::up;
 use crate::util::random;
 
 /// Blocks are as large as all programs take them, unless asked otherwise.
@@ -18,8 +22,6 @@ const MAX_BLOCK: u64 = 256 << 20;
 const ALIGN: u64 = 1 << 20;
 /// Text at the start of the file.
 const TEXT: &[u8] = b"<<< vdtool VirtualBox Disk Image >>>\n";
-/// Length of the header as its field has it.
-const HEADER_LEN: u32 = 400;
 /// Map entries written at a time.
 const STEP: u64 = 16 << 10;
 
@@ -38,13 +40,12 @@ pub(super) const CREATOR: Creator = Creator {
     },
     measure: |options, data_clusters| {
         let plan = Plan::new(options)?;
-        Ok(plan.data()
-            + plan.block
-                * if plan.fixed {
-                    plan.entries()
-                } else {
-                    data_clusters
-                })
+        let blocks = if plan.fixed {
+            plan.entries()
+        } else {
+            data_clusters
+        };
+        Ok(plan.data() + blocks * plan.block)
     },
     measure_bitmaps: |_, _| None,
     cluster_size: |options| Plan::new(options).map(|plan| plan.block),
@@ -111,13 +112,13 @@ impl Plan {
             )));
         }
         let plan = Self {
-            size: options.size.next_multiple_of(SECTOR),
+            size: up(options.size, SECTOR).unwrap_or(u64::MAX),
             block,
             fixed,
             preallocation,
         };
         // The data begins below 4 GiB, behind the map.
-        match plan.entries() < u64::from(ZERO) && plan.data() <= u64::from(u32::MAX) {
+        match plan.entries() < u64::from(ZERO) && u32::try_from(plan.data()).is_ok() {
             true => Ok(plan),
             false => Err(Error::new(
                 ErrorKind::OutOfRange,
@@ -137,61 +138,45 @@ impl Plan {
         (ALIGN + self.entries() * 4).next_multiple_of(ALIGN)
     }
 
-    fn header(&self, options: &CreateOptions) -> Result<[u8; LEN]> {
-        let mut bytes = [0; LEN];
-        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
-        let word = |value: u64| u32::try_from(value).unwrap_or(u32::MAX).to_le_bytes();
+    fn header(&self, options: &CreateOptions) -> Result<Header> {
+        let mut header = Header::new();
         let backing = options.backing.as_ref();
-        let kind: u32 = match (backing, self.fixed) {
-            (Some(_), _) => 4,
-            (None, true) => 2,
-            (None, false) => 1,
+        let kind = match (backing, self.fixed) {
+            (Some(_), _) => Kind::Differencing,
+            (None, true) => Kind::Fixed,
+            (None, false) => Kind::Dynamic,
         };
-        put(0, TEXT);
-        put(64, &header::SIGNATURE.to_le_bytes());
-        put(68, &VERSION.to_le_bytes());
-        put(72, &HEADER_LEN.to_le_bytes());
-        put(V1.kind, &kind.to_le_bytes());
-        put(header::MAP_FIELD, &word(ALIGN));
-        put(header::DATA_FIELD, &word(self.data()));
-        // Both geometries are unknown but for the length of a sector.
-        put(360, &word(SECTOR));
-        put(468, &word(SECTOR));
-        put(V1.disk, &self.size.to_le_bytes());
-        put(V1.disk + 8, &word(self.block));
-        put(V1.entries, &word(self.entries()));
-        put(V1.count, &word(if self.fixed { self.entries() } else { 0 }));
-        put(V1.uuids, &random::uuid()?.to_bytes_le());
-        put(V1.uuids + 16, &random::uuid()?.to_bytes_le());
-        if let Some(parent) = backing.and_then(|backing| backing.identity) {
-            put(V1.uuids + 32, &parent.to_bytes_le());
+        header.bytes[..TEXT.len()].copy_from_slice(TEXT);
+        header.set_word(KIND, kind as u64);
+        header.set_word(MAP, ALIGN);
+        header.set_word(DATA, self.data());
+        header.set(DISK, &self.size.to_le_bytes());
+        header.set_word(header::BLOCK, self.block);
+        header.set_word(ENTRIES, self.entries());
+        header.set_word(COUNT, if self.fixed { self.entries() } else { 0 });
+        header.set(DISK_ID, &random::uuid()?.to_bytes_le());
+        header.set(STATE_ID, &random::uuid()?.to_bytes_le());
+        if let Some(backing) = backing {
+            header.set(PARENT_ID, &parent_of(backing)?.to_bytes_le());
+            let state = backing.state.unwrap_or_default();
+            header.set(PARENT_STATE_ID, &state.to_bytes_le());
         }
-        if let Some(state) = backing.and_then(|backing| backing.state) {
-            put(header::PARENT_STATE, &state.to_bytes_le());
-        }
-        Ok(bytes)
+        Ok(header)
     }
 }
 
 fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
     let plan = Plan::new(options)?;
-    let backing = options.backing.as_ref();
-    backing.map(parent_of).transpose()?;
     let header = plan.header(options)?;
-    storage.set_len(0)?;
-    let end = plan.data()
-        + if plan.fixed {
-            plan.entries() * plan.block
-        } else {
-            0
-        };
-    storage.set_len(end)?;
+    let blocks = if plan.fixed { plan.entries() } else { 0 };
+    let end = plan.data() + blocks * plan.block;
+    start_over(storage, end)?;
     let mut index = 0;
     while index < plan.entries() {
         let step = STEP.min(plan.entries() - index);
         let number = |i: u64| match plan.fixed {
-            true => u32::try_from(i).unwrap_or(header::FREE),
-            false => header::FREE,
+            true => u32::try_from(i).unwrap_or(FREE),
+            false => FREE,
         };
         let words = (index..index + step).flat_map(|i| number(i).to_le_bytes());
         storage.write_at(&words.collect::<Vec<u8>>(), ALIGN + index * 4)?;
@@ -202,5 +187,5 @@ fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
         Preallocation::Falloc => give_space(storage, plan.data()..end)?,
         Preallocation::Full => fill_space(storage, plan.data()..end)?,
     }
-    storage.write_at(&header, 0)
+    storage.write_at(&header.bytes, 0)
 }

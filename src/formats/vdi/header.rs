@@ -5,6 +5,7 @@ use std::ops::Range;
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
+use crate::image::units::Taken;
 use crate::storage::Storage;
 
 /// What marks a header.
@@ -17,21 +18,44 @@ pub(super) const FREE: u32 = u32::MAX;
 pub(super) const ZERO: u32 = u32::MAX - 1;
 /// Guest sizes are whole sectors.
 pub(super) const SECTOR: u64 = 512;
-/// The version that is written.
-pub(super) const VERSION: u32 = 0x0001_0001;
-/// The version of the first releases.
+/// The version that is written, and that of the first releases.
+const VERSION: u32 = 0x0001_0001;
 const VERSION_0: u32 = 2;
 /// Largest block, and largest room before a block's data.
 const MAX_BLOCK: u64 = 256 << 20;
-/// Smallest header of version 1, and its offset.
-const MIN_HEADER: u32 = 384;
+/// Smallest length of version 1 as its field has it, and where that counts from.
+const MIN_HEADER: u64 = 384;
 const HEADER: u64 = 72;
+/// Where version 0 has its map.
+const MAP_0: u64 = 420;
+
+/// Where versions 0 and 1 have a field; 0: not at all.
+pub(super) type Field = [usize; 2];
+const HEADER_LEN: Field = [0, 72];
+pub(super) const KIND: Field = [72, 76];
+const FLAGS: Field = [76, 80];
+const COMMENT: Field = [80, 84];
+pub(super) const MAP: Field = [0, 340];
+pub(super) const DATA: Field = [0, 344];
+pub(super) const SECTOR_LEN: Field = [348, 360];
+pub(super) const SECTOR_LEN_AGAIN: Field = [0, 468];
+pub(super) const DISK: Field = [352, 368];
+pub(super) const BLOCK: Field = [360, 376];
+const EXTRA: Field = [0, 380];
+pub(super) const ENTRIES: Field = [364, 384];
+/// How many blocks the file has: others take the one of this number next.
+pub(super) const COUNT: Field = [368, 388];
+/// Who the disk is, and in which state; who its parent is, and in which state it was.
+pub(super) const DISK_ID: Field = [372, 392];
+pub(super) const STATE_ID: Field = [388, 408];
+pub(super) const PARENT_ID: Field = [404, 424];
+pub(super) const PARENT_STATE_ID: Field = [0, 440];
 
 /// What a disk is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// Blocks get space when they are written.
-    Dynamic,
+    Dynamic = 1,
     /// All blocks have space.
     Fixed,
     /// As differencing, thrown away when the machine is switched off.
@@ -41,144 +65,93 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// The number that stands for it.
-    pub(super) fn number(self) -> u32 {
-        match self {
-            Self::Dynamic => 1,
-            Self::Fixed => 2,
-            Self::Undo => 3,
-            Self::Differencing => 4,
-        }
-    }
+    const ALL: [(Self, &str); 4] = [
+        (Self::Dynamic, "dynamic"),
+        (Self::Fixed, "fixed"),
+        (Self::Undo, "undo"),
+        (Self::Differencing, "differencing"),
+    ];
 
     /// The word that `info` shows.
     pub(super) fn word(self) -> &'static str {
-        match self {
-            Self::Dynamic => "dynamic",
-            Self::Fixed => "fixed",
-            Self::Undo => "undo",
-            Self::Differencing => "differencing",
-        }
+        Self::ALL[self as usize - 1].1
+    }
+
+    /// Whether what it does not have is in a parent.
+    pub(super) fn has_parent(self) -> bool {
+        matches!(self, Self::Undo | Self::Differencing)
     }
 }
-
-/// Where fields are.
-#[derive(Debug)]
-pub(super) struct Fields {
-    pub(super) kind: usize,
-    flags: usize,
-    pub(super) disk: usize,
-    block: usize,
-    extra: Option<usize>,
-    pub(super) entries: usize,
-    pub(super) count: usize,
-    /// Of the disk itself, of its state, and of the parent.
-    pub(super) uuids: usize,
-    /// Of the parent's state.
-    pub(super) parent_state: Option<usize>,
-}
-
-/// Of version 0.
-static V0: Fields = Fields {
-    kind: 72,
-    flags: 76,
-    disk: 352,
-    block: 360,
-    extra: None,
-    entries: 364,
-    count: 368,
-    uuids: 372,
-    parent_state: None,
-};
-
-/// Of version 1.
-pub(super) static V1: Fields = Fields {
-    kind: 76,
-    flags: 80,
-    disk: 368,
-    block: 376,
-    extra: Some(380),
-    entries: 384,
-    count: 388,
-    uuids: 392,
-    parent_state: Some(PARENT_STATE),
-};
-
-/// Where version 1 has the state of the parent.
-pub(super) const PARENT_STATE: usize = 440;
-/// Where version 1 has the map's offset, and that of the data.
-pub(super) const MAP_FIELD: usize = 340;
-pub(super) const DATA_FIELD: usize = 344;
-/// Where version 0 has its map.
-const MAP_0: u64 = 420;
 
 /// A header whose fields fit together.
 #[derive(Debug, Clone)]
 pub(super) struct Header {
     pub(super) bytes: [u8; LEN],
-    pub(super) fields: &'static Fields,
-    pub(super) kind: Kind,
+    /// 0 or 1.
+    version: usize,
 }
 
 impl Header {
+    /// A header of the version that is written, in which nothing is said yet.
+    pub(super) fn new() -> Self {
+        let mut header = Self {
+            bytes: [0; LEN],
+            version: 1,
+        };
+        header.bytes[64..68].copy_from_slice(&SIGNATURE.to_le_bytes());
+        header.bytes[68..72].copy_from_slice(&VERSION.to_le_bytes());
+        header.set_word(HEADER_LEN, 400);
+        header.set_word(SECTOR_LEN, SECTOR);
+        header.set_word(SECTOR_LEN_AGAIN, SECTOR);
+        header
+    }
+
     /// Reads the header of `storage`.
     ///
     /// # Errors
     /// `Corrupt` and `Unsupported`, by field; the host's.
     pub(super) fn read(storage: &dyn Storage) -> Result<Self> {
-        if storage.size() < SECTOR {
+        let size = storage.size();
+        if size < SECTOR {
             return Err(Error::corrupt(format!(
-                "the file of {} bytes ends within the header (allowed: at least {LEN})",
-                storage.size()
+                "the file of {size} bytes ends within the header (allowed: at least {LEN})"
             )));
         }
         let mut bytes = [0; LEN];
         storage.read_at(&mut bytes, 0)?;
-        let word = |at: usize| word(&bytes, at);
-        if word(64) != SIGNATURE {
+        let mut header = Self { bytes, version: 1 };
+        if header.word([0, 64]) != u64::from(SIGNATURE) {
             return Err(Error::corrupt(format!(
                 "the signature is {:#010x} (allowed: {SIGNATURE:#010x})",
-                word(64)
+                header.word([0, 64])
             )));
         }
-        let fields = match word(68) {
-            VERSION_0 => &V0,
-            version if version >> 16 == 1 => &V1,
+        let version = header.word([0, 68]);
+        header.version = match version {
+            version if version == u64::from(VERSION_0) => 0,
+            version if version >> 16 == 1 => 1,
             version => {
                 return Err(Error::unsupported(format!(
-                    "the version is {version:#010x} (allowed: 1.x and 0x00000002)"
+                    "the version is {version:#010x} (allowed: 1.x and {VERSION_0:#010x})"
                 )));
             }
         };
-        if fields.extra.is_some() && word(72) < MIN_HEADER {
-            return Err(Error::corrupt(format!(
-                "the header's length is {} (allowed: at least {MIN_HEADER})",
-                word(72)
-            )));
-        }
-        let kind = match word(fields.kind) {
-            1 => Kind::Dynamic,
-            2 => Kind::Fixed,
-            3 => Kind::Undo,
-            4 => Kind::Differencing,
-            kind => {
-                return Err(Error::unsupported(format!(
-                    "the image type is {kind} (allowed: 1 dynamic, 2 fixed, 3 undo, 4 differencing)"
-                )));
-            }
-        };
-        let header = Self {
-            bytes,
-            fields,
-            kind,
-        };
-        header.check(storage.size()).map(|()| header)
+        header.kind()?;
+        header.check(size).map(|()| header)
     }
 
     /// Refuses sizes and places that contradict each other or a file of `len` bytes.
     fn check(&self, len: u64) -> Result<()> {
-        let (block, extra) = (self.block(), self.extra());
+        let (block, extra, entries) = (self.block(), self.word(EXTRA), self.word(ENTRIES));
+        let (map, data, first) = (self.map(), self.data(), HEADER + MIN_HEADER);
+        let most = block.saturating_mul(entries);
         let wrong = |text: String| Err(Error::corrupt(text));
+        if self.has_places() && self.word(HEADER_LEN) < MIN_HEADER {
+            return wrong(format!(
+                "the header's length is {} (allowed: at least {MIN_HEADER})",
+                self.word(HEADER_LEN)
+            ));
+        }
         if !block.is_power_of_two() || !(SECTOR..=MAX_BLOCK).contains(&block) {
             return wrong(format!(
                 "the block size is {block} (allowed: powers of two from {SECTOR} to {MAX_BLOCK})"
@@ -189,51 +162,99 @@ impl Header {
                 "there are {extra} bytes before each block (allowed: 0, or a power of two up to {MAX_BLOCK})"
             ));
         }
-        if self.entries() > u64::from(ZERO) || self.disk() > block.saturating_mul(self.entries()) {
+        if entries > u64::from(ZERO) || self.disk() > most {
             return wrong(format!(
-                "the disk has {} bytes, its map of {} entries has room for {} (allowed: as much, in less than {ZERO} entries)",
-                self.disk(),
-                self.entries(),
-                block.saturating_mul(self.entries())
+                "the disk has {} bytes, its map of {entries} entries has room for {most} (allowed: as much, in less than {ZERO} entries)",
+                self.disk()
             ));
         }
-        let map = self.map();
-        let least = HEADER + u64::from(MIN_HEADER);
-        if self.fields.extra.is_some() && map.start < least {
+        if self.has_places() && (map.start < first || !map.start.is_multiple_of(4)) {
             return wrong(format!(
-                "the map is at {:#x}, upon the header (allowed: from {least:#x} on)",
+                "the map is at {:#x} (allowed: multiples of 4 from {first:#x} on)",
                 map.start
             ));
         }
-        if map.end > len || map.end > self.data() {
+        if map.end > len || map.end > data {
             return wrong(format!(
-                "the map is at {:#x}..{:#x}, the data at {:#x} (allowed: both inside the file of {len:#x} bytes, in this order)",
-                map.start,
-                map.end,
-                self.data()
+                "the map is at {:#x}..{:#x}, the data at {data:#x} (allowed: both inside the file of {len:#x} bytes, in this order)",
+                map.start, map.end
             ));
         }
         Ok(())
     }
 
-    /// A 32-bit field.
-    pub(super) fn word(&self, at: usize) -> u64 {
-        u64::from(word(&self.bytes, at))
+    /// Whether the header says where the map and the data are; else the data follows the map.
+    pub(super) fn has_places(&self) -> bool {
+        self.version > 0
     }
 
-    /// Changes a field, here alone.
-    pub(super) fn set(&mut self, at: usize, bytes: &[u8]) {
-        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+    /// Where a field is, in versions that have it.
+    pub(super) fn at(&self, field: Field) -> usize {
+        field[self.version]
+    }
+
+    /// A 32-bit field; 0 where the version does not have it.
+    pub(super) fn word(&self, field: Field) -> u64 {
+        let word = match self.at(field) {
+            0 => None,
+            at => self.bytes[at..].first_chunk().copied(),
+        };
+        u64::from(u32::from_le_bytes(word.unwrap_or_default()))
+    }
+
+    /// Changes a field, in versions that have it, here alone.
+    pub(super) fn set(&mut self, field: Field, bytes: &[u8]) {
+        match self.at(field) {
+            0 => {}
+            at => self.bytes[at..at + bytes.len()].copy_from_slice(bytes),
+        }
+    }
+
+    /// As [`Header::set`], of 32 bits.
+    pub(super) fn set_word(&mut self, field: Field, value: u64) {
+        self.set(
+            field,
+            &u32::try_from(value).unwrap_or(u32::MAX).to_le_bytes(),
+        );
+    }
+
+    /// An identity; none where it is zero or the version does not have it.
+    pub(super) fn uuid(&self, field: Field) -> Option<Uuid> {
+        let bytes = self.bytes[self.at(field)..].first_chunk().copied();
+        let uuid = Uuid::from_bytes_le(bytes.unwrap_or_default());
+        Some(uuid).filter(|uuid| self.at(field) > 0 && !uuid.is_nil())
+    }
+
+    /// What the disk is.
+    ///
+    /// # Errors
+    /// `Unsupported` for what is unknown.
+    pub(super) fn kind(&self) -> Result<Kind> {
+        let number = self.word(KIND);
+        let mut all = Kind::ALL.iter().map(|(kind, _)| *kind);
+        all.find(|kind| *kind as u64 == number).ok_or_else(|| {
+            Error::unsupported(format!(
+                "the image type is {number} (allowed: 1 dynamic, 2 fixed, 3 undo, 4 differencing)"
+            ))
+        })
     }
 
     /// Flags, of which none is known that matters.
     pub(super) fn flags(&self) -> u64 {
-        self.word(self.fields.flags)
+        self.word(FLAGS)
+    }
+
+    /// The comment, as far as it is text.
+    pub(super) fn comment(&self) -> String {
+        let start = self.at(COMMENT);
+        let text = self.bytes[start..start + 256].split(|b| *b == 0).next();
+        String::from_utf8_lossy(text.unwrap_or_default()).into_owned()
     }
 
     /// Bytes of the disk as the field has them.
     pub(super) fn disk(&self) -> u64 {
-        self.word(self.fields.disk) | self.word(self.fields.disk + 4) << 32
+        let bytes = self.bytes[self.at(DISK)..].first_chunk().copied();
+        u64::from_le_bytes(bytes.unwrap_or_default())
     }
 
     /// Bytes of the disk that a guest sees: whole sectors.
@@ -243,12 +264,12 @@ impl Header {
 
     /// Bytes of a block's data.
     pub(super) fn block(&self) -> u64 {
-        self.word(self.fields.block)
+        self.word(BLOCK)
     }
 
     /// Bytes before the data of each block that belong to it.
     pub(super) fn extra(&self) -> u64 {
-        self.fields.extra.map_or(0, |at| self.word(at))
+        self.word(EXTRA)
     }
 
     /// Bytes from one block to the next.
@@ -258,28 +279,29 @@ impl Header {
 
     /// Entries of the map.
     pub(super) fn entries(&self) -> u64 {
-        self.word(self.fields.entries)
+        self.word(ENTRIES)
     }
 
-    /// How many blocks have space, as the header has it: others take the one of this number next.
-    pub(super) fn count(&self) -> u64 {
-        self.word(self.fields.count)
+    /// Entries that the disk has use for.
+    pub(super) fn blocks(&self) -> u64 {
+        self.size().div_ceil(self.block())
     }
 
     /// Where the map is.
     pub(super) fn map(&self) -> Range<u64> {
-        let start = match self.fields.extra {
-            Some(_) => self.word(MAP_FIELD),
-            None => MAP_0,
+        let start = if self.has_places() {
+            self.word(MAP)
+        } else {
+            MAP_0
         };
         start..start + self.entries() * 4
     }
 
     /// Where blocks begin.
     pub(super) fn data(&self) -> u64 {
-        match self.fields.extra {
-            Some(_) => self.word(DATA_FIELD),
-            None => self.map().end,
+        match self.has_places() {
+            true => self.word(DATA),
+            false => self.map().end,
         }
     }
 
@@ -289,44 +311,16 @@ impl Header {
         start..start + self.total()
     }
 
-    /// One of the identities: 0 the disk's, 1 its state's, 2 the parent's.
-    pub(super) fn uuid(&self, number: usize) -> Uuid {
-        self.uuid_at(self.fields.uuids + 16 * number)
+    /// The number of the block of the file whose data begins at `host`.
+    pub(super) fn number(&self, host: u64) -> u64 {
+        (host - self.extra() - self.data()) / self.total()
     }
 
-    /// The identity of the parent's state when the child was made.
-    pub(super) fn parent_state(&self) -> Uuid {
-        self.fields
-            .parent_state
-            .map_or(Uuid::nil(), |at| self.uuid_at(at))
-    }
-
-    /// Notes the state of the parent, where this version has a field for it.
-    pub(super) fn set_parent_state(&mut self, state: Uuid) {
-        if let Some(at) = self.fields.parent_state {
-            self.set(at, &state.to_bytes_le());
+    /// The space of blocks of the file, of which nothing is known.
+    pub(super) fn taken(&self, first: u64, count: u64) -> Taken {
+        Taken {
+            lead: self.extra(),
+            ..Taken::new(self.host(first).start + self.extra(), count, self.total())
         }
     }
-
-    fn uuid_at(&self, at: usize) -> Uuid {
-        let bytes = self.bytes[at..].first_chunk().copied();
-        Uuid::from_bytes_le(bytes.unwrap_or_default())
-    }
-
-    /// The comment, as far as it is text.
-    pub(super) fn comment(&self) -> String {
-        let start = self.fields.flags + 4;
-        let text = self.bytes[start..start + 256].split(|b| *b == 0).next();
-        String::from_utf8_lossy(text.unwrap_or_default()).into_owned()
-    }
-
-    /// Whether a child is below which something else is.
-    pub(super) fn has_parent(&self) -> bool {
-        matches!(self.kind, Kind::Undo | Kind::Differencing)
-    }
-}
-
-fn word(bytes: &[u8; LEN], at: usize) -> u32 {
-    let word = bytes[at..].first_chunk().copied();
-    u32::from_le_bytes(word.unwrap_or_default())
 }

@@ -8,14 +8,16 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
-use crate::formats::vdi::allocate::Slots;
-use crate::formats::vdi::header::{FREE, Header, Kind, ZERO};
+use crate::formats::vdi::header::{
+    COUNT, DISK_ID, FREE, Header, Kind, PARENT_ID, PARENT_STATE_ID, STATE_ID, ZERO,
+};
+use crate::formats::vdi::slots::Slots;
 use crate::image::info::Detail;
 use crate::image::open::{OpenOptions, Purpose, WriteOrder};
 use crate::image::table::{Endian, Table};
 use crate::image::units::{Allocator, Order, Target, Units};
 use crate::image::{
-    Backing, Caps, Check, Driver, Fill, Image, Layout, Relink, Resize, Run, Source, Wait,
+    Backing, Caps, Check, Compact, Driver, Fill, Image, Layout, Relink, Resize, Run, Source, Wait,
 };
 use crate::storage::open::Access;
 use crate::storage::{Limits, Storage, Zeroing};
@@ -46,8 +48,6 @@ pub(super) struct Vdi {
     /// Bytes of a block's data.
     pub(super) block: u64,
     pub(super) shape: ArcSwap<Shape>,
-    /// The identities of the disk and of its state, as the file has them now.
-    pub(super) uuids: Mutex<[Uuid; 2]>,
     pub(super) allocator: Allocator,
     pub(super) slots: Mutex<Slots>,
 }
@@ -59,18 +59,36 @@ impl Vdi {
         let order = Order::new(options.order, Arc::clone(&storage), None);
         let image = Self {
             write: options.access == Access::Write,
-            kind: header.kind,
+            kind: header.kind()?,
             block: header.block(),
-            uuids: Mutex::new([header.uuid(0), header.uuid(1)]),
             shape: ArcSwap::from_pointee(Shape::new(header)),
             allocator: Allocator::new(order, Arc::clone(&options.grace)),
             slots: Mutex::default(),
             storage,
         };
         if image.write && options.purpose == Purpose::Use {
-            image.prepare()?;
+            image.may_change()?;
+            image.learn()?;
         }
         Ok(image)
+    }
+
+    /// What the header in the file says now.  With no change under way.
+    pub(super) fn reread(&self) -> Result<Arc<Shape>> {
+        let shape = Arc::new(Shape::new(Header::read(&*self.storage)?));
+        self.shape.store(Arc::clone(&shape));
+        Ok(shape)
+    }
+
+    /// Changes the header in the file, whose sector is the old one or the new one at any time.  With no
+    /// change under way.
+    pub(super) fn rewrite(&self, change: impl FnOnce(&mut Header)) -> Result<()> {
+        let mut header = Header::read(&*self.storage)?;
+        change(&mut header);
+        let since = self.allocator.order.now();
+        self.storage.write_at(&header.bytes, 0)?;
+        self.shape.store(Arc::new(Shape::new(header)));
+        self.allocator.order.settle(since)
     }
 
     /// Where the data of block `index` is, of which the map says `number`.
@@ -216,7 +234,9 @@ impl Image for Vdi {
 
     fn close(&self) -> Result<()> {
         self.allocator.close(self)?;
-        self.trim()?;
+        if self.allocator.has_begun() {
+            self.trim(&mut self.slots.lock())?;
+        }
         match self.allocator.order.policy() {
             WriteOrder::Ordered => self.flush(),
             WriteOrder::Unordered => Ok(()),
@@ -225,37 +245,35 @@ impl Image for Vdi {
 
     fn backing(&self) -> Option<Backing> {
         let header = &self.shape.load().header;
-        let parent = header.uuid(2);
-        header.has_parent().then(|| Backing {
+        self.kind.has_parent().then(|| Backing {
             names: Vec::new(),
             format: Some("vdi".to_owned()),
-            identity: Some(parent).filter(|uuid| !uuid.is_nil()),
-            state: Some(header.parent_state()).filter(|uuid| !uuid.is_nil()),
+            identity: header.uuid(PARENT_ID),
+            state: header.uuid(PARENT_STATE_ID),
         })
     }
 
     fn identity(&self) -> Option<Uuid> {
-        Some(self.uuids.lock()[0]).filter(|uuid| !uuid.is_nil())
+        self.shape.load().header.uuid(DISK_ID)
     }
 
     fn state(&self) -> Option<Uuid> {
-        Some(self.uuids.lock()[1]).filter(|uuid| !uuid.is_nil())
+        self.shape.load().header.uuid(STATE_ID)
     }
 
     fn details(&self) -> Vec<Detail> {
         let header = &self.shape.load().header;
-        let [disk, state] = *self.uuids.lock();
+        let uuid = |field| header.uuid(field).unwrap_or_default().to_string();
         let mut details = vec![
             Detail::new("subformat", self.kind.word()),
             Detail::new("block-size", self.block),
-            Detail::new("allocated-blocks", header.count()),
-            Detail::new("uuid", disk.to_string()),
-            Detail::new("modify-uuid", state.to_string()),
+            Detail::new("allocated-blocks", header.word(COUNT)),
+            Detail::new("uuid", uuid(DISK_ID)),
+            Detail::new("modify-uuid", uuid(STATE_ID)),
         ];
-        if header.has_parent() {
-            details.push(Detail::new("parent-uuid", header.uuid(2).to_string()));
-            let state = header.parent_state().to_string();
-            details.push(Detail::new("parent-modify-uuid", state));
+        if self.kind.has_parent() {
+            details.push(Detail::new("parent-uuid", uuid(PARENT_ID)));
+            details.push(Detail::new("parent-modify-uuid", uuid(PARENT_STATE_ID)));
         }
         if header.extra() > 0 {
             details.push(Detail::new("block-extra", header.extra()));
@@ -272,6 +290,10 @@ impl Image for Vdi {
     }
 
     fn as_relink(&mut self) -> Option<&mut dyn Relink> {
+        Some(self)
+    }
+
+    fn as_compact(&self) -> Option<&dyn Compact> {
         Some(self)
     }
 

@@ -6,13 +6,14 @@
 //! blocks that have space, and other programs take the next one by that count alone: it is raised
 //! before the map names a block, and never lowered while something is behind it.
 
-mod allocate;
 mod check;
 mod create;
 mod header;
 mod image;
 mod relink;
 mod resize;
+mod slots;
+mod units;
 
 use crate::image::Driver;
 use crate::image::probe::ProbeInput;

@@ -1,17 +1,17 @@
 //! Another parent for a disk, or none: all that is said of it lies in the header's sector.
 
-use std::sync::Arc;
-
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
-use crate::formats::vdi::header::{Header, Kind};
-use crate::formats::vdi::image::{Shape, Vdi};
+use crate::formats::vdi::header::{KIND, Kind, PARENT_ID, PARENT_STATE_ID};
+use crate::formats::vdi::image::Vdi;
 use crate::image::create::CreateBacking;
 use crate::image::relink::Relink;
+use crate::image::units::Units;
 
 impl Relink for Vdi {
     fn relink(&mut self, backing: Option<&CreateBacking>) -> Result<()> {
+        self.allocator()?;
         let kind = match (self.kind, backing) {
             (Kind::Differencing, Some(_)) => Kind::Differencing,
             (Kind::Differencing, None) => Kind::Dynamic,
@@ -29,32 +29,17 @@ impl Relink for Vdi {
             None => (Uuid::nil(), Uuid::nil()),
         };
         self.rewrite(|header| {
-            header.set(header.fields.kind, &kind.number().to_le_bytes());
-            header.set(header.fields.uuids + 32, &identity.to_bytes_le());
-            header.set_parent_state(state);
+            header.set_word(KIND, kind as u64);
+            header.set(PARENT_ID, &identity.to_bytes_le());
+            header.set(PARENT_STATE_ID, &state.to_bytes_le());
         })?;
         self.kind = kind;
         Ok(())
     }
 
     fn accept_state(&mut self, state: Uuid) -> Result<()> {
-        self.rewrite(|header| header.set_parent_state(state))
-    }
-}
-
-impl Vdi {
-    /// Changes the header, which is the old one or the new one at any time.
-    fn rewrite(&self, change: impl FnOnce(&mut Header)) -> Result<()> {
-        if !self.write {
-            return Err(Error::read_only());
-        }
-        let mut header = Header::read(&*self.storage)?;
-        change(&mut header);
-        self.storage.write_at(&header.bytes, 0)?;
-        self.storage.sync()?;
-        self.shape
-            .store(Arc::new(Shape::new(Header::read(&*self.storage)?)));
-        Ok(())
+        self.allocator()?;
+        self.rewrite(|header| header.set(PARENT_STATE_ID, &state.to_bytes_le()))
     }
 }
 

@@ -210,7 +210,7 @@ pub trait Units: fmt::Debug + Send + Sync {
     /// `Corrupt` where its entry points outside what it may; the host's.
     fn unit(&self, index: u64) -> Result<Unit>;
     /// What the parts of a unit read as that a range within it touches, in runs, in order, without
-    /// gaps; they may reach past the range.
+    /// gaps; they may reach past the range.  For units whose parts differ.
     ///
     /// # Errors
     /// As [`Units::unit`].
@@ -219,7 +219,11 @@ pub trait Units: fmt::Debug + Send + Sync {
         index: u64,
         unit: &Unit,
         within: &Range<u64>,
-    ) -> Result<Vec<(Content, Range<u64>)>>;
+    ) -> Result<Vec<(Content, Range<u64>)>> {
+        let _ = (index, within);
+        let whole = unit.whole.unwrap_or(Content::Stored);
+        Ok(vec![(whole, 0..self.unit_len())])
+    }
     /// All bytes of a unit that is compressed.
     ///
     /// # Errors
@@ -282,7 +286,10 @@ pub trait Units: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// The host's.
-    fn complete(&self, entries: &Self::Entries<'_>, new: &[New]) -> Result<()>;
+    fn complete(&self, entries: &Self::Entries<'_>, new: &[New]) -> Result<()> {
+        let _ = (entries, new);
+        Ok(())
+    }
     /// Writes entries, which are neighbours in order, and shows them to readers.
     ///
     /// # Errors
@@ -306,7 +313,10 @@ pub trait Units: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// The host's; then it stays a leak.
-    fn give_back(&self, freed: Vec<Range<u64>>) -> Result<()>;
+    fn give_back(&self, freed: Vec<Range<u64>>) -> Result<()> {
+        let _ = freed;
+        Ok(())
+    }
 }
 
 /// Space that was taken and that nothing names yet: given back when it is dropped.

@@ -35,25 +35,44 @@ impl Allocator {
             .take_while(|((host, _), hole)| hole.host < *host)
             .map(|((_, index), hole)| (index, *hole))
             .collect();
+        self.move_units(units, &pairs, progress)?;
+        Ok(len64(pairs.len()) * units.unit_len())
+    }
+
+    /// Gives units that have space other space, which nothing else takes meanwhile.  Nothing else
+    /// changes meanwhile; a power cut leaves each of them where it was or where it is to be.
+    ///
+    /// # Errors
+    /// The host's; `Cancelled`.
+    pub fn move_units<U: Units>(
+        &self,
+        units: &U,
+        moves: &[(u64, Taken)],
+        progress: &dyn Progress,
+    ) -> Result<()> {
         let size = units.unit_len();
         let batch = clamp_len((TOGETHER / size).max(1), usize::MAX);
-        for batch in pairs.chunks(batch) {
+        for batch in moves.chunks(batch) {
             progress.check()?;
             let since = self.order.now();
             let mut new = Vec::with_capacity(batch.len());
-            for (index, hole) in batch {
+            for (index, space) in batch {
                 let old = units.unit(*index)?;
                 let Space::Own(host) = old.space else {
                     continue;
                 };
-                copy(units, host - hole.lead..host + size, hole.host - hole.lead)?;
+                copy(
+                    units,
+                    host - space.lead..host + size,
+                    space.host - space.lead,
+                )?;
                 let entry = New {
                     index: *index,
                     old: Unit {
                         space: Space::None,
                         ..old
                     },
-                    host: hole.host,
+                    host: space.host,
                     filled: 0..size,
                 };
                 new.push(entry);
@@ -64,8 +83,7 @@ impl Allocator {
                 units.publish(entries, std::slice::from_ref(entry))?;
             }
         }
-        self.order.settle_all()?;
-        Ok(len64(pairs.len()) * size)
+        self.order.settle_all()
     }
 }
 

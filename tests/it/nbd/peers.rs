@@ -276,7 +276,7 @@ fn fio_finds_what_it_wrote_trimmed_and_overwrote_at_random() {
     if !has_nbd() {
         return crate::util::skipped("fio has no nbd engine");
     }
-    for format in ["raw", "vhd", "qcow2"] {
+    for format in ["raw", "vhd", "vdi", "qcow2"] {
         let (serving, backend) = serving_new(format);
         let uri = format!("--uri={}", serving.uri(""));
         let fio = |arguments: &[&str]| {
@@ -358,7 +358,7 @@ fn nbdcopy_copies_both_ways_however_it_asks() {
         run(plain, &target.uri(""));
         let found = std::fs::read(target.image()).expect("reads");
         assert_same(&found, &bytes, 0, "copied in");
-        for format in ["qcow2", "vhd"] {
+        for format in ["qcow2", "vhd", "vdi"] {
             let (target, _backend) = serving_new(format);
             run(plain, &target.uri(""));
             let found = target.uri("");

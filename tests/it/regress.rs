@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use vdtool::image::check::Repair;
 use vdtool::image::open::WriteOrder;
+use vdtool::storage::Storage;
 use vdtool::storage::open::{Access, StorageOptions, open};
 
 use crate::layers::{Disk, LayerSpec, Place, read_all};
-use crate::util::scratch;
+use crate::util::{Seeded, scratch};
 
 /// Children that another thread was just starting held a duplicate of the descriptor, and with it
 /// the locks of a file that was closed.
@@ -117,4 +118,55 @@ fn two_blocks_got_the_space_of_the_last_one_that_was_freed() {
     let found = read_all(&chain);
     assert!(found[1 << 16..2 << 16].iter().all(|b| *b == 2));
     assert!(found[2 << 16..3 << 16].iter().all(|b| *b == 3));
+}
+
+#[test]
+fn a_cluster_in_use_that_is_counted_as_free_is_not_given_to_another() {
+    let spec = LayerSpec {
+        format: "qcow2",
+        options: "cluster_size=512",
+        size: 256 << 10,
+    };
+    for snapshot in [false, true] {
+        let disk = Disk::create(Place::Memory, &[spec]);
+        let mut chain = disk.open(Access::Write, WriteOrder::Ordered);
+        let bytes = Seeded::new("counted as free").bytes(20 << 10);
+        chain.write_at(&bytes, 0).expect("writes");
+        if snapshot {
+            let snapshots = chain.top_mut().as_snapshots().expect("has some");
+            let now = std::time::SystemTime::UNIX_EPOCH;
+            snapshots.create("kept".as_ref(), now).expect("creates");
+            chain.discard(0..20 << 10).expect("discards");
+        }
+        chain.close().expect("closes");
+        let storage = disk.memory().remove(0);
+        let image = storage.to_bytes();
+        // The counts of all clusters that hold the data are 0.
+        let word = |at: usize| u64::from_be_bytes(image[at..at + 8].try_into().expect("eight"));
+        let host = |at: usize| usize::try_from(word(at) & 0x00ff_ffff_ffff_fe00).expect("small");
+        let l1 = match snapshot {
+            false => host(40),
+            true => host(host(64)),
+        };
+        let counts = host(host(48));
+        for index in 0..40 {
+            let cluster = host(host(l1) + index * 8) / 512;
+            storage
+                .write_at(&[0, 0], (counts + cluster * 2) as u64)
+                .expect("writes");
+        }
+        drop(chain);
+        let mut chain = disk.open(Access::Write, WriteOrder::Ordered);
+        chain.write_at(&[1; 100 << 10], 64 << 10).expect("writes");
+        if snapshot {
+            let snapshots = chain.top_mut().as_snapshots().expect("has some");
+            let pick = vdtool::image::snapshot::Pick::Any("kept".into());
+            snapshots.apply(&pick).expect("is there");
+        } else {
+            chain.flush().expect("flushes");
+        }
+        let mut found = vec![0; bytes.len()];
+        chain.read_at(&mut found, 0).expect("reads");
+        assert!(found == bytes, "was overwritten (snapshot: {snapshot})");
+    }
 }

@@ -35,6 +35,7 @@ mod snapshot;
 mod snapshot_table;
 mod space;
 mod switch;
+mod uncounted;
 mod units;
 mod writer;
 

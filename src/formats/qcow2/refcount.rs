@@ -82,6 +82,9 @@ pub(super) struct Refcounts {
     next: u64,
     /// No cluster from this one on has ever held anything.
     fresh: u64,
+    /// Clusters of the file as it was opened; 0 once it is known that none of them is in use that
+    /// is counted as free.
+    opened: u64,
     /// Where compressed clusters go on, within a cluster that is in use for nothing else.
     pub(super) tail: Option<u64>,
     order: WriteOrder,
@@ -105,6 +108,7 @@ impl Refcounts {
             clock: 0,
             next: 0,
             fresh: len.div_ceil(1 << place.cluster_bits),
+            opened: len.div_ceil(1 << place.cluster_bits),
             tail: None,
             order,
             made: Vec::new(),
@@ -141,6 +145,21 @@ impl Refcounts {
         let index = clamp_len(cluster & ((1 << bits) - 1), usize::MAX);
         let block = self.block(file, cluster >> bits)?;
         Ok(block.map_or(0, |block| width.get(&block.bytes, index)))
+    }
+
+    /// Whether the next free cluster is one of the file as it was opened; true once.
+    pub(super) fn is_to_reuse(&mut self, file: &dyn Storage) -> Result<bool> {
+        if self.opened == 0 || self.find_free(file, &(1..2))?.start >= self.opened {
+            return Ok(false);
+        }
+        self.opened = 0;
+        Ok(true)
+    }
+
+    /// Whether a count of the cluster is stored.
+    pub(super) fn has_block(&self, file: &dyn Storage, cluster: u64) -> Result<bool> {
+        let host = self.block_host(file, cluster >> self.block_bits())?;
+        Ok(host.is_some())
     }
 
     /// The block with index `index`; `None` where there is none, so that its counts are 0.

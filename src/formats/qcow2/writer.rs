@@ -156,6 +156,7 @@ impl Qcow2 {
     pub(super) fn taking<T>(&self, take: impl FnOnce(&mut Refcounts) -> Result<T>) -> Result<T> {
         let writer = self.writer()?;
         let mut refcounts = writer.refcounts.lock();
+        self.count_uncounted(&mut refcounts)?;
         let before = refcounts.place();
         let taken = take(&mut refcounts);
         let made = refcounts.made();

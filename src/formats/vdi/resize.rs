@@ -244,6 +244,8 @@ impl Compact for Vdi {
 
     fn pack(&self, progress: &dyn Progress) -> Result<u64> {
         drop(self.allocator.release_unused(self));
+        // Blocks that lost their entry are free only once that is on stable media.
+        self.allocator.order.settle_all()?;
         let mut moved = 0;
         loop {
             self.learn()?;

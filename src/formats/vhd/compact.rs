@@ -46,6 +46,8 @@ impl Compact for Sparse {
     }
 
     fn pack(&self, progress: &dyn Progress) -> Result<u64> {
+        // Blocks that lost their entry are free only once that is on stable media.
+        self.allocator.order.settle_all()?;
         let shape = self.shape.load_full();
         let holes = self.take_holes(&shape)?;
         let count = self.blocks.count(shape.size);

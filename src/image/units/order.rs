@@ -63,7 +63,7 @@ impl Order {
     }
 
     /// The present moment: to be taken before the writes that [`Order::settle`] waits for, and after
-    /// those that [`Order::is_durable`] is asked about.
+    /// those that [`Order::is_settled`] is asked about.
     pub fn now(&self) -> Moment {
         Moment {
             metadata: self.metadata.syncs.stamp(),

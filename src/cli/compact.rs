@@ -87,10 +87,14 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
         scan: !args.no_scan,
         dry_run: args.dry_run,
     };
-    let outcome = compact(chain.top(), how, &bar).at(&args.file)?;
-    if !args.dry_run {
-        chain.close()?;
-    }
+    let done = compact(chain.top(), how, &bar).at(&args.file);
+    let closed = match args.dry_run {
+        true => Ok(()),
+        // What was freed is given back, however far it came.
+        false => chain.close(),
+    };
+    let outcome = done?;
+    closed?;
     bar.finish();
     let after = Taken::by(chain.top())?;
     match args.output.output {

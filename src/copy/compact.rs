@@ -180,7 +180,10 @@ impl Scan<'_> {
                     }
                 }
                 Source::Encoded => return Ok(Look::Data),
-                Source::Below if self.image.caps().backing && (stored || end < unit.end) => {
+                Source::Below
+                    if self.image.caps().backing
+                        && (stored || at != unit.start || end < unit.end) =>
+                {
                     // Part of it shows the image below.
                     return Ok(Look::Data);
                 }

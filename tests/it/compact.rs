@@ -273,3 +273,45 @@ fn bitmaps_take_no_note_of_it_and_snapshots_stay() {
     let bitmaps = &info["format-specific"]["data"]["bitmaps"];
     assert_eq!(bitmaps.as_array().map(Vec::len), Some(1), "{info}");
 }
+
+#[test]
+fn zeroes_before_what_shows_the_image_below_in_one_cluster_are_left_alone() {
+    let dir = scratch();
+    let dir = dir.path();
+    run(dir, &["create", "-q", "-f", "raw", "base", "1M"]).success();
+    run(
+        dir,
+        &["io", "-q", "-f", "raw", "-c", "write -P 9 0 1M", "base"],
+    )
+    .success();
+    let options = "extended_l2=on,cluster_size=64k";
+    let line = [
+        "create", "-q", "-f", "qcow2", "-o", options, "-b", "base", "-F", "raw", "top",
+    ];
+    run(dir, &line).success();
+    for (at, len) in [("0", "8k"), ("72k", "8k"), ("184k", "8k"), ("256k", "64k")] {
+        let zero = format!("write -z -u {at} {len}");
+        run(dir, &["io", "-q", "-c", &zero, "top"]).success();
+    }
+    run(dir, &["convert", "-q", "-O", "raw", "top", "before"]).success();
+    compacted(dir, &["top"]);
+    run(dir, &["compare", "-q", "-F", "raw", "top", "before"]).success();
+}
+
+#[test]
+fn a_compaction_that_is_stopped_leaves_no_leaks() {
+    let dir = scratch();
+    let dir = dir.path();
+    let file = &*made(dir, "qcow2", "");
+    let line = format!(
+        "{} compact {file} & pid=$!; kill -TERM $pid; wait $pid",
+        env!("CARGO_BIN_EXE_vdtool")
+    );
+    let status = std::process::Command::new("sh")
+        .current_dir(dir)
+        .args(["-c", &line])
+        .status();
+    let code = status.expect("starts").code();
+    assert!(matches!(code, Some(0 | 143)), "{code:?}");
+    run(dir, &["check", "-q", file]).success();
+}

@@ -92,6 +92,32 @@ fn clusters_that_a_snapshot_shares() {
 }
 
 #[test]
+fn shared_and_compressed_clusters_that_space_is_set_aside_for() {
+    let disk = over(Place::Memory, &[spec("qcow2", "cluster_size=4k", SIZE)]);
+    write(&disk, 0..SIZE - 700, 0);
+    let kept = snapshot(&disk);
+    let acts = [
+        Assign(0..SIZE),
+        Write(100..4296),
+        Write(12_288..12_600),
+        Flush,
+        Write(20_000..40_000),
+    ];
+    look("set aside, shared", disk, Some(kept), &acts);
+    let disk = over(Place::Memory, &[spec("qcow2", "cluster_size=4k", SIZE)]);
+    let acts = [
+        Pack(0..32_768),
+        Flush,
+        Assign(0..SIZE),
+        Write(100..4296),
+        Write(12_288..12_600),
+        Flush,
+        Write(20_000..40_000),
+    ];
+    look("set aside, compressed", disk, None, &acts);
+}
+
+#[test]
 fn shared_clusters_and_tables_that_are_let_go() {
     let shared = || {
         let disk = over(Place::Memory, &[spec("qcow2", "cluster_size=4k", SIZE)]);

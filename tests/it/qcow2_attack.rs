@@ -185,7 +185,7 @@ fn a_table_that_is_nowhere_or_on_another_is_named_and_nothing_is_written() {
         offset(48, 0x100, "the refcount table is at 0x100"),
         offset(48, l1, "check names the damage"),
         offset(48, snapshots, "check names the damage"),
-        offset(48, 1 << 30, "where metadata is in use"),
+        offset(48, 1 << 30, "check names the damage"),
         offset(48, 1 << 62, "the refcount table ends at"),
         offset(48, !0xffff, "the refcount table is at"),
         count(56, 0, "the refcount table has 0 bytes"),

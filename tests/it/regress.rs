@@ -170,3 +170,41 @@ fn a_cluster_in_use_that_is_counted_as_free_is_not_given_to_another() {
         assert!(found == bytes, "was overwritten (snapshot: {snapshot})");
     }
 }
+
+#[test]
+fn a_snapshot_is_not_put_where_a_cluster_in_use_is_counted_as_free() {
+    let spec = LayerSpec {
+        format: "qcow2",
+        options: "cluster_size=512",
+        size: 64 << 10,
+    };
+    let disk = Disk::create(Place::Memory, &[spec]);
+    let chain = disk.open(Access::Write, WriteOrder::Ordered);
+    let bytes = Seeded::new("no room for a snapshot").bytes(20 << 10);
+    chain.write_at(&bytes, 0).expect("writes");
+    chain.close().expect("closes");
+    drop(chain);
+    let storage = disk.memory().remove(0);
+    let image = storage.to_bytes();
+    let word = |at: usize| u64::from_be_bytes(image[at..at + 8].try_into().expect("eight"));
+    let host = |at: usize| usize::try_from(word(at) & 0x00ff_ffff_ffff_fe00).expect("small");
+    let (l1, counts) = (host(40), host(host(48)));
+    for index in 0..40 {
+        let cluster = host(host(l1) + index * 8) / 512;
+        let at = (counts + cluster * 2) as u64;
+        storage.write_at(&[0, 0], at).expect("writes");
+    }
+    let mut chain = disk.open(Access::Write, WriteOrder::Ordered);
+    let snapshots = chain.top_mut().as_snapshots().expect("has some");
+    let now = std::time::SystemTime::UNIX_EPOCH;
+    snapshots.create("kept".as_ref(), now).expect("creates");
+    // Each is named twice now: what the disk lets go of is still the snapshot's.
+    chain.write_at(&[1; 20 << 10], 0).expect("writes");
+    chain.flush().expect("flushes");
+    let snapshots = chain.top_mut().as_snapshots().expect("has some");
+    let pick = vdtool::image::snapshot::Pick::Any("kept".into());
+    snapshots.apply(&pick).expect("is there");
+    let mut found = vec![0; bytes.len()];
+    chain.read_at(&mut found, 0).expect("reads");
+    assert!(found == bytes, "was overwritten");
+}

@@ -50,7 +50,7 @@ impl Qcow2 {
 
 impl Compact for Qcow2 {
     fn frees(&self) -> bool {
-        self.may_zero().is_ok()
+        self.external().is_none() && self.may_zero().is_ok()
     }
 
     fn free(&self, guest: &Range<u64>) -> Result<()> {

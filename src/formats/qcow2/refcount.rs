@@ -16,6 +16,7 @@ use crate::image::open::WriteOrder;
 use crate::image::words::{Endian, Words};
 use crate::storage::Storage;
 use crate::util::align::{clamp_len, is_aligned, len64};
+use crate::util::range;
 
 /// Bytes of refcount blocks kept in memory.
 const CACHE_BYTES: u64 = 4 << 20;
@@ -147,13 +148,49 @@ impl Refcounts {
         Ok(block.map_or(0, |block| width.get(&block.bytes, index)))
     }
 
-    /// Whether the next free cluster is one of the file as it was opened; true once.
+    /// Whether the next free cluster is one of the file as it was opened, and it is not known yet
+    /// that all of them are free.
     pub(super) fn is_to_reuse(&mut self, file: &dyn Storage) -> Result<bool> {
-        if self.opened == 0 || self.find_free(file, &(1..2))?.start >= self.opened {
-            return Ok(false);
-        }
+        Ok(self.opened > 0 && self.find_free(file, &(1..2))?.start < self.opened)
+    }
+
+    /// What is free is free.
+    pub(super) fn all_is_counted(&mut self) {
         self.opened = 0;
-        Ok(true)
+    }
+
+    /// The runs of clusters below `end` that have refcount 0, in order; `None` where there are more
+    /// than `most`.
+    pub(super) fn free_runs(
+        &mut self,
+        file: &dyn Storage,
+        end: u64,
+        most: usize,
+    ) -> Result<Option<Vec<Range<u64>>>> {
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        let mut at = 0;
+        while at < end {
+            let next = (at + 1).next_multiple_of(1 << self.block_bits());
+            let stop = match self.has_block(file, at)? {
+                true if self.count(file, at)? > 0 => {
+                    at += 1;
+                    continue;
+                }
+                true => at + 1,
+                false => next.min(end),
+            };
+            range::push_merged(&mut runs, at..stop);
+            if runs.len() > most {
+                return Ok(None);
+            }
+            at = stop;
+        }
+        Ok(Some(runs))
+    }
+
+    /// The largest count.
+    pub(super) fn most(&self) -> u64 {
+        self.place.width.max()
     }
 
     /// Whether a count of the cluster is stored.

@@ -106,6 +106,7 @@ impl<'a> Rewrite<'a> {
             switched: false,
         };
         let mut refcounts = image.writer()?.refcounts.lock();
+        image.count_uncounted(&mut refcounts)?;
         rewrite.take_spare(&mut refcounts, needs.tables)?;
         for len in needs.runs.iter().rev() {
             let host = rewrite.take_run(&mut refcounts, *len)?;

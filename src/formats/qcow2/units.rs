@@ -487,16 +487,20 @@ impl Units for Qcow2 {
             .try_for_each(|(_, table)| self.show(table))
     }
 
-    fn drop_units(&self, guest: &Range<u64>, target: Target) -> Result<Vec<Range<u64>>> {
-        let mut freed = Vec::new();
+    fn drop_units(
+        &self,
+        guest: &Range<u64>,
+        target: Target,
+        freed: &mut Vec<Range<u64>>,
+    ) -> Result<()> {
         let mut at = guest.start;
         while at < guest.end {
             let units = self.units_of(self.l1_index(at >> self.layout.cluster_bits));
             let end = guest.end.min(units.end << self.layout.cluster_bits);
-            self.drop_in_table(&(at..end), target, &mut freed)?;
+            self.drop_in_table(&(at..end), target, freed)?;
             at = end;
         }
-        Ok(freed)
+        Ok(())
     }
 
     /// Whole clusters; none where metadata is, whoever points there.

@@ -127,7 +127,12 @@ impl Units for Vdi {
     }
 
     /// Blocks keep their space, which the host gets back: the map names as many as the header counts.
-    fn drop_units(&self, guest: &Range<u64>, target: Target) -> Result<Vec<Range<u64>>> {
+    fn drop_units(
+        &self,
+        guest: &Range<u64>,
+        target: Target,
+        _freed: &mut Vec<Range<u64>>,
+    ) -> Result<()> {
         let how = match target {
             Target::ZeroKept => Zeroing::KeepSpace,
             _ => Zeroing::MayUnmap,
@@ -143,7 +148,7 @@ impl Units for Vdi {
                 _ => self.zero_within(index, 0..self.block, how)?,
             }
         }
-        Ok(Vec::new())
+        Ok(())
     }
 }
 

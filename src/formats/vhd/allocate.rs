@@ -231,21 +231,27 @@ impl Units for Sparse {
         Ok(())
     }
 
-    fn drop_units(&self, guest: &Range<u64>, _target: Target) -> Result<Vec<Range<u64>>> {
+    fn drop_units(
+        &self,
+        guest: &Range<u64>,
+        _target: Target,
+        freed: &mut Vec<Range<u64>>,
+    ) -> Result<()> {
         let shape = self.shape.load();
         let blocks = guest.start.div_ceil(self.blocks.data)..guest.end.div_ceil(self.blocks.data);
-        let mut freed = Vec::new();
+        let mut named = Vec::new();
         for index in blocks.clone() {
             if let Some(host) = self.locate(&shape, index, Wait::Yes)? {
-                freed.push(host..host + self.blocks.len());
+                named.push(host..host + self.blocks.len());
             }
         }
-        if !freed.is_empty() {
+        if !named.is_empty() {
             let words = vec![UNUSED; blocks.count()];
             let first = guest.start.div_ceil(self.blocks.data);
             shape.table.publish(&*self.storage, first, &words)?;
         }
-        Ok(freed)
+        freed.append(&mut named);
+        Ok(())
     }
 
     fn give_back(&self, freed: Vec<Range<u64>>) -> Result<()> {

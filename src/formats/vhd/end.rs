@@ -142,6 +142,9 @@ impl Sparse {
             return Ok(tail);
         }
         let used = self.used_end(shape)?.max(space.listed_end(self.blocks));
+        // The table on stable media may still name it.
+        let waiting = self.allocator.waiting().into_iter().map(|host| host.end);
+        let used = used.max(waiting.max().unwrap_or(0));
         if self.storage.has_fixed_len() {
             self.find_gaps(space, shape)?;
         }

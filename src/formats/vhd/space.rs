@@ -160,7 +160,10 @@ impl Sparse {
         if matches!(shape.batmap, batmap::Found::Damaged(_)) {
             return Ok(());
         }
-        let mut words: Vec<u32> = space.listed().collect();
+        let waiting = self.allocator.waiting().into_iter();
+        let waiting = waiting.flat_map(|host| host.step_by(self.blocks.len() as usize));
+        let waiting = waiting.filter_map(|host| u32::try_from(host / SECTOR).ok());
+        let mut words: Vec<u32> = space.listed().chain(waiting).collect();
         shape.table.each(&*self.storage, |_, word| {
             if word != UNUSED && words.len() <= 4 * MAX_FREED {
                 words.push(word);

@@ -228,7 +228,8 @@ impl Allocator {
         }
         let new: Vec<New> = batch.moves.iter().map(Move::new_entry).collect();
         units.complete(&entries, &new)?;
-        if !batch.moves.iter().all(Move::is_ready) {
+        // Ready space says nothing of what a unit held until now.
+        if goal.waits || !batch.moves.iter().all(Move::is_ready) {
             self.order.settle(since)?;
         }
         // From here on the file may name the space, whatever the answer.

@@ -45,10 +45,11 @@ impl Allocator {
             let end = guest.end.min(down(at, size) + STEP * size);
             let span = down(at, size)..end.next_multiple_of(size);
             let _reserved = self.reservations.wait(&span);
-            let freed = units.drop_units(&(at..end), target)?;
-            freed
-                .into_iter()
-                .try_for_each(|host| self.free(units, host))?;
+            let mut freed = Vec::new();
+            let dropped = units.drop_units(&(at..end), target, &mut freed);
+            // One error is told, and no space is forgotten for it.
+            let freed = freed.into_iter().map(|host| self.free(units, host));
+            freed.fold(dropped, Result::and)?;
             at = end;
         }
     }
@@ -78,6 +79,11 @@ impl Allocator {
             true => self.release(units),
             false => Ok(()),
         }
+    }
+
+    /// Host ranges that wait to be given back.
+    pub fn waiting(&self) -> Vec<Range<u64>> {
+        self.freed.lock().iter().cloned().collect()
     }
 
     /// Gives back what was freed, and what was made ready for others; whether that was anything.

@@ -135,10 +135,10 @@ impl<U: Units> Goal<'_, U> {
             _ if self.request.start <= guest.start && guest.end <= self.request.end => {
                 Held::Replaced
             }
-            (Content::Below, _) => Held::Below,
+            (Content::Below, _) if self.units.has_backing() => Held::Below,
             (Content::Stored, Space::Own(host) | Space::Shared(host)) => Held::Host(host + within),
             (Content::Stored, Space::Encoded { .. }) => Held::Encoded(number),
-            (Content::Zero | Content::Stored, _) => Held::Zero,
+            (Content::Below | Content::Zero | Content::Stored, _) => Held::Zero,
         }
     }
 

@@ -296,11 +296,16 @@ pub trait Units: fmt::Debug + Send + Sync {
     /// The host's; the file may then have the new entries or the old ones.
     fn publish(&self, entries: Self::Entries<'_>, new: &[New]) -> Result<()>;
     /// Changes the entries of all units of an aligned range of the disk, so that it reads as zeroes,
-    /// as `target` says; the host ranges that nothing names then.
+    /// as `target` says; adds the host ranges that nothing names then to `freed`.
     ///
     /// # Errors
-    /// The host's.
-    fn drop_units(&self, guest: &Range<u64>, target: Target) -> Result<Vec<Range<u64>>>;
+    /// The host's; `freed` then has those of the entries that were changed.
+    fn drop_units(
+        &self,
+        guest: &Range<u64>,
+        target: Target,
+        freed: &mut Vec<Range<u64>>,
+    ) -> Result<()>;
     /// The host bytes to give back of space that a unit no longer has.
     fn unnamed(&self, old: Space) -> Option<Range<u64>> {
         match old {

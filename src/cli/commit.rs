@@ -3,6 +3,8 @@
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
+use uuid::Uuid;
+
 use crate::chain::open::ChainOptions;
 use crate::chain::{self, Chain, HostFile};
 use crate::cli::cache::CacheMode;
@@ -146,26 +148,64 @@ fn depth_of(chain: &Chain, base: &OsStr, file: &Path) -> Result<usize> {
     })
 }
 
-/// Has the image right above the base say that the base is in the state that it is in now, where it
-/// says which.
+/// A layer above the base.
+struct Above {
+    driver: &'static Driver,
+    path: PathBuf,
+    id: Option<HostId>,
+    /// The state that it says the image below it is in.
+    recorded: Option<Uuid>,
+}
+
+/// Has the images above the base, up to the one that was committed, say that what is below them is in
+/// the state that it is in now, where they say which.  What those between read as has changed with the
+/// base, so they are in another state too.
 fn accept(upper: Chain, base: &Chain, options: &ChainOptions, globals: &Globals) {
-    let Some(above) = upper.layers().last() else {
-        return;
+    let above = |layer: &Box<dyn Image>| Above {
+        driver: layer.driver(),
+        path: layer
+            .storage()
+            .path()
+            .map(Path::to_owned)
+            .unwrap_or_default(),
+        id: layer.storage().host_id(),
+        recorded: layer.backing().and_then(|backing| backing.state),
     };
-    let recorded = above.backing().and_then(|backing| backing.state);
-    let Some(state) = base.top().state().filter(|_| recorded.is_some()) else {
-        return;
-    };
-    if recorded == Some(state) {
-        return;
-    }
-    let (driver, storage) = (above.driver(), above.storage());
-    let (path, id) = (storage.path().map(Path::to_owned), storage.host_id());
-    let path = path.unwrap_or_default();
-    // Its own locks would keep it out.
+    let mut layers: Vec<Above> = upper.layers().iter().map(above).collect();
+    // Their own locks would keep it out.
     drop(upper);
+    let mut below = base.top().state();
+    while let Some(layer) = layers.pop() {
+        let Some(state) = below.filter(|_| layer.recorded.is_some()) else {
+            return;
+        };
+        if layer.recorded == Some(state) {
+            return;
+        }
+        match tell(&layer, state, !layers.is_empty(), options) {
+            Ok(own) => below = own,
+            Err(e) => {
+                return globals.note(&format!(
+                    "{}: still says that its backing image is in another state ({}); \
+                     --parent-changed accept reads it",
+                    printable(&layer.path),
+                    e.message()
+                ));
+            }
+        }
+    }
+}
+
+/// Tells a layer the state of what is below it, and gives it another one itself where it `changed`;
+/// the state it is in then.
+fn tell(
+    layer: &Above,
+    state: Uuid,
+    changed: bool,
+    options: &ChainOptions,
+) -> crate::Result<Option<Uuid>> {
     let options = ChainOptions {
-        format: Some(driver),
+        format: Some(layer.driver),
         order: options.order,
         storage: StorageOptions {
             access: Access::Write,
@@ -173,22 +213,18 @@ fn accept(upper: Chain, base: &Chain, options: &ChainOptions, globals: &Globals)
         },
         ..ChainOptions::write()
     };
-    let done = chain::open::open_top(&path, &options).and_then(|mut chain| {
-        if chain.top().storage().host_id() != id {
-            return Err(Error::new(ErrorKind::Io, "was replaced meanwhile"));
-        }
-        let relink = chain.top_mut().as_relink();
-        let relink = relink.ok_or_else(|| Error::unsupported("the format cannot"))?;
-        relink.accept_state(state)
-    });
-    if let Err(e) = done {
-        globals.note(&format!(
-            "{}: still says that its backing image is in another state ({}); --parent-changed accept \
-             reads it",
-            printable(&path),
-            e.message()
-        ));
+    let mut chain = chain::open::open_top(&layer.path, &options)?;
+    if chain.top().storage().host_id() != layer.id {
+        return Err(Error::new(ErrorKind::Io, "was replaced meanwhile"));
     }
+    let relink = chain.top_mut().as_relink();
+    let relink = relink.ok_or_else(|| Error::unsupported("the format cannot"))?;
+    if changed {
+        // First, so that no child of it reads what it does not know of.
+        relink.renew_state()?;
+    }
+    relink.accept_state(state)?;
+    Ok(chain.top().state())
 }
 
 /// Takes from the top image what its backing image has now.

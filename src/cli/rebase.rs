@@ -126,6 +126,8 @@ fn keep(args: &Args, globals: &Globals) -> anyhow::Result<()> {
     let mut options = args.plan(args.format, Access::Write)?;
     let mut chain = chain::open::open_next(&args.file, &mut options)?;
     relink_of(&mut chain).map_err(|e| e.at(&args.file))?;
+    // It reads as before.
+    chain.top().keep_state();
     if args.compress {
         chain.top().as_compress().map_err(|e| e.at(&args.file))?;
     }
@@ -193,7 +195,13 @@ fn name_only(args: &Args) -> anyhow::Result<()> {
             })
         }
     };
-    relink(&mut chain, create.as_ref(), &args.file)
+    let done = relink_of(&mut chain).and_then(|top| {
+        top.relink(create.as_ref())?;
+        // Nobody knows what it reads as now.
+        top.renew_state()
+    });
+    done.map_err(|e| e.at(&args.file))?;
+    Ok(chain.close()?)
 }
 
 /// The format that the image records of what lies below it: a new name for it changes nothing.

@@ -55,7 +55,7 @@ pub fn compact(image: &dyn Image, options: Options, progress: &dyn Progress) -> 
     drop_leaks(image, options)?;
     let mut outcome = Outcome::default();
     if !options.dry_run {
-        compact.keep_state();
+        image.keep_state();
     }
     if options.scan && compact.frees() {
         let mut scan = || {

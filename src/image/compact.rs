@@ -10,8 +10,6 @@ use crate::util::progress::Progress;
 /// The disk reads as before at any time, after a kill and a power cut too.  Called on a sound image
 /// that was not written to since it was opened or closed, with no request under way.
 pub trait Compact {
-    /// From here on what changes leaves the disk as it is: who recorded its state is told of no other.
-    fn keep_state(&self) {}
     /// Whether [`Compact::free`] can be done with this image.
     fn frees(&self) -> bool;
     /// Takes the space of the units that a range of the disk touches, which reads as zeroes.

@@ -287,6 +287,8 @@ pub trait Image: fmt::Debug + Send + Sync {
     fn state(&self) -> Option<Uuid> {
         None
     }
+    /// From here on what changes leaves the disk as it is: who recorded its state is told of no other.
+    fn keep_state(&self) {}
     /// Whether what it maps as stored may for long stretches never have been written, so that the
     /// host has holes there: not where space is given as it is written.
     fn may_be_unwritten(&self) -> bool {

@@ -24,6 +24,14 @@ pub trait Relink {
     fn accept_state(&mut self, _state: Uuid) -> Result<()> {
         Ok(())
     }
+    /// Gives the image another state, since what it reads as has changed with what lies below it.
+    /// Durable when it returns.  Formats that have no state have nothing to say.
+    ///
+    /// # Errors
+    /// `ReadOnly`; the host's.
+    fn renew_state(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Dropping all that an image has itself.

@@ -715,3 +715,42 @@ fn an_image_that_was_guessed_below_another_has_its_parent_only_where_the_user_sa
     assert!(said.contains("--backing-format"), "{said}");
     is_chain(&read(dir, "--backing-format vdi q.qcow2"));
 }
+
+#[test]
+fn who_reads_through_a_layer_that_a_commit_changed_is_refused() {
+    let dir = scratch();
+    let dir = dir.path();
+    done(dir, "create -q -f vdi a.vdi 4M");
+    write(dir, "a.vdi", "write -P 1 0 4M");
+    for (base, child) in [("a", "b"), ("b", "c"), ("b", "c2")] {
+        done(
+            dir,
+            &format!("create -q -f vdi -b {base}.vdi -F vdi {child}.vdi"),
+        );
+        write(dir, &format!("{child}.vdi"), "write -P 2 1M 1M");
+    }
+    write(dir, "c.vdi", "write -P 3 2M 1M");
+    let before = read(dir, "c.vdi");
+    done(dir, "commit -q -b a.vdi c.vdi");
+    assert!(
+        read(dir, "c.vdi") == before,
+        "what was committed reads as before"
+    );
+    assert!(fails(dir, 1, "convert -O raw c2.vdi x.raw").contains("changed since"));
+}
+
+#[test]
+fn a_rebase_that_keeps_the_disk_keeps_its_children_and_an_unsafe_one_does_not() {
+    let dir = scratch();
+    let dir = dir.path();
+    done(dir, "create -q -f vdi a.vdi 4M");
+    write(dir, "a.vdi", "write -P 1 0 4M");
+    done(dir, "create -q -f vdi -b a.vdi -F vdi b.vdi");
+    done(dir, "create -q -f vdi -b b.vdi -F vdi c.vdi");
+    let before = read(dir, "c.vdi");
+    done(dir, "create -q -f vdi other.vdi 4M");
+    done(dir, "rebase -b other.vdi -F vdi b.vdi");
+    assert!(read(dir, "c.vdi") == before);
+    done(dir, "rebase -u -b a.vdi -F vdi b.vdi");
+    assert!(fails(dir, 1, "convert -O raw c.vdi x.raw").contains("changed since"));
+}

@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use uuid::Uuid;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::image::units::Taken;
 use crate::storage::Storage;
+use crate::util::align::clamp_len;
 
 /// What marks a header.
 pub(super) const SIGNATURE: u32 = 0xbeda_107f;
@@ -112,13 +113,10 @@ impl Header {
     /// `Corrupt` and `Unsupported`, by field; the host's.
     pub(super) fn read(storage: &dyn Storage) -> Result<Self> {
         let size = storage.size();
-        if size < SECTOR {
-            return Err(Error::corrupt(format!(
-                "the file of {size} bytes ends within the header (allowed: at least {LEN})"
-            )));
-        }
+        // A small disk of version 0 without data may end before.
+        let len = clamp_len(size, LEN);
         let mut bytes = [0; LEN];
-        storage.read_at(&mut bytes, 0)?;
+        storage.read_at(&mut bytes[..len], 0)?;
         let mut header = Self { bytes, version: 1 };
         if header.word([0, 64]) != u64::from(SIGNATURE) {
             return Err(Error::corrupt(format!(
@@ -136,8 +134,24 @@ impl Header {
                 )));
             }
         };
+        if size < SECTOR && header.has_places() {
+            return Err(Error::corrupt(format!(
+                "the file of {size} bytes ends within the header (allowed: at least {LEN})"
+            )));
+        }
         header.kind()?;
         header.check(size).map(|()| header)
+    }
+
+    /// Refuses more map entries than the disk can come to have.
+    pub(super) fn may_have(&self, entries: u64) -> Result<()> {
+        if entries <= self.entries() || entries <= u64::from(ZERO) && self.has_places() {
+            return Ok(());
+        }
+        let text = format!(
+            "a map of {entries} entries (allowed: up to {ZERO}, in disks of version 1; a copy by convert has room)"
+        );
+        Err(Error::new(ErrorKind::OutOfRange, text))
     }
 
     /// Refuses sizes and places that contradict each other or a file of `len` bytes.

@@ -257,6 +257,10 @@ impl Image for Vdi {
         self.shape.load().header.uuid(DISK_ID)
     }
 
+    fn keep_state(&self) {
+        self.allocator.begin_unannounced();
+    }
+
     fn state(&self) -> Option<Uuid> {
         self.shape.load().header.uuid(STATE_ID)
     }

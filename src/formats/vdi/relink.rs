@@ -3,11 +3,12 @@
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
-use crate::formats::vdi::header::{KIND, Kind, PARENT_ID, PARENT_STATE_ID};
+use crate::formats::vdi::header::{KIND, Kind, PARENT_ID, PARENT_STATE_ID, STATE_ID};
 use crate::formats::vdi::image::Vdi;
 use crate::image::create::CreateBacking;
 use crate::image::relink::Relink;
 use crate::image::units::Units;
+use crate::util::random;
 
 impl Relink for Vdi {
     fn relink(&mut self, backing: Option<&CreateBacking>) -> Result<()> {
@@ -40,6 +41,12 @@ impl Relink for Vdi {
     fn accept_state(&mut self, state: Uuid) -> Result<()> {
         self.allocator()?;
         self.rewrite(|header| header.set(PARENT_STATE_ID, &state.to_bytes_le()))
+    }
+
+    fn renew_state(&mut self) -> Result<()> {
+        self.allocator()?;
+        let state = random::uuid()?;
+        self.rewrite(|header| header.set(STATE_ID, &state.to_bytes_le()))
     }
 }
 

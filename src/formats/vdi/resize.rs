@@ -58,6 +58,7 @@ impl Vdi {
                 "the disk's last block has no space of its own: data of the parent could show (allowed: after a write to it)",
             ));
         }
+        old.header.may_have(entries)?;
         self.allocator.begin(self)?;
         if last < ZERO {
             self.zero_within(blocks - 1, cut..self.block, Zeroing::KeepSpace)?;
@@ -134,12 +135,6 @@ impl Vdi {
     fn enlarge_map(&self, entries: u64) -> Result<()> {
         let shape = self.shape.load_full();
         let old = &shape.header;
-        let out_of_range = |what: String| Err(Error::new(ErrorKind::OutOfRange, what));
-        if entries > u64::from(ZERO) || !old.has_places() {
-            return out_of_range(format!(
-                "a map of {entries} entries (allowed: up to {ZERO}, in disks of version 1; a copy by convert has room)"
-            ));
-        }
         let mut start = old.map().start;
         let mut gone = 0;
         if start + entries * 4 > old.data() {
@@ -148,9 +143,8 @@ impl Vdi {
         }
         let data = old.host(gone).start;
         if data > u64::from(u32::MAX) {
-            return out_of_range(format!(
-                "the data would begin at {data:#x} (allowed: below 4 GiB)"
-            ));
+            let text = format!("the data would begin at {data:#x} (allowed: below 4 GiB)");
+            return Err(Error::new(ErrorKind::OutOfRange, text));
         }
         let mut slots = self.slots.lock();
         let first = match gone {
@@ -221,10 +215,6 @@ impl Vdi {
 }
 
 impl Compact for Vdi {
-    fn keep_state(&self) {
-        self.allocator.begin_unannounced();
-    }
-
     fn frees(&self) -> bool {
         self.kind != Kind::Fixed
     }

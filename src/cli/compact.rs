@@ -75,7 +75,8 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
         false => Access::Write,
     };
     let options = ChainOptions {
-        follow: Follow::No,
+        // Its own files, and nothing below it.
+        follow: Follow::Layers(1),
         ..args.open.plan(args.format, access)?
     };
     signal::catch()?;

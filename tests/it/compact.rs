@@ -315,3 +315,30 @@ fn a_compaction_that_is_stopped_leaves_no_leaks() {
     assert!(matches!(code, Some(0 | 143)), "{code:?}");
     run(dir, &["check", "-q", file]).success();
 }
+
+#[test]
+fn an_image_with_an_external_data_file_keeps_its_data() {
+    for options in ["data_file=d.raw", "data_file=d.raw,data_file_raw=on"] {
+        let dir = scratch();
+        let dir = dir.path();
+        let create = [
+            "create", "-q", "-f", "qcow2", "-o", options, "a.qcow2", "4M",
+        ];
+        run(dir, &create).success();
+        let line = [
+            "io",
+            "-q",
+            "-c",
+            "write -P 3 0 1M",
+            "-c",
+            "write -P 0 1M 1M",
+            "a.qcow2",
+        ];
+        run(dir, &line).success();
+        run(dir, &["convert", "-q", "-O", "raw", "a.qcow2", "before"]).success();
+        compacted(dir, &["-n", "a.qcow2"]);
+        compacted(dir, &["a.qcow2"]);
+        run(dir, &["compare", "-q", "-F", "raw", "a.qcow2", "before"]).success();
+        run(dir, &["check", "-q", "a.qcow2"]).success();
+    }
+}

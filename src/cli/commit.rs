@@ -161,7 +161,7 @@ struct Above {
 /// the state that it is in now, where they say which.  What those between read as has changed with the
 /// base, so they are in another state too.
 fn accept(upper: Chain, base: &Chain, options: &ChainOptions, globals: &Globals) {
-    let above = |layer: &Box<dyn Image>| Above {
+    let above = |layer: &dyn Image| Above {
         driver: layer.driver(),
         path: layer
             .storage()
@@ -171,7 +171,7 @@ fn accept(upper: Chain, base: &Chain, options: &ChainOptions, globals: &Globals)
         id: layer.storage().host_id(),
         recorded: layer.backing().and_then(|backing| backing.state),
     };
-    let mut layers: Vec<Above> = upper.layers().iter().map(above).collect();
+    let mut layers: Vec<Above> = upper.layers().iter().map(|l| above(&**l)).collect();
     // Their own locks would keep it out.
     drop(upper);
     let mut below = base.top().state();

@@ -11,6 +11,7 @@ use crate::formats::vhd::layout::{Blocks, UNUSED};
 use crate::formats::vhd::sparse::{Shape, Sparse};
 use crate::image::units::Taken;
 use crate::storage::Zeroing;
+use crate::util::align::clamp_len;
 use crate::util::range;
 
 /// The file grows by at most this much more than is needed, so that moving the footer costs one
@@ -161,7 +162,8 @@ impl Sparse {
             return Ok(());
         }
         let waiting = self.allocator.waiting().into_iter();
-        let waiting = waiting.flat_map(|host| host.step_by(self.blocks.len() as usize));
+        let waiting =
+            waiting.flat_map(|host| host.step_by(clamp_len(self.blocks.len(), usize::MAX)));
         let waiting = waiting.filter_map(|host| u32::try_from(host / SECTOR).ok());
         let mut words: Vec<u32> = space.listed().chain(waiting).collect();
         shape.table.each(&*self.storage, |_, word| {

@@ -2,7 +2,10 @@
 //!
 //! There are only so many places.  A client that has hung up keeps its place until its last request
 //! has ended, and the server may not even have come to see that it hung up; so whoever finds no
-//! place while others leave waits for one, for a bounded time and in bounded company.
+//! place while others leave waits for one, for a bounded time and in bounded company.  That a client
+//! hung up is seen late too (its socket is a forked child's as well for a moment, or the network is
+//! slower with its last packet than with another's first), so who finds nobody leaving waits a
+//! little as well.
 
 use std::collections::HashMap;
 use std::net::Shutdown;
@@ -21,7 +24,9 @@ use crate::server::nbd::Persistence;
 /// about to be free; the others are just closed.
 const TURNED_AWAY: usize = 16;
 /// How long a client without a place waits for one that is about to be free.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How long it waits for somebody to be seen leaving.
+const BRIEFLY: Duration = Duration::from_millis(300);
 
 /// Who is there, and whether the server goes on.  Knows no exports: once the last client is gone
 /// from here, nothing of the server holds a disk any more but its owner.
@@ -177,20 +182,21 @@ impl Presence {
         self.has_place
     }
 
-    /// Gets a place for a client that has none; where others are leaving, waits for one a short
-    /// time.  False: there is none to be had.
+    /// Gets a place for a client that has none: waits for one, briefly, and for longer where others
+    /// are leaving.  False: there is none to be had.
     pub(super) fn await_place(&mut self) -> bool {
-        let until = Instant::now() + PATIENCE;
+        let start = Instant::now();
+        let mut patience = BRIEFLY;
         let guests = Arc::clone(&self.guests);
         let mut clients = guests.clients.lock();
         let is_full = |clients: &Clients| clients.placed >= guests.most;
-        if is_full(&clients) && clients.leaving() == 0 {
-            return false;
-        }
         while is_full(&clients) {
-            let waited = guests.changed.wait_until(&mut clients, until);
+            let waited = guests.changed.wait_until(&mut clients, start + patience);
             if waited.timed_out() && is_full(&clients) {
-                return false;
+                if patience == PATIENCE || clients.leaving() == 0 {
+                    return false;
+                }
+                patience = PATIENCE;
             }
         }
         clients.placed += 1;

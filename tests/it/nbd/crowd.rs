@@ -105,6 +105,21 @@ fn who_leaves_and_comes_again_at_once_finds_the_only_place_free_over_tcp() {
 }
 
 #[test]
+fn a_place_is_had_though_the_server_sees_only_later_that_its_client_hung_up() {
+    let serving = Serving::raw(&[7; 5000], few(1));
+    let raw = Raw::ready(&serving.socket, Headers::Extended);
+    // As a child process has one until it starts its program.
+    let other = raw.stream.try_clone().expect("a second descriptor");
+    drop(raw);
+    let closes = thread::spawn(|| {
+        thread::sleep(Duration::from_millis(100));
+        drop(other);
+    });
+    drop(connect(&serving.uri("")));
+    closes.join().expect("closes");
+}
+
+#[test]
 fn all_who_leave_and_come_again_together_find_places() {
     const MANY: usize = 48;
     let (serving, backend) = held_up(MANY, Persistence::Stopped);

@@ -4,7 +4,7 @@
 #
 # Usage: benches/convert.sh [DIRECTORY [RUNS]]
 #
-# DIRECTORY (default: a new one under target/) needs some 30 GiB; RUNS is how often each tool runs
+# DIRECTORY (default: a new one under target/) needs some 40 GiB; RUNS is how often each tool runs
 # (default 5).  As root it also makes an XFS (else btrfs) file system in a loop mount and
 # converts there.
 cd "$(dirname "$0")/.."
@@ -24,6 +24,14 @@ on_this_file_system() {
   warm "$work/source.vhd"
   beside "vhd to raw" "$dir/ours" "$dir/theirs" \
     convert -f vhd -O raw "$work/source.vhd" -- convert -f vpc -O raw "$work/source.vhd"
+  same cmp "$work/source.raw" "$dir/ours"
+  warm "$work/source.raw"
+  beside "raw to vdi" "$dir/ours" "$dir/theirs" \
+    convert -f raw -O vdi "$work/source.raw" -- convert -f raw -O vdi "$work/source.raw"
+  same qemu-img compare -f raw -F vdi "$work/source.raw" "$dir/ours"
+  warm "$work/source.vdi"
+  beside "vdi to raw" "$dir/ours" "$dir/theirs" \
+    convert -f vdi -O raw "$work/source.vdi" -- convert -f vdi -O raw "$work/source.vdi"
   same cmp "$work/source.raw" "$dir/ours"
   rm -f "$dir/ours" "$dir/theirs"
   truncate -s 2T "$work/empty.raw"
@@ -93,6 +101,7 @@ start_up() {
 begin "${1:-target}" "${2:-5}"
 build_source "$work/source.raw" 8G 3584 6144
 qemu-img convert -f raw -O vpc -o force_size=on "$work/source.raw" "$work/source.vhd"
+qemu-img convert -f raw -O vdi "$work/source.raw" "$work/source.vdi"
 sync
 introduce "8 GiB ext4 image, $(($(stat -c '%b' "$work/source.raw") / 2048)) MiB of data"
 on_this_file_system "$work"

@@ -33,7 +33,29 @@ pub enum References {
         allowed: Vec<PathBuf>,
     },
     /// Any.
-    Any,
+    Any {
+        /// Where else images are looked for that are known by their identity alone.
+        allowed: Vec<PathBuf>,
+    },
+}
+
+impl References {
+    /// Any, and nothing is looked for anywhere else than near the image.
+    pub const ANY: Self = Self::Any {
+        allowed: Vec::new(),
+    };
+
+    /// What the user listed.
+    pub fn allowed(&self) -> &[PathBuf] {
+        let (Self::Confined { allowed } | Self::Any { allowed }) = self;
+        allowed
+    }
+
+    /// Has these in the list too.
+    pub fn allow(&mut self, more: impl IntoIterator<Item = PathBuf>) {
+        let (Self::Confined { allowed } | Self::Any { allowed }) = self;
+        allowed.extend(more);
+    }
 }
 
 impl Default for References {

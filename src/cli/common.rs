@@ -215,12 +215,14 @@ impl OpenArgs {
         if self.force_share && access == Access::Write {
             return Err(exit::usage("-U/--force-share is for reading only"));
         }
-        let any = self.allow_ref.iter().any(|p| p == Path::new("any"));
-        let references = match any {
-            true => References::Any,
-            false => References::Confined {
-                allowed: self.allow_ref.clone(),
-            },
+        let (any, allowed): (Vec<_>, Vec<_>) = self
+            .allow_ref
+            .iter()
+            .cloned()
+            .partition(|path| path == Path::new("any"));
+        let references = match any.is_empty() {
+            false => References::Any { allowed },
+            true => References::Confined { allowed },
         };
         let storage = StorageOptions {
             access,

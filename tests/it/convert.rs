@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::target::wait_until_begun;
-use crate::util::{Seeded, assert_same, peer, requires, scratch, vdtool};
+use crate::util::{Seeded, assert_same, killable, peer, requires, scratch, vdtool};
 
 const MIB: usize = 1 << 20;
 
@@ -393,7 +393,7 @@ fn what_no_format_has_is_refused_by_name() {
 
 /// Starts a convert that takes long, and stops it once it has begun to write.
 fn stopped(dir: &Path, arguments: &[&str], signal: &str) -> Option<i32> {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_vdtool"))
+    let mut child = killable()
         .current_dir(dir)
         .args(arguments)
         .stdin(Stdio::piped())

@@ -435,6 +435,66 @@ fn two_files_with_one_identity_are_told_apart_by_state_or_by_the_user() {
     }
 }
 
+/// The base in a directory of its own, and beside its children a copy of it that was changed.
+fn changed_copy() -> TempDir {
+    let home = chain();
+    let dir = home.path();
+    std::fs::create_dir(dir.join("kept")).expect("a directory");
+    copy(dir, "base.vdi", "kept/base.vdi");
+    write(dir, "base.vdi", "write -P 9 0 4k");
+    home
+}
+
+#[test]
+fn the_state_wanted_anywhere_is_better_than_another_nearby() {
+    let home = changed_copy();
+    let dir = home.path();
+    assert!(fails(dir, 1, "map top.vdi").contains("changed since"));
+    for allow in [
+        "--allow-ref kept",
+        "--parent-changed accept --allow-ref kept",
+        "--allow-ref any --allow-ref kept",
+        "--allow-ref kept/base.vdi",
+    ] {
+        is_chain(&read(dir, &format!("{allow} top.vdi")));
+    }
+    assert_eq!(read(dir, "--parent-changed accept top.vdi")[0], 9);
+    // Files that may be there need not be.
+    let said = fails(dir, 1, "map --allow-ref absent.vdi top.vdi");
+    assert!(!said.contains("absent"), "{said}");
+}
+
+#[test]
+fn a_directory_that_the_user_names_is_looked_through_however_full_the_own_one_is() {
+    let home = chain();
+    let dir = home.path();
+    std::fs::create_dir(dir.join("kept")).expect("a directory");
+    rename(dir, "base.vdi", "kept/z.vdi");
+    rename(dir, "mid.vdi", "kept/y.vdi");
+    for n in 0..5000 {
+        File::create(dir.join(format!("a{n:04}.vdi"))).expect("makes a file");
+    }
+    is_chain(&read(dir, "--allow-ref kept top.vdi"));
+}
+
+#[test]
+fn what_may_be_the_parent_and_is_not_looked_at_is_told() {
+    let (home, elsewhere) = (chain(), scratch());
+    let dir = home.path();
+    let away = elsewhere.path().join("base.vdi");
+    std::fs::rename(dir.join("base.vdi"), &away).expect("moves");
+    symlink(&away, dir.join("base.vdi")).expect("links");
+    mkfifoat(CWD, dir.join("pipe.vdi"), 0o600.into()).expect("makes a pipe");
+    mkfifoat(CWD, dir.join("pipe"), 0o600.into()).expect("makes a pipe");
+    let said = fails(dir, 1, "map --allow-ref pipe top.vdi");
+    for word in [
+        "pipe (",
+        "base.vdi (a symbolic link that leads out of the directory)",
+    ] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+}
+
 #[test]
 fn a_directory_of_thousands_of_files_is_looked_through_to_a_bound() {
     let home = chain();
@@ -567,6 +627,7 @@ fn a_parent_of_another_user_is_not_looked_at_where_the_format_was_guessed() {
     }
     let said = fails(dir, 1, "map top.vdi");
     assert!(said.contains("in 2 files"), "{said}");
+    assert!(said.contains("base.vdi (user 12345's"), "{said}");
     done(dir, "map -f vdi top.vdi");
     done(dir, "map --allow-ref base.vdi top.vdi");
     done(dir, "map --parent mid.vdi --parent base.vdi top.vdi");

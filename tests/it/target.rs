@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::util::{Seeded, peer, requires, scratch, skipped, vdtool};
+use crate::util::{Seeded, killable, peer, requires, scratch, skipped, vdtool};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_vdtool");
 
@@ -48,7 +48,7 @@ fn hidden(dir: &Path) -> Vec<String> {
 }
 
 fn start(dir: &Path, line: &str) -> Child {
-    let mut command = Command::new(BINARY);
+    let mut command = killable();
     command.current_dir(dir).args(line.split(' '));
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     command.stderr(Stdio::piped()).spawn().expect("starts")

@@ -22,6 +22,14 @@ pub(crate) fn vdtool() -> assert_cmd::Command {
     command
 }
 
+/// The built binary, started with every signal as it is by default: under `nohup` the tests ignore
+/// one, and so would whoever they start.
+pub(crate) fn killable() -> Command {
+    let mut command = Command::new("env");
+    command.args(["--default-signal", env!("CARGO_BIN_EXE_vdtool")]);
+    command
+}
+
 const TIME_LIMIT: std::time::Duration = std::time::Duration::from_secs(120);
 
 /// Whether `tool` can be run; says that the test is skipped where it cannot.

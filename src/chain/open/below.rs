@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::chain::MAX_LAYERS;
 use crate::chain::open::{Changed, How, Layer, Walk, look};
-use crate::chain::reference::search::{Candidate, Elsewhere, Looked, Search};
+use crate::chain::reference::search::{Candidate, Elsewhere, Looked, Passed, Wanted};
 use crate::chain::reference::{Found, Namer, Trust};
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats;
@@ -40,7 +40,12 @@ impl<'a> Walk<'a> {
         match (backing.identity, how.format) {
             // Where a name is recorded, what else has the identity may be a copy.
             (Some(identity), Some(driver)) if backing.names.is_empty() => {
-                self.identified(&above, backing, (driver, identity), &how)
+                let wanted = Wanted {
+                    driver,
+                    identity,
+                    state: backing.state,
+                };
+                self.identified(&above, backing, wanted, &how)
             }
             _ => Err(missing(&above, backing)),
         }
@@ -146,20 +151,12 @@ impl<'a> Walk<'a> {
         &mut self,
         above: &Namer,
         backing: &Backing,
-        wanted: (&'static Driver, Uuid),
+        wanted: Wanted,
         how: &How<'_>,
     ) -> Result<Layer> {
         let looked = self.search.find(above, &self.options.references, wanted)?;
         let in_chain = |image: &Candidate| self.layers.iter().any(|l| l.namer.id == Some(image.id));
-        let (own, mut found): (Vec<_>, Vec<_>) = looked.found.iter().partition(|i| in_chain(i));
-        let same_state: Vec<_> = found
-            .iter()
-            .copied()
-            .filter(|i| i.state == backing.state)
-            .collect();
-        if backing.state.is_some() && !same_state.is_empty() {
-            found = same_state;
-        }
+        let (own, found): (Vec<_>, Vec<_>) = looked.found.iter().partition(|i| in_chain(i));
         let said = |image: &Candidate| {
             format!(
                 "{} has the UUID of its backing file",
@@ -180,7 +177,7 @@ impl<'a> Walk<'a> {
                     "{} files have the UUID {} of its backing file, {} and {} among them \
                      (--parent says which it is)",
                     found.len(),
-                    wanted.1,
+                    wanted.identity,
                     printable(&one.path),
                     printable(&other.path)
                 );
@@ -193,7 +190,7 @@ impl<'a> Walk<'a> {
                 );
                 Err(Error::corrupt(text).at(&above.path))
             }
-            ([], []) => Err(not_found(above, wanted.1, &looked, &self.search)),
+            ([], []) => Err(not_found(above, wanted.identity, &looked)),
         }
     }
 
@@ -271,11 +268,11 @@ fn missing(above: &Namer, backing: &Backing) -> Error {
     Error::new(ErrorKind::NotFound, text).at(&above.path)
 }
 
-/// Names of another directory that are told at most.
+/// Names of files that are told at most.
 const MAX_TOLD: usize = 3;
 
 /// The error for a backing file that no image looked at is.
-fn not_found(above: &Namer, identity: Uuid, looked: &Looked, search: &Search) -> Error {
+fn not_found(above: &Namer, identity: Uuid, looked: &Looked) -> Error {
     let mut text = format!(
         "its backing file is not there (looked for the UUID {identity} in {} files",
         looked.files
@@ -284,8 +281,19 @@ fn not_found(above: &Namer, identity: Uuid, looked: &Looked, search: &Search) ->
         let joined = if index == 0 { " in" } else { "," };
         let _ = write!(text, "{joined} {}", printable(directory));
     }
-    if search.is_exhausted() {
+    if looked.is_cut {
         text.push_str(", which are as many as are looked at");
+    }
+    for (index, passed) in looked.passed.iter().take(MAX_TOLD).enumerate() {
+        let joined = if index == 0 { "; not looked at:" } else { "," };
+        let Passed { path, why } = passed;
+        let _ = write!(text, "{joined} {} ({why})", printable(path));
+    }
+    match looked.passed.len().saturating_sub(MAX_TOLD) {
+        0 => {}
+        more => {
+            let _ = write!(text, " and {more} more");
+        }
     }
     match &looked.elsewhere {
         None => text.push_str("); --parent FILE says where it is"),

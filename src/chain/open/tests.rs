@@ -173,7 +173,7 @@ fn a_parent_outside_the_directory_is_denied_until_the_user_names_it() {
         assert_eq!(error.path(), Some(&*path));
         assert!(error.message().contains("--allow-ref"), "{error}");
         for references in [
-            References::Any,
+            References::ANY,
             References::Confined {
                 allowed: vec![inner.clone(), base.clone()],
             },
@@ -226,7 +226,7 @@ fn a_pipe_as_parent_is_refused_at_once() {
     let pipe = dir.path().join("pipe");
     rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, 0o600.into()).expect("makes a pipe");
     let path = child(dir.path(), "pipe", Uuid::new_v4());
-    for references in [References::default(), References::Any] {
+    for references in [References::default(), References::ANY] {
         let options = ChainOptions {
             references,
             ..ChainOptions::read()

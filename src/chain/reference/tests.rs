@@ -175,7 +175,7 @@ fn a_directory_that_changes_places_while_names_are_followed_gives_no_other_direc
             };
             let namer = Namer::new(&file, &image, Trust::Stated).expect("looks");
             let references = match round % 3 {
-                0 => References::Any,
+                0 => References::ANY,
                 1 => References::default(),
                 _ => References::Confined {
                     allowed: vec![path("dir/file"), path("other/file")],

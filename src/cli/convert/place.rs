@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::chain::open::{ChainOptions, References};
+use crate::chain::open::ChainOptions;
 use crate::chain::{self, Chain, HostFile};
 use crate::cli::backing;
 use crate::cli::cache::CacheMode;
@@ -199,13 +199,8 @@ impl Place<'_> {
 
     fn open(&self, access: Access) -> anyhow::Result<Chain> {
         let plan = self.args.open.plan(Some(self.driver), Access::Read)?;
-        let references = match plan.references {
-            References::Any => References::Any,
-            References::Confined { mut allowed } => {
-                allowed.extend(self.named.clone());
-                References::Confined { allowed }
-            }
-        };
+        let mut references = plan.references;
+        references.allow(self.named.clone());
         let remote = self.named.as_ref().filter(|path| is_uri(path));
         let remote = remote.and_then(|path| Some(path.to_str()?.to_owned()));
         let mut options = ChainOptions {

@@ -318,9 +318,7 @@ fn open_overlay(
     opener.options.format = None;
     // What was typed lies below the image.
     opener.options.followed = 1;
-    if let chain::open::References::Confined { allowed } = &mut opener.options.references {
-        allowed.push(base.clone());
-    }
+    opener.options.references.allow([base.clone()]);
     if is_uri(&base) {
         opener
             .options

@@ -67,6 +67,8 @@ pub struct CreateBacking {
     pub modified: SystemTime,
     /// Its virtual size in bytes.
     pub virtual_size: u64,
+    /// Its unit of allocation in bytes, where its format has one and it was opened.
+    pub cluster_size: Option<u64>,
 }
 
 /// What a new image is made with.

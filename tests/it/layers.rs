@@ -134,6 +134,7 @@ impl Disk {
             state: None,
             modified: SystemTime::now(),
             virtual_size: image.virtual_size(),
+            cluster_size: None,
         })
     }
 

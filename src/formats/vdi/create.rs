@@ -13,7 +13,7 @@ use crate::storage::{Storage, fill_space, give_space, start_over};
 use crate::util::align::up;
 use crate::util::random;
 
-/// Blocks are as large as all programs take them, unless asked otherwise.
+/// Blocks are as large as all programs take them, unless asked otherwise; in a child as in its parent.
 const BLOCK: u64 = 1 << 20;
 /// Smallest and largest block we make.
 const MIN_BLOCK: u64 = 4 << 10;
@@ -72,7 +72,7 @@ const BLOCK_SIZE: OptionSpec = OptionSpec {
     name: "block_size",
     kind: OptionKind::Size,
     default: "1M",
-    help: "unit of allocation, a power of two from 4k to 256M; VirtualBox takes 128k to 128M, other tools 1M",
+    help: "unit of allocation, a power of two from 4k to 256M, in a child that of its parent; VirtualBox takes 128k to 128M, other tools 1M",
 };
 
 /// What the options mean.
@@ -105,12 +105,18 @@ impl Plan {
                 "preallocation is for subformat=fixed (allowed for others: off)",
             ));
         }
-        let block = options.values.number("block_size").unwrap_or(BLOCK);
-        if !block.is_power_of_two() || !(MIN_BLOCK..=MAX_BLOCK).contains(&block) {
+        let asked = options.values.number("block_size");
+        if let Some(block) = asked
+            && (!block.is_power_of_two() || !(MIN_BLOCK..=MAX_BLOCK).contains(&block))
+        {
             return Err(Error::invalid(format!(
                 "block_size is {block} (allowed: a power of two from {MIN_BLOCK} to {MAX_BLOCK})"
             )));
         }
+        let parent = options.backing.as_ref();
+        let parent = parent.filter(|parent| parent.format == super::DRIVER.name);
+        let block = asked.or(parent.and_then(|parent| parent.cluster_size));
+        let block = block.unwrap_or(BLOCK);
         let plan = Self {
             size: up(options.size, SECTOR).unwrap_or(u64::MAX),
             block,

@@ -403,8 +403,7 @@ pub enum LayerBelow {
 /// the same whatever their number.
 pub trait Layout {
     /// Assigns space to all clusters that `ranges` (ascending) touch and that have none.  A later
-    /// `allocate` there uses it; until then it is unpublished.  Where that would cost a write of
-    /// all the space, nothing is assigned.
+    /// `allocate` there uses it; until then it is unpublished.
     ///
     /// # Errors
     /// The host's, `NoSpace` among them; then nothing more is assigned than before.

@@ -17,8 +17,8 @@ pub(super) struct Slots {
     pub(super) used: u64,
     /// Others take the block of this number next: nothing from it on is in use.
     pub(super) end: u64,
-    /// What the header in the file says of that.
-    pub(super) counted: u64,
+    /// What the header in the file says of that, as far as is known.
+    pub(super) counted: Option<u64>,
     /// All before this word of the bits are in use.
     full: usize,
 }
@@ -158,18 +158,18 @@ impl Vdi {
                 true => Ok(()),
             }
         })?;
-        slots.counted = header.word(COUNT);
+        slots.counted = Some(header.word(COUNT));
         slots.end = slots.end.max(header.word(COUNT).min(header.entries()));
         Ok(slots)
     }
 
     /// Writes how many blocks the file has, where the header says otherwise.
     pub(super) fn write_count(&self, slots: &mut Slots) -> Result<()> {
-        if slots.counted != slots.end {
+        if slots.counted != Some(slots.end) {
             let at = self.shape.load().header.at(COUNT) as u64;
             let count = u32::try_from(slots.end).unwrap_or(u32::MAX);
             self.storage.write_at(&count.to_le_bytes(), at)?;
-            slots.counted = slots.end;
+            slots.counted = Some(slots.end);
         }
         Ok(())
     }

@@ -112,13 +112,15 @@ impl Units for Vdi {
         let first = header.number(taken.host);
         let mut slots = self.slots.lock();
         (first..first + taken.count).for_each(|number| slots.remove(number));
+        // A sync may have failed, and lost what was written of it.
+        slots.counted = None;
     }
 
     fn open(&self, units: Range<u64>, _first: u64, _waits: bool) -> Result<(Range<u64>, ())> {
         Ok((units, ()))
     }
 
-    fn publish(&self, _entries: (), new: &[New]) -> Result<()> {
+    fn publish(&self, _entries: (), new: &[New], _reached: &mut usize) -> Result<()> {
         let shape = self.shape.load();
         let number = |new: &New| u32::try_from(shape.header.number(new.host)).unwrap_or(FREE);
         let numbers: Vec<u32> = new.iter().map(number).collect();

@@ -215,15 +215,19 @@ impl Units for Sparse {
         Ok(())
     }
 
-    fn publish(&self, _entries: (), new: &[New]) -> Result<()> {
+    fn publish(&self, _entries: (), new: &[New], reached: &mut usize) -> Result<()> {
         let shape = self.shape.load();
+        *reached = 0;
         for run in new.chunk_by(|a, b| a.has_moved() && b.has_moved()) {
             let first = &run[0];
             if first.has_moved() {
                 let words: Result<Vec<u32>> = run.iter().map(|new| self.word(new.host)).collect();
-                shape.table.publish(&*self.storage, first.index, &words?)?;
+                let words = words?;
+                *reached += run.len();
+                shape.table.publish(&*self.storage, first.index, &words)?;
                 continue;
             }
+            *reached += 1;
             let host = first.host - self.blocks.bitmap;
             let sectors = first.filled.start / SECTOR..first.filled.end / SECTOR;
             self.bitmaps.set(&*self.storage, host, sectors)?;

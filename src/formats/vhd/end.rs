@@ -141,10 +141,7 @@ impl Sparse {
         if let Some(tail) = space.tail {
             return Ok(tail);
         }
-        let used = self.used_end(shape)?.max(space.listed_end(self.blocks));
-        // The table on stable media may still name it.
-        let waiting = self.allocator.waiting().into_iter().map(|host| host.end);
-        let used = used.max(waiting.max().unwrap_or(0));
+        let used = self.taken_end(space, shape)?;
         if self.storage.has_fixed_len() {
             self.find_gaps(space, shape)?;
         }
@@ -158,6 +155,14 @@ impl Sparse {
         };
         space.tail = Some(tail);
         Ok(tail)
+    }
+
+    /// The end of what is in use, or waits to be used again.
+    fn taken_end(&self, space: &Space, shape: &Shape) -> Result<u64> {
+        let used = self.used_end(shape)?.max(space.listed_end(self.blocks));
+        // The table on stable media may still name it.
+        let waiting = self.allocator.waiting().into_iter().map(|host| host.end);
+        Ok(used.max(waiting.max().unwrap_or(0)))
     }
 
     fn is_hole(&self, host: Range<u64>) -> Result<bool> {
@@ -228,7 +233,7 @@ impl Sparse {
         }
         if tail < before && gap > 0 {
             // What pads the first of them is not needed either.
-            tail = tail.min(self.used_end(shape)?.max(space.listed_end(self.blocks)));
+            tail = tail.min(self.taken_end(space, shape)?);
         }
         self.punch_ready(space);
         space.tail = Some(tail);

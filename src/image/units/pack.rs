@@ -80,7 +80,7 @@ impl Allocator {
             self.order.settle(since)?;
             for entry in &new {
                 let (_, entries) = units.open(entry.index..entry.index + 1, entry.index, true)?;
-                units.publish(entries, std::slice::from_ref(entry))?;
+                units.publish(entries, std::slice::from_ref(entry), &mut 1)?;
             }
         }
         self.order.settle_all()

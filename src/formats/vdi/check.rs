@@ -1,13 +1,17 @@
 //! Consistency check: the map, the count of blocks, the end of the file.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::formats::vdi::header::{COUNT, SECTOR, ZERO};
 use crate::formats::vdi::image::{Shape, Vdi};
 use crate::formats::vdi::slots::{Fault, Slots};
 use crate::image::Compact;
 use crate::image::check::{Check, Repair, Report, Severity, settle};
 use crate::image::units::Units;
+use crate::util::align::len64;
 use crate::util::progress::{Progress, Silent};
+
+/// Entries that are mended in one pass at most; others are counted, and mended by the next.
+const MAX_FAULTS: usize = 1 << 16;
 
 impl Check for Vdi {
     fn check(&self, repair: Repair, _progress: &dyn Progress) -> Result<Report> {
@@ -33,16 +37,13 @@ impl Vdi {
             total_clusters: header.blocks(),
             ..Report::default()
         };
-        let mut faults = Vec::new();
+        let (mut faults, mut more) = (Vec::new(), 0);
         let mut slots = self.scan(shape, |index, number, fault| {
-            faults.push((index, number, fault));
-            match faults.len() > Report::MAX_FINDINGS {
-                true => Err(Error::corrupt(format!(
-                    "more than {} map entries are wrong",
-                    Report::MAX_FINDINGS
-                ))),
-                false => Ok(()),
+            match faults.len() < MAX_FAULTS {
+                true => faults.push((index, number, fault)),
+                false => more += 1,
             }
+            Ok(())
         })?;
         report.allocated_clusters = slots.used;
         report.image_end_offset = header.host(slots.end).start;
@@ -61,8 +62,21 @@ impl Vdi {
             };
             report.add(Severity::Corruption, 1, text, did);
         }
+        // Blocks that are counted, and of which the file has nothing, are in use.
+        let mut lost: Vec<u64> = faults
+            .iter()
+            .filter(|(_, number, fault)| *fault == Fault::Lost && *number < header.word(COUNT))
+            .map(|(_, number, _)| *number)
+            .collect();
+        lost.sort_unstable();
+        lost.dedup();
+        let named = slots.used + len64(lost.len()) + more;
         self.check_entries(&mut report, shape, &mut slots, faults, repair)?;
-        self.check_end(&mut report, shape, &slots, repair)?;
+        if more > 0 {
+            let text = format!("{more} more map entries are wrong");
+            report.add(Severity::Corruption, more, text, None);
+        }
+        self.check_end(&mut report, shape, &slots, named, repair)?;
         if !header.disk().is_multiple_of(SECTOR) {
             let text = format!(
                 "the disk has {} bytes: what is past its last whole sector does not show",
@@ -83,6 +97,10 @@ impl Vdi {
     ) -> Result<()> {
         // First what must not come to lie inside the file.
         faults.sort_by_key(|(_, _, fault)| *fault);
+        if repair == Repair::All && faults.iter().any(|(_, _, fault)| *fault == Fault::Lost) {
+            // The disk is about to read as something else.
+            self.announce()?;
+        }
         for (index, number, fault) in faults {
             let did = match fault {
                 _ if repair != Repair::All => None,
@@ -106,15 +124,17 @@ impl Vdi {
         Ok(())
     }
 
-    /// What of the file nothing names.
+    /// What of the file nothing names; entries name `named` blocks, there or not.
     fn check_end(
         &self,
         report: &mut Report,
         shape: &Shape,
         slots: &Slots,
+        named: u64,
         repair: Repair,
     ) -> Result<()> {
-        let unused = shape.header.word(COUNT).max(slots.end) - slots.used;
+        let counted = shape.header.word(COUNT).max(slots.end);
+        let unused = counted.saturating_sub(named);
         let end = shape.header.host(slots.end).start;
         let behind = match self.storage.has_fixed_len() {
             true => 0,

@@ -63,6 +63,10 @@ impl Vdi {
         if last < ZERO {
             self.zero_within(blocks - 1, cut..self.block, Zeroing::KeepSpace)?;
         }
+        let mut behind = blocks..old.header.entries();
+        if behind.try_fold(false, |any, index| Ok::<_, Error>(any || self.number(index)? < ZERO))? {
+            self.drop_behind(blocks)?;
+        }
         if entries > old.header.entries() {
             self.enlarge_map(entries)?;
         }
@@ -86,15 +90,12 @@ impl Vdi {
     /// that they named, then the size.
     fn shrink(&self, size: u64) -> Result<()> {
         self.allocator.begin(self)?;
-        let entries = self.shape.load().header.entries();
         let blocks = size.div_ceil(self.block);
         let cut = size % self.block;
         if cut != 0 && self.number(blocks - 1)? < ZERO {
             self.zero_within(blocks - 1, cut..self.block, Zeroing::MayUnmap)?;
         }
-        self.fill_map(blocks..entries, |_| u64::from(FREE))?;
-        self.allocator.order.settle_all()?;
-        self.pack(&Silent)?;
+        self.drop_behind(blocks)?;
         self.rewrite(|header| {
             header.set(DISK, &size.to_le_bytes());
             // Version 0 has its data right behind the last entry.
@@ -103,6 +104,16 @@ impl Vdi {
             }
         })?;
         self.learn()
+    }
+
+    /// Frees the blocks that entries from `first` on name, and has the last blocks of the file take
+    /// their place.
+    fn drop_behind(&self, first: u64) -> Result<()> {
+        let entries = self.shape.load().header.entries();
+        self.fill_map(first..entries, |_| u64::from(FREE))?;
+        self.allocator.order.settle_all()?;
+        self.pack(&Silent)?;
+        Ok(())
     }
 
     /// Writes entries of the map.

@@ -159,14 +159,9 @@ impl Sparse {
         self.zero_padding(shape, size)?;
         let entries = self.blocks.count(size);
         let mut now = Arc::clone(shape);
+        self.drop_behind(shape, self.blocks.count(shape.size)..shape.table.len())?;
         if entries > shape.table.len() {
             now = self.enlarge_table(shape, entries)?;
-        } else {
-            for index in self.blocks.count(shape.size)..entries {
-                if shape.table.get(&*self.storage, index, Wait::Yes)? != UNUSED {
-                    shape.table.publish(&*self.storage, index, &[UNUSED])?;
-                }
-            }
         }
         self.allocator.order.settle_all()?;
         if let Some(hidden) = hidden {
@@ -376,20 +371,28 @@ impl Sparse {
         }
         self.set_size(shape, size)?;
         let shape = self.shape.load_full();
-        let mut space = self.space.lock();
-        let freeable = self.is_disjoint(&mut space, &shape)?;
-        drop(space);
+        self.drop_behind(&shape, blocks)?;
+        self.zero_cut(&shape)
+    }
+
+    /// Frees blocks behind the end of the disk, as far as they are where blocks may be.
+    fn drop_behind(&self, shape: &Shape, blocks: Range<u64>) -> Result<()> {
         for index in blocks {
             let word = shape.table.get(&*self.storage, index, Wait::Yes)?;
-            if word != UNUSED {
-                shape.table.publish(&*self.storage, index, &[UNUSED])?;
-                let host = u64::from(word) * SECTOR;
-                if freeable {
-                    self.allocator.free(self, host..host + self.blocks.len())?;
-                }
+            if word == UNUSED {
+                continue;
+            }
+            let host = u64::from(word) * SECTOR;
+            let host = host..host + self.blocks.len();
+            let fits = host.end <= self.data_end.load(Ordering::Acquire)
+                && !self.is_metadata(shape, &host)
+                && self.is_disjoint(&mut self.space.lock(), shape)?;
+            shape.table.publish(&*self.storage, index, &[UNUSED])?;
+            if fits {
+                self.allocator.free(self, host)?;
             }
         }
-        self.zero_cut(&shape)
+        Ok(())
     }
 
     /// Zeroes what the last block holds past the disk's end.

@@ -15,12 +15,12 @@ use crate::formats::vdi::slots::Slots;
 use crate::image::info::Detail;
 use crate::image::open::{OpenOptions, Purpose, WriteOrder};
 use crate::image::table::{Endian, Table};
-use crate::image::units::{Allocator, Order, Target, Units};
+use crate::image::units::{Allocator, Order, Units};
 use crate::image::{
-    Backing, Caps, Check, Compact, Driver, Fill, Image, Layout, Relink, Resize, Run, Source, Wait,
+    Backing, Caps, Check, Compact, Driver, Image, Layout, Relink, Resize, Run, Source, Store, Wait,
 };
 use crate::storage::open::Access;
-use crate::storage::{Limits, Storage, Zeroing};
+use crate::storage::{Limits, Storage};
 
 /// Map entries looked at for one answer.
 const LOOK_AHEAD: u64 = 4096;
@@ -179,9 +179,7 @@ impl Image for Vdi {
         Caps {
             write: self.write,
             backing: self.has_backing(),
-            host_offsets: true,
-            offsets_stay: false,
-            encoded: None,
+            ..Caps::STORED
         }
     }
 
@@ -204,32 +202,8 @@ impl Image for Vdi {
         Ok(Run { len, source })
     }
 
-    fn allocate(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
-        self.allocator()?.allocate(self, at..at + len, fill)
-    }
-
-    fn allocate_ahead(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
-        self.allocator()?
-            .allocate_following(self, at..at + len, fill)
-    }
-
-    fn zero(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
-        let target = match how {
-            Zeroing::MayUnmap => Target::Zero,
-            Zeroing::KeepSpace => Target::ZeroKept,
-        };
-        self.allocator()?.drop_units(self, &range, target)
-    }
-
-    fn discard(&self, range: Range<u64>) -> Result<()> {
-        self.allocator()?.drop_units(self, &range, Target::Dropped)
-    }
-
-    fn flush(&self) -> Result<()> {
-        match self.write {
-            true => self.allocator.flush(self),
-            false => Ok(()),
-        }
+    fn store(&self) -> Option<&dyn Store> {
+        Some(self)
     }
 
     fn close(&self) -> Result<()> {
@@ -238,7 +212,7 @@ impl Image for Vdi {
             self.trim(&mut self.slots.lock())?;
         }
         match self.allocator.order.policy() {
-            WriteOrder::Ordered => self.flush(),
+            WriteOrder::Ordered => Store::flush(self),
             WriteOrder::Unordered => Ok(()),
         }
     }

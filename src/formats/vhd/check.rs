@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::formats::vhd::batmap;
 use crate::formats::vhd::check_blocks::Ends;
 use crate::formats::vhd::fixed::Fixed;
@@ -13,6 +13,7 @@ use crate::formats::vhd::open::End;
 use crate::formats::vhd::sparse::{Shape, Sparse};
 use crate::image::Check;
 use crate::image::check::{Repair, Report, Severity};
+use crate::image::units::Units;
 use crate::util::align;
 use crate::util::progress::Progress;
 
@@ -83,16 +84,11 @@ fn is_taken(footer: &Footer) -> bool {
     Footer::parse(&footer.sealed().to_bytes(), Strictness::Strict).is_ok()
 }
 
-fn may_write(repair: Repair, write: bool) -> Result<()> {
-    match repair == Repair::Nothing || write {
-        true => Ok(()),
-        false => Err(Error::read_only()),
-    }
-}
-
 impl Check for Fixed {
     fn check(&self, repair: Repair, _progress: &dyn Progress) -> Result<Report> {
-        may_write(repair, self.write)?;
+        if repair != Repair::Nothing {
+            self.disk.may_write()?;
+        }
         let mut report = Report::default();
         let state = *self.state.lock();
         let mut end = self.end.lock();
@@ -103,7 +99,7 @@ impl Check for Fixed {
         }
         if *end == End::Short {
             let bytes = state.footer.sealed().to_bytes();
-            let write = || self.storage.write_at(&bytes, state.data_end);
+            let write = || self.disk.storage.write_at(&bytes, state.data_end);
             let all = repair == Repair::All;
             short(&mut report, all.then(write))?;
             if all {
@@ -129,7 +125,7 @@ impl Check for Fixed {
         let end = align::up(largest, SECTOR).unwrap_or(u64::MAX);
         report.image_end_offset = state.data_end;
         // All of a device's space is there, used or not.
-        if end < state.data_end && !self.storage.has_fixed_len() {
+        if end < state.data_end && !self.disk.storage.has_fixed_len() {
             let text = format!(
                 "{} bytes at {end:#x} before the footer belong to nothing",
                 state.data_end - end
@@ -155,7 +151,9 @@ fn short(report: &mut Report, written: Option<Result<()>>) -> Result<()> {
 
 impl Check for Sparse {
     fn check(&self, repair: Repair, progress: &dyn Progress) -> Result<Report> {
-        may_write(repair, self.write)?;
+        if repair != Repair::Nothing {
+            self.allocator()?;
+        }
         let mut report = Report::default();
         let shape = self.shape.load_full();
         footer_fields(&mut report, &shape.footer);

@@ -58,16 +58,14 @@ fn resized(footer: &Footer, size: u64) -> Footer {
 
 impl Resize for Fixed {
     fn resize(&self, virtual_size: u64, _below: LayerBelow) -> Result<()> {
-        if !self.write {
-            return Err(Error::read_only());
-        }
+        self.disk.may_write()?;
         check_size(virtual_size, self.rule)?;
         let state = *self.state.lock();
-        let size = self.size.load(Ordering::Acquire);
+        let size = self.disk.size();
         if virtual_size == size && state.footer.current_size() == size {
             return Ok(());
         }
-        if self.storage.has_fixed_len() && virtual_size > state.data_end {
+        if self.disk.storage.has_fixed_len() && virtual_size > state.data_end {
             return Err(Error::new(
                 ErrorKind::NoSpace,
                 format!(
@@ -80,11 +78,11 @@ impl Resize for Fixed {
         // What lies between the disk and its footer is not zero yet.
         let slack = size..state.data_end.min(virtual_size);
         if !slack.is_empty() {
-            zero_or_write(&*self.storage, slack, Zeroing::MayUnmap)?;
-            self.storage.sync()?;
+            zero_or_write(&*self.disk.storage, slack, Zeroing::MayUnmap)?;
+            self.disk.storage.sync()?;
         }
         self.put_footer(footer, virtual_size)?;
-        self.size.store(virtual_size, Ordering::Release);
+        self.disk.set_size(virtual_size);
         Ok(())
     }
 }
@@ -94,19 +92,19 @@ impl Fixed {
     /// file behind it; on storage of fixed length it stays where it is.
     pub(super) fn put_footer(&self, footer: Footer, end: u64) -> Result<()> {
         let state = *self.state.lock();
-        if self.storage.has_fixed_len() {
+        if self.disk.storage.has_fixed_len() {
             // One sector, which a device writes whole or not at all.
             let bytes = footer.sealed().to_bytes();
-            self.storage.write_at(&bytes, state.data_end)?;
+            self.disk.storage.write_at(&bytes, state.data_end)?;
             self.state.lock().footer = footer.sealed();
-            return self.storage.sync();
+            return self.disk.storage.sync();
         }
         if end + footer::LEN64 > state.data_end {
             // The old one is in the way: first it steps aside as it is, and its place, which the
             // disk may show from now on, becomes zero.
             let aside = end.max(state.data_end).next_multiple_of(SECTOR) + footer::LEN64;
             self.move_footer(state.footer, aside)?;
-            self.storage.sync()?;
+            self.disk.storage.sync()?;
         }
         self.move_footer(footer, end)
     }
@@ -118,12 +116,12 @@ impl Fixed {
     fn move_footer(&self, footer: Footer, host: u64) -> Result<()> {
         let mut state = self.state.lock();
         let old = state.data_end;
-        self.storage.write_at(&footer.sealed().to_bytes(), host)?;
-        self.storage.sync()?;
+        self.disk.storage.write_at(&footer.sealed().to_bytes(), host)?;
+        self.disk.storage.sync()?;
         if host > old {
-            self.storage.write_at(&[0; footer::LEN], old)?;
+            self.disk.storage.write_at(&[0; footer::LEN], old)?;
         } else {
-            self.storage.set_len(host + footer::LEN64)?;
+            self.disk.storage.set_len(host + footer::LEN64)?;
         }
         state.footer = footer.sealed();
         state.data_end = host;

@@ -26,10 +26,10 @@ use crate::image::relink::Relink;
 use crate::image::table::{Endian, Table};
 use crate::image::units::{Allocator, Order, Units};
 use crate::image::{
-    Backing, Caps, Check, Compact, Driver, Fill, Image, Layout, Resize, Run, Source, Wait,
+    Backing, Caps, Check, Compact, Driver, Image, Layout, Resize, Run, Source, Store, Wait,
 };
 use crate::storage::open::Access;
-use crate::storage::{Limits, Storage, Zeroing};
+use crate::storage::{Limits, Storage};
 use crate::util::align;
 
 /// Table words looked at for one answer of `map`.
@@ -314,10 +314,8 @@ impl Image for Sparse {
     fn caps(&self) -> Caps {
         Caps {
             write: self.write,
-            backing: self.kind == Kind::Differencing,
-            host_offsets: true,
-            offsets_stay: false,
-            encoded: None,
+            backing: self.has_backing(),
+            ..Caps::STORED
         }
     }
 
@@ -338,25 +336,15 @@ impl Image for Sparse {
         }
     }
 
-    fn allocate(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
-        self.allocator()?.allocate(self, at..at + len, fill)
-    }
-
-    fn allocate_ahead(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
-        self.allocator()?
-            .allocate_following(self, at..at + len, fill)
-    }
-
-    fn zero(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
-        self.zero_blocks(&range, how)
-    }
-
-    fn discard(&self, range: Range<u64>) -> Result<()> {
-        self.free_blocks(&range)
+    fn store(&self) -> Option<&dyn Store> {
+        Some(self)
     }
 
     fn flush(&self) -> Result<()> {
-        self.flush_all()
+        if self.write {
+            self.complete_end(&mut self.space.lock(), &self.shape.load())?;
+        }
+        Store::flush(self)
     }
 
     fn close(&self) -> Result<()> {

@@ -24,13 +24,14 @@ impl Allocator {
     /// Drops what units have: all those that an aligned range of the disk touches.
     ///
     /// # Errors
-    /// The host's.
+    /// Those of [`Units::may_drop`]; the host's.
     pub fn drop_units<U: Units>(
         &self,
         units: &U,
         guest: &Range<u64>,
         target: Target,
     ) -> Result<()> {
+        units.may_drop(target)?;
         self.begin(units)?;
         units.note(guest)?;
         let size = units.unit_len();

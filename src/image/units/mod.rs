@@ -296,6 +296,14 @@ pub trait Units: fmt::Debug + Send + Sync {
     /// The host's; the file may then have the new entries or the old ones, but for those from number
     /// `reached` on where that was lowered: it has the old ones of these, whatever comes.
     fn publish(&self, entries: Self::Entries<'_>, new: &[New], reached: &mut usize) -> Result<()>;
+    /// Whether entries of this image can change as `target` says.
+    ///
+    /// # Errors
+    /// `Unsupported` where they cannot.
+    fn may_drop(&self, target: Target) -> Result<()> {
+        let _ = target;
+        Ok(())
+    }
     /// Changes the entries of all units of an aligned range of the disk, so that it reads as zeroes,
     /// as `target` says; adds the host ranges that nothing names then to `freed`.
     ///

@@ -432,6 +432,22 @@ pub enum LayerBelow {
     NotOpened,
 }
 
+impl LayerBelow {
+    /// Up to where there may be data that would show where the image above has none.
+    ///
+    /// # Errors
+    /// `Unsupported` where nobody knows.
+    pub fn end(self) -> Result<u64> {
+        match self {
+            Self::Nothing => Ok(0),
+            Self::Size(size) => Ok(size),
+            Self::NotOpened => Err(Error::unsupported(
+                "a differencing disk does not grow while its parent is not open: data of the parent could show",
+            )),
+        }
+    }
+}
+
 /// Assignment of host space in guest order, ahead of the writes.
 ///
 /// `convert` writes from several threads; assigning space in guest order first makes the layout

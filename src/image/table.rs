@@ -1,6 +1,7 @@
 //! One-level allocation tables of 32-bit words, shared by the formats that differ only in byte
 //! order and in what the words mean.
 
+use std::ops::Range;
 use std::sync::atomic::AtomicU32;
 
 use crate::error::Result;
@@ -14,6 +15,10 @@ use crate::util::align::{clamp_len, len64};
 const PAGE: u64 = 16 << 10;
 /// Bytes read at a time.
 const STEP: u64 = 64 << 10;
+/// Words written at a time.
+const FILL: usize = 256 << 10;
+/// Words looked at for one answer.
+const LOOK_AHEAD: u64 = 4096;
 /// Pages cached: 4 MiB of table, all of that of the largest VHD with blocks of 2 MiB.
 const SLOTS: u64 = 257;
 
@@ -80,6 +85,41 @@ impl Table {
                 f(at / 4 + len64(i), self.words.decode(word))?;
             }
             at += len64(step);
+        }
+        Ok(())
+    }
+
+    /// The end of the words from the first of `indices` on of which `follows` says so, which gets the
+    /// number and the value of each.  Only what is in memory, and not too many: the answer may be
+    /// smaller, never wrong.
+    pub fn alike(
+        &self,
+        storage: &dyn Storage,
+        indices: Range<u64>,
+        follows: impl Fn(u64, u32) -> bool,
+    ) -> u64 {
+        let end = indices.end.min(indices.start + LOOK_AHEAD);
+        let is_other = |index: &u64| match self.get(storage, *index, Wait::No) {
+            Ok(word) => !follows(*index, word),
+            Err(_) => true,
+        };
+        (indices.start..end).find(is_other).unwrap_or(end)
+    }
+
+    /// Writes words of which `word` says what they are to be.
+    ///
+    /// # Errors
+    /// The host's; those of `word`.
+    pub fn fill(
+        &self,
+        storage: &dyn Storage,
+        indices: Range<u64>,
+        word: impl Fn(u64) -> Result<u32>,
+    ) -> Result<()> {
+        for first in indices.clone().step_by(FILL) {
+            let part = first..indices.end.min(first + len64(FILL));
+            let words: Result<Vec<u32>> = part.map(&word).collect();
+            self.publish(storage, first, &words?)?;
         }
         Ok(())
     }

@@ -3,10 +3,9 @@
 use crate::error::Result;
 use crate::formats::vdi::header::{COUNT, SECTOR, ZERO};
 use crate::formats::vdi::image::{Shape, Vdi};
-use crate::formats::vdi::slots::{Fault, Slots};
 use crate::image::Compact;
 use crate::image::check::{Check, Repair, Report, Severity, settle};
-use crate::image::units::Units;
+use crate::image::units::{Fault, Units};
 use crate::util::align::len64;
 use crate::util::progress::{Progress, Silent};
 
@@ -38,30 +37,31 @@ impl Vdi {
             ..Report::default()
         };
         let (mut faults, mut more) = (Vec::new(), 0);
-        let mut slots = self.scan(shape, |index, number, fault| {
+        let mut blocks = self.scan(shape, |index, number, fault| {
             match faults.len() < MAX_FAULTS {
                 true => faults.push((index, number, fault)),
                 false => more += 1,
             }
             Ok(())
         })?;
-        report.allocated_clusters = slots.used;
-        report.image_end_offset = header.host(slots.end).start;
-        if header.word(COUNT) < slots.end {
+        let (used, end) = (blocks.slots.used(), blocks.slots.end());
+        report.allocated_clusters = used;
+        report.image_end_offset = header.grid().host(end).start;
+        if header.word(COUNT) < end {
             let text = format!(
-                "{} blocks are counted, and the file has {}: others would write over one that is in use",
+                "{} blocks are counted, and the file has {end}: others would write over one that is in use",
                 header.word(COUNT),
-                slots.end
             );
             let did = match repair {
                 Repair::Nothing => None,
                 Repair::Leaks | Repair::All => {
-                    self.write_count(&mut slots)?;
-                    Some(format!("{} are counted now", slots.end))
+                    self.write_count(&mut blocks)?;
+                    Some(format!("{end} are counted now"))
                 }
             };
             report.add(Severity::Corruption, 1, text, did);
         }
+        *self.blocks.lock() = blocks;
         // Blocks that are counted, and of which the file has nothing, are in use.
         let mut lost: Vec<u64> = faults
             .iter()
@@ -70,13 +70,13 @@ impl Vdi {
             .collect();
         lost.sort_unstable();
         lost.dedup();
-        let named = slots.used + len64(lost.len()) + more;
-        self.check_entries(&mut report, shape, &mut slots, faults, repair)?;
+        let named = used + len64(lost.len()) + more;
+        self.check_entries(&mut report, shape, faults, repair)?;
         if more > 0 {
             let text = format!("{more} more map entries are wrong");
             report.add(Severity::Corruption, more, text, None);
         }
-        self.check_end(&mut report, shape, &slots, named, repair)?;
+        self.check_end(&mut report, shape, end, named, repair)?;
         if !header.disk().is_multiple_of(SECTOR) {
             let text = format!(
                 "the disk has {} bytes: what is past its last whole sector does not show",
@@ -91,7 +91,6 @@ impl Vdi {
         &self,
         report: &mut Report,
         shape: &Shape,
-        slots: &mut Slots,
         mut faults: Vec<(u64, u64, Fault)>,
         repair: Repair,
     ) -> Result<()> {
@@ -109,12 +108,12 @@ impl Vdi {
                     Some("its data is lost: it reads as zeroes now")
                 }
                 Fault::Shared => {
-                    self.relocate(slots, &[index])?;
+                    self.allocator.move_away(self, &[index])?;
                     Some("it was given a copy of its own")
                 }
                 Fault::Cut if self.storage.has_fixed_len() => None,
                 Fault::Cut => {
-                    self.storage.set_len(shape.header.host(number).end)?;
+                    self.storage.set_len(shape.header.grid().host(number).end)?;
                     Some("what is missing reads as zeroes")
                 }
             };
@@ -129,13 +128,14 @@ impl Vdi {
         &self,
         report: &mut Report,
         shape: &Shape,
-        slots: &Slots,
+        end: u64,
         named: u64,
         repair: Repair,
     ) -> Result<()> {
-        let counted = shape.header.word(COUNT).max(slots.end);
+        let grid = shape.header.grid();
+        let counted = shape.header.word(COUNT).max(end);
         let unused = counted.saturating_sub(named);
-        let end = shape.header.host(slots.end).start;
+        let end = grid.host(end).start;
         let behind = match self.storage.has_fixed_len() {
             true => 0,
             false => self.storage.size().saturating_sub(end),
@@ -156,7 +156,7 @@ impl Vdi {
         }
         if behind > 0 {
             let text = format!("{behind} bytes from {end:#x} on belong to nothing");
-            let blocks = behind.div_ceil(shape.header.total());
+            let blocks = behind.div_ceil(grid.stride);
             report.add(Severity::Leak, blocks, text, did());
         }
         Ok(())

@@ -9,6 +9,7 @@ use crate::formats::vdi::relink::parent_of;
 use crate::image::create::{CreateOptions, PREALLOCATION, Preallocation};
 use crate::image::driver::Creator;
 use crate::image::options::{OptionKind, OptionSpec};
+use crate::image::table::{Endian, Table};
 use crate::storage::{Storage, fill_space, give_space, start_over};
 use crate::util::align::up;
 use crate::util::random;
@@ -22,8 +23,6 @@ const MAX_BLOCK: u64 = 256 << 20;
 const ALIGN: u64 = 1 << 20;
 /// Text at the start of the file.
 const TEXT: &[u8] = b"<<< vdtool VirtualBox Disk Image >>>\n";
-/// Map entries written at a time.
-const STEP: u64 = 16 << 10;
 
 /// How new disks are made.
 pub(super) const CREATOR: Creator = Creator {
@@ -177,17 +176,13 @@ fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
     let blocks = if plan.fixed { plan.entries() } else { 0 };
     let end = plan.data() + blocks * plan.block;
     start_over(storage, end)?;
-    let mut index = 0;
-    while index < plan.entries() {
-        let step = STEP.min(plan.entries() - index);
-        let number = |i: u64| match plan.fixed {
-            true => u32::try_from(i).unwrap_or(FREE),
+    let map = Table::new(ALIGN, plan.entries(), Endian::Little);
+    map.fill(storage, 0..plan.entries(), |index| {
+        Ok(match plan.fixed {
+            true => u32::try_from(index).unwrap_or(FREE),
             false => FREE,
-        };
-        let words = (index..index + step).flat_map(|i| number(i).to_le_bytes());
-        storage.write_at(&words.collect::<Vec<u8>>(), ALIGN + index * 4)?;
-        index += step;
-    }
+        })
+    })?;
     match plan.preallocation {
         Preallocation::Off | Preallocation::Metadata => {}
         Preallocation::Falloc => give_space(storage, plan.data()..end)?,

@@ -16,7 +16,7 @@ use crate::util::align::clamp_len;
 const PAGE: u64 = 512;
 /// Bits in a page.
 const PAGE_BITS: u64 = PAGE * 8;
-/// Pages kept, 512 KiB.  Bitmaps lie a block apart, which no prime divides that is as large.
+/// Pages kept, 512 KiB; a prime, so that bitmaps, which lie a block apart, use all places.
 const SLOTS: usize = 1021;
 
 /// A run of sectors of one state.

@@ -8,11 +8,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::formats::vhd::footer::{self, Creator as App, Footer, Kind, NewFooter};
 use crate::formats::vhd::geometry::{Geometry, MAX_SIZE, SECTOR};
 use crate::formats::vhd::header::{self, Header, NewParent};
-use crate::formats::vhd::layout::Blocks;
+use crate::formats::vhd::layout::{Blocks, UNUSED};
 use crate::formats::vhd::locator::{self, Code, Locator};
 use crate::image::create::{CreateBacking, CreateOptions, PREALLOCATION, Preallocation};
 use crate::image::driver::Creator;
 use crate::image::options::{OptionKind, OptionSpec};
+use crate::image::table::{Endian, Table};
 use crate::storage::{Storage, Zeroing, fill_space, give_space, has_room, zero_or_write};
 use crate::util::align::{clamp_len, len64};
 use crate::util::random;
@@ -370,7 +371,8 @@ fn create_sparse(storage: &dyn Storage, plan: &Plan<'_>, footer: &Footer, end: u
     let header = Header::new(TABLE, entries, block_size, parent.as_ref());
     storage.write_at(&footer.to_bytes(), 0)?;
     storage.write_at(&header.to_bytes(), footer::LEN64)?;
-    write_repeated(storage, 0xff, TABLE..plan.table_end())?;
+    let words = (plan.table_end() - TABLE) / 4;
+    Table::new(TABLE, words, Endian::Big).fill(storage, 0..words, |_| Ok(UNUSED))?;
     let mut at = plan.table_end();
     for (_, mut data) in plan.parent_paths() {
         let room = room(&data);
@@ -446,15 +448,4 @@ fn locators(mut at: u64, paths: &[(Code, Vec<u8>)]) -> Result<Vec<Locator>> {
         at += room;
     }
     Ok(locators)
-}
-
-fn write_repeated(storage: &dyn Storage, byte: u8, range: std::ops::Range<u64>) -> Result<()> {
-    let bytes = vec![byte; clamp_len(range.end - range.start, 1 << 20)];
-    let mut at = range.start;
-    while at < range.end {
-        let len = clamp_len(range.end - at, bytes.len());
-        storage.write_at(&bytes[..len], at)?;
-        at += len64(len);
-    }
-    Ok(())
 }

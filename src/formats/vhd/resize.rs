@@ -7,19 +7,19 @@ use std::sync::atomic::Ordering;
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::vhd::batmap;
 use crate::formats::vhd::fixed::Fixed;
-use crate::formats::vhd::footer::{self, Creator, Footer, Kind};
+use crate::formats::vhd::footer::{self, Creator, Footer};
 use crate::formats::vhd::geometry::{Geometry, MAX_SIZE, SECTOR, SizeRule};
 use crate::formats::vhd::layout::UNUSED;
 use crate::formats::vhd::open::End;
 use crate::formats::vhd::space::Space;
 use crate::formats::vhd::sparse::{Shape, Sparse};
+use crate::image::table::{Endian, Table};
+use crate::image::units::Units;
 use crate::image::{LayerBelow, Resize, Slot, Wait};
 use crate::storage::{Zeroing, zero_or_write};
-use crate::util::align::{clamp_len, len64};
+use crate::util::align::len64;
 use crate::util::range;
 
-/// Table bytes written at a time.
-const STEP: usize = 64 << 10;
 /// Bytes of the header from its table's offset to its checksum: one write within one sector.
 const TABLE_FIELDS: Range<usize> = 16..40;
 
@@ -153,7 +153,9 @@ impl Sparse {
     /// Grows: what becomes visible is made zero first, then there is a table for it, then the
     /// footers say so.
     fn grow(&self, shape: &Arc<Shape>, size: u64, below: LayerBelow) -> Result<()> {
-        let hidden = self.hidden_below(shape.size..size, below)?;
+        let below = if self.has_backing() { below.end()? } else { 0 };
+        // The image below has data there, which must not show.
+        let hidden = shape.size..size.min(below);
         self.zero_padding(shape, size)?;
         let entries = self.blocks.count(size);
         let mut now = Arc::clone(shape);
@@ -162,7 +164,7 @@ impl Sparse {
             now = self.enlarge_table(shape, entries)?;
         }
         self.allocator.order.settle_all()?;
-        if let Some(hidden) = hidden {
+        if !hidden.is_empty() {
             // Nobody else uses the disk meanwhile.
             self.growing.store(size, Ordering::Relaxed);
             let covered = self.cover(&now, hidden);
@@ -171,20 +173,6 @@ impl Sparse {
             self.allocator.order.settle_all()?;
         }
         self.set_size(&now, size)
-    }
-
-    /// The new bytes at which the image below has data, which must not show.
-    fn hidden_below(&self, new: Range<u64>, below: LayerBelow) -> Result<Option<Range<u64>>> {
-        if self.kind != Kind::Differencing {
-            return Ok(None);
-        }
-        match below {
-            LayerBelow::Nothing => Ok(None),
-            LayerBelow::Size(size) => Ok(range::intersect(&new, &(new.start..size.max(new.start)))),
-            LayerBelow::NotOpened => Err(Error::unsupported(
-                "a differencing disk does not grow while its parent is not open: data of the parent could show",
-            )),
-        }
     }
 
     /// Zeroes what the last block holds past the disk's old end.
@@ -287,17 +275,20 @@ impl Sparse {
         unnamed: &[Range<u64>],
     ) -> Result<u64> {
         let stamp = self.allocator.order.now();
-        let old = shape.table.host();
-        let host = match self.extend_in_place(space, shape, old + entries * 4, unnamed)? {
-            true => old,
-            false => {
-                let host = self.take_bytes(space, shape, entries * 4)?;
-                self.copy_table(shape, host)?;
-                host
+        let old = &shape.table;
+        let (host, first) =
+            match self.extend_in_place(space, shape, old.host() + entries * 4, unnamed)? {
+                true => (old.host(), old.len()),
+                false => (self.take_bytes(space, shape, entries * 4)?, 0),
+            };
+        let end = (host + entries * 4).next_multiple_of(SECTOR);
+        let new = Table::new(host, (end - host) / 4, Endian::Big);
+        new.fill(&*self.storage, first..new.len(), |index| {
+            match index < old.len() {
+                true => old.get(&*self.storage, index, Wait::Yes),
+                false => Ok(UNUSED),
             }
-        };
-        let fresh = host + shape.table.len() * 4..(host + entries * 4).next_multiple_of(SECTOR);
-        self.write_unused(fresh)?;
+        })?;
         self.allocator.order.settle(stamp)?;
         Ok(host)
     }
@@ -334,31 +325,6 @@ impl Sparse {
             Ok(())
         })?;
         Ok(free)
-    }
-
-    fn copy_table(&self, shape: &Shape, to: u64) -> Result<()> {
-        let len = shape.table.len() * 4;
-        let mut buf = vec![0; clamp_len(len, STEP)];
-        let mut done = 0;
-        while done < len {
-            let step = clamp_len(len - done, buf.len());
-            self.storage
-                .read_at(&mut buf[..step], shape.table.host() + done)?;
-            self.storage.write_at(&buf[..step], to + done)?;
-            done += len64(step);
-        }
-        Ok(())
-    }
-
-    fn write_unused(&self, range: Range<u64>) -> Result<()> {
-        let buf = vec![0xff; clamp_len(range::len(&range), STEP)];
-        let mut at = range.start;
-        while at < range.end {
-            let step = clamp_len(range.end - at, buf.len());
-            self.storage.write_at(&buf[..step], at)?;
-            at += len64(step);
-        }
-        Ok(())
     }
 
     /// Shrinks: the footers first, then what they no longer show is given back.

@@ -32,9 +32,6 @@ use crate::storage::open::Access;
 use crate::storage::{Limits, Storage};
 use crate::util::align;
 
-/// Table words looked at for one answer of `map`.
-const LOOK_AHEAD: u64 = 4096;
-
 /// What a change of size replaces.
 #[derive(Debug)]
 pub(super) struct Shape {
@@ -169,20 +166,6 @@ impl Sparse {
             reserved: &shape.reserved,
         };
         bounds.locate(index, word)
-    }
-
-    /// Bytes from `at`, which block `index` does not have, that no block has; at most `len`.
-    fn without_space(&self, shape: &Shape, index: u64, at: u64, len: u64) -> u64 {
-        let end = at.saturating_add(len);
-        let mut next = index + 1;
-        while self.blocks.guest(next).start < end && next - index < LOOK_AHEAD {
-            // Only what is in memory: the answer may be shorter, never wrong.
-            match shape.table.get(&*self.storage, next, Wait::No) {
-                Ok(UNUSED) => next += 1,
-                _ => break,
-            }
-        }
-        end.min(self.blocks.guest(next).start) - at
     }
 
     /// The run at `at` of a block that begins at `host`.
@@ -329,10 +312,14 @@ impl Image for Sparse {
         let index = self.blocks.index(at);
         match self.locate(&shape, index, wait)? {
             Some(host) => self.run_in_block(&shape, host, at, len, wait),
-            None => Ok(Run {
-                len: self.without_space(&shape, index, at, len),
-                source: Source::Below,
-            }),
+            None => {
+                let others = index + 1..self.blocks.count(at + len);
+                let end = shape.table.alike(&*self.storage, others, |_, word| word == UNUSED);
+                Ok(Run {
+                    len: (at + len).min(end * self.blocks.data) - at,
+                    source: Source::Below,
+                })
+            }
         }
     }
 

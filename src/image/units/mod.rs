@@ -34,10 +34,12 @@ mod freed;
 mod order;
 mod pack;
 mod plan;
+mod slots;
 
 pub use allocate::Allocator;
 pub use freed::Freed;
 pub use order::{Moment, Order};
+pub use slots::{Fault, Grid, Slots};
 
 /// What part of a unit reads as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

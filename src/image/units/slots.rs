@@ -1,0 +1,197 @@
+//! Units of one size, one behind the other from a start: which of them are in use, and taking them.
+
+use std::ops::Range;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::units::Taken;
+use crate::storage::{Storage, Zeroing};
+use crate::util::align::{clamp_len, len64};
+
+/// Most units of a file that is written to or checked: a bit each.
+const MAX_UNITS: u64 = 1 << 31;
+
+/// Where the units of a file are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grid {
+    /// Where the first begins.
+    pub start: u64,
+    /// Bytes of each before its data.
+    pub lead: u64,
+    /// Bytes from one to the next, all of one unit.
+    pub stride: u64,
+}
+
+impl Grid {
+    /// Where a unit is, with what is before its data.
+    pub fn host(self, number: u64) -> Range<u64> {
+        let start = self.start + number * self.stride;
+        start..start + self.stride
+    }
+
+    /// The number of the unit whose data begins at `host`.
+    pub fn number(self, host: u64) -> u64 {
+        (host - self.lead - self.start) / self.stride
+    }
+
+    /// The space of units, of which nothing is known.
+    pub fn taken(self, first: u64, count: u64) -> Taken {
+        Taken {
+            lead: self.lead,
+            ..Taken::new(self.host(first).start + self.lead, count, self.stride)
+        }
+    }
+}
+
+/// What may be wrong with an entry of a table that names units by number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// Its unit begins behind the end of the file.
+    Lost,
+    /// The file ends within its unit.
+    Cut,
+    /// Another entry, before it, names the same unit.
+    Shared,
+}
+
+impl Fault {
+    /// What is wrong with entry `index`, which names `number`.
+    pub fn text(self, index: u64, number: u64) -> String {
+        let what = match self {
+            Self::Lost => "begins behind the end of the file",
+            Self::Cut => "is cut off by the end of the file",
+            Self::Shared => "is named by another entry too",
+        };
+        format!("block {index}: its map entry is {number:#x}, and that block {what}")
+    }
+}
+
+/// Which units of a file are in use: entries name them, or will.
+#[derive(Debug, Default)]
+pub struct Slots {
+    bits: Vec<u64>,
+    used: u64,
+    end: u64,
+    /// All before this word of the bits are in use.
+    full: usize,
+}
+
+impl Slots {
+    /// How many are in use.
+    pub fn used(&self) -> u64 {
+        self.used
+    }
+
+    /// Behind the last that is in use, or more.
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Has the end not lie before `end`.
+    pub fn reach(&mut self, end: u64) {
+        self.end = self.end.max(end);
+    }
+
+    /// Notes that an entry names a unit of a file of `size` bytes, and says what is wrong with that.
+    ///
+    /// # Errors
+    /// `NoSpace` for more units than are kept track of.
+    pub fn name(&mut self, grid: Grid, number: u64, size: u64) -> Result<Option<Fault>> {
+        let host = grid.host(number);
+        if host.start + grid.lead >= size {
+            return Ok(Some(Fault::Lost));
+        }
+        check_number(number)?;
+        Ok(match self.add(number) {
+            false => Some(Fault::Shared),
+            true => (host.end > size).then_some(Fault::Cut),
+        })
+    }
+
+    /// Notes that a unit is in use; false where it was.
+    pub fn add(&mut self, number: u64) -> bool {
+        let word = clamp_len(number / 64, usize::MAX);
+        if word >= self.bits.len() {
+            self.bits.resize(word + 1, 0);
+        }
+        let bit = 1 << (number % 64);
+        let new = self.bits[word] & bit == 0;
+        self.bits[word] |= bit;
+        self.used += u64::from(new);
+        self.reach(number + 1);
+        new
+    }
+
+    /// Notes that a unit is in no use any more.
+    pub fn remove(&mut self, number: u64) {
+        let word = clamp_len(number / 64, usize::MAX);
+        self.bits[word] &= !(1 << (number % 64));
+        self.used -= 1;
+        self.full = self.full.min(word);
+    }
+
+    /// The first unit that is in no use, unless that is at the end.
+    pub fn gap(&mut self) -> Option<u64> {
+        let rest = &self.bits[self.full.min(self.bits.len())..];
+        let full = rest.iter().take_while(|word| **word == u64::MAX).count();
+        self.full += full;
+        let word = self.bits.get(self.full);
+        let ones = word.map_or(0, |word| word.trailing_ones());
+        Some(len64(self.full) * 64 + u64::from(ones)).filter(|number| *number < self.end)
+    }
+
+    /// The first units in no use that lie where all would lie that are, had none a gap before it.
+    pub fn holes(&self, most: usize) -> Vec<u64> {
+        let is_free = |number: &u64| {
+            let word = self.bits.get(clamp_len(number / 64, usize::MAX));
+            word.is_none_or(|word| word & 1 << (number % 64) == 0)
+        };
+        (0..self.used).filter(is_free).take(most).collect()
+    }
+
+    /// Has the end right behind the last unit in use.
+    pub fn trim(&mut self) {
+        while self.bits.last() == Some(&0) {
+            self.bits.pop();
+        }
+        let last = self.bits.last().map_or(64, |word| word.leading_zeros());
+        self.end = (len64(self.bits.len()) * 64).saturating_sub(u64::from(last % 64));
+    }
+
+    /// Takes `count` units from `first` on, which no entry names: they are in the file as a whole then.
+    /// Whether they read as zeroes.
+    ///
+    /// # Errors
+    /// `NoSpace`, and the host's; then none is taken.
+    pub fn claim(
+        &mut self,
+        storage: &dyn Storage,
+        grid: Grid,
+        first: u64,
+        count: u64,
+    ) -> Result<bool> {
+        let units = first..first + count;
+        check_number(units.end)?;
+        let host = grid.host(units.start).start..grid.host(units.end).start;
+        let size = storage.size();
+        let there = host.start..host.end.min(size);
+        let zeroed = there.is_empty() || storage.zero(there, Zeroing::MayUnmap).is_ok();
+        if size < host.end {
+            // Grows the file and never cuts it, whatever other threads write behind us.
+            storage.write_at(&[0], host.end - 1)?;
+        }
+        units.for_each(|number| {
+            self.add(number);
+        });
+        Ok(zeroed)
+    }
+}
+
+fn check_number(number: u64) -> Result<()> {
+    match number < MAX_UNITS {
+        true => Ok(()),
+        false => Err(Error::new(
+            ErrorKind::NoSpace,
+            format!("block {number} of the file (allowed: numbers below {MAX_UNITS})"),
+        )),
+    }
+}

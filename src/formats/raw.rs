@@ -1,11 +1,11 @@
 //! raw: the disk's bytes as they are.  A regular file of any length, or a block device.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::create::{CreateOptions, PREALLOCATION, Preallocation};
+use crate::image::create::{CreateOptions, PREALLOCATION, Preallocation, preallocate};
 use crate::image::driver::Creator;
 use crate::image::flat::Flat;
 use crate::image::{Caps, Driver, Image, LayerBelow, Resize, Run, Store, Wait};
-use crate::storage::{Limits, Storage, fill_space, give_space, has_room};
+use crate::storage::{Limits, Storage, has_room};
 
 /// The registry row.
 pub static DRIVER: Driver = Driver {
@@ -61,11 +61,7 @@ fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
         }
         done => done?,
     }
-    match options.preallocation() {
-        Preallocation::Off | Preallocation::Metadata => Ok(()),
-        Preallocation::Falloc => give_space(storage, 0..options.size),
-        Preallocation::Full => fill_space(storage, 0..options.size),
-    }
+    preallocate(storage, 0..options.size, options.preallocation())
 }
 
 #[derive(Debug)]

@@ -47,53 +47,36 @@ pub trait Word: Send + Sync + 'static {
     fn store(&self, value: Self::Value);
 }
 
-impl Word for AtomicU32 {
-    type Value = u32;
-    const LEN: usize = 4;
-    fn decode(bytes: &[u8], endian: Endian) -> Self {
-        let bytes = bytes.first_chunk().copied().unwrap_or_default();
-        Self::new(match endian {
-            Endian::Big => u32::from_be_bytes(bytes),
-            Endian::Little => u32::from_le_bytes(bytes),
-        })
-    }
-    fn encode(value: u32, endian: Endian, bytes: &mut Vec<u8>) {
-        bytes.extend(match endian {
-            Endian::Big => value.to_be_bytes(),
-            Endian::Little => value.to_le_bytes(),
-        });
-    }
-    fn load(&self) -> u32 {
-        self.load(Ordering::Acquire)
-    }
-    fn store(&self, value: u32) {
-        self.store(value, Ordering::Release);
-    }
+macro_rules! word {
+    ($atomic:ty, $value:ty) => {
+        impl Word for $atomic {
+            type Value = $value;
+            const LEN: usize = size_of::<$value>();
+            fn decode(bytes: &[u8], endian: Endian) -> Self {
+                let bytes = bytes.first_chunk().copied().unwrap_or_default();
+                Self::new(match endian {
+                    Endian::Big => <$value>::from_be_bytes(bytes),
+                    Endian::Little => <$value>::from_le_bytes(bytes),
+                })
+            }
+            fn encode(value: $value, endian: Endian, bytes: &mut Vec<u8>) {
+                bytes.extend(match endian {
+                    Endian::Big => value.to_be_bytes(),
+                    Endian::Little => value.to_le_bytes(),
+                });
+            }
+            fn load(&self) -> $value {
+                self.load(Ordering::Acquire)
+            }
+            fn store(&self, value: $value) {
+                self.store(value, Ordering::Release);
+            }
+        }
+    };
 }
 
-impl Word for AtomicU64 {
-    type Value = u64;
-    const LEN: usize = 8;
-    fn decode(bytes: &[u8], endian: Endian) -> Self {
-        let bytes = bytes.first_chunk().copied().unwrap_or_default();
-        Self::new(match endian {
-            Endian::Big => u64::from_be_bytes(bytes),
-            Endian::Little => u64::from_le_bytes(bytes),
-        })
-    }
-    fn encode(value: u64, endian: Endian, bytes: &mut Vec<u8>) {
-        bytes.extend(match endian {
-            Endian::Big => value.to_be_bytes(),
-            Endian::Little => value.to_le_bytes(),
-        });
-    }
-    fn load(&self) -> u64 {
-        self.load(Ordering::Acquire)
-    }
-    fn store(&self, value: u64) {
-        self.store(value, Ordering::Release);
-    }
-}
+word!(AtomicU32, u32);
+word!(AtomicU64, u64);
 
 /// Cached pages of one storage object, by their offset in it.
 pub struct Words<W> {

@@ -1,24 +1,25 @@
 //! Making new disks.
 
+use std::ops::RangeInclusive;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::vdi::header::{
     self, COUNT, DATA, DISK, DISK_ID, ENTRIES, FREE, Header, KIND, Kind, MAP, PARENT_ID,
     PARENT_STATE_ID, SECTOR, STATE_ID, ZERO,
 };
 use crate::formats::vdi::relink::parent_of;
-use crate::image::create::{CreateOptions, PREALLOCATION, Preallocation};
+use crate::image::create::{CreateOptions, PREALLOCATION, Preallocation, SUBFORMAT, preallocate};
 use crate::image::driver::Creator;
 use crate::image::options::{OptionKind, OptionSpec};
 use crate::image::table::{Endian, Table};
-use crate::storage::{Storage, fill_space, give_space, start_over};
+use crate::storage::{Storage, start_over};
 use crate::util::align::up;
 use crate::util::random;
 
 /// Blocks are as large as all programs take them, unless asked otherwise; in a child as in its parent.
 const BLOCK: u64 = 1 << 20;
-/// Smallest and largest block we make.
-const MIN_BLOCK: u64 = 4 << 10;
-const MAX_BLOCK: u64 = 256 << 20;
+/// Blocks that we make.
+const BLOCKS: RangeInclusive<u64> = 4 << 10..=256 << 20;
 /// Where the map is, and what the data is aligned to.
 const ALIGN: u64 = 1 << 20;
 /// Text at the start of the file.
@@ -51,13 +52,6 @@ pub(super) const CREATOR: Creator = Creator {
     options: &[SUBFORMAT, STATIC, BLOCK_SIZE, PREALLOCATION],
     compress: None,
     sequence: None,
-};
-
-const SUBFORMAT: OptionSpec = OptionSpec {
-    name: "subformat",
-    kind: OptionKind::Choice(&["dynamic", "fixed"]),
-    default: "dynamic",
-    help: "space as data comes, or all of it at once",
 };
 
 const STATIC: OptionSpec = OptionSpec {
@@ -93,25 +87,8 @@ impl Plan {
             }
             (a, b) => a.or(b).unwrap_or_default(),
         };
-        let preallocation = options.preallocation();
-        if fixed && options.backing.is_some() {
-            return Err(Error::invalid(
-                "a fixed VDI has no backing file (allowed with one: subformat=dynamic)",
-            ));
-        }
-        if !fixed && preallocation != Preallocation::Off {
-            return Err(Error::unsupported(
-                "preallocation is for subformat=fixed (allowed for others: off)",
-            ));
-        }
-        let asked = options.values.number("block_size");
-        if let Some(block) = asked
-            && (!block.is_power_of_two() || !(MIN_BLOCK..=MAX_BLOCK).contains(&block))
-        {
-            return Err(Error::invalid(format!(
-                "block_size is {block} (allowed: a power of two from {MIN_BLOCK} to {MAX_BLOCK})"
-            )));
-        }
+        let preallocation = options.preallocation_of("VDI", fixed)?;
+        let asked = options.block_size(&BLOCKS)?;
         let parent = options.backing.as_ref();
         let parent = parent.filter(|parent| parent.format == super::DRIVER.name);
         let block = asked.or(parent.and_then(|parent| parent.cluster_size));
@@ -183,10 +160,6 @@ fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
             false => FREE,
         })
     })?;
-    match plan.preallocation {
-        Preallocation::Off | Preallocation::Metadata => {}
-        Preallocation::Falloc => give_space(storage, plan.data()..end)?,
-        Preallocation::Full => fill_space(storage, plan.data()..end)?,
-    }
+    preallocate(storage, plan.data()..end, plan.preallocation)?;
     storage.write_at(&header.bytes, 0)
 }

@@ -54,7 +54,9 @@ impl Vdi {
             self.zero_within(blocks - 1, cut..self.block, Zeroing::KeepSpace)?;
         }
         let mut behind = blocks..old.header.entries();
-        if behind.try_fold(false, |any, index| Ok::<_, Error>(any || self.number(index)? < ZERO))? {
+        if behind.try_fold(false, |any, index| {
+            Ok::<_, Error>(any || self.number(index)? < ZERO)
+        })? {
             self.drop_behind(blocks)?;
         }
         if entries > old.header.entries() {

@@ -98,8 +98,9 @@ impl Vdi {
     ) -> Result<Taken> {
         let grid = header.grid();
         let zeroed = blocks.slots.claim(&*self.storage, grid, first, count)?;
-        self.write_count(blocks)
-            .inspect_err(|_| (first..first + count).for_each(|number| blocks.slots.remove(number)))?;
+        self.write_count(blocks).inspect_err(|_| {
+            (first..first + count).for_each(|number| blocks.slots.remove(number))
+        })?;
         Ok(Taken {
             zeroed,
             ..grid.taken(first, count)

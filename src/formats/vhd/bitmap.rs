@@ -103,7 +103,11 @@ impl Bitmaps {
 fn bits(number: u64, sectors: &Range<u64>) -> u64 {
     let at = |sector: u64| sector.clamp(number * 64, number * 64 + 64) - number * 64;
     // All from a bit on.
-    let from = |bit: u64| u64::MAX.checked_shr(u32::try_from(bit).unwrap_or(64)).unwrap_or(0);
+    let from = |bit: u64| {
+        u64::MAX
+            .checked_shr(u32::try_from(bit).unwrap_or(64))
+            .unwrap_or(0)
+    };
     from(at(sectors.start)) & !from(at(sectors.end))
 }
 

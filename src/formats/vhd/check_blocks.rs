@@ -13,7 +13,6 @@ use crate::formats::vhd::layout::{Bounds, UNUSED};
 use crate::formats::vhd::sparse::{Shape, Sparse};
 use crate::image::Wait;
 use crate::image::check::{Repair, Report, Severity};
-use crate::image::units::Units;
 use crate::storage::Zeroing;
 use crate::util::align::{clamp_len, len64};
 use crate::util::buf::is_zero;
@@ -25,7 +24,7 @@ const MAX_BLOCKS: usize = 4 << 20;
 /// Less than this between blocks is padding: some writers have data at multiples of 4 KiB, and
 /// Hyper-V leaves 4 KiB free behind the table.
 const PADDING: u64 = 8192;
-/// A block is copied in pieces of this.
+/// A block is looked through in pieces of this.
 const STEP: u64 = 256 << 10;
 
 /// A block that lies inside the file.
@@ -126,12 +125,7 @@ impl Sparse {
         };
         let blocks = self.blocks.count(shape.size);
         report.total_clusters = blocks;
-        let bounds = Bounds {
-            blocks: self.blocks,
-            size: shape.size,
-            data_end: self.data_end.load(Ordering::Acquire),
-            reserved: &shape.reserved,
-        };
+        let bounds = self.bounds(shape);
         let mut last: Option<u64> = None;
         shape.table.each(&*self.storage, |index, word| {
             progress.check()?;
@@ -251,27 +245,25 @@ impl Sparse {
         repair: Repair,
     ) -> Result<()> {
         let twice = self.overlaps(&walk.placed);
-        let mut moved = Vec::new();
+        let fixed = !twice.is_empty() && repair == Repair::All && self.part(&twice)?;
         for block in &twice {
-            let index = u64::from(block.index);
-            let word = match repair {
-                Repair::All => self.copy_away(shape, index, block.host())?,
-                Repair::Nothing | Repair::Leaks => None,
-            };
-            moved.extend(word.map(|word| Placed { word, ..*block }));
             let text = format!(
-                "block {index}: its table entry {:#x} puts it upon another block",
-                block.word
+                "block {}: its table entry {:#x} puts it upon another block",
+                block.index, block.word
             );
-            corruption(report, text, word.map(|_| "it was given a copy of its own"));
+            corruption(
+                report,
+                text,
+                fixed.then_some("it was given a copy of its own"),
+            );
         }
-        if moved.len() < twice.len() {
-            walk.unsafe_to_cut = true;
-        }
-        if !moved.is_empty() {
-            let gone: HashSet<u32> = moved.iter().map(|block| block.index).collect();
-            walk.placed.retain(|block| !gone.contains(&block.index));
-            walk.placed.extend(moved);
+        walk.unsafe_to_cut |= !fixed && !twice.is_empty();
+        if fixed {
+            let gone: HashSet<u32> = twice.iter().map(|block| block.index).collect();
+            for block in walk.placed.iter_mut().filter(|b| gone.contains(&b.index)) {
+                let index = u64::from(block.index);
+                block.word = shape.table.get(&*self.storage, index, Wait::Yes)?;
+            }
             walk.placed.sort_unstable();
             // What was made ready for more blocks is no leak.
             self.trim(&mut self.space.lock(), shape)?;
@@ -279,31 +271,18 @@ impl Sparse {
         Ok(())
     }
 
-    /// Copies a block to space of its own, and says what the table has for it then; `None` where no
-    /// space may be taken.
-    fn copy_away(&self, shape: &Shape, index: u64, from: u64) -> Result<Option<u32>> {
+    /// Gives blocks space of their own; false where none may be taken.
+    fn part(&self, blocks: &[Placed]) -> Result<bool> {
         if self.space.lock().footer().is_none() {
-            return Ok(None);
+            return Ok(false);
         }
-        let to = match self.take(index, 1) {
-            Ok(taken) => taken.host - taken.lead,
-            Err(e) if e.kind() == ErrorKind::Corrupt => return Ok(None),
-            Err(e) => return Err(e),
-        };
-        let mut buf = vec![0; clamp_len(STEP.min(self.blocks.len()), usize::MAX)];
-        let mut done = 0;
-        let stamp = self.allocator.order.now();
-        while done < self.blocks.len() {
-            let step = clamp_len(self.blocks.len() - done, buf.len());
-            self.storage.read_at(&mut buf[..step], from + done)?;
-            self.storage.write_at(&buf[..step], to + done)?;
-            done += len64(step);
-        }
-        self.allocator.order.settle(stamp)?;
-        let word = u32::try_from(to / SECTOR).unwrap_or(UNUSED);
-        shape.table.publish(&*self.storage, index, &[word])?;
+        let indices: Vec<u64> = blocks.iter().map(|b| u64::from(b.index)).collect();
+        let moved = self.allocator.move_away(self, &indices);
         self.bitmaps.forget();
-        Ok(Some(word))
+        match moved {
+            Err(e) if e.kind() == ErrorKind::Corrupt => Ok(false),
+            moved => moved.map(|()| true),
+        }
     }
 
     /// The bitmaps of blocks: those that the batmap calls full, and those that hide data.

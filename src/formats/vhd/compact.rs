@@ -5,8 +5,8 @@ use std::ops::Range;
 use crate::error::{Error, Result};
 use crate::formats::vhd::geometry::SECTOR;
 use crate::formats::vhd::sparse::{Shape, Sparse};
-use crate::image::{Compact, Store};
 use crate::image::units::Taken;
+use crate::image::{Compact, Store};
 use crate::util::align::len64;
 use crate::util::progress::Progress;
 

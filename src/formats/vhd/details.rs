@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::formats::vhd::batmap;
@@ -99,36 +100,8 @@ fn tag(bytes: [u8; 4]) -> String {
 
 /// A timestamp as date and time.
 fn time(timestamp: u32) -> String {
-    let unix = footer::unix_seconds(timestamp);
-    let (days, seconds) = (unix / 86400, unix % 86400);
-    let date = civil(days);
-    format!(
-        "{date}T{:02}:{:02}:{:02}Z",
-        seconds / 3600,
-        seconds / 60 % 60,
-        seconds % 60
-    )
-}
-
-/// Year, month and day of a day counted from 1970-01-01, in the Gregorian calendar.
-fn civil(days: u64) -> String {
-    let (mut year, mut rest) = (1970u64, days);
-    let leap = |y: u64| y.is_multiple_of(4) && !y.is_multiple_of(100) || y.is_multiple_of(400);
-    while rest >= 365 + u64::from(leap(year)) {
-        rest -= 365 + u64::from(leap(year));
-        year += 1;
-    }
-    let february = 28 + u64::from(leap(year));
-    let months = [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let mut month = 1;
-    for len in months {
-        if rest < len {
-            break;
-        }
-        rest -= len;
-        month += 1;
-    }
-    format!("{year:04}-{month:02}-{:02}", rest + 1)
+    let unix = footer::unix_seconds(timestamp).cast_signed();
+    Timestamp::from_second(unix).unwrap_or_default().to_string()
 }
 
 #[cfg(test)]

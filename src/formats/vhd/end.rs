@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::formats::vhd::batmap;
 use crate::formats::vhd::footer::{self, Footer};
 use crate::formats::vhd::geometry::SECTOR;
-use crate::formats::vhd::layout::{Bounds, UNUSED};
+use crate::formats::vhd::layout::UNUSED;
 use crate::formats::vhd::space::Space;
 use crate::formats::vhd::sparse::{Shape, Sparse};
 use crate::image::open::WriteOrder;
@@ -183,12 +183,7 @@ impl Sparse {
     /// # Errors
     /// `Corrupt` where the table points outside the file: space that it names must not be taken.
     pub(super) fn used_end(&self, shape: &Shape) -> Result<u64> {
-        let bounds = Bounds {
-            blocks: self.blocks,
-            size: shape.size,
-            data_end: self.data_end.load(Ordering::Acquire),
-            reserved: &shape.reserved,
-        };
+        let bounds = self.bounds(shape);
         let mut end = self.metadata_end(shape);
         let blocks = self.blocks.count(shape.size);
         shape.table.each(&*self.storage, |index, word| {

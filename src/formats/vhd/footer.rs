@@ -1,6 +1,6 @@
 //! The footer: 512 bytes at the end of every VHD, copied to the start of those that have a table.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 use zerocopy::big_endian::{U16, U32, U64};
@@ -436,11 +436,13 @@ pub(super) fn timestamp(time: SystemTime) -> u32 {
 
 /// The moment a timestamp stands for, in seconds of Unix time.
 pub(super) fn unix_seconds(timestamp: u32) -> u64 {
-    Duration::from_secs(EPOCH + u64::from(timestamp)).as_secs()
+    EPOCH + u64::from(timestamp)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn sample() -> Footer {

@@ -116,7 +116,9 @@ impl Fixed {
     fn move_footer(&self, footer: Footer, host: u64) -> Result<()> {
         let mut state = self.state.lock();
         let old = state.data_end;
-        self.disk.storage.write_at(&footer.sealed().to_bytes(), host)?;
+        self.disk
+            .storage
+            .write_at(&footer.sealed().to_bytes(), host)?;
         self.disk.storage.sync()?;
         if host > old {
             self.disk.storage.write_at(&[0; footer::LEN], old)?;

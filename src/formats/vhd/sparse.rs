@@ -159,13 +159,17 @@ impl Sparse {
     /// Where block `index` begins in the file; `None` where it has no space.
     pub(super) fn locate(&self, shape: &Shape, index: u64, wait: Wait) -> Result<Option<u64>> {
         let word = shape.table.get(&*self.storage, index, wait)?;
-        let bounds = Bounds {
+        self.bounds(shape).locate(index, word)
+    }
+
+    /// Where blocks may be.
+    pub(super) fn bounds<'a>(&self, shape: &'a Shape) -> Bounds<'a> {
+        Bounds {
             blocks: self.blocks,
             size: shape.size,
             data_end: self.data_end.load(Ordering::Acquire),
             reserved: &shape.reserved,
-        };
-        bounds.locate(index, word)
+        }
     }
 
     /// The run at `at` of a block that begins at `host`.
@@ -314,7 +318,9 @@ impl Image for Sparse {
             Some(host) => self.run_in_block(&shape, host, at, len, wait),
             None => {
                 let others = index + 1..self.blocks.count(at + len);
-                let end = shape.table.alike(&*self.storage, others, |_, word| word == UNUSED);
+                let end = shape
+                    .table
+                    .alike(&*self.storage, others, |_, word| word == UNUSED);
                 Ok(Run {
                     len: (at + len).min(end * self.blocks.data) - at,
                     source: Source::Below,

@@ -78,11 +78,10 @@ impl Vdi {
         }
         self.check_end(&mut report, shape, end, named, repair)?;
         if !header.disk().is_multiple_of(SECTOR) {
-            let text = format!(
+            report.note(format!(
                 "the disk has {} bytes: what is past its last whole sector does not show",
                 header.disk()
-            );
-            report.add(Severity::Note, 0, text, None);
+            ));
         }
         Ok(report)
     }
@@ -117,8 +116,7 @@ impl Vdi {
                     Some("what is missing reads as zeroes")
                 }
             };
-            let text = fault.text(index, number);
-            report.add(Severity::Corruption, 1, text, did.map(str::to_owned));
+            report.corruption(fault.text(index, number), did);
         }
         Ok(())
     }

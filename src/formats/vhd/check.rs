@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use crate::error::Result;
 use crate::formats::vhd::batmap;
-use crate::formats::vhd::check_blocks::Ends;
+use crate::formats::vhd::check_blocks::Walk;
 use crate::formats::vhd::fixed::Fixed;
 use crate::formats::vhd::footer::{self, Creator, Footer, Kind, Strictness};
 use crate::formats::vhd::geometry::{Geometry, SECTOR};
@@ -20,62 +20,44 @@ use crate::util::progress::Progress;
 /// Clocks may differ by this much before a time lies in the future.
 const SLACK: u32 = 86_400;
 
-/// Adds something that is odd but changes nothing.
-pub(super) fn note(report: &mut Report, text: impl Into<String>) {
-    report.add(Severity::Note, 1, text.into(), None);
-}
-
-/// Adds a corruption, and what was done about it.
-pub(super) fn corruption(report: &mut Report, text: impl Into<String>, repaired: Option<&str>) {
-    let repaired = repaired.map(str::to_owned);
-    report.add(Severity::Corruption, 1, text.into(), repaired);
-}
-
 /// What is odd about a footer that can be read.
 fn footer_fields(report: &mut Report, footer: &Footer) {
     let features = footer.features();
     if features & 2 == 0 || features & !Footer::known_features() != 0 {
-        note(
-            report,
-            format!("the footer's feature bits are {features:#x} (expected: 0x2 or 0x3)"),
-        );
+        report.note(format!(
+            "the footer's feature bits are {features:#x} (expected: 0x2 or 0x3)"
+        ));
     }
     if !footer.reserved_is_zero() {
-        note(report, "the footer's reserved bytes are not zero");
+        report.note("the footer's reserved bytes are not zero");
     }
     if footer.hidden() > 2 {
-        note(
-            report,
-            format!("the hidden byte is {} (expected: 0 to 2)", footer.hidden()),
-        );
+        report.note(format!(
+            "the hidden byte is {} (expected: 0 to 2)",
+            footer.hidden()
+        ));
     }
     if footer.saved_state() > 1 {
-        note(
-            report,
-            format!(
-                "the saved state is {} (expected: 0 or 1)",
-                footer.saved_state()
-            ),
-        );
+        report.note(format!(
+            "the saved state is {} (expected: 0 or 1)",
+            footer.saved_state()
+        ));
     }
     in_future(report, "the footer's time", footer.timestamp());
     let (geometry, size) = (footer.geometry(), footer.current_size());
     let largest = Geometry::for_size(size).bytes();
     if geometry != Geometry::MAX && geometry.bytes() > largest.max(size) {
-        note(
-            report,
-            format!(
-                "the geometry describes {} bytes, more than the disk's {size}",
-                geometry.bytes()
-            ),
-        );
+        report.note(format!(
+            "the geometry describes {} bytes, more than the disk's {size}",
+            geometry.bytes()
+        ));
     }
 }
 
 fn in_future(report: &mut Report, what: &str, timestamp: u32) {
     let now = footer::timestamp(SystemTime::now());
     if timestamp > now.saturating_add(SLACK) {
-        note(report, format!("{what} lies in the future"));
+        report.note(format!("{what} lies in the future"));
     }
 }
 
@@ -94,7 +76,7 @@ impl Check for Fixed {
         let mut end = self.end.lock();
         if let End::Damaged(why) = &*end {
             // There is no second footer to tell which of its bytes is wrong.
-            corruption(&mut report, why.as_str(), None);
+            report.corruption(why.as_str(), None);
             return Ok(report);
         }
         if *end == End::Short {
@@ -109,8 +91,7 @@ impl Check for Fixed {
         footer_fields(&mut report, &state.footer);
         let wanted = self.rule.size(&state.footer, state.data_end);
         if wanted > state.data_end {
-            corruption(
-                &mut report,
+            report.corruption(
                 format!(
                     "the disk has {wanted} bytes, the file only {} before its footer",
                     state.data_end
@@ -164,7 +145,7 @@ impl Check for Sparse {
         let walk = self.walk(&mut report, &shape, progress)?;
         // Each repair needs those before it: blocks are moved and space is cut off only where
         // there is a footer, and what a batmap took is free once that was dropped.
-        self.check_end(&mut report, &shape, walk.ends(), repair)?;
+        self.check_end(&mut report, &shape, &walk, repair)?;
         self.check_copy(&mut report, &shape, repair)?;
         self.check_batmap_header(&mut report, &shape, repair)?;
         let shape = self.shape.load_full();
@@ -188,7 +169,7 @@ impl Sparse {
         if !header.checksum_is_right() {
             // There is no second header to tell which of its bytes is wrong.
             sound = false;
-            corruption(report, "the dynamic header's checksum is wrong", None);
+            report.corruption("the dynamic header's checksum is wrong", None);
         }
         let (end, size) = (
             shape.table.host() + shape.table.len() * 4,
@@ -197,15 +178,14 @@ impl Sparse {
         if end > size {
             sound = false;
             let text = format!("the table ends at {end:#x}, the file at {size:#x}");
-            corruption(report, text, None);
+            report.corruption(text, None);
         }
         if !header.reserved_is_zero() {
-            note(report, "the dynamic header's reserved bytes are not zero");
+            report.note("the dynamic header's reserved bytes are not zero");
         }
         let room = header.max_entries() * header.block_size();
         if shape.size > room {
-            corruption(
-                report,
+            report.corruption(
                 format!(
                     "the disk has {} bytes, its table has room for {room}",
                     shape.size
@@ -219,7 +199,7 @@ impl Sparse {
                 in_future(report, "the parent's time", header.parent_timestamp());
             }
             _ if !uuid.is_nil() || name.as_deref() != Some("") || !header.locators().is_empty() => {
-                note(report, "a disk without a parent names one");
+                report.note("a disk without a parent names one");
             }
             _ => {}
         }
@@ -231,13 +211,10 @@ impl Sparse {
         for (i, locator) in locators.iter().enumerate() {
             let word = locator.code.word();
             if !locator.code.is_defined() {
-                note(report, format!("locator {i} is of unknown kind '{word}'"));
+                report.note(format!("locator {i} is of unknown kind '{word}'"));
             }
             if locators[..i].iter().any(|l| l.code == locator.code) {
-                note(
-                    report,
-                    format!("locator {i} is the second of kind '{word}'"),
-                );
+                report.note(format!("locator {i} is the second of kind '{word}'"));
             }
             let end = locator.offset.checked_add(u64::from(locator.len));
             if end.is_none_or(|end| end > self.storage.size()) {
@@ -245,7 +222,7 @@ impl Sparse {
                     "locator {i} ('{word}') has {} bytes at {:#x}, past the end of the file",
                     locator.len, locator.offset
                 );
-                corruption(report, text, None);
+                report.corruption(text, None);
             }
         }
     }
@@ -255,14 +232,14 @@ impl Sparse {
         &self,
         report: &mut Report,
         shape: &Shape,
-        ends: Ends,
+        walk: &Walk,
         repair: Repair,
     ) -> Result<()> {
         // With a footer behind it, a block that was cut off would pass for whole.
-        let all = repair == Repair::All && !ends.lost && is_taken(&shape.footer);
-        let used = ends.used;
+        let all = repair == Repair::All && !walk.has_lost() && is_taken(&shape.footer);
+        let used = walk.end;
         let size = self.storage.size();
-        let found = self.space.lock().footer();
+        let found = self.space.lock().footer;
         let mut end = self.end.lock();
         let write = |host| {
             let bytes = shape.footer.sealed().to_bytes();
@@ -285,7 +262,7 @@ impl Sparse {
                 };
                 if host > last && self.storage.has_fixed_len() {
                     let text = format!("{text}; there is no room for it behind what is in use");
-                    corruption(report, text, None);
+                    report.corruption(text, None);
                     return Ok(());
                 }
                 if all {
@@ -294,7 +271,7 @@ impl Sparse {
                     self.data_end.store(host, Ordering::Release);
                 }
                 let did = all.then_some("it was written anew");
-                corruption(report, text, did);
+                report.corruption(text, did);
             }
         }
         if all {
@@ -335,7 +312,7 @@ impl Sparse {
                 .write_at(&shape.footer.sealed().to_bytes(), 0)?;
         }
         let did = all.then_some("it was written anew from the footer at the end");
-        corruption(report, text, did);
+        report.corruption(text, did);
         Ok(())
     }
 
@@ -366,14 +343,14 @@ impl Sparse {
     ) -> Result<()> {
         if let batmap::Found::Damaged(why) = &shape.batmap {
             // Both footers are written for it.
-            let all = repair == Repair::All && self.space.lock().footer().is_some();
+            let all = repair == Repair::All && self.space.lock().footer.is_some();
             if all {
                 // XenServer refuses its own images without a batmap; others need none.
                 let footer = shape.footer.created_by(Creator::Win);
                 self.replace_footers(&self.space.lock(), shape, footer)?;
             }
             let did = all.then_some("it was dropped: the creator is now 'win '");
-            corruption(report, format!("XenServer's batmap: {why}"), did);
+            report.corruption(format!("XenServer's batmap: {why}"), did);
         }
         Ok(())
     }

@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 
 use crate::error::{ErrorKind, Result};
 use crate::formats::vhd::batmap;
-use crate::formats::vhd::check::{corruption, note};
 use crate::formats::vhd::footer::Kind;
 use crate::formats::vhd::geometry::SECTOR;
 use crate::formats::vhd::layout::{Bounds, UNUSED};
@@ -44,37 +43,25 @@ impl Placed {
 #[derive(Debug, Default)]
 pub(super) struct Walk {
     /// End of the last block that lies inside the file, or of the metadata.
-    end: u64,
+    pub(super) end: u64,
     placed: Vec<Placed>,
-    /// Blocks that lie past the end of the file, whole.
-    absent: Vec<u64>,
-    /// Blocks that lie upon metadata, but for their bitmap.
-    misplaced: Vec<u64>,
+    /// How many blocks lie past the end of the file, whole.
+    absent: u64,
+    /// How many lie upon metadata, but for their bitmap.
+    misplaced: u64,
+    /// How many lie elsewhere where none may be.
+    astray: u64,
     /// How many words behind the last block of the disk are in use.
     surplus: u64,
-    /// What is wrong with blocks that are left as they are.
-    texts: Vec<String>,
     /// Whether some word names space that is not looked at further.
     unsafe_to_cut: bool,
     too_many: bool,
 }
 
-/// Where what is in use ends.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Ends {
-    /// End of the last block or metadata.
-    pub(super) used: u64,
-    /// Whether the table names bytes that the file does not have.
-    pub(super) lost: bool,
-}
-
 impl Walk {
-    /// Where what is in use ends.
-    pub(super) fn ends(&self) -> Ends {
-        Ends {
-            used: self.end,
-            lost: !self.absent.is_empty() || !self.texts.is_empty(),
-        }
+    /// Whether the table names bytes that the file does not have.
+    pub(super) fn has_lost(&self) -> bool {
+        self.absent + self.astray > 0
     }
 }
 
@@ -88,26 +75,17 @@ impl Sparse {
         repair: Repair,
         progress: &dyn Progress,
     ) -> Result<()> {
-        for text in &walk.texts {
-            corruption(report, text.as_str(), None);
-        }
         self.repair_surplus(report, shape, &walk, repair)?;
-        self.report_lost(report, shape, &walk)?;
         walk.placed.sort_unstable();
         self.repair_overlaps(report, shape, &mut walk, repair)?;
         self.check_bitmaps(report, shape, &walk.placed, progress)?;
         if walk.too_many {
             report.check_errors += 1;
-            note(
-                report,
-                format!(
-                    "overlaps and unused space were looked for among the first {MAX_BLOCKS} blocks only"
-                ),
-            );
+            report.note(format!(
+                "overlaps and unused space were looked for among the first {MAX_BLOCKS} blocks only"
+            ));
         }
-        if walk.too_many || !walk.misplaced.is_empty() {
-            walk.unsafe_to_cut = true;
-        }
+        walk.unsafe_to_cut |= walk.too_many || walk.misplaced + walk.astray > 0;
         report.image_end_offset = self.check_space(report, shape, &walk, repair)?;
         Ok(())
     }
@@ -153,27 +131,37 @@ impl Sparse {
                     walk.placed.push(Placed { word, index });
                 }
                 Ok(_) => walk.too_many = true,
-                Err(e) => self.misfit(&mut walk, &bounds, index, host, e.message()),
+                Err(e) => {
+                    let entry = format!("block {index}: its table entry {word:#x}");
+                    let text = match self.misfit(&bounds, host, &mut walk) {
+                        Some(what) => format!("{entry} {what}"),
+                        None => e.message().to_owned(),
+                    };
+                    report.corruption(text, None);
+                }
             }
             Ok(())
         })?;
         Ok(walk)
     }
 
-    /// Sorts a word that `locate` refused by what can be done about it.
-    fn misfit(&self, walk: &mut Walk, bounds: &Bounds<'_>, index: u64, host: u64, text: &str) {
+    /// Counts a block that `locate` refused by what can be done about it; what that is.
+    ///
+    /// Its word stays as it is: who reads it is told, where zeroes or what lies there now would pass for
+    /// its content.
+    fn misfit(&self, bounds: &Bounds<'_>, host: u64, walk: &mut Walk) -> Option<&'static str> {
         let bitmap = host..host + self.blocks.bitmap;
         let upon = |r: &Range<u64>| range::intersect(r, &bitmap).is_some();
         if host >= bounds.data_end {
-            keep(&mut walk.absent, index, &mut walk.too_many);
-        } else if host + self.blocks.len() <= bounds.data_end && !bounds.reserved.iter().any(upon) {
-            keep(&mut walk.misplaced, index, &mut walk.too_many);
-        } else {
-            walk.unsafe_to_cut = true;
-            if walk.texts.len() < Report::MAX_FINDINGS {
-                walk.texts.push(text.to_owned());
-            }
+            walk.absent += 1;
+            return Some("lies past the end of the data: its content is lost");
         }
+        if host + self.blocks.len() <= bounds.data_end && !bounds.reserved.iter().any(upon) {
+            walk.misplaced += 1;
+            return Some("puts it upon metadata");
+        }
+        walk.astray += 1;
+        None
     }
 
     /// Words behind the disk's last block: nothing reads them.
@@ -188,7 +176,7 @@ impl Sparse {
             return Ok(());
         }
         // Where blocks lie upon metadata, these words may be somebody's data.
-        let apart = walk.misplaced.is_empty() && walk.texts.is_empty();
+        let apart = walk.misplaced + walk.astray == 0;
         let fix = repair != Repair::Nothing && apart;
         let blocks = self.blocks.count(shape.size);
         shape.table.each(&*self.storage, |index, word| {
@@ -203,24 +191,6 @@ impl Sparse {
             report.add(Severity::Leak, 1, text, did);
             Ok(())
         })
-    }
-
-    /// Blocks whose data is not there, or is metadata.  They stay as they are: who reads them is
-    /// told, where zeroes or what lies there now would pass for their content.
-    fn report_lost(&self, report: &mut Report, shape: &Shape, walk: &Walk) -> Result<()> {
-        for index in &walk.absent {
-            let word = shape.table.get(&*self.storage, *index, Wait::Yes)?;
-            let text = format!(
-                "block {index}: its table entry {word:#x} lies past the end of the data: its content is lost"
-            );
-            corruption(report, text, None);
-        }
-        for index in &walk.misplaced {
-            let word = shape.table.get(&*self.storage, *index, Wait::Yes)?;
-            let text = format!("block {index}: its table entry {word:#x} puts it upon metadata");
-            corruption(report, text, None);
-        }
-        Ok(())
     }
 
     /// Blocks that share bytes with the block before them in the file.
@@ -251,11 +221,7 @@ impl Sparse {
                 "block {}: its table entry {:#x} puts it upon another block",
                 block.index, block.word
             );
-            corruption(
-                report,
-                text,
-                fixed.then_some("it was given a copy of its own"),
-            );
+            report.corruption(text, fixed.then_some("it was given a copy of its own"));
         }
         walk.unsafe_to_cut |= !fixed && !twice.is_empty();
         if fixed {
@@ -273,7 +239,7 @@ impl Sparse {
 
     /// Gives blocks space of their own; false where none may be taken.
     fn part(&self, blocks: &[Placed]) -> Result<bool> {
-        if self.space.lock().footer().is_none() {
+        if self.space.lock().footer.is_none() {
             return Ok(false);
         }
         let indices: Vec<u64> = blocks.iter().map(|b| u64::from(b.index)).collect();
@@ -311,7 +277,7 @@ impl Sparse {
                     block.index,
                     block.host()
                 );
-                note(report, text);
+                report.note(text);
             }
         }
         Ok(())
@@ -367,7 +333,7 @@ impl Sparse {
                         block.host()
                     );
                     // Which of the two is right cannot be told.
-                    corruption(report, text, None);
+                    report.corruption(text, None);
                     break;
                 }
                 at += run.count;
@@ -385,7 +351,7 @@ impl Sparse {
         repair: Repair,
     ) -> Result<u64> {
         let data_end = self.data_end.load(Ordering::Acquire);
-        let fix = repair != Repair::Nothing && !walk.unsafe_to_cut && walk.misplaced.is_empty();
+        let fix = repair != Repair::Nothing && !walk.unsafe_to_cut;
         let mut used = 0;
         for part in self.in_order(shape, walk.placed.iter().map(|block| block.host())) {
             // A batmap that cannot be trusted may still be somebody's.
@@ -408,7 +374,7 @@ impl Sparse {
         let text = format!("{unused} bytes at {used:#x} before the footer belong to nothing");
         let mut did = None;
         let mut space = self.space.lock();
-        if fix && walk.absent.is_empty() && space.footer().is_some() {
+        if fix && walk.absent == 0 && space.footer.is_some() {
             self.cut(&mut space, shape, used)?;
             did = Some("the footer was moved and the file cut".to_owned());
         }
@@ -448,12 +414,5 @@ impl Sparse {
         );
         report.add(Severity::Leak, len.div_ceil(self.blocks.len()), text, did);
         Ok(())
-    }
-}
-
-fn keep(list: &mut Vec<u64>, index: u64, too_many: &mut bool) {
-    match list.len() < Report::MAX_FINDINGS {
-        true => list.push(index),
-        false => *too_many = true,
     }
 }

@@ -54,11 +54,6 @@ impl Space {
         }
     }
 
-    /// Where the footer at the end is, while there is one.
-    pub(super) fn footer(&self) -> Option<u64> {
-        self.footer
-    }
-
     /// A footer was written at `host`, at the end of the file.
     pub(super) fn footer_is_at(&mut self, host: u64) {
         self.footer = Some(host);

@@ -80,8 +80,7 @@ impl Check for Fixed {
             return Ok(report);
         }
         if *end == End::Short {
-            let bytes = state.footer.sealed().to_bytes();
-            let write = || self.disk.storage.write_at(&bytes, state.data_end);
+            let write = || state.footer.write(&*self.disk.storage, state.data_end);
             let all = repair == Repair::All;
             short(&mut report, all.then(write))?;
             if all {
@@ -242,8 +241,7 @@ impl Sparse {
         let found = self.space.lock().footer;
         let mut end = self.end.lock();
         let write = |host| {
-            let bytes = shape.footer.sealed().to_bytes();
-            self.storage.write_at(&bytes, host)?;
+            shape.footer.write(&*self.storage, host)?;
             self.storage.sync()
         };
         match &*end {
@@ -284,54 +282,49 @@ impl Sparse {
     fn check_copy(&self, report: &mut Report, shape: &Shape, repair: Repair) -> Result<()> {
         let mut bytes = [0; footer::LEN];
         self.storage.read_at(&mut bytes, 0)?;
-        let text = match Footer::parse(&bytes, Strictness::Strict) {
-            Ok(copy) if copy == shape.footer => return Ok(()),
-            Ok(copy) if shape.footer.differs_in_size_only(&copy) => {
-                let what = format!(
-                    "another size than the footer at the end, {}: a resize",
-                    shape.footer.current_size()
-                );
-                return self.finish_change(report, shape, repair, &what);
-            }
-            Ok(copy) if shape.footer.differs_in_header_only(&copy) => {
-                let what = format!(
-                    "its header elsewhere than the footer at the end, at {:#x}: a change of the parent",
-                    shape.footer.header_offset()
-                );
-                return self.finish_change(report, shape, repair, &what);
-            }
-            Ok(copy) if batmap::is_due(&copy) && !batmap::is_due(&shape.footer) => {
-                "the copy of the footer at 0x0 names a creator that keeps a batmap, the footer at the end one that keeps none: XenServer's batmap is lost".to_owned()
-            }
-            Ok(_) => "the copy of the footer at 0x0 differs from the footer at the end".to_owned(),
-            Err(e) => format!("the copy of the footer at 0x0 is damaged: {}", e.message()),
+        let footer = &shape.footer;
+        let copy = "the copy of the footer at 0x0";
+        // A change was interrupted between the two footers; the one at the end counts.
+        let (severity, text) = match Footer::parse(&bytes, Strictness::Strict) {
+            Ok(found) if found == *footer => return Ok(()),
+            Ok(found) if footer.differs_in_size_only(&found) => (
+                Severity::Note,
+                format!(
+                    "{copy} has another size than the footer at the end, {}: a resize was interrupted",
+                    footer.current_size()
+                ),
+            ),
+            Ok(found) if footer.differs_in_header_only(&found) => (
+                Severity::Note,
+                format!(
+                    "{copy} has its header elsewhere than the footer at the end, at {:#x}: a change of the parent was interrupted",
+                    footer.header_offset()
+                ),
+            ),
+            Ok(found) if batmap::is_due(&found) && !batmap::is_due(footer) => (
+                Severity::Corruption,
+                format!(
+                    "{copy} names a creator that keeps a batmap, the footer at the end one that keeps none: XenServer's batmap is lost"
+                ),
+            ),
+            Ok(_) => (
+                Severity::Corruption,
+                format!("{copy} differs from the footer at the end"),
+            ),
+            Err(e) => (
+                Severity::Corruption,
+                format!("{copy} is damaged: {}", e.message()),
+            ),
         };
-        let all = repair == Repair::All && is_taken(&shape.footer);
-        if all {
-            self.storage
-                .write_at(&shape.footer.sealed().to_bytes(), 0)?;
-        }
-        let did = all.then_some("it was written anew from the footer at the end");
-        report.corruption(text, did);
-        Ok(())
-    }
-
-    /// A change was interrupted between the two footers; the one at the end counts.
-    fn finish_change(
-        &self,
-        report: &mut Report,
-        shape: &Shape,
-        repair: Repair,
-        what: &str,
-    ) -> Result<()> {
-        let bytes = shape.footer.sealed().to_bytes();
-        let fix = repair != Repair::Nothing;
+        let fix = match severity {
+            Severity::Note => repair != Repair::Nothing,
+            _ => repair == Repair::All && is_taken(footer),
+        };
         if fix {
-            self.storage.write_at(&bytes, 0)?;
+            footer.write(&*self.storage, 0)?;
         }
-        let text = format!("the copy of the footer at 0x0 has {what} was interrupted");
-        let did = fix.then(|| "the copy was written anew".to_owned());
-        report.add(Severity::Note, 1, text, did);
+        let did = fix.then(|| "it was written anew from the footer at the end".to_owned());
+        report.add(severity, 1, text, did);
         Ok(())
     }
 

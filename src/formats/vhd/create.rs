@@ -348,14 +348,23 @@ fn create_sparse(storage: &dyn Storage, plan: &Plan<'_>, footer: &Footer, end: u
     storage.write_at(&header.to_bytes(), footer::LEN64)?;
     let words = (plan.table_end() - TABLE) / 4;
     Table::new(TABLE, words, Endian::Big).fill(storage, 0..words, |_| Ok(UNUSED))?;
-    let mut at = plan.table_end();
-    for (_, mut data) in plan.parent_paths() {
+    write_paths(storage, plan.parent_paths(), plan.table_end())?;
+    storage.write_at(&footer.to_bytes(), end)
+}
+
+/// Writes what locators point at in order from `at` on; where it ends.
+pub(super) fn write_paths(
+    storage: &dyn Storage,
+    paths: Vec<(Code, Vec<u8>)>,
+    mut at: u64,
+) -> Result<u64> {
+    for (_, mut data) in paths {
         let room = room(&data);
         data.resize(clamp_len(room, usize::MAX), 0);
         storage.write_at(&data, at)?;
         at += room;
     }
-    storage.write_at(&footer.to_bytes(), end)
+    Ok(at)
 }
 
 /// What the header says of the parent, whose paths lie in order from `at`.

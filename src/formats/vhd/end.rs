@@ -245,8 +245,7 @@ impl Sparse {
 
     /// Has the file end with a footer at `tail`.
     fn end_at(&self, space: &mut Space, shape: &Shape, tail: u64) -> Result<()> {
-        self.storage
-            .write_at(&shape.footer.sealed().to_bytes(), tail)?;
+        shape.footer.write(&*self.storage, tail)?;
         // The one that is cut off was good until now.
         self.end_durably()?;
         self.storage.set_len(tail + footer::LEN64)?;

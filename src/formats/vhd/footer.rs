@@ -8,6 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::vhd::geometry::Geometry;
+use crate::storage::Storage;
 
 /// Length of a footer in bytes.
 pub(super) const LEN: usize = 512;
@@ -292,6 +293,14 @@ impl Footer {
         let mut bytes = [0; LEN];
         bytes.copy_from_slice(self.raw.as_bytes());
         bytes
+    }
+
+    /// Writes it with the checksum its bytes give.
+    ///
+    /// # Errors
+    /// The host's.
+    pub(super) fn write(&self, storage: &dyn Storage, host: u64) -> Result<()> {
+        storage.write_at(&self.sealed().to_bytes(), host)
     }
 
     /// The same footer with the checksum its bytes give.

@@ -94,8 +94,7 @@ impl Fixed {
         let state = *self.state.lock();
         if self.disk.storage.has_fixed_len() {
             // One sector, which a device writes whole or not at all.
-            let bytes = footer.sealed().to_bytes();
-            self.disk.storage.write_at(&bytes, state.data_end)?;
+            footer.write(&*self.disk.storage, state.data_end)?;
             self.state.lock().footer = footer.sealed();
             return self.disk.storage.sync();
         }
@@ -116,9 +115,7 @@ impl Fixed {
     fn move_footer(&self, footer: Footer, host: u64) -> Result<()> {
         let mut state = self.state.lock();
         let old = state.data_end;
-        self.disk
-            .storage
-            .write_at(&footer.sealed().to_bytes(), host)?;
+        footer.write(&*self.disk.storage, host)?;
         self.disk.storage.sync()?;
         if host > old {
             self.disk.storage.write_at(&[0; footer::LEN], old)?;
@@ -133,9 +130,7 @@ impl Fixed {
 
 impl Resize for Sparse {
     fn resize(&self, virtual_size: u64, below: LayerBelow) -> Result<()> {
-        if !self.write {
-            return Err(Error::read_only());
-        }
+        self.allocator()?;
         check_size(virtual_size, self.rule)?;
         if matches!(*self.end.lock(), End::Killed | End::Damaged(_)) {
             return Err(Error::corrupt(
@@ -179,24 +174,34 @@ impl Sparse {
 
     /// Zeroes what the last block holds past the disk's old end.
     fn zero_padding(&self, shape: &Shape, size: u64) -> Result<()> {
-        let start = shape.size;
-        if start.is_multiple_of(self.blocks.data) {
+        let index = self.blocks.index(shape.size);
+        if shape.size.is_multiple_of(self.blocks.data) {
             return Ok(());
         }
-        let index = self.blocks.index(start);
+        if let Some(host) = self.locate(shape, index, Wait::Yes)? {
+            // The file may end within the block, where its writer cut off what the disk did not show.
+            let mut space = self.space.lock();
+            self.tail(&mut space, shape)?;
+            self.make_room(&mut space, shape, host + self.blocks.len(), 0)?;
+        }
+        self.zero_cut(shape, size)
+    }
+
+    /// Zeroes what the last block holds past the disk's end, up to `end`, and the file has of that.
+    fn zero_cut(&self, shape: &Shape, end: u64) -> Result<()> {
+        let index = self.blocks.index(shape.size);
+        let block = self.blocks.guest(index);
+        if shape.size == block.start {
+            return Ok(());
+        }
         let Some(host) = self.locate(shape, index, Wait::Yes)? else {
             return Ok(());
         };
-        let block = self.blocks.guest(index);
-        let end = block.end.min(size);
         let data = host + self.blocks.bitmap;
-        // The file may end within the block, where its writer cut off what the disk did not show.
-        let mut space = self.space.lock();
-        self.tail(&mut space, shape)?;
-        self.make_room(&mut space, shape, data + self.blocks.data, 0)?;
-        drop(space);
-        let part = data + (start - block.start)..data + (end - block.start);
-        zero_or_write(&*self.storage, part, Zeroing::MayUnmap)
+        let end = data + (block.end.min(end) - block.start);
+        let end = end.min(self.data_end.load(Ordering::Acquire));
+        let start = data + (shape.size - block.start);
+        zero_or_write(&*self.storage, start..end, Zeroing::MayUnmap)
     }
 
     /// Gives new bytes zeroes of their own, since the image below has data there.
@@ -247,12 +252,10 @@ impl Sparse {
             // Nothing refers to the room that was made; where it stays it is a leak.
             let _ = self.cut(&mut space, &shape, before);
         })?;
-        let stamp = self.allocator.order.now();
         let header = shape.header.with_table(host, count);
         let fields = &header.to_bytes()[TABLE_FIELDS];
         let at = shape.footer.header_offset() + len64(TABLE_FIELDS.start);
-        self.storage.write_at(fields, at)?;
-        self.allocator.order.settle(stamp)?;
+        self.write_in_order(fields, at)?;
         if host != old {
             let unused = old..old + shape.table.len() * 4;
             match self.storage.zero(unused, Zeroing::MayUnmap) {
@@ -338,7 +341,7 @@ impl Sparse {
         self.set_size(shape, size)?;
         let shape = self.shape.load_full();
         self.drop_behind(&shape, blocks)?;
-        self.zero_cut(&shape)
+        self.zero_cut(&shape, u64::MAX)
     }
 
     /// Frees blocks behind the end of the disk, as far as they are where blocks may be.
@@ -359,25 +362,6 @@ impl Sparse {
             }
         }
         Ok(())
-    }
-
-    /// Zeroes what the last block holds past the disk's end.
-    fn zero_cut(&self, shape: &Shape) -> Result<()> {
-        let index = self.blocks.index(shape.size);
-        let block = self.blocks.guest(index);
-        if shape.size == block.start {
-            return Ok(());
-        }
-        let Some(host) = self.locate(shape, index, Wait::Yes)? else {
-            return Ok(());
-        };
-        let data = host + self.blocks.bitmap;
-        let end = (data + self.blocks.data).min(self.data_end.load(Ordering::Acquire));
-        zero_or_write(
-            &*self.storage,
-            data + (shape.size - block.start)..end,
-            Zeroing::MayUnmap,
-        )
     }
 
     /// Writes both footers for another size, and shows it.

@@ -71,7 +71,7 @@ impl Vdi {
         lost.sort_unstable();
         lost.dedup();
         let named = used + len64(lost.len()) + more;
-        self.check_entries(&mut report, shape, faults, repair)?;
+        self.check_entries(&mut report, shape, faults, more, repair)?;
         if more > 0 {
             let text = format!("{more} more map entries are wrong");
             report.add(Severity::Corruption, more, text, None);
@@ -91,6 +91,7 @@ impl Vdi {
         report: &mut Report,
         shape: &Shape,
         mut faults: Vec<(u64, u64, Fault)>,
+        more: u64,
         repair: Repair,
     ) -> Result<()> {
         // First what must not come to lie inside the file.
@@ -106,6 +107,8 @@ impl Vdi {
                     shape.map.publish(&*self.storage, index, &[ZERO])?;
                     Some("its data is lost: it reads as zeroes now")
                 }
+                // Of those that are left for the next pass, one may name what a copy takes.
+                Fault::Shared if more > 0 => None,
                 Fault::Shared => {
                     self.allocator.move_away(self, &[index])?;
                     Some("it was given a copy of its own")

@@ -121,7 +121,7 @@ impl Vdi {
         let header = &self.shape.load().header;
         let mut blocks = self.blocks.lock();
         let first = blocks.slots.end();
-        let taken = self.claim(&mut blocks, header, first, count)?;
+        let taken = self.claim(&mut blocks, header, first..first + count)?;
         if !taken.zeroed {
             let host = taken.bytes(self.block);
             zero_or_write(&*self.storage, host, Zeroing::KeepSpace)?;

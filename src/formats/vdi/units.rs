@@ -87,24 +87,18 @@ impl Vdi {
         Ok(())
     }
 
-    /// Takes `count` blocks from `first` on, which no entry names; they are counted, because others go
-    /// by that alone.
+    /// Takes blocks that no entry names; they are counted, because others go by that alone.
     pub(super) fn claim(
         &self,
         blocks: &mut Counted,
         header: &Header,
-        first: u64,
-        count: u64,
+        numbers: Range<u64>,
     ) -> Result<Taken> {
         let grid = header.grid();
-        let zeroed = blocks.slots.claim(&*self.storage, grid, first, count)?;
-        self.write_count(blocks).inspect_err(|_| {
-            (first..first + count).for_each(|number| blocks.slots.remove(number))
-        })?;
-        Ok(Taken {
-            zeroed,
-            ..grid.taken(first, count)
-        })
+        let taken = blocks.slots.claim(&*self.storage, grid, numbers)?;
+        self.write_count(blocks)
+            .inspect_err(|_| blocks.slots.untake(grid, &taken))?;
+        Ok(taken)
     }
 
     /// Leaves the end of the file as a clean close leaves it: behind the last block in use.
@@ -195,22 +189,15 @@ impl Units for Vdi {
     fn take(&self, _index: u64, count: u64) -> Result<Taken> {
         let header = &self.shape.load().header;
         let mut blocks = self.blocks.lock();
-        let (first, count) = match blocks.slots.gap() {
-            Some(number) => (number, 1),
-            // VirtualBox takes no file with more blocks than entries.
-            None => {
-                let end = blocks.slots.end();
-                let room = header.entries().saturating_sub(end);
-                (end, count.min(room).max(1))
-            }
-        };
-        self.claim(&mut blocks, header, first, count)
+        // VirtualBox takes no file with more blocks than entries.
+        let numbers = blocks.slots.vacant(count, header.entries());
+        self.claim(&mut blocks, header, numbers)
     }
 
     fn untake(&self, taken: &Taken) {
-        let first = self.shape.load().header.grid().number(taken.host);
+        let grid = self.shape.load().header.grid();
         let mut blocks = self.blocks.lock();
-        (first..first + taken.count).for_each(|number| blocks.slots.remove(number));
+        blocks.slots.untake(grid, taken);
         // A sync may have failed, and lost what was written of it.
         blocks.written = None;
     }

@@ -122,7 +122,7 @@ impl Slots {
     }
 
     /// Notes that a unit is in no use any more.
-    pub fn remove(&mut self, number: u64) {
+    fn remove(&mut self, number: u64) {
         let word = clamp_len(number / 64, usize::MAX);
         self.bits[word] &= !(1 << (number % 64));
         self.used -= 1;
@@ -130,7 +130,7 @@ impl Slots {
     }
 
     /// The first unit that is in no use, unless that is at the end.
-    pub fn gap(&mut self) -> Option<u64> {
+    fn gap(&mut self) -> Option<u64> {
         let rest = &self.bits[self.full.min(self.bits.len())..];
         let full = rest.iter().take_while(|word| **word == u64::MAX).count();
         self.full += full;
@@ -157,19 +157,23 @@ impl Slots {
         self.end = (len64(self.bits.len()) * 64).saturating_sub(u64::from(last % 64));
     }
 
-    /// Takes `count` units from `first` on, which no entry names: they are in the file as a whole then.
-    /// Whether they read as zeroes.
+    /// Which units to take where up to `count` are wanted: the first gap, else those at the end, one
+    /// at least and no more than `room` of them in all.
+    pub fn vacant(&mut self, count: u64, room: u64) -> Range<u64> {
+        match self.gap() {
+            Some(number) => number..number + 1,
+            None => {
+                let count = count.min(room.saturating_sub(self.end)).max(1);
+                self.end..self.end + count
+            }
+        }
+    }
+
+    /// Takes units that no entry names; they are in the file as a whole then.
     ///
     /// # Errors
     /// `NoSpace`, and the host's; then none is taken.
-    pub fn claim(
-        &mut self,
-        storage: &dyn Storage,
-        grid: Grid,
-        first: u64,
-        count: u64,
-    ) -> Result<bool> {
-        let units = first..first + count;
+    pub fn claim(&mut self, storage: &dyn Storage, grid: Grid, units: Range<u64>) -> Result<Taken> {
         check_number(units.end)?;
         let host = grid.host(units.start).start..grid.host(units.end).start;
         let size = storage.size();
@@ -179,10 +183,17 @@ impl Slots {
             // Grows the file and never cuts it, whatever other threads write behind us.
             storage.write_at(&[0], host.end - 1)?;
         }
+        let taken = grid.taken(units.start, units.end - units.start);
         units.for_each(|number| {
             self.add(number);
         });
-        Ok(zeroed)
+        Ok(Taken { zeroed, ..taken })
+    }
+
+    /// Gives units back that were taken.
+    pub fn untake(&mut self, grid: Grid, taken: &Taken) {
+        let first = grid.number(taken.host);
+        (first..first + taken.count).for_each(|number| self.remove(number));
     }
 }
 

@@ -22,7 +22,7 @@ const SLACK: u32 = 86_400;
 
 /// What is odd about a footer that can be read.
 fn footer_fields(report: &mut Report, footer: &Footer) {
-    let features = footer.features();
+    let features = footer.features.get();
     if features & 2 == 0 || features & !Footer::known_features() != 0 {
         report.note(format!(
             "the footer's feature bits are {features:#x} (expected: 0x2 or 0x3)"
@@ -31,20 +31,20 @@ fn footer_fields(report: &mut Report, footer: &Footer) {
     if !footer.reserved_is_zero() {
         report.note("the footer's reserved bytes are not zero");
     }
-    if footer.hidden() > 2 {
+    if footer.hidden > 2 {
         report.note(format!(
             "the hidden byte is {} (expected: 0 to 2)",
-            footer.hidden()
+            footer.hidden
         ));
     }
-    if footer.saved_state() > 1 {
+    if footer.saved_state > 1 {
         report.note(format!(
             "the saved state is {} (expected: 0 or 1)",
-            footer.saved_state()
+            footer.saved_state
         ));
     }
-    in_future(report, "the footer's time", footer.timestamp());
-    let (geometry, size) = (footer.geometry(), footer.current_size());
+    in_future(report, "the footer's time", footer.timestamp.get());
+    let (geometry, size) = (footer.geometry(), footer.current_size.get());
     let largest = Geometry::for_size(size).bytes();
     if geometry != Geometry::MAX && geometry.bytes() > largest.max(size) {
         report.note(format!(
@@ -100,7 +100,7 @@ impl Check for Fixed {
         }
         // Readers that go by the other size must keep what they see.
         let largest = wanted
-            .max(state.footer.current_size())
+            .max(state.footer.current_size.get())
             .max(state.footer.geometry().bytes());
         let end = align::up(largest, SECTOR).unwrap_or(u64::MAX);
         report.image_end_offset = state.data_end;
@@ -291,7 +291,7 @@ impl Sparse {
                 Severity::Note,
                 format!(
                     "{copy} has another size than the footer at the end, {}: a resize was interrupted",
-                    footer.current_size()
+                    footer.current_size.get()
                 ),
             ),
             Ok(found) if footer.differs_in_header_only(&found) => (

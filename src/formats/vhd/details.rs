@@ -21,7 +21,7 @@ pub(super) fn of_footer(footer: &Footer, end: &End, rule: SizeRule) -> Vec<Detai
         true => "chs",
         false => "current_size",
     };
-    let version = footer.creator_version();
+    let version = footer.creator_version.get();
     let (used, state) = match end {
         End::Whole => ("end", "whole".to_owned()),
         End::Short => ("end", "511 bytes long".to_owned()),
@@ -34,8 +34,8 @@ pub(super) fn of_footer(footer: &Footer, end: &End, rule: SizeRule) -> Vec<Detai
     vec![
         Detail::new("subformat", footer.kind().word()),
         Detail::new("size-rule", by),
-        Detail::new("current-size", footer.current_size()),
-        Detail::new("original-size", footer.original_size()),
+        Detail::new("current-size", footer.current_size.get()),
+        Detail::new("original-size", footer.original_size.get()),
         Detail::new("chs-size", geometry.bytes()),
         Detail::new(
             "geometry",
@@ -44,16 +44,16 @@ pub(super) fn of_footer(footer: &Footer, end: &End, rule: SizeRule) -> Vec<Detai
                 geometry.cylinders, geometry.heads, geometry.sectors
             ),
         ),
-        Detail::new("creator-application", tag(footer.creator_app())),
+        Detail::new("creator-application", tag(footer.creator_app)),
         Detail::new(
             "creator-version",
             format!("{}.{}", version >> 16, version & 0xffff),
         ),
-        Detail::new("creator-os", tag(footer.creator_os())),
+        Detail::new("creator-os", tag(footer.creator_os)),
         Detail::new("uuid", footer.uuid().to_string()),
-        Detail::new("created", time(footer.timestamp())),
-        Detail::new("saved-state", footer.saved_state() != 0),
-        Detail::new("hidden", footer.hidden()),
+        Detail::new("created", time(footer.timestamp.get())),
+        Detail::new("saved-state", footer.saved_state != 0),
+        Detail::new("hidden", footer.hidden),
         Detail::new("footer-used", used),
         Detail::new("footer-state", state),
     ]

@@ -47,7 +47,7 @@ fn check_size(size: u64, rule: SizeRule) -> Result<()> {
 /// The footer for another size: of one whose creator's readers go by the geometry, the geometry
 /// is exact, or so large that all go by the current size.
 fn resized(footer: &Footer, size: u64) -> Footer {
-    let by_geometry = [*b"vpc ", *b"qemu"].contains(&footer.creator_app());
+    let by_geometry = [*b"vpc ", *b"qemu"].contains(&footer.creator_app);
     let geometry = Geometry::for_size(size);
     let geometry = match by_geometry && geometry.bytes() != size {
         true => Geometry::MAX,
@@ -62,7 +62,7 @@ impl Resize for Fixed {
         check_size(virtual_size, self.rule)?;
         let state = *self.state.lock();
         let size = self.disk.size();
-        if virtual_size == size && state.footer.current_size() == size {
+        if virtual_size == size && state.footer.current_size.get() == size {
             return Ok(());
         }
         if self.disk.storage.has_fixed_len() && virtual_size > state.data_end {

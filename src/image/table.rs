@@ -176,4 +176,29 @@ mod tests {
         assert_eq!(table.get(&storage, 0, Wait::Yes).expect("reads"), 9);
         assert_eq!(table.get(&storage, 0, Wait::No).expect("is there now"), 9);
     }
+
+    #[test]
+    fn a_table_is_filled_piece_by_piece_and_looked_along_as_far_as_it_is_in_memory() {
+        let storage = MemoryStorage::new();
+        let len = len64(FILL) + 10;
+        let table = Table::new(16, len, Endian::Little);
+        let word = |index: u64| Ok(u32::try_from(index).unwrap_or(0));
+        table.fill(&storage, 1..len, word).expect("has room");
+        let follows = |index, word| index == u64::from(word);
+        assert_eq!(table.alike(&storage, 5..len, follows), 5, "nothing is read");
+        table.get(&storage, 5, Wait::Yes).expect("reads");
+        let end = table.alike(&storage, 5..len, follows);
+        assert!(end > 5 && end <= 4096 + 5, "{end}");
+        assert_eq!(table.alike(&storage, 5..9, follows), 9);
+        assert_eq!(table.alike(&storage, 5..9, |index, _| index < 7), 7);
+        let mut next = 0;
+        table
+            .each(&storage, |index, word| {
+                next += 1;
+                assert_eq!(u64::from(word), index);
+                Ok(())
+            })
+            .expect("reads");
+        assert_eq!(next, len);
+    }
 }

@@ -206,3 +206,57 @@ fn check_number(number: u64) -> Result<()> {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::memory::MemoryStorage;
+
+    const GRID: Grid = Grid {
+        start: 1000,
+        lead: 10,
+        stride: 110,
+    };
+
+    #[test]
+    fn gaps_come_first_and_the_end_next_and_all_is_in_the_file_then() {
+        let storage = MemoryStorage::new();
+        let mut slots = Slots::default();
+        for number in (0..200).filter(|n| ![70, 130].contains(n)) {
+            assert!(slots.add(number));
+        }
+        assert!(!slots.add(5), "it was in use");
+        assert_eq!(slots.vacant(9, 1000), 70..71);
+        let taken = slots.claim(&storage, GRID, 70..71).expect("has room");
+        assert_eq!(taken.host, 1000 + 70 * 110 + 10);
+        assert!(taken.zeroed && storage.size() >= taken.host + 100);
+        assert_eq!(slots.holes(9), [130]);
+        assert_eq!(slots.vacant(9, 1000), 130..131);
+        slots.add(130);
+        assert_eq!(slots.vacant(9, 1000), 200..209);
+        assert_eq!(slots.vacant(9, 203), 200..203);
+        assert_eq!(slots.vacant(9, 0), 200..201, "one at least");
+        slots.untake(GRID, &taken);
+        assert_eq!(slots.vacant(9, 1000), 70..71);
+        slots.untake(GRID, &GRID.taken(130, 70));
+        slots.trim();
+        assert_eq!((slots.used(), slots.end()), (129, 130));
+        slots
+            .claim(&storage, GRID, MAX_UNITS..MAX_UNITS + 1)
+            .expect_err("too far");
+    }
+
+    #[test]
+    fn entries_that_cannot_be_right_are_told_apart() {
+        let mut slots = Slots::default();
+        // Four units, and half of the fifth.
+        let size = 1000 + 4 * 110 + 60;
+        let mut name = |number| slots.name(GRID, number, size).expect("is near");
+        assert_eq!(name(3), None);
+        assert_eq!(name(3), Some(Fault::Shared));
+        assert_eq!(name(4), Some(Fault::Cut));
+        assert_eq!(name(5), Some(Fault::Lost));
+        assert_eq!(name(u64::from(u32::MAX)), Some(Fault::Lost));
+        assert_eq!((slots.used(), slots.end()), (2, 5));
+    }
+}

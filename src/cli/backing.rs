@@ -98,6 +98,7 @@ pub(super) fn describe(
         state: chain.top().state(),
         modified: modified.map_err(|e| Error::io("read its time", e).at(absolute))?,
         virtual_size: chain.virtual_size(),
+        cluster_size: chain.top().cluster_size(),
         absolute: absolute.to_owned(),
     })
 }

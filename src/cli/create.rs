@@ -300,6 +300,7 @@ fn backing(
             state: None,
             modified: modified(&absolute).unwrap_or(SystemTime::UNIX_EPOCH),
             virtual_size,
+            cluster_size: None,
             absolute,
         };
         return Ok((backing, files));

@@ -158,6 +158,7 @@ fn unopened(name: OsString, format: Option<&'static Driver>) -> CreateBacking {
         state: None,
         modified: SystemTime::UNIX_EPOCH,
         virtual_size: 0,
+        cluster_size: None,
     }
 }
 

@@ -191,6 +191,7 @@ fn name_only(args: &Args) -> anyhow::Result<()> {
                 state,
                 modified: modified.unwrap_or(SystemTime::UNIX_EPOCH),
                 virtual_size: 0,
+                cluster_size: None,
                 absolute,
             })
         }

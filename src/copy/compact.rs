@@ -8,7 +8,7 @@ use crate::image::{Compact, Image, Source, Wait};
 use crate::storage::Storage;
 use crate::util::align::{clamp_len, down, len64};
 use crate::util::buf::is_zero;
-use crate::util::progress::Progress;
+use crate::util::progress::{Progress, Silent};
 use crate::util::range;
 
 /// Bytes read at a time; the first look at a unit is shorter.
@@ -52,9 +52,14 @@ pub fn compact(image: &dyn Image, options: Options, progress: &dyn Progress) -> 
             image.driver().name
         )));
     };
-    drop_leaks(image, options)?;
-    let mut outcome = Outcome::default();
+    let leaks = leaks(image)?;
+    let mut outcome = Outcome {
+        // What is freed now is told of as zeroes.
+        unused: compact.unused()?,
+        ..Outcome::default()
+    };
     if !options.dry_run {
+        drop_leaks(image, leaks)?;
         image.keep_state();
     }
     if options.scan && compact.frees() {
@@ -68,30 +73,34 @@ pub fn compact(image: &dyn Image, options: Options, progress: &dyn Progress) -> 
         }
     }
     if options.dry_run {
-        outcome.unused = compact.unused()?;
         return Ok(outcome);
     }
     image.flush()?;
-    outcome.unused = compact.unused()?;
     outcome.moved = compact.pack(progress)?;
     Ok(outcome)
 }
 
-/// Refuses an image whose metadata is wrong, and gives back what it leaks.
-fn drop_leaks(image: &dyn Image, options: Options) -> Result<()> {
+/// How many clusters an image leaks; refuses one whose metadata is wrong.
+fn leaks(image: &dyn Image) -> Result<u64> {
     let Some(check) = image.as_check() else {
-        return Ok(());
+        return Ok(0);
     };
-    let silent = &crate::util::progress::Silent;
-    let report = check.check(Repair::Nothing, silent)?;
-    if report.corruptions > 0 || report.check_errors > 0 {
-        return Err(Error::corrupt(format!(
+    let report = check.check(Repair::Nothing, &Silent)?;
+    match report.corruptions > 0 || report.check_errors > 0 {
+        true => Err(Error::corrupt(format!(
             "a check finds {} corruptions (allowed: compacting after `check -r all`)",
             report.corruptions
-        )));
+        ))),
+        false => Ok(report.leaks),
     }
-    if report.leaks > 0 && !options.dry_run {
-        check.check(Repair::Leaks, silent)?;
+}
+
+/// Gives back what an image leaks.
+fn drop_leaks(image: &dyn Image, leaks: u64) -> Result<()> {
+    if leaks > 0
+        && let Some(check) = image.as_check()
+    {
+        check.check(Repair::Leaks, &Silent)?;
     }
     Ok(())
 }

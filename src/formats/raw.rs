@@ -1,16 +1,11 @@
 //! raw: the disk's bytes as they are.  A regular file of any length, or a block device.
 
-use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::create::{CreateOptions, PREALLOCATION, Preallocation};
+use crate::image::create::{CreateOptions, PREALLOCATION, Preallocation, preallocate};
 use crate::image::driver::Creator;
-use crate::image::open::WriteOrder;
-use crate::image::{Caps, Driver, Fill, Image, LayerBelow, Resize, Run, Wait};
-use crate::storage::open::Access;
-use crate::storage::{Limits, Storage, Zeroing, fill_space, give_space, has_room};
+use crate::image::flat::Flat;
+use crate::image::{Caps, Driver, Image, LayerBelow, Resize, Run, Store, Wait};
+use crate::storage::{Limits, Storage, has_room};
 
 /// The registry row.
 pub static DRIVER: Driver = Driver {
@@ -22,12 +17,8 @@ pub static DRIVER: Driver = Driver {
     names_uris: false,
     probe: |_| 1,
     open: |storage, options| {
-        Ok(Box::new(Raw {
-            size: AtomicU64::new(storage.size()),
-            storage,
-            write: options.access == Access::Write,
-            order: options.order,
-        }))
+        let size = storage.size();
+        Ok(Box::new(Raw(Flat::new(storage, options, size))))
     },
     open_options: &[],
     creator: Some(Creator {
@@ -70,20 +61,11 @@ fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
         }
         done => done?,
     }
-    match options.preallocation() {
-        Preallocation::Off | Preallocation::Metadata => Ok(()),
-        Preallocation::Falloc => give_space(storage, 0..options.size),
-        Preallocation::Full => fill_space(storage, 0..options.size),
-    }
+    preallocate(storage, 0..options.size, options.preallocation())
 }
 
 #[derive(Debug)]
-struct Raw {
-    storage: Arc<dyn Storage>,
-    size: AtomicU64,
-    write: bool,
-    order: WriteOrder,
-}
+struct Raw(Flat);
 
 impl Image for Raw {
     fn driver(&self) -> &'static Driver {
@@ -91,7 +73,7 @@ impl Image for Raw {
     }
 
     fn virtual_size(&self) -> u64 {
-        self.size.load(Ordering::Acquire)
+        self.0.size()
     }
 
     fn cluster_size(&self) -> Option<u64> {
@@ -99,53 +81,27 @@ impl Image for Raw {
     }
 
     fn limits(&self) -> Limits {
-        self.storage.limits()
+        self.0.storage.limits()
     }
 
     fn caps(&self) -> Caps {
-        Caps {
-            write: self.write,
-            backing: false,
-            host_offsets: true,
-            offsets_stay: true,
-            encoded: None,
-        }
+        self.0.caps()
     }
 
     fn storage(&self) -> &dyn Storage {
-        &*self.storage
+        &*self.0.storage
     }
 
     fn map(&self, at: u64, len: u64, _wait: Wait) -> Result<Run<'_>> {
-        let inside = len.min(self.virtual_size().saturating_sub(at));
-        Ok(Run::in_place(&*self.storage, at, inside, self.write))
+        Ok(self.0.map(at, len))
     }
 
-    fn allocate(&self, _at: u64, _len: u64, _fill: &mut Fill<'_>) -> Result<u64> {
-        // Everything is stored already, so `map` never sends anyone here but on a read-only image.
-        Err(Error::read_only())
-    }
-
-    fn zero(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
-        if !self.write {
-            return Err(Error::read_only());
-        }
-        self.storage.zero(range, how)
-    }
-
-    fn discard(&self, range: Range<u64>) -> Result<()> {
-        self.zero(range, Zeroing::MayUnmap)
-    }
-
-    fn flush(&self) -> Result<()> {
-        self.storage.sync()
+    fn store(&self) -> Option<&dyn Store> {
+        Some(&self.0)
     }
 
     fn close(&self) -> Result<()> {
-        match self.order {
-            WriteOrder::Ordered => self.flush(),
-            WriteOrder::Unordered => Ok(()),
-        }
+        self.0.close()
     }
 
     fn as_resize(&self) -> Option<&dyn Resize> {
@@ -155,21 +111,22 @@ impl Image for Raw {
 
 impl Resize for Raw {
     fn resize(&self, virtual_size: u64, _below: LayerBelow) -> Result<()> {
-        if !self.write {
-            return Err(Error::read_only());
-        }
-        self.storage.set_len(virtual_size)?;
-        self.size.store(virtual_size, Ordering::Release);
+        self.0.may_write()?;
+        self.0.storage.set_len(virtual_size)?;
+        self.0.set_size(virtual_size);
         Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::image::open::OpenOptions;
     use crate::storage::memory::MemoryStorage;
-    use crate::storage::zero_or_write;
+    use crate::storage::open::Access;
+    use crate::storage::{Zeroing, zero_or_write};
 
     #[test]
     fn a_raw_image_grows_and_shrinks() {

@@ -71,6 +71,17 @@ impl Report {
     /// Texts kept; a hostile image may have millions of faults.
     pub const MAX_FINDINGS: usize = 1000;
 
+    /// Adds something that is odd but changes nothing.
+    pub fn note(&mut self, text: impl Into<String>) {
+        self.add(Severity::Note, 1, text.into(), None);
+    }
+
+    /// Adds a corruption, and what was done about it.
+    pub fn corruption(&mut self, text: impl Into<String>, repaired: Option<&str>) {
+        let repaired = repaired.map(str::to_owned);
+        self.add(Severity::Corruption, 1, text.into(), repaired);
+    }
+
     /// Adds a finding that stands for `count` clusters or faults, and counts it.
     pub fn add(&mut self, severity: Severity, count: u64, text: String, repaired: Option<String>) {
         let counter = match (severity, repaired.is_some()) {

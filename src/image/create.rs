@@ -1,14 +1,16 @@
 //! What a new image is made with.
 
 use std::ffi::OsString;
+use std::ops::{Range, RangeInclusive};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use uuid::Uuid;
 
+use crate::error::{Error, Result};
 use crate::image::options::{OptionKind, OptionSpec, OptionValues};
-use crate::storage::Storage;
+use crate::storage::{Storage, fill_space, give_space};
 
 /// How much of a new image is allocated at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -48,6 +50,26 @@ pub const PREALLOCATION: OptionSpec = OptionSpec {
     help: "how much space is allocated at once",
 };
 
+/// The row for formats whose disks get space as data comes, or all of it at once.
+pub const SUBFORMAT: OptionSpec = OptionSpec {
+    name: "subformat",
+    kind: OptionKind::Choice(&["dynamic", "fixed"]),
+    default: "dynamic",
+    help: "space as data comes, or all of it at once",
+};
+
+/// Gives a range of a new object space, and writes it, as far as is wanted; it reads as zeroes.
+///
+/// # Errors
+/// The host's.
+pub fn preallocate(storage: &dyn Storage, host: Range<u64>, how: Preallocation) -> Result<()> {
+    match how {
+        Preallocation::Off | Preallocation::Metadata => Ok(()),
+        Preallocation::Falloc => give_space(storage, host),
+        Preallocation::Full => fill_space(storage, host),
+    }
+}
+
 /// The image below a new one.
 #[derive(Debug, Clone)]
 pub struct CreateBacking {
@@ -67,6 +89,8 @@ pub struct CreateBacking {
     pub modified: SystemTime,
     /// Its virtual size in bytes.
     pub virtual_size: u64,
+    /// Its unit of allocation in bytes, where its format has one and it was opened.
+    pub cluster_size: Option<u64>,
 }
 
 /// What a new image is made with.
@@ -84,6 +108,43 @@ pub struct CreateOptions {
 }
 
 impl CreateOptions {
+    /// As [`CreateOptions::preallocation`], of a disk that is fixed or is not: none in others.
+    ///
+    /// # Errors
+    /// `Invalid` for a fixed disk of `format` that has something below it; `Unsupported` for others of
+    /// which space is wanted at once.
+    pub fn preallocation_of(&self, format: &str, fixed: bool) -> Result<Preallocation> {
+        let preallocation = self.preallocation();
+        if fixed && self.backing.is_some() {
+            return Err(Error::invalid(format!(
+                "a fixed {format} has no backing file (allowed with one: subformat=dynamic)"
+            )));
+        }
+        match fixed || preallocation == Preallocation::Off {
+            true => Ok(preallocation),
+            false => Err(Error::unsupported(
+                "preallocation is for subformat=fixed (allowed for others: off)",
+            )),
+        }
+    }
+
+    /// The `block_size` option, where it was given.
+    ///
+    /// # Errors
+    /// `Invalid` for what is no power of two, or not among those that are `allowed`.
+    pub fn block_size(&self, allowed: &RangeInclusive<u64>) -> Result<Option<u64>> {
+        let size = self.values.number("block_size");
+        match size.is_none_or(|size| size.is_power_of_two() && allowed.contains(&size)) {
+            true => Ok(size),
+            false => Err(Error::invalid(format!(
+                "block_size is {} (allowed: a power of two from {} to {})",
+                size.unwrap_or_default(),
+                allowed.start(),
+                allowed.end()
+            ))),
+        }
+    }
+
     /// The `preallocation` option; `Off` where it was not given.
     pub fn preallocation(&self) -> Preallocation {
         self.values

@@ -23,6 +23,7 @@ pub mod compact;
 pub mod compress;
 pub mod create;
 pub mod driver;
+pub mod flat;
 pub mod follow;
 pub mod info;
 pub mod open;
@@ -32,6 +33,7 @@ pub mod probe;
 pub mod relink;
 pub mod reserve;
 pub mod snapshot;
+pub mod store;
 pub mod table;
 pub mod units;
 pub mod words;
@@ -44,6 +46,7 @@ pub use compress::Compress;
 pub use driver::Driver;
 pub use relink::{Empty, Relink};
 pub use snapshot::{Snapshot, Snapshots};
+pub use store::Store;
 
 /// Where one layer keeps a run of guest bytes.
 #[derive(Debug, Clone, Copy)]
@@ -147,6 +150,17 @@ pub struct Caps {
     pub encoded: Option<u64>,
 }
 
+impl Caps {
+    /// Of an image that is read, has nothing below it, and stores bytes as they are.
+    pub const STORED: Self = Self {
+        write: false,
+        backing: false,
+        host_offsets: true,
+        offsets_stay: false,
+        encoded: None,
+    };
+}
+
 /// What an image's header says lies below it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backing {
@@ -211,6 +225,10 @@ pub trait Image: fmt::Debug + Send + Sync {
     /// # Errors
     /// `Corrupt` where the table points outside what it may; `WouldBlock` as `wait` says.
     fn map(&self, at: u64, len: u64, wait: Wait) -> Result<Run<'_>>;
+    /// What changes of its data are left to; `None`: they are made here, or there are none.
+    fn store(&self) -> Option<&dyn Store> {
+        None
+    }
     /// Fills `buf` with the bytes at `at`, which `map` called `Encoded`, as far as they still are.
     ///
     /// Returns how many bytes that is.  Where it is fewer than asked for, 0 even, another thread has
@@ -233,7 +251,10 @@ pub trait Image: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// That of `fill`, and the host's; then the mapping is as it was.
-    fn allocate(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64>;
+    fn allocate(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
+        let store = self.store().ok_or_else(Error::read_only)?;
+        store.allocate(at..at + len, fill)
+    }
     /// As [`Image::allocate`], for one of many requests of clients: `fill` may also be called for
     /// slots that the request does not touch, whose bytes it must leave as they were.  Clusters that
     /// are expected to be written next are copied so, by one sync.
@@ -241,23 +262,37 @@ pub trait Image: fmt::Debug + Send + Sync {
     /// # Errors
     /// As [`Image::allocate`].
     fn allocate_ahead(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
-        self.allocate(at, len, fill)
+        match self.store() {
+            Some(store) => store.allocate_ahead(at..at + len, fill),
+            None => self.allocate(at, len, fill),
+        }
     }
     /// Makes an aligned range read as zeroes by metadata alone.
     ///
     /// # Errors
     /// `Unsupported`, with nothing changed, where that cannot be; the host's.
-    fn zero(&self, range: Range<u64>, how: Zeroing) -> Result<()>;
+    fn zero(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
+        let store = self.store().ok_or_else(Error::read_only)?;
+        store.zero(range, how)
+    }
     /// Drops an aligned range, so that it reads as zeroes.
     ///
     /// # Errors
     /// `Unsupported`, with nothing changed, where that cannot be; the host's.
-    fn discard(&self, range: Range<u64>) -> Result<()>;
+    fn discard(&self, range: Range<u64>) -> Result<()> {
+        let store = self.store().ok_or_else(Error::read_only)?;
+        store.discard(range)
+    }
     /// Returns once every completed write, and the metadata it needs, is on stable media.
     ///
     /// # Errors
     /// The host's.
-    fn flush(&self) -> Result<()>;
+    fn flush(&self) -> Result<()> {
+        match self.store() {
+            Some(store) => store.flush(),
+            None => self.storage().sync(),
+        }
+    }
     /// Leaves the file as a clean close leaves it: preallocated space given back, flags reset.
     /// Called once, by an owner who wrote, when no request is under way.  Where order matters it is
     /// a flush too, and a power cut undoes no more than that space is given back.
@@ -397,14 +432,29 @@ pub enum LayerBelow {
     NotOpened,
 }
 
+impl LayerBelow {
+    /// Up to where there may be data that would show where the image above has none.
+    ///
+    /// # Errors
+    /// `Unsupported` where nobody knows.
+    pub fn end(self) -> Result<u64> {
+        match self {
+            Self::Nothing => Ok(0),
+            Self::Size(size) => Ok(size),
+            Self::NotOpened => Err(Error::unsupported(
+                "a differencing disk does not grow while its parent is not open: data of the parent could show",
+            )),
+        }
+    }
+}
+
 /// Assignment of host space in guest order, ahead of the writes.
 ///
 /// `convert` writes from several threads; assigning space in guest order first makes the layout
 /// the same whatever their number.
 pub trait Layout {
     /// Assigns space to all clusters that `ranges` (ascending) touch and that have none.  A later
-    /// `allocate` there uses it; until then it is unpublished.  Where that would cost a write of
-    /// all the space, nothing is assigned.
+    /// `allocate` there uses it; until then it is unpublished.
     ///
     /// # Errors
     /// The host's, `NoSpace` among them; then nothing more is assigned than before.

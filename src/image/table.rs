@@ -1,6 +1,7 @@
 //! One-level allocation tables of 32-bit words, shared by the formats that differ only in byte
 //! order and in what the words mean.
 
+use std::ops::Range;
 use std::sync::atomic::AtomicU32;
 
 use crate::error::Result;
@@ -14,6 +15,10 @@ use crate::util::align::{clamp_len, len64};
 const PAGE: u64 = 16 << 10;
 /// Bytes read at a time.
 const STEP: u64 = 64 << 10;
+/// Words written at a time.
+const FILL: usize = 256 << 10;
+/// Words looked at for one answer.
+const LOOK_AHEAD: u64 = 4096;
 /// Pages cached: 4 MiB of table, all of that of the largest VHD with blocks of 2 MiB.
 const SLOTS: u64 = 257;
 
@@ -84,6 +89,41 @@ impl Table {
         Ok(())
     }
 
+    /// The end of the words from the first of `indices` on of which `follows` says so, which gets the
+    /// number and the value of each.  Only what is in memory, and not too many: the answer may be
+    /// smaller, never wrong.
+    pub fn alike(
+        &self,
+        storage: &dyn Storage,
+        indices: Range<u64>,
+        follows: impl Fn(u64, u32) -> bool,
+    ) -> u64 {
+        let end = indices.end.min(indices.start + LOOK_AHEAD);
+        let is_other = |index: &u64| match self.get(storage, *index, Wait::No) {
+            Ok(word) => !follows(*index, word),
+            Err(_) => true,
+        };
+        (indices.start..end).find(is_other).unwrap_or(end)
+    }
+
+    /// Writes words of which `word` says what they are to be.
+    ///
+    /// # Errors
+    /// The host's; those of `word`.
+    pub fn fill(
+        &self,
+        storage: &dyn Storage,
+        indices: Range<u64>,
+        word: impl Fn(u64) -> Result<u32>,
+    ) -> Result<()> {
+        for first in indices.clone().step_by(FILL) {
+            let part = first..indices.end.min(first + len64(FILL));
+            let words: Result<Vec<u32>> = part.map(&word).collect();
+            self.publish(storage, first, &words?)?;
+        }
+        Ok(())
+    }
+
     /// Writes the words from `index` on to the file, then shows them to readers.
     ///
     /// # Errors
@@ -135,5 +175,30 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::WouldBlock);
         assert_eq!(table.get(&storage, 0, Wait::Yes).expect("reads"), 9);
         assert_eq!(table.get(&storage, 0, Wait::No).expect("is there now"), 9);
+    }
+
+    #[test]
+    fn a_table_is_filled_piece_by_piece_and_looked_along_as_far_as_it_is_in_memory() {
+        let storage = MemoryStorage::new();
+        let len = len64(FILL) + 10;
+        let table = Table::new(16, len, Endian::Little);
+        let word = |index: u64| Ok(u32::try_from(index).unwrap_or(0));
+        table.fill(&storage, 1..len, word).expect("has room");
+        let follows = |index, word| index == u64::from(word);
+        assert_eq!(table.alike(&storage, 5..len, follows), 5, "nothing is read");
+        table.get(&storage, 5, Wait::Yes).expect("reads");
+        let end = table.alike(&storage, 5..len, follows);
+        assert!(end > 5 && end <= 4096 + 5, "{end}");
+        assert_eq!(table.alike(&storage, 5..9, follows), 9);
+        assert_eq!(table.alike(&storage, 5..9, |index, _| index < 7), 7);
+        let mut next = 0;
+        table
+            .each(&storage, |index, word| {
+                next += 1;
+                assert_eq!(u64::from(word), index);
+                Ok(())
+            })
+            .expect("reads");
+        assert_eq!(next, len);
     }
 }

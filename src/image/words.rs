@@ -19,6 +19,9 @@ use crate::storage::Storage;
 use crate::util::align::{clamp_len, len64};
 use crate::util::range;
 
+/// Pages shorter than this are no parts of a longer table.
+const ALONE: u64 = 4096;
+
 /// Byte order of the words on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Endian {
@@ -36,61 +39,44 @@ pub trait Word: Send + Sync + 'static {
     const LEN: usize;
     /// From `LEN` bytes on disk.
     fn decode(bytes: &[u8], endian: Endian) -> Self;
-    /// The bytes on disk.
-    fn encode(value: Self::Value, endian: Endian) -> Vec<u8>;
+    /// Adds the bytes on disk.
+    fn encode(value: Self::Value, endian: Endian, bytes: &mut Vec<u8>);
     /// Reads it; what was written before its last change is seen.
     fn load(&self) -> Self::Value;
     /// Changes it; what was written before is seen by those who see the change.
     fn store(&self, value: Self::Value);
 }
 
-impl Word for AtomicU32 {
-    type Value = u32;
-    const LEN: usize = 4;
-    fn decode(bytes: &[u8], endian: Endian) -> Self {
-        let bytes = bytes.first_chunk().copied().unwrap_or_default();
-        Self::new(match endian {
-            Endian::Big => u32::from_be_bytes(bytes),
-            Endian::Little => u32::from_le_bytes(bytes),
-        })
-    }
-    fn encode(value: u32, endian: Endian) -> Vec<u8> {
-        match endian {
-            Endian::Big => value.to_be_bytes().to_vec(),
-            Endian::Little => value.to_le_bytes().to_vec(),
+macro_rules! word {
+    ($atomic:ty, $value:ty) => {
+        impl Word for $atomic {
+            type Value = $value;
+            const LEN: usize = size_of::<$value>();
+            fn decode(bytes: &[u8], endian: Endian) -> Self {
+                let bytes = bytes.first_chunk().copied().unwrap_or_default();
+                Self::new(match endian {
+                    Endian::Big => <$value>::from_be_bytes(bytes),
+                    Endian::Little => <$value>::from_le_bytes(bytes),
+                })
+            }
+            fn encode(value: $value, endian: Endian, bytes: &mut Vec<u8>) {
+                bytes.extend(match endian {
+                    Endian::Big => value.to_be_bytes(),
+                    Endian::Little => value.to_le_bytes(),
+                });
+            }
+            fn load(&self) -> $value {
+                self.load(Ordering::Acquire)
+            }
+            fn store(&self, value: $value) {
+                self.store(value, Ordering::Release);
+            }
         }
-    }
-    fn load(&self) -> u32 {
-        self.load(Ordering::Acquire)
-    }
-    fn store(&self, value: u32) {
-        self.store(value, Ordering::Release);
-    }
+    };
 }
 
-impl Word for AtomicU64 {
-    type Value = u64;
-    const LEN: usize = 8;
-    fn decode(bytes: &[u8], endian: Endian) -> Self {
-        let bytes = bytes.first_chunk().copied().unwrap_or_default();
-        Self::new(match endian {
-            Endian::Big => u64::from_be_bytes(bytes),
-            Endian::Little => u64::from_le_bytes(bytes),
-        })
-    }
-    fn encode(value: u64, endian: Endian) -> Vec<u8> {
-        match endian {
-            Endian::Big => value.to_be_bytes().to_vec(),
-            Endian::Little => value.to_le_bytes().to_vec(),
-        }
-    }
-    fn load(&self) -> u64 {
-        self.load(Ordering::Acquire)
-    }
-    fn store(&self, value: u64) {
-        self.store(value, Ordering::Release);
-    }
-}
+word!(AtomicU32, u32);
+word!(AtomicU64, u64);
 
 /// Cached pages of one storage object, by their offset in it.
 pub struct Words<W> {
@@ -103,9 +89,18 @@ pub struct Words<W> {
     word: PhantomData<W>,
 }
 
-struct Page<W> {
+/// Words of one page.
+#[derive(Debug)]
+pub struct Page<W> {
     host: u64,
     words: Box<[W]>,
+}
+
+impl<W: Word> Page<W> {
+    /// The word at `index`, as it is now.
+    pub fn get(&self, index: usize) -> W::Value {
+        self.words[index].load()
+    }
 }
 
 impl<W> fmt::Debug for Words<W> {
@@ -141,13 +136,23 @@ impl<W: Word> Words<W> {
     /// The word at `host`, a multiple of its length.
     ///
     /// # Errors
-    /// The host's; `WouldBlock` where the page must be read and `wait` does not allow it.
+    /// As [`Words::page`].
     pub fn get(&self, storage: &dyn Storage, host: u64, wait: Wait) -> Result<W::Value> {
         let page = host - host % self.page_len;
-        let word = clamp_len(host % self.page_len, usize::MAX) / W::LEN;
-        let slot = self.slot(page);
-        if let Some(found) = slot.load().as_ref().filter(|p| p.host == page) {
-            return Ok(found.words[word].load());
+        if let Some(found) = self.slot(page).load().as_ref().filter(|p| p.host == page) {
+            return Ok(found.get(self.within(host)));
+        }
+        Ok(self.page(storage, host, wait)?.get(self.within(host)))
+    }
+
+    /// The page that `host` is in; it is not changed any more once another has taken its place.
+    ///
+    /// # Errors
+    /// The host's; `WouldBlock` where the page must be read and `wait` does not allow it.
+    pub fn page(&self, storage: &dyn Storage, host: u64, wait: Wait) -> Result<Arc<Page<W>>> {
+        let page = host - host % self.page_len;
+        if let Some(found) = self.slot(page).load_full().filter(|p| p.host == page) {
+            return Ok(found);
         }
         if wait == Wait::No {
             return Err(Error::new(
@@ -156,13 +161,7 @@ impl<W: Word> Words<W> {
             ));
         }
         let _fill = self.fill.lock();
-        if let Some(found) = slot.load().as_ref().filter(|p| p.host == page) {
-            return Ok(found.words[word].load());
-        }
-        let read = Arc::new(self.read(storage, page)?);
-        let value = read.words[word].load();
-        slot.store(Some(read));
-        Ok(value)
+        self.load(storage, page)
     }
 
     /// Two neighbouring words from `host` on, as one call of [`Words::publish`] left both.
@@ -172,16 +171,32 @@ impl<W: Word> Words<W> {
     /// # Errors
     /// The host's.
     pub fn pair(&self, storage: &dyn Storage, host: u64) -> Result<[W::Value; 2]> {
-        // Brings the page in, which takes the lock too.
-        self.get(storage, host, Wait::Yes)?;
         let _fill = self.fill.lock();
-        let page = host - host % self.page_len;
-        let word = clamp_len(host % self.page_len, usize::MAX) / W::LEN;
-        let read = match self.slot(page).load_full().filter(|p| p.host == page) {
-            Some(found) => found,
-            None => Arc::new(self.read(storage, page)?),
-        };
-        Ok([read.words[word].load(), read.words[word + 1].load()])
+        let page = self.load(storage, host - host % self.page_len)?;
+        let word = self.within(host);
+        Ok([page.get(word), page.get(word + 1)])
+    }
+
+    /// Changes the words of the page at `host` as `change` says, which gets the number and the value of
+    /// each: in the file, whose page is written as a whole, then for readers.
+    ///
+    /// # Errors
+    /// The host's; readers then see the old words.
+    pub fn change(
+        &self,
+        storage: &dyn Storage,
+        host: u64,
+        change: impl Fn(usize, W::Value) -> W::Value,
+    ) -> Result<()> {
+        let _fill = self.fill.lock();
+        let page = self.load(storage, host)?;
+        let words = page.words.iter().enumerate();
+        let values: Vec<W::Value> = words.map(|(i, w)| change(i, w.load())).collect();
+        storage.write_at(&self.encode(&values), host)?;
+        for (word, value) in page.words.iter().zip(values) {
+            word.store(value);
+        }
+        Ok(())
     }
 
     /// Writes neighbouring words from `host` on to the file in one piece, then shows them to
@@ -190,17 +205,14 @@ impl<W: Word> Words<W> {
     /// # Errors
     /// The host's; readers then see the old words.
     pub fn publish(&self, storage: &dyn Storage, host: u64, values: &[W::Value]) -> Result<()> {
-        let bytes: Vec<u8> = values
-            .iter()
-            .flat_map(|v| W::encode(*v, self.endian))
-            .collect();
+        let bytes = self.encode(values);
         let _fill = self.fill.lock();
         storage.write_at(&bytes, host)?;
         for (index, value) in values.iter().enumerate() {
             let host = host + len64(index * W::LEN);
             let page = host - host % self.page_len;
             if let Some(found) = self.slot(page).load().as_ref().filter(|p| p.host == page) {
-                found.words[clamp_len(host % self.page_len, usize::MAX) / W::LEN].store(*value);
+                found.words[self.within(host)].store(*value);
             }
         }
         Ok(())
@@ -226,18 +238,39 @@ impl<W: Word> Words<W> {
         }
     }
 
+    fn encode(&self, values: &[W::Value]) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(values.len() * W::LEN);
+        for value in values {
+            W::encode(*value, self.endian, &mut bytes);
+        }
+        bytes
+    }
+
+    /// Which word of its page the one at `host` is.
+    fn within(&self, host: u64) -> usize {
+        clamp_len(host % self.page_len, usize::MAX) / W::LEN
+    }
+
     fn slot(&self, page: u64) -> &ArcSwapOption<Page<W>> {
         &self.slots[clamp_len(page / self.page_len % len64(self.slots.len()), usize::MAX)]
     }
 
-    fn read(&self, storage: &dyn Storage, page: u64) -> Result<Page<W>> {
+    /// The page, read where it is not there; the caller holds `fill`.
+    fn load(&self, storage: &dyn Storage, page: u64) -> Result<Arc<Page<W>>> {
+        let slot = self.slot(page);
+        if let Some(found) = slot.load_full().filter(|p| p.host == page) {
+            return Ok(found);
+        }
         let mut bytes = vec![0; clamp_len(self.page_len, usize::MAX)];
-        storage.read_at(&mut bytes, page)?;
-        let words = bytes
-            .chunks_exact(W::LEN)
-            .map(|w| W::decode(w, self.endian))
-            .collect();
-        Ok(Page { host: page, words })
+        match self.page_len < ALONE {
+            true => storage.read_alone(&mut bytes, page)?,
+            false => storage.read_at(&mut bytes, page)?,
+        }
+        let words = bytes.chunks_exact(W::LEN);
+        let words = words.map(|w| W::decode(w, self.endian)).collect();
+        let read = Arc::new(Page { host: page, words });
+        slot.store(Some(Arc::clone(&read)));
+        Ok(read)
     }
 }
 

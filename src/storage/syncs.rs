@@ -79,6 +79,11 @@ impl Syncs {
         first.failed == last.failed && self.is_durable(last)
     }
 
+    /// Whether a sync has failed since `stamp`: what was written before may be lost.
+    pub fn has_failed_since(&self, stamp: Stamp) -> bool {
+        self.state.lock().failed != stamp.failed
+    }
+
     /// Returns once a sync that began after the call has ended.
     ///
     /// # Errors

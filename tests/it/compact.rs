@@ -117,6 +117,7 @@ fn a_disk_reads_as_before_and_its_file_is_as_short_as_it_can_be() {
         let zero = if format == "vdi" { 10 } else { 6 };
         assert_eq!(told["zero-bytes"], zero << 20, "{format}: {told}");
         assert_eq!(done["zero-bytes"], told["zero-bytes"], "{format}");
+        assert_eq!(done["unused-bytes"], told["unused-bytes"], "{format}");
         run(dir, &["check", "-q", file]).success();
         run(
             dir,

@@ -85,6 +85,12 @@ impl Disk {
         }
     }
 
+    /// Adds a layer on top that is there already.
+    pub(crate) fn push_bytes(&mut self, format: &str, bytes: &[u8]) {
+        let top = Self::of_bytes(format, bytes).layers;
+        self.layers.splice(0..0, top);
+    }
+
     /// Adds a layer on top.
     pub(crate) fn push(&mut self, spec: &LayerSpec) {
         let driver = formats::by_name(spec.format).expect("a known format");
@@ -134,6 +140,7 @@ impl Disk {
             state: None,
             modified: SystemTime::now(),
             virtual_size: image.virtual_size(),
+            cluster_size: None,
         })
     }
 

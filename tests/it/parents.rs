@@ -815,3 +815,19 @@ fn a_rebase_that_keeps_the_disk_keeps_its_children_and_an_unsafe_one_does_not() 
     done(dir, "rebase -u -b a.vdi -F vdi b.vdi");
     assert!(fails(dir, 1, "convert -O raw c.vdi x.raw").contains("changed since"));
 }
+
+#[test]
+fn a_child_has_blocks_as_large_as_its_parents_unless_it_is_told_otherwise() {
+    let home = scratch();
+    let dir = home.path();
+    done(dir, "create -q -f vdi -o block_size=64k base.vdi 4M");
+    done(dir, "create -q -f vdi -b base.vdi -F vdi child.vdi");
+    assert_eq!(fact(dir, "child.vdi", "block-size"), 64 << 10);
+    done(
+        dir,
+        "create -q -f vdi -b base.vdi -F vdi -o block_size=2M other.vdi",
+    );
+    assert_eq!(fact(dir, "other.vdi", "block-size"), 2 << 20);
+    done(dir, "convert -O vdi -B base.vdi -F vdi child.vdi made.vdi");
+    assert_eq!(fact(dir, "made.vdi", "block-size"), 64 << 10);
+}

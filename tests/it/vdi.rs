@@ -865,7 +865,6 @@ fn blocks_behind_the_end_of_the_disk_never_show_and_go_when_it_shrinks() {
     expected.resize(4 * 4096, 0);
     assert_same(&read_all(&disk), &expected, 0, "grown");
     disk.close().expect("closes");
-    assert_eq!(checked(&storage, Repair::Leaks).corruptions, 0);
     is_clean(&storage, "grown");
     let storage = behind.memory();
     let disk = chain(&storage, Access::Write).expect("opens");
@@ -874,4 +873,45 @@ fn blocks_behind_the_end_of_the_disk_never_show_and_go_when_it_shrinks() {
     assert_eq!(storage.size(), u64::from(behind.data) + 4096);
     is_clean(&storage, "shrunk");
     assert_same(&read(&storage), &expected[..4096], 0, "shrunk");
+}
+
+#[test]
+fn blocks_that_a_cut_took_are_errors_and_no_leaks_and_zeroes_in_their_place_are_another_state() {
+    let made = made(4096, &[0, 3, 1, 2, FREE]);
+    let mut bytes = made.bytes();
+    bytes.truncate(made.data as usize + 4096);
+    let cut = || Arc::new(MemoryStorage::from_bytes(&bytes));
+    let state = |storage: &Arc<MemoryStorage>| open(storage, Access::Read).expect("opens").state();
+    let storage = cut();
+    let before = state(&storage);
+    for repair in [Repair::Nothing, Repair::Leaks] {
+        let report = checked(&storage, repair);
+        assert_eq!((report.corruptions, report.leaks), (3, 0), "{report:?}");
+        assert_eq!(report.leaks_fixed, 0, "{report:?}");
+        assert_eq!(state(&storage), before, "reads as before");
+    }
+    let report = checked(&storage, Repair::All);
+    let found = (report.corruptions, report.corruptions_fixed);
+    assert_eq!(found, (0, 3), "{report:?}");
+    assert_ne!(state(&storage), before, "reads as something else");
+    let mut expected = made.content();
+    expected[4096..].fill(0);
+    assert_same(&read(&storage), &expected, 0, "mended");
+    is_clean(&storage, "mended");
+    assert_eq!(storage.size(), u64::from(made.data) + 4096);
+}
+
+#[test]
+fn more_wrong_entries_than_are_listed_are_counted_all_the_same() {
+    let entries: Vec<u32> = (0..3000).collect();
+    let made = Made {
+        blocks: 1,
+        ..made(512, &entries)
+    };
+    let storage = made.memory();
+    let report = checked(&storage, Repair::Nothing);
+    assert_eq!((report.corruptions, report.leaks), (2999, 0));
+    assert_eq!(report.findings.len(), 1000);
+    assert_eq!(checked(&storage, Repair::All).corruptions_fixed, 2999);
+    is_clean(&storage, "mended");
 }

@@ -38,6 +38,7 @@ fn make(path: &Path, parent: Option<&Parent<'_>>) -> Uuid {
         state: None,
         modified: SystemTime::now(),
         virtual_size: SIZE,
+        cluster_size: None,
     });
     let options = CreateOptions {
         size: SIZE,

@@ -477,7 +477,7 @@ impl Units for Qcow2 {
         hidden.try_for_each(|(part, table)| self.publish_part(part, table, new))
     }
 
-    fn publish(&self, entries: Self::Entries<'_>, new: &[New]) -> Result<()> {
+    fn publish(&self, entries: Self::Entries<'_>, new: &[New], _reached: &mut usize) -> Result<()> {
         let (shown, hidden): (Vec<_>, Vec<_>) = entries.into_iter().partition(|(_, t)| t.shows());
         for (part, table) in &shown {
             self.publish_part(part, table, new)?;

@@ -1,29 +1,29 @@
 //! Making new disks.
 
+use std::ops::RangeInclusive;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::vdi::header::{
     self, COUNT, DATA, DISK, DISK_ID, ENTRIES, FREE, Header, KIND, Kind, MAP, PARENT_ID,
     PARENT_STATE_ID, SECTOR, STATE_ID, ZERO,
 };
 use crate::formats::vdi::relink::parent_of;
-use crate::image::create::{CreateOptions, PREALLOCATION, Preallocation};
+use crate::image::create::{CreateOptions, PREALLOCATION, Preallocation, SUBFORMAT, preallocate};
 use crate::image::driver::Creator;
 use crate::image::options::{OptionKind, OptionSpec};
-use crate::storage::{Storage, fill_space, give_space, start_over};
+use crate::image::table::{Endian, Table};
+use crate::storage::{Storage, start_over};
 use crate::util::align::up;
 use crate::util::random;
 
-/// Blocks are as large as all programs take them, unless asked otherwise.
+/// Blocks are as large as all programs take them, unless asked otherwise; in a child as in its parent.
 const BLOCK: u64 = 1 << 20;
-/// Smallest and largest block we make.
-const MIN_BLOCK: u64 = 4 << 10;
-const MAX_BLOCK: u64 = 256 << 20;
+/// Blocks that we make.
+const BLOCKS: RangeInclusive<u64> = 4 << 10..=256 << 20;
 /// Where the map is, and what the data is aligned to.
 const ALIGN: u64 = 1 << 20;
 /// Text at the start of the file.
 const TEXT: &[u8] = b"<<< vdtool VirtualBox Disk Image >>>\n";
-/// Map entries written at a time.
-const STEP: u64 = 16 << 10;
 
 /// How new disks are made.
 pub(super) const CREATOR: Creator = Creator {
@@ -54,13 +54,6 @@ pub(super) const CREATOR: Creator = Creator {
     sequence: None,
 };
 
-const SUBFORMAT: OptionSpec = OptionSpec {
-    name: "subformat",
-    kind: OptionKind::Choice(&["dynamic", "fixed"]),
-    default: "dynamic",
-    help: "space as data comes, or all of it at once",
-};
-
 const STATIC: OptionSpec = OptionSpec {
     name: "static",
     kind: OptionKind::Bool,
@@ -72,7 +65,7 @@ const BLOCK_SIZE: OptionSpec = OptionSpec {
     name: "block_size",
     kind: OptionKind::Size,
     default: "1M",
-    help: "unit of allocation, a power of two from 4k to 256M; VirtualBox takes 128k to 128M, other tools 1M",
+    help: "unit of allocation, a power of two from 4k to 256M, in a child that of its parent; VirtualBox takes 128k to 128M, other tools 1M",
 };
 
 /// What the options mean.
@@ -94,23 +87,12 @@ impl Plan {
             }
             (a, b) => a.or(b).unwrap_or_default(),
         };
-        let preallocation = options.preallocation();
-        if fixed && options.backing.is_some() {
-            return Err(Error::invalid(
-                "a fixed VDI has no backing file (allowed with one: subformat=dynamic)",
-            ));
-        }
-        if !fixed && preallocation != Preallocation::Off {
-            return Err(Error::unsupported(
-                "preallocation is for subformat=fixed (allowed for others: off)",
-            ));
-        }
-        let block = options.values.number("block_size").unwrap_or(BLOCK);
-        if !block.is_power_of_two() || !(MIN_BLOCK..=MAX_BLOCK).contains(&block) {
-            return Err(Error::invalid(format!(
-                "block_size is {block} (allowed: a power of two from {MIN_BLOCK} to {MAX_BLOCK})"
-            )));
-        }
+        let preallocation = options.preallocation_of("VDI", fixed)?;
+        let asked = options.block_size(&BLOCKS)?;
+        let parent = options.backing.as_ref();
+        let parent = parent.filter(|parent| parent.format == super::DRIVER.name);
+        let block = asked.or(parent.and_then(|parent| parent.cluster_size));
+        let block = block.unwrap_or(BLOCK);
         let plan = Self {
             size: up(options.size, SECTOR).unwrap_or(u64::MAX),
             block,
@@ -171,21 +153,13 @@ fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
     let blocks = if plan.fixed { plan.entries() } else { 0 };
     let end = plan.data() + blocks * plan.block;
     start_over(storage, end)?;
-    let mut index = 0;
-    while index < plan.entries() {
-        let step = STEP.min(plan.entries() - index);
-        let number = |i: u64| match plan.fixed {
-            true => u32::try_from(i).unwrap_or(FREE),
+    let map = Table::new(ALIGN, plan.entries(), Endian::Little);
+    map.fill(storage, 0..plan.entries(), |index| {
+        Ok(match plan.fixed {
+            true => u32::try_from(index).unwrap_or(FREE),
             false => FREE,
-        };
-        let words = (index..index + step).flat_map(|i| number(i).to_le_bytes());
-        storage.write_at(&words.collect::<Vec<u8>>(), ALIGN + index * 4)?;
-        index += step;
-    }
-    match plan.preallocation {
-        Preallocation::Off | Preallocation::Metadata => {}
-        Preallocation::Falloc => give_space(storage, plan.data()..end)?,
-        Preallocation::Full => fill_space(storage, plan.data()..end)?,
-    }
+        })
+    })?;
+    preallocate(storage, plan.data()..end, plan.preallocation)?;
     storage.write_at(&header.bytes, 0)
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::units::Taken;
+use crate::image::units::Grid;
 use crate::storage::Storage;
 use crate::util::align::clamp_len;
 
@@ -286,11 +286,6 @@ impl Header {
         self.word(EXTRA)
     }
 
-    /// Bytes from one block to the next.
-    pub(super) fn total(&self) -> u64 {
-        self.block() + self.extra()
-    }
-
     /// Entries of the map.
     pub(super) fn entries(&self) -> u64 {
         self.word(ENTRIES)
@@ -319,22 +314,12 @@ impl Header {
         }
     }
 
-    /// Where block number `number` of the file is, with what is before its data.
-    pub(super) fn host(&self, number: u64) -> Range<u64> {
-        let start = self.data() + number * self.total();
-        start..start + self.total()
-    }
-
-    /// The number of the block of the file whose data begins at `host`.
-    pub(super) fn number(&self, host: u64) -> u64 {
-        (host - self.extra() - self.data()) / self.total()
-    }
-
-    /// The space of blocks of the file, of which nothing is known.
-    pub(super) fn taken(&self, first: u64, count: u64) -> Taken {
-        Taken {
+    /// Where the blocks of the file are.
+    pub(super) fn grid(&self) -> Grid {
+        Grid {
+            start: self.data(),
             lead: self.extra(),
-            ..Taken::new(self.host(first).start + self.extra(), count, self.total())
+            stride: self.block() + self.extra(),
         }
     }
 }

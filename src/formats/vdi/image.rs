@@ -11,19 +11,16 @@ use crate::error::{Error, Result};
 use crate::formats::vdi::header::{
     COUNT, DISK_ID, FREE, Header, Kind, PARENT_ID, PARENT_STATE_ID, STATE_ID, ZERO,
 };
-use crate::formats::vdi::slots::Slots;
+use crate::formats::vdi::units::Counted;
 use crate::image::info::Detail;
 use crate::image::open::{OpenOptions, Purpose, WriteOrder};
 use crate::image::table::{Endian, Table};
-use crate::image::units::{Allocator, Order, Target, Units};
+use crate::image::units::{Allocator, Order, Units};
 use crate::image::{
-    Backing, Caps, Check, Compact, Driver, Fill, Image, Layout, Relink, Resize, Run, Source, Wait,
+    Backing, Caps, Check, Compact, Driver, Image, Layout, Relink, Resize, Run, Source, Store, Wait,
 };
 use crate::storage::open::Access;
-use crate::storage::{Limits, Storage, Zeroing};
-
-/// Map entries looked at for one answer.
-const LOOK_AHEAD: u64 = 4096;
+use crate::storage::{Limits, Storage};
 
 /// What a change of size replaces.
 #[derive(Debug)]
@@ -49,7 +46,7 @@ pub(super) struct Vdi {
     pub(super) block: u64,
     pub(super) shape: ArcSwap<Shape>,
     pub(super) allocator: Allocator,
-    pub(super) slots: Mutex<Slots>,
+    pub(super) blocks: Mutex<Counted>,
 }
 
 impl Vdi {
@@ -63,7 +60,7 @@ impl Vdi {
             block: header.block(),
             shape: ArcSwap::from_pointee(Shape::new(header)),
             allocator: Allocator::new(order, Arc::clone(&options.grace)),
-            slots: Mutex::default(),
+            blocks: Mutex::default(),
             storage,
         };
         if image.write && options.purpose == Purpose::Use {
@@ -96,7 +93,7 @@ impl Vdi {
     /// # Errors
     /// `Corrupt` where the block begins outside the file.
     pub(super) fn locate(&self, header: &Header, index: u64, number: u32) -> Result<u64> {
-        let host = header.host(u64::from(number));
+        let host = header.grid().host(u64::from(number));
         if host.start + header.extra() < self.storage.size() {
             return Ok(host.start + header.extra());
         }
@@ -108,8 +105,8 @@ impl Vdi {
         )))
     }
 
-    /// Bytes from `at`, in block `index`, for which the map goes on as `follows` says, a block's number
-    /// after that of the block before; at most `len`.
+    /// Bytes of `range`, which begins in block `index`, for which the map goes on as `follows` says, a
+    /// block's number after that of the block before.
     fn alike(
         &self,
         map: &Table,
@@ -117,15 +114,11 @@ impl Vdi {
         range: Range<u64>,
         follows: impl Fn(u64, u32) -> bool,
     ) -> u64 {
-        let mut next = index + 1;
-        while next * self.block < range.end && next - index < LOOK_AHEAD {
-            // Only what is in memory: the answer may be shorter, never wrong.
-            match map.get(&*self.storage, next, Wait::No) {
-                Ok(number) if follows(next - index, number) => next += 1,
-                _ => break,
-            }
-        }
-        range.end.min(next * self.block) - range.start
+        let others = index + 1..range.end.div_ceil(self.block);
+        let end = map.alike(&*self.storage, others, |next, number| {
+            follows(next - index, number)
+        });
+        range.end.min(end * self.block) - range.start
     }
 
     /// The run of bytes that are stored from `at` on, in block `index` and those that follow it in the
@@ -179,9 +172,7 @@ impl Image for Vdi {
         Caps {
             write: self.write,
             backing: self.has_backing(),
-            host_offsets: true,
-            offsets_stay: false,
-            encoded: None,
+            ..Caps::STORED
         }
     }
 
@@ -204,41 +195,17 @@ impl Image for Vdi {
         Ok(Run { len, source })
     }
 
-    fn allocate(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
-        self.allocator()?.allocate(self, at..at + len, fill)
-    }
-
-    fn allocate_ahead(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
-        self.allocator()?
-            .allocate_following(self, at..at + len, fill)
-    }
-
-    fn zero(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
-        let target = match how {
-            Zeroing::MayUnmap => Target::Zero,
-            Zeroing::KeepSpace => Target::ZeroKept,
-        };
-        self.allocator()?.drop_units(self, &range, target)
-    }
-
-    fn discard(&self, range: Range<u64>) -> Result<()> {
-        self.allocator()?.drop_units(self, &range, Target::Dropped)
-    }
-
-    fn flush(&self) -> Result<()> {
-        match self.write {
-            true => self.allocator.flush(self),
-            false => Ok(()),
-        }
+    fn store(&self) -> Option<&dyn Store> {
+        Some(self)
     }
 
     fn close(&self) -> Result<()> {
         self.allocator.close(self)?;
         if self.allocator.has_begun() {
-            self.trim(&mut self.slots.lock())?;
+            self.trim(&mut self.blocks.lock())?;
         }
         match self.allocator.order.policy() {
-            WriteOrder::Ordered => self.flush(),
+            WriteOrder::Ordered => Store::flush(self),
             WriteOrder::Unordered => Ok(()),
         }
     }

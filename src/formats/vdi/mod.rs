@@ -12,7 +12,6 @@ mod header;
 mod image;
 mod relink;
 mod resize;
-mod slots;
 mod units;
 
 use crate::image::Driver;

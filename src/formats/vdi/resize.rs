@@ -5,15 +5,13 @@ use std::ops::Range;
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::vdi::header::{COUNT, DATA, DISK, ENTRIES, FREE, Kind, MAP, SECTOR, ZERO};
 use crate::formats::vdi::image::{Shape, Vdi};
-use crate::formats::vdi::slots::Slots;
 use crate::image::table::{Endian, Table};
 use crate::image::units::{Taken, Units};
 use crate::image::{Compact, LayerBelow, Resize};
 use crate::storage::{Zeroing, zero_or_write};
-use crate::util::align::len64;
 use crate::util::progress::{Progress, Silent};
 
-/// Map entries written, and blocks moved, in one go.
+/// Blocks moved in one go.
 const STEP: usize = 16 << 10;
 
 impl Resize for Vdi {
@@ -39,15 +37,7 @@ impl Vdi {
     fn grow(&self, size: u64, below: LayerBelow) -> Result<()> {
         let old = self.shape.load_full();
         let (blocks, entries) = (old.header.blocks(), size.div_ceil(self.block));
-        let hidden = match below {
-            LayerBelow::Size(size) => size,
-            LayerBelow::NotOpened if self.has_backing() => {
-                return Err(Error::unsupported(
-                    "a differencing disk does not grow while its parent is not open: data of the parent could show",
-                ));
-            }
-            LayerBelow::Nothing | LayerBelow::NotOpened => 0,
-        };
+        let hidden = if self.has_backing() { below.end()? } else { 0 };
         let cut = old.header.size() % self.block;
         let last = match cut {
             0 => ZERO,
@@ -62,6 +52,12 @@ impl Vdi {
         self.allocator.begin(self)?;
         if last < ZERO {
             self.zero_within(blocks - 1, cut..self.block, Zeroing::KeepSpace)?;
+        }
+        let mut behind = blocks..old.header.entries();
+        if behind.try_fold(false, |any, index| {
+            Ok::<_, Error>(any || self.number(index)? < ZERO)
+        })? {
+            self.drop_behind(blocks)?;
         }
         if entries > old.header.entries() {
             self.enlarge_map(entries)?;
@@ -86,15 +82,12 @@ impl Vdi {
     /// that they named, then the size.
     fn shrink(&self, size: u64) -> Result<()> {
         self.allocator.begin(self)?;
-        let entries = self.shape.load().header.entries();
         let blocks = size.div_ceil(self.block);
         let cut = size % self.block;
         if cut != 0 && self.number(blocks - 1)? < ZERO {
             self.zero_within(blocks - 1, cut..self.block, Zeroing::MayUnmap)?;
         }
-        self.fill_map(blocks..entries, |_| u64::from(FREE))?;
-        self.allocator.order.settle_all()?;
-        self.pack(&Silent)?;
+        self.drop_behind(blocks)?;
         self.rewrite(|header| {
             header.set(DISK, &size.to_le_bytes());
             // Version 0 has its data right behind the last entry.
@@ -105,25 +98,32 @@ impl Vdi {
         self.learn()
     }
 
+    /// Frees the blocks that entries from `first` on name, and has the last blocks of the file take
+    /// their place.
+    fn drop_behind(&self, first: u64) -> Result<()> {
+        let entries = self.shape.load().header.entries();
+        self.fill_map(first..entries, |_| u64::from(FREE))?;
+        self.allocator.order.settle_all()?;
+        self.pack(&Silent)?;
+        Ok(())
+    }
+
     /// Writes entries of the map.
     fn fill_map(&self, range: Range<u64>, entry: impl Fn(u64) -> u64) -> Result<()> {
-        let shape = self.shape.load();
-        for start in range.clone().step_by(STEP) {
-            let indices = start..range.end.min(start + len64(STEP));
-            let words = indices.map(|index| u32::try_from(entry(index)).unwrap_or(FREE));
-            let words: Vec<u32> = words.collect();
-            shape.map.publish(&*self.storage, start, &words)?;
-        }
-        Ok(())
+        let map = &self.shape.load().map;
+        map.fill(&*self.storage, range, |index| {
+            Ok(u32::try_from(entry(index)).unwrap_or(FREE))
+        })
     }
 
     /// Takes `count` new blocks at the end; they read as zeroes.  The number of the first.
     fn claim_zeroes(&self, count: u64) -> Result<u64> {
-        let shape = self.shape.load();
-        let mut slots = self.slots.lock();
-        let first = slots.end;
-        if !self.claim(&mut slots, &shape.header, first, count)? {
-            let host = shape.header.host(first).start..shape.header.host(first + count).start;
+        let header = &self.shape.load().header;
+        let mut blocks = self.blocks.lock();
+        let first = blocks.slots.end();
+        let taken = self.claim(&mut blocks, header, first..first + count)?;
+        if !taken.zeroed {
+            let host = taken.bytes(self.block);
             zero_or_write(&*self.storage, host, Zeroing::KeepSpace)?;
         }
         self.allocator.order.settle_all()?;
@@ -139,37 +139,26 @@ impl Vdi {
         let mut gone = 0;
         if start + entries * 4 > old.data() {
             start = old.data().next_multiple_of(4);
-            gone = (start + entries * 4 - old.data()).div_ceil(old.total());
+            gone = (start + entries * 4 - old.data()).div_ceil(old.grid().stride);
         }
-        let data = old.host(gone).start;
+        let data = old.grid().host(gone).start;
         if data > u64::from(u32::MAX) {
             let text = format!("the data would begin at {data:#x} (allowed: below 4 GiB)");
             return Err(Error::new(ErrorKind::OutOfRange, text));
         }
-        let mut slots = self.slots.lock();
-        let first = match gone {
-            0 => old.entries(),
-            _ => {
-                slots.end = slots.end.max(gone);
-                self.vacate(&shape, &mut slots, gone)?;
-                0
-            }
-        };
+        self.vacate(&shape, gone)?;
+        let first = if gone > 0 { 0 } else { old.entries() };
         let new = Table::new(start, entries, Endian::Little);
-        for first in (first..entries).step_by(STEP) {
-            let indices = first..entries.min(first + len64(STEP));
-            let words = indices.map(|index| match index < old.entries() {
+        new.fill(&*self.storage, first..entries, |index| {
+            match index < old.entries() {
                 true => Ok(match self.number(index)? {
                     number @ ZERO.. => number,
                     number => u32::try_from(u64::from(number) - gone).unwrap_or(FREE),
                 }),
                 false => Ok(FREE),
-            });
-            let words: Result<Vec<u32>> = words.collect();
-            new.publish(&*self.storage, first, &words?)?;
-        }
-        let count = slots.end - gone;
-        drop(slots);
+            }
+        })?;
+        let count = self.blocks.lock().slots.end() - gone;
         self.allocator.order.settle_all()?;
         self.rewrite(|header| {
             header.set_word(MAP, start);
@@ -181,11 +170,13 @@ impl Vdi {
     }
 
     /// Has the first `gone` blocks of the file be elsewhere.
-    fn vacate(&self, shape: &Shape, slots: &mut Slots, gone: u64) -> Result<()> {
+    fn vacate(&self, shape: &Shape, gone: u64) -> Result<()> {
+        let mut blocks = self.blocks.lock();
         // Nothing goes there.
         (0..gone).for_each(|number| {
-            slots.add(number);
+            blocks.slots.add(number);
         });
+        drop(blocks);
         loop {
             let mut blocks = Vec::new();
             shape.map.each(&*self.storage, |index, number| {
@@ -196,21 +187,9 @@ impl Vdi {
             })?;
             match blocks.is_empty() {
                 true => return Ok(()),
-                false => self.relocate(slots, &blocks)?,
+                false => self.allocator.move_away(self, &blocks)?,
             }
         }
-    }
-
-    /// Gives blocks that have space other space: gaps, or at the end.
-    pub(super) fn relocate(&self, slots: &mut Slots, blocks: &[u64]) -> Result<()> {
-        let header = &self.shape.load().header;
-        let new = blocks.iter().map(|index| {
-            let number = slots.gap().unwrap_or(slots.end);
-            self.claim(slots, header, number, 1)?;
-            Ok((*index, header.taken(number, 1)))
-        });
-        let moves: Result<Vec<_>> = new.collect();
-        self.allocator.move_units(self, &moves?, &Silent)
     }
 }
 
@@ -226,10 +205,11 @@ impl Compact for Vdi {
     }
 
     fn unused(&self) -> Result<u64> {
-        let slots = self.scan(&*self.reread()?, |index, number, fault| {
+        let shape = self.reread()?;
+        let blocks = self.scan(&shape, |index, number, fault| {
             Err(Error::corrupt(fault.text(index, number)))
         })?;
-        Ok((slots.end - slots.used) * self.shape.load().header.total())
+        Ok((blocks.slots.end() - blocks.slots.used()) * shape.header.grid().stride)
     }
 
     fn pack(&self, progress: &dyn Progress) -> Result<u64> {
@@ -239,14 +219,16 @@ impl Compact for Vdi {
         let mut moved = 0;
         loop {
             self.learn()?;
-            let shape = self.shape.load_full();
-            let holes = self.slots.lock().holes(STEP).into_iter();
-            let holes: Vec<Taken> = holes.map(|n| shape.header.taken(n, 1)).collect();
+            let (grid, entries) = {
+                let header = &self.shape.load().header;
+                (header.grid(), header.entries())
+            };
+            let holes = self.blocks.lock().slots.holes(STEP).into_iter();
+            let holes: Vec<Taken> = holes.map(|number| grid.taken(number, 1)).collect();
             if holes.is_empty() {
-                self.trim(&mut self.slots.lock())?;
+                self.trim(&mut self.blocks.lock())?;
                 return Ok(moved);
             }
-            let entries = shape.header.entries();
             moved += self.allocator.move_down(self, entries, &holes, progress)?;
         }
     }

@@ -10,7 +10,7 @@ use crate::formats::vhd::layout::UNUSED;
 use crate::formats::vhd::sparse::{Shape, Sparse};
 use crate::image::units::{Allocator, Content, New, Space, Taken, Target, Unit, Units};
 use crate::image::{Layout, Wait};
-use crate::storage::{Storage, Zeroing};
+use crate::storage::Storage;
 
 /// Blocks that are given space, or sectors, by one sync at most.
 const TOGETHER: u64 = 64;
@@ -34,40 +34,6 @@ impl Sparse {
     /// Whether blocks can lose their space.
     pub(super) fn may_free(&self, shape: &Shape) -> bool {
         self.kind == Kind::Dynamic && shape.batmap().is_none() && !self.keeps_blocks()
-    }
-
-    /// Takes the space of whole blocks back, so that they read as zeroes.
-    ///
-    /// # Errors
-    /// `Unsupported` in differencing disks, which would show the parent; where XenServer's batmap
-    /// names the blocks; on storage of fixed length; and where blocks lie upon each other.
-    pub(super) fn free_blocks(&self, guest: &Range<u64>) -> Result<()> {
-        let allocator = self.allocator()?;
-        let shape = self.shape.load_full();
-        if !self.may_free(&shape) {
-            return Err(Error::unsupported("the blocks of this disk are kept"));
-        }
-        if !self.is_disjoint(&mut self.space.lock(), &shape)? {
-            return Err(Error::unsupported("blocks lie upon each other"));
-        }
-        allocator.drop_units(self, guest, Target::Below)
-    }
-
-    /// As [`crate::image::Image::zero`].
-    pub(super) fn zero_blocks(&self, guest: &Range<u64>, how: Zeroing) -> Result<()> {
-        match how {
-            Zeroing::MayUnmap => self.free_blocks(guest),
-            Zeroing::KeepSpace => Err(Error::unsupported("freed blocks do not keep their space")),
-        }
-    }
-
-    /// As [`crate::image::Image::flush`].
-    pub(super) fn flush_all(&self) -> Result<()> {
-        if !self.write {
-            return Ok(());
-        }
-        self.complete_end(&mut self.space.lock(), &self.shape.load())?;
-        self.allocator.flush(self)
     }
 }
 
@@ -215,20 +181,38 @@ impl Units for Sparse {
         Ok(())
     }
 
-    fn publish(&self, _entries: (), new: &[New]) -> Result<()> {
+    fn publish(&self, _entries: (), new: &[New], reached: &mut usize) -> Result<()> {
         let shape = self.shape.load();
+        *reached = 0;
         for run in new.chunk_by(|a, b| a.has_moved() && b.has_moved()) {
             let first = &run[0];
             if first.has_moved() {
                 let words: Result<Vec<u32>> = run.iter().map(|new| self.word(new.host)).collect();
-                shape.table.publish(&*self.storage, first.index, &words?)?;
+                let words = words?;
+                *reached += run.len();
+                shape.table.publish(&*self.storage, first.index, &words)?;
                 continue;
             }
+            *reached += 1;
             let host = first.host - self.blocks.bitmap;
             let sectors = first.filled.start / SECTOR..first.filled.end / SECTOR;
             self.bitmaps.set(&*self.storage, host, sectors)?;
         }
         Ok(())
+    }
+
+    /// Blocks of differencing disks would show the parent; XenServer's batmap names others.
+    fn may_drop(&self, target: Target) -> Result<()> {
+        let shape = self.shape.load();
+        if target == Target::ZeroKept || !self.may_free(&shape) {
+            return Err(Error::unsupported(
+                "the blocks of this disk do not give their space back, or do not keep it",
+            ));
+        }
+        match self.is_disjoint(&mut self.space.lock(), &shape)? {
+            true => Ok(()),
+            false => Err(Error::unsupported("blocks lie upon each other")),
+        }
     }
 
     fn drop_units(

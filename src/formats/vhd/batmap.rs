@@ -82,7 +82,7 @@ impl Batmap {
 
 /// Whether the program that made the image also makes a batmap.
 pub(super) fn is_due(footer: &Footer) -> bool {
-    &footer.creator_app() == b"tap\0" && footer.creator_version() >= VERSION
+    &footer.creator_app == b"tap\0" && footer.creator_version.get() >= VERSION
 }
 
 /// Reads the batmap of an image, where its creator makes one.

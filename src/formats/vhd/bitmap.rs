@@ -1,36 +1,23 @@
 //! Sector bitmaps: which sectors of a block it holds.  Most significant bit first.
 //!
-//! Kept by the sector of the file they are in, in a fixed number of pages, so memory is bounded
-//! whatever the image's size.  Readers take no lock once a page is there; a bit that changes is
-//! written to the file first and then stored in the page.
+//! Kept by the sector of the file they are in, so that bit 0 of a page is the highest of its first
+//! word.
 
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
-use arc_swap::ArcSwapOption;
-use parking_lot::Mutex;
-
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::image::Wait;
+use crate::image::words::{Endian, Words};
 use crate::storage::Storage;
 use crate::util::align::clamp_len;
 
 /// Bytes of bitmap in a page: one sector, the bits of 2 MiB.
-const PAGE: usize = 512;
-const PAGE64: u64 = 512;
+const PAGE: u64 = 512;
 /// Bits in a page.
-const PAGE_BITS: u64 = PAGE64 * 8;
-const WORDS: usize = 64;
-/// Pages kept: 512 KiB.
-const SLOTS: u64 = 1024;
-
-#[derive(Debug)]
-struct Page {
-    host: u64,
-    /// As big-endian numbers, so that bit 0 of the page is the highest of word 0.
-    words: [AtomicU64; WORDS],
-}
+const PAGE_BITS: u64 = PAGE * 8;
+/// Pages kept, 512 KiB; a prime, so that bitmaps, which lie a block apart, use all places.
+const SLOTS: usize = 1021;
 
 /// A run of sectors of one state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,25 +30,17 @@ pub(super) struct SectorRun {
 
 /// All sector bitmaps of an image.
 #[derive(Debug)]
-pub(super) struct Bitmaps {
-    slots: Box<[ArcSwapOption<Page>]>,
-    /// Held while a page is read and while bits are written, so that no page is read in between.
-    /// Innermost: nothing is locked under it.
-    fill: Mutex<()>,
-}
+pub(super) struct Bitmaps(Words<AtomicU64>);
 
 impl Default for Bitmaps {
     fn default() -> Self {
-        Self {
-            slots: (0..SLOTS).map(|_| ArcSwapOption::empty()).collect(),
-            fill: Mutex::new(()),
-        }
+        Self(Words::new(PAGE, SLOTS, Endian::Big))
     }
 }
 
 impl Bitmaps {
-    /// The run of sectors at `sector` of the block whose bitmap is at `host`, at most `count`,
-    /// which is not 0, and no further than one page.
+    /// The run of sectors at the start of `sectors`, which is not empty, in the block whose bitmap is
+    /// at `host`; no further than one page.
     ///
     /// # Errors
     /// The host's; `WouldBlock` where the page must be read and `wait` does not allow it.
@@ -75,42 +54,12 @@ impl Bitmaps {
         let page = sectors.start / PAGE_BITS;
         let first = sectors.start % PAGE_BITS;
         let end = (sectors.end - page * PAGE_BITS).min(PAGE_BITS);
-        let words = self.page(storage, host + page * PAGE64, wait)?;
-        Ok(run_of(|bit| words.word(bit), first, end))
-    }
-
-    fn page(&self, storage: &dyn Storage, host: u64, wait: Wait) -> Result<Arc<Page>> {
-        let slot = self.slot(host);
-        if let Some(page) = slot.load_full().filter(|p| p.host == host) {
-            return Ok(page);
-        }
-        if wait == Wait::No {
-            return Err(Error::new(
-                ErrorKind::WouldBlock,
-                "the bitmap is not in memory",
-            ));
-        }
-        let _fill = self.fill.lock();
-        self.load(storage, host)
-    }
-
-    /// The page, read where it is not there; the caller holds `fill`.
-    fn load(&self, storage: &dyn Storage, host: u64) -> Result<Arc<Page>> {
-        let slot = self.slot(host);
-        if let Some(page) = slot.load_full().filter(|p| p.host == host) {
-            return Ok(page);
-        }
-        let mut bytes = [0; PAGE];
-        storage.read_alone(&mut bytes, host)?;
-        let page = Arc::new(Page::from_bytes(host, &bytes));
-        slot.store(Some(Arc::clone(&page)));
-        Ok(page)
-    }
-
-    fn slot(&self, host: u64) -> &ArcSwapOption<Page> {
-        // Bitmaps are about a block apart; the division brings those of neighbours together.
-        let mixed = (host / PAGE64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        &self.slots[clamp_len(mixed % SLOTS, usize::MAX)]
+        let words = self.0.page(storage, host + page * PAGE, wait)?;
+        Ok(run_of(
+            |bit| words.get(clamp_len(bit / 64, usize::MAX)),
+            first,
+            end,
+        ))
     }
 
     /// Sets the bits of `sectors` in the bitmap at `host`, in the file and then for readers.
@@ -119,19 +68,11 @@ impl Bitmaps {
     /// The host's; then any of the bits may be set in the file, and readers see none of the page
     /// that failed.
     pub(super) fn set(&self, storage: &dyn Storage, host: u64, sectors: Range<u64>) -> Result<()> {
-        let _fill = self.fill.lock();
-        let mut at = sectors.start;
-        while at < sectors.end {
-            let index = at / PAGE_BITS;
-            let end = sectors.end.min((index + 1) * PAGE_BITS);
-            let page = self.load(storage, host + index * PAGE64)?;
-            let mut bytes = page.to_bytes();
-            for bit in at - index * PAGE_BITS..end - index * PAGE_BITS {
-                bytes[clamp_len(bit / 8, usize::MAX)] |= 0x80 >> (bit % 8);
-            }
-            storage.write_at(&bytes, page.host)?;
-            page.store(&bytes);
-            at = end;
+        for page in sectors.start / PAGE_BITS..sectors.end.div_ceil(PAGE_BITS) {
+            let first = page * PAGE_BITS / 64;
+            self.0.change(storage, host + page * PAGE, |number, word| {
+                word | bits(first + number as u64, &sectors)
+            })?;
         }
         Ok(())
     }
@@ -148,57 +89,26 @@ impl Bitmaps {
         len: u64,
         sectors: Range<u64>,
     ) -> Result<()> {
-        let mut bytes = vec![0u8; clamp_len(len, usize::MAX)];
-        for bit in sectors {
-            bytes[clamp_len(bit / 8, usize::MAX)] |= 0x80 >> (bit % 8);
-        }
-        let _fill = self.fill.lock();
-        storage.write_at(&bytes, host)?;
-        // Pages of a block that was here before are not what the file holds now.
-        for host in (host..host + len).step_by(PAGE) {
-            let slot = self.slot(host);
-            if slot.load().as_ref().is_some_and(|p| p.host == host) {
-                slot.store(None);
-            }
-        }
-        Ok(())
+        let words: Vec<u64> = (0..len / 8).map(|number| bits(number, &sectors)).collect();
+        self.0.publish(storage, host, &words)
     }
 
     /// Forgets all pages; no request is under way.
     pub(super) fn forget(&self) {
-        let _fill = self.fill.lock();
-        for slot in &self.slots {
-            slot.store(None);
-        }
+        self.0.forget(0..u64::MAX);
     }
 }
 
-impl Page {
-    fn from_bytes(host: u64, bytes: &[u8; PAGE]) -> Self {
-        let (words, _) = bytes.as_chunks::<8>();
-        Self {
-            host,
-            words: std::array::from_fn(|i| AtomicU64::new(u64::from_be_bytes(words[i]))),
-        }
-    }
-
-    fn to_bytes(&self) -> [u8; PAGE] {
-        let mut bytes = [0; PAGE];
-        for (to, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(&self.words) {
-            *to = word.load(Ordering::Acquire).to_be_bytes();
-        }
-        bytes
-    }
-
-    fn store(&self, bytes: &[u8; PAGE]) {
-        for (word, from) in self.words.iter().zip(bytes.as_chunks::<8>().0) {
-            word.store(u64::from_be_bytes(*from), Ordering::Release);
-        }
-    }
-
-    fn word(&self, bit: u64) -> u64 {
-        self.words[clamp_len(bit / 64, WORDS - 1)].load(Ordering::Acquire)
-    }
+/// The bits of word `number` of a bitmap that stand for `sectors`.
+fn bits(number: u64, sectors: &Range<u64>) -> u64 {
+    let at = |sector: u64| sector.clamp(number * 64, number * 64 + 64) - number * 64;
+    // All from a bit on.
+    let from = |bit: u64| {
+        u64::MAX
+            .checked_shr(u32::try_from(bit).unwrap_or(64))
+            .unwrap_or(0)
+    };
+    from(at(sectors.start)) & !from(at(sectors.end))
 }
 
 /// The run of bits at `first` and before `end`, `word` being that of a bit.
@@ -227,7 +137,10 @@ fn run_of(word: impl Fn(u64) -> u64, first: u64, end: u64) -> SectorRun {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+    use crate::error::ErrorKind;
     use crate::storage::memory::MemoryStorage;
 
     fn runs(bitmaps: &Bitmaps, storage: &MemoryStorage, host: u64, end: u64) -> Vec<(bool, u64)> {
@@ -287,17 +200,10 @@ mod tests {
 
     #[test]
     fn a_bit_that_is_set_while_its_run_is_looked_for_leaves_no_empty_run() {
-        let storage = MemoryStorage::from_bytes(&[0; 512]);
-        let bitmaps = Bitmaps::default();
-        let page = bitmaps.page(&storage, 0, Wait::Yes).expect("reads");
         for bit in [0, 5, 63, 64, 4095] {
-            page.store(&[0; PAGE]);
             // Whatever is asked for is set right after it was told.
-            let word = |at: u64| {
-                let word = page.word(at);
-                page.store(&[0xff; PAGE]);
-                word
-            };
+            let words = Cell::new(0);
+            let word = |_| words.replace(u64::MAX);
             let run = run_of(word, bit, PAGE_BITS);
             let count = 64 - bit % 64;
             assert_eq!((run.present, run.count), (false, count), "{bit}");

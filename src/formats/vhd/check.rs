@@ -3,9 +3,9 @@
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::formats::vhd::batmap;
-use crate::formats::vhd::check_blocks::Ends;
+use crate::formats::vhd::check_blocks::Walk;
 use crate::formats::vhd::fixed::Fixed;
 use crate::formats::vhd::footer::{self, Creator, Footer, Kind, Strictness};
 use crate::formats::vhd::geometry::{Geometry, SECTOR};
@@ -13,68 +13,51 @@ use crate::formats::vhd::open::End;
 use crate::formats::vhd::sparse::{Shape, Sparse};
 use crate::image::Check;
 use crate::image::check::{Repair, Report, Severity};
+use crate::image::units::Units;
 use crate::util::align;
 use crate::util::progress::Progress;
 
 /// Clocks may differ by this much before a time lies in the future.
 const SLACK: u32 = 86_400;
 
-/// Adds something that is odd but changes nothing.
-pub(super) fn note(report: &mut Report, text: impl Into<String>) {
-    report.add(Severity::Note, 1, text.into(), None);
-}
-
-/// Adds a corruption, and what was done about it.
-pub(super) fn corruption(report: &mut Report, text: impl Into<String>, repaired: Option<&str>) {
-    let repaired = repaired.map(str::to_owned);
-    report.add(Severity::Corruption, 1, text.into(), repaired);
-}
-
 /// What is odd about a footer that can be read.
 fn footer_fields(report: &mut Report, footer: &Footer) {
-    let features = footer.features();
+    let features = footer.features.get();
     if features & 2 == 0 || features & !Footer::known_features() != 0 {
-        note(
-            report,
-            format!("the footer's feature bits are {features:#x} (expected: 0x2 or 0x3)"),
-        );
+        report.note(format!(
+            "the footer's feature bits are {features:#x} (expected: 0x2 or 0x3)"
+        ));
     }
     if !footer.reserved_is_zero() {
-        note(report, "the footer's reserved bytes are not zero");
+        report.note("the footer's reserved bytes are not zero");
     }
-    if footer.hidden() > 2 {
-        note(
-            report,
-            format!("the hidden byte is {} (expected: 0 to 2)", footer.hidden()),
-        );
+    if footer.hidden > 2 {
+        report.note(format!(
+            "the hidden byte is {} (expected: 0 to 2)",
+            footer.hidden
+        ));
     }
-    if footer.saved_state() > 1 {
-        note(
-            report,
-            format!(
-                "the saved state is {} (expected: 0 or 1)",
-                footer.saved_state()
-            ),
-        );
+    if footer.saved_state > 1 {
+        report.note(format!(
+            "the saved state is {} (expected: 0 or 1)",
+            footer.saved_state
+        ));
     }
-    in_future(report, "the footer's time", footer.timestamp());
-    let (geometry, size) = (footer.geometry(), footer.current_size());
+    in_future(report, "the footer's time", footer.timestamp.get());
+    let (geometry, size) = (footer.geometry(), footer.current_size.get());
     let largest = Geometry::for_size(size).bytes();
     if geometry != Geometry::MAX && geometry.bytes() > largest.max(size) {
-        note(
-            report,
-            format!(
-                "the geometry describes {} bytes, more than the disk's {size}",
-                geometry.bytes()
-            ),
-        );
+        report.note(format!(
+            "the geometry describes {} bytes, more than the disk's {size}",
+            geometry.bytes()
+        ));
     }
 }
 
 fn in_future(report: &mut Report, what: &str, timestamp: u32) {
     let now = footer::timestamp(SystemTime::now());
     if timestamp > now.saturating_add(SLACK) {
-        note(report, format!("{what} lies in the future"));
+        report.note(format!("{what} lies in the future"));
     }
 }
 
@@ -83,27 +66,21 @@ fn is_taken(footer: &Footer) -> bool {
     Footer::parse(&footer.sealed().to_bytes(), Strictness::Strict).is_ok()
 }
 
-fn may_write(repair: Repair, write: bool) -> Result<()> {
-    match repair == Repair::Nothing || write {
-        true => Ok(()),
-        false => Err(Error::read_only()),
-    }
-}
-
 impl Check for Fixed {
     fn check(&self, repair: Repair, _progress: &dyn Progress) -> Result<Report> {
-        may_write(repair, self.write)?;
+        if repair != Repair::Nothing {
+            self.disk.may_write()?;
+        }
         let mut report = Report::default();
         let state = *self.state.lock();
         let mut end = self.end.lock();
         if let End::Damaged(why) = &*end {
             // There is no second footer to tell which of its bytes is wrong.
-            corruption(&mut report, why.as_str(), None);
+            report.corruption(why.as_str(), None);
             return Ok(report);
         }
         if *end == End::Short {
-            let bytes = state.footer.sealed().to_bytes();
-            let write = || self.storage.write_at(&bytes, state.data_end);
+            let write = || state.footer.write(&*self.disk.storage, state.data_end);
             let all = repair == Repair::All;
             short(&mut report, all.then(write))?;
             if all {
@@ -113,8 +90,7 @@ impl Check for Fixed {
         footer_fields(&mut report, &state.footer);
         let wanted = self.rule.size(&state.footer, state.data_end);
         if wanted > state.data_end {
-            corruption(
-                &mut report,
+            report.corruption(
                 format!(
                     "the disk has {wanted} bytes, the file only {} before its footer",
                     state.data_end
@@ -124,12 +100,12 @@ impl Check for Fixed {
         }
         // Readers that go by the other size must keep what they see.
         let largest = wanted
-            .max(state.footer.current_size())
+            .max(state.footer.current_size.get())
             .max(state.footer.geometry().bytes());
         let end = align::up(largest, SECTOR).unwrap_or(u64::MAX);
         report.image_end_offset = state.data_end;
         // All of a device's space is there, used or not.
-        if end < state.data_end && !self.storage.has_fixed_len() {
+        if end < state.data_end && !self.disk.storage.has_fixed_len() {
             let text = format!(
                 "{} bytes at {end:#x} before the footer belong to nothing",
                 state.data_end - end
@@ -155,7 +131,9 @@ fn short(report: &mut Report, written: Option<Result<()>>) -> Result<()> {
 
 impl Check for Sparse {
     fn check(&self, repair: Repair, progress: &dyn Progress) -> Result<Report> {
-        may_write(repair, self.write)?;
+        if repair != Repair::Nothing {
+            self.allocator()?;
+        }
         let mut report = Report::default();
         let shape = self.shape.load_full();
         footer_fields(&mut report, &shape.footer);
@@ -166,7 +144,7 @@ impl Check for Sparse {
         let walk = self.walk(&mut report, &shape, progress)?;
         // Each repair needs those before it: blocks are moved and space is cut off only where
         // there is a footer, and what a batmap took is free once that was dropped.
-        self.check_end(&mut report, &shape, walk.ends(), repair)?;
+        self.check_end(&mut report, &shape, &walk, repair)?;
         self.check_copy(&mut report, &shape, repair)?;
         self.check_batmap_header(&mut report, &shape, repair)?;
         let shape = self.shape.load_full();
@@ -190,7 +168,7 @@ impl Sparse {
         if !header.checksum_is_right() {
             // There is no second header to tell which of its bytes is wrong.
             sound = false;
-            corruption(report, "the dynamic header's checksum is wrong", None);
+            report.corruption("the dynamic header's checksum is wrong", None);
         }
         let (end, size) = (
             shape.table.host() + shape.table.len() * 4,
@@ -199,15 +177,14 @@ impl Sparse {
         if end > size {
             sound = false;
             let text = format!("the table ends at {end:#x}, the file at {size:#x}");
-            corruption(report, text, None);
+            report.corruption(text, None);
         }
         if !header.reserved_is_zero() {
-            note(report, "the dynamic header's reserved bytes are not zero");
+            report.note("the dynamic header's reserved bytes are not zero");
         }
         let room = header.max_entries() * header.block_size();
         if shape.size > room {
-            corruption(
-                report,
+            report.corruption(
                 format!(
                     "the disk has {} bytes, its table has room for {room}",
                     shape.size
@@ -221,7 +198,7 @@ impl Sparse {
                 in_future(report, "the parent's time", header.parent_timestamp());
             }
             _ if !uuid.is_nil() || name.as_deref() != Some("") || !header.locators().is_empty() => {
-                note(report, "a disk without a parent names one");
+                report.note("a disk without a parent names one");
             }
             _ => {}
         }
@@ -233,13 +210,10 @@ impl Sparse {
         for (i, locator) in locators.iter().enumerate() {
             let word = locator.code.word();
             if !locator.code.is_defined() {
-                note(report, format!("locator {i} is of unknown kind '{word}'"));
+                report.note(format!("locator {i} is of unknown kind '{word}'"));
             }
             if locators[..i].iter().any(|l| l.code == locator.code) {
-                note(
-                    report,
-                    format!("locator {i} is the second of kind '{word}'"),
-                );
+                report.note(format!("locator {i} is the second of kind '{word}'"));
             }
             let end = locator.offset.checked_add(u64::from(locator.len));
             if end.is_none_or(|end| end > self.storage.size()) {
@@ -247,7 +221,7 @@ impl Sparse {
                     "locator {i} ('{word}') has {} bytes at {:#x}, past the end of the file",
                     locator.len, locator.offset
                 );
-                corruption(report, text, None);
+                report.corruption(text, None);
             }
         }
     }
@@ -257,18 +231,17 @@ impl Sparse {
         &self,
         report: &mut Report,
         shape: &Shape,
-        ends: Ends,
+        walk: &Walk,
         repair: Repair,
     ) -> Result<()> {
         // With a footer behind it, a block that was cut off would pass for whole.
-        let all = repair == Repair::All && !ends.lost && is_taken(&shape.footer);
-        let used = ends.used;
+        let all = repair == Repair::All && !walk.has_lost() && is_taken(&shape.footer);
+        let used = walk.end;
         let size = self.storage.size();
-        let found = self.space.lock().footer();
+        let found = self.space.lock().footer;
         let mut end = self.end.lock();
         let write = |host| {
-            let bytes = shape.footer.sealed().to_bytes();
-            self.storage.write_at(&bytes, host)?;
+            shape.footer.write(&*self.storage, host)?;
             self.storage.sync()
         };
         match &*end {
@@ -287,7 +260,7 @@ impl Sparse {
                 };
                 if host > last && self.storage.has_fixed_len() {
                     let text = format!("{text}; there is no room for it behind what is in use");
-                    corruption(report, text, None);
+                    report.corruption(text, None);
                     return Ok(());
                 }
                 if all {
@@ -296,7 +269,7 @@ impl Sparse {
                     self.data_end.store(host, Ordering::Release);
                 }
                 let did = all.then_some("it was written anew");
-                corruption(report, text, did);
+                report.corruption(text, did);
             }
         }
         if all {
@@ -309,54 +282,49 @@ impl Sparse {
     fn check_copy(&self, report: &mut Report, shape: &Shape, repair: Repair) -> Result<()> {
         let mut bytes = [0; footer::LEN];
         self.storage.read_at(&mut bytes, 0)?;
-        let text = match Footer::parse(&bytes, Strictness::Strict) {
-            Ok(copy) if copy == shape.footer => return Ok(()),
-            Ok(copy) if shape.footer.differs_in_size_only(&copy) => {
-                let what = format!(
-                    "another size than the footer at the end, {}: a resize",
-                    shape.footer.current_size()
-                );
-                return self.finish_change(report, shape, repair, &what);
-            }
-            Ok(copy) if shape.footer.differs_in_header_only(&copy) => {
-                let what = format!(
-                    "its header elsewhere than the footer at the end, at {:#x}: a change of the parent",
-                    shape.footer.header_offset()
-                );
-                return self.finish_change(report, shape, repair, &what);
-            }
-            Ok(copy) if batmap::is_due(&copy) && !batmap::is_due(&shape.footer) => {
-                "the copy of the footer at 0x0 names a creator that keeps a batmap, the footer at the end one that keeps none: XenServer's batmap is lost".to_owned()
-            }
-            Ok(_) => "the copy of the footer at 0x0 differs from the footer at the end".to_owned(),
-            Err(e) => format!("the copy of the footer at 0x0 is damaged: {}", e.message()),
+        let footer = &shape.footer;
+        let copy = "the copy of the footer at 0x0";
+        // A change was interrupted between the two footers; the one at the end counts.
+        let (severity, text) = match Footer::parse(&bytes, Strictness::Strict) {
+            Ok(found) if found == *footer => return Ok(()),
+            Ok(found) if footer.differs_in_size_only(&found) => (
+                Severity::Note,
+                format!(
+                    "{copy} has another size than the footer at the end, {}: a resize was interrupted",
+                    footer.current_size.get()
+                ),
+            ),
+            Ok(found) if footer.differs_in_header_only(&found) => (
+                Severity::Note,
+                format!(
+                    "{copy} has its header elsewhere than the footer at the end, at {:#x}: a change of the parent was interrupted",
+                    footer.header_offset()
+                ),
+            ),
+            Ok(found) if batmap::is_due(&found) && !batmap::is_due(footer) => (
+                Severity::Corruption,
+                format!(
+                    "{copy} names a creator that keeps a batmap, the footer at the end one that keeps none: XenServer's batmap is lost"
+                ),
+            ),
+            Ok(_) => (
+                Severity::Corruption,
+                format!("{copy} differs from the footer at the end"),
+            ),
+            Err(e) => (
+                Severity::Corruption,
+                format!("{copy} is damaged: {}", e.message()),
+            ),
         };
-        let all = repair == Repair::All && is_taken(&shape.footer);
-        if all {
-            self.storage
-                .write_at(&shape.footer.sealed().to_bytes(), 0)?;
-        }
-        let did = all.then_some("it was written anew from the footer at the end");
-        corruption(report, text, did);
-        Ok(())
-    }
-
-    /// A change was interrupted between the two footers; the one at the end counts.
-    fn finish_change(
-        &self,
-        report: &mut Report,
-        shape: &Shape,
-        repair: Repair,
-        what: &str,
-    ) -> Result<()> {
-        let bytes = shape.footer.sealed().to_bytes();
-        let fix = repair != Repair::Nothing;
+        let fix = match severity {
+            Severity::Note => repair != Repair::Nothing,
+            _ => repair == Repair::All && is_taken(footer),
+        };
         if fix {
-            self.storage.write_at(&bytes, 0)?;
+            footer.write(&*self.storage, 0)?;
         }
-        let text = format!("the copy of the footer at 0x0 has {what} was interrupted");
-        let did = fix.then(|| "the copy was written anew".to_owned());
-        report.add(Severity::Note, 1, text, did);
+        let did = fix.then(|| "it was written anew from the footer at the end".to_owned());
+        report.add(severity, 1, text, did);
         Ok(())
     }
 
@@ -368,14 +336,14 @@ impl Sparse {
     ) -> Result<()> {
         if let batmap::Found::Damaged(why) = &shape.batmap {
             // Both footers are written for it.
-            let all = repair == Repair::All && self.space.lock().footer().is_some();
+            let all = repair == Repair::All && self.space.lock().footer.is_some();
             if all {
                 // XenServer refuses its own images without a batmap; others need none.
                 let footer = shape.footer.created_by(Creator::Win);
                 self.replace_footers(&self.space.lock(), shape, footer)?;
             }
             let did = all.then_some("it was dropped: the creator is now 'win '");
-            corruption(report, format!("XenServer's batmap: {why}"), did);
+            report.corruption(format!("XenServer's batmap: {why}"), did);
         }
         Ok(())
     }

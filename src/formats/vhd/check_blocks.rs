@@ -6,14 +6,12 @@ use std::sync::atomic::Ordering;
 
 use crate::error::{ErrorKind, Result};
 use crate::formats::vhd::batmap;
-use crate::formats::vhd::check::{corruption, note};
 use crate::formats::vhd::footer::Kind;
 use crate::formats::vhd::geometry::SECTOR;
 use crate::formats::vhd::layout::{Bounds, UNUSED};
 use crate::formats::vhd::sparse::{Shape, Sparse};
 use crate::image::Wait;
 use crate::image::check::{Repair, Report, Severity};
-use crate::image::units::Units;
 use crate::storage::Zeroing;
 use crate::util::align::{clamp_len, len64};
 use crate::util::buf::is_zero;
@@ -25,7 +23,7 @@ const MAX_BLOCKS: usize = 4 << 20;
 /// Less than this between blocks is padding: some writers have data at multiples of 4 KiB, and
 /// Hyper-V leaves 4 KiB free behind the table.
 const PADDING: u64 = 8192;
-/// A block is copied in pieces of this.
+/// A block is looked through in pieces of this.
 const STEP: u64 = 256 << 10;
 
 /// A block that lies inside the file.
@@ -45,37 +43,25 @@ impl Placed {
 #[derive(Debug, Default)]
 pub(super) struct Walk {
     /// End of the last block that lies inside the file, or of the metadata.
-    end: u64,
+    pub(super) end: u64,
     placed: Vec<Placed>,
-    /// Blocks that lie past the end of the file, whole.
-    absent: Vec<u64>,
-    /// Blocks that lie upon metadata, but for their bitmap.
-    misplaced: Vec<u64>,
+    /// How many blocks lie past the end of the file, whole.
+    absent: u64,
+    /// How many lie upon metadata, but for their bitmap.
+    misplaced: u64,
+    /// How many lie elsewhere where none may be.
+    astray: u64,
     /// How many words behind the last block of the disk are in use.
     surplus: u64,
-    /// What is wrong with blocks that are left as they are.
-    texts: Vec<String>,
     /// Whether some word names space that is not looked at further.
     unsafe_to_cut: bool,
     too_many: bool,
 }
 
-/// Where what is in use ends.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Ends {
-    /// End of the last block or metadata.
-    pub(super) used: u64,
-    /// Whether the table names bytes that the file does not have.
-    pub(super) lost: bool,
-}
-
 impl Walk {
-    /// Where what is in use ends.
-    pub(super) fn ends(&self) -> Ends {
-        Ends {
-            used: self.end,
-            lost: !self.absent.is_empty() || !self.texts.is_empty(),
-        }
+    /// Whether the table names bytes that the file does not have.
+    pub(super) fn has_lost(&self) -> bool {
+        self.absent + self.astray > 0
     }
 }
 
@@ -89,26 +75,17 @@ impl Sparse {
         repair: Repair,
         progress: &dyn Progress,
     ) -> Result<()> {
-        for text in &walk.texts {
-            corruption(report, text.as_str(), None);
-        }
         self.repair_surplus(report, shape, &walk, repair)?;
-        self.report_lost(report, shape, &walk)?;
         walk.placed.sort_unstable();
         self.repair_overlaps(report, shape, &mut walk, repair)?;
         self.check_bitmaps(report, shape, &walk.placed, progress)?;
         if walk.too_many {
             report.check_errors += 1;
-            note(
-                report,
-                format!(
-                    "overlaps and unused space were looked for among the first {MAX_BLOCKS} blocks only"
-                ),
-            );
+            report.note(format!(
+                "overlaps and unused space were looked for among the first {MAX_BLOCKS} blocks only"
+            ));
         }
-        if walk.too_many || !walk.misplaced.is_empty() {
-            walk.unsafe_to_cut = true;
-        }
+        walk.unsafe_to_cut |= walk.too_many || walk.misplaced + walk.astray > 0;
         report.image_end_offset = self.check_space(report, shape, &walk, repair)?;
         Ok(())
     }
@@ -126,12 +103,7 @@ impl Sparse {
         };
         let blocks = self.blocks.count(shape.size);
         report.total_clusters = blocks;
-        let bounds = Bounds {
-            blocks: self.blocks,
-            size: shape.size,
-            data_end: self.data_end.load(Ordering::Acquire),
-            reserved: &shape.reserved,
-        };
+        let bounds = self.bounds(shape);
         let mut last: Option<u64> = None;
         shape.table.each(&*self.storage, |index, word| {
             progress.check()?;
@@ -159,27 +131,37 @@ impl Sparse {
                     walk.placed.push(Placed { word, index });
                 }
                 Ok(_) => walk.too_many = true,
-                Err(e) => self.misfit(&mut walk, &bounds, index, host, e.message()),
+                Err(e) => {
+                    let entry = format!("block {index}: its table entry {word:#x}");
+                    let text = match self.misfit(&bounds, host, &mut walk) {
+                        Some(what) => format!("{entry} {what}"),
+                        None => e.message().to_owned(),
+                    };
+                    report.corruption(text, None);
+                }
             }
             Ok(())
         })?;
         Ok(walk)
     }
 
-    /// Sorts a word that `locate` refused by what can be done about it.
-    fn misfit(&self, walk: &mut Walk, bounds: &Bounds<'_>, index: u64, host: u64, text: &str) {
+    /// Counts a block that `locate` refused by what can be done about it; what that is.
+    ///
+    /// Its word stays as it is: who reads it is told, where zeroes or what lies there now would pass for
+    /// its content.
+    fn misfit(&self, bounds: &Bounds<'_>, host: u64, walk: &mut Walk) -> Option<&'static str> {
         let bitmap = host..host + self.blocks.bitmap;
         let upon = |r: &Range<u64>| range::intersect(r, &bitmap).is_some();
         if host >= bounds.data_end {
-            keep(&mut walk.absent, index, &mut walk.too_many);
-        } else if host + self.blocks.len() <= bounds.data_end && !bounds.reserved.iter().any(upon) {
-            keep(&mut walk.misplaced, index, &mut walk.too_many);
-        } else {
-            walk.unsafe_to_cut = true;
-            if walk.texts.len() < Report::MAX_FINDINGS {
-                walk.texts.push(text.to_owned());
-            }
+            walk.absent += 1;
+            return Some("lies past the end of the data: its content is lost");
         }
+        if host + self.blocks.len() <= bounds.data_end && !bounds.reserved.iter().any(upon) {
+            walk.misplaced += 1;
+            return Some("puts it upon metadata");
+        }
+        walk.astray += 1;
+        None
     }
 
     /// Words behind the disk's last block: nothing reads them.
@@ -194,7 +176,7 @@ impl Sparse {
             return Ok(());
         }
         // Where blocks lie upon metadata, these words may be somebody's data.
-        let apart = walk.misplaced.is_empty() && walk.texts.is_empty();
+        let apart = walk.misplaced + walk.astray == 0;
         let fix = repair != Repair::Nothing && apart;
         let blocks = self.blocks.count(shape.size);
         shape.table.each(&*self.storage, |index, word| {
@@ -209,24 +191,6 @@ impl Sparse {
             report.add(Severity::Leak, 1, text, did);
             Ok(())
         })
-    }
-
-    /// Blocks whose data is not there, or is metadata.  They stay as they are: who reads them is
-    /// told, where zeroes or what lies there now would pass for their content.
-    fn report_lost(&self, report: &mut Report, shape: &Shape, walk: &Walk) -> Result<()> {
-        for index in &walk.absent {
-            let word = shape.table.get(&*self.storage, *index, Wait::Yes)?;
-            let text = format!(
-                "block {index}: its table entry {word:#x} lies past the end of the data: its content is lost"
-            );
-            corruption(report, text, None);
-        }
-        for index in &walk.misplaced {
-            let word = shape.table.get(&*self.storage, *index, Wait::Yes)?;
-            let text = format!("block {index}: its table entry {word:#x} puts it upon metadata");
-            corruption(report, text, None);
-        }
-        Ok(())
     }
 
     /// Blocks that share bytes with the block before them in the file.
@@ -251,27 +215,21 @@ impl Sparse {
         repair: Repair,
     ) -> Result<()> {
         let twice = self.overlaps(&walk.placed);
-        let mut moved = Vec::new();
+        let fixed = !twice.is_empty() && repair == Repair::All && self.part(&twice)?;
         for block in &twice {
-            let index = u64::from(block.index);
-            let word = match repair {
-                Repair::All => self.copy_away(shape, index, block.host())?,
-                Repair::Nothing | Repair::Leaks => None,
-            };
-            moved.extend(word.map(|word| Placed { word, ..*block }));
             let text = format!(
-                "block {index}: its table entry {:#x} puts it upon another block",
-                block.word
+                "block {}: its table entry {:#x} puts it upon another block",
+                block.index, block.word
             );
-            corruption(report, text, word.map(|_| "it was given a copy of its own"));
+            report.corruption(text, fixed.then_some("it was given a copy of its own"));
         }
-        if moved.len() < twice.len() {
-            walk.unsafe_to_cut = true;
-        }
-        if !moved.is_empty() {
-            let gone: HashSet<u32> = moved.iter().map(|block| block.index).collect();
-            walk.placed.retain(|block| !gone.contains(&block.index));
-            walk.placed.extend(moved);
+        walk.unsafe_to_cut |= !fixed && !twice.is_empty();
+        if fixed {
+            let gone: HashSet<u32> = twice.iter().map(|block| block.index).collect();
+            for block in walk.placed.iter_mut().filter(|b| gone.contains(&b.index)) {
+                let index = u64::from(block.index);
+                block.word = shape.table.get(&*self.storage, index, Wait::Yes)?;
+            }
             walk.placed.sort_unstable();
             // What was made ready for more blocks is no leak.
             self.trim(&mut self.space.lock(), shape)?;
@@ -279,31 +237,18 @@ impl Sparse {
         Ok(())
     }
 
-    /// Copies a block to space of its own, and says what the table has for it then; `None` where no
-    /// space may be taken.
-    fn copy_away(&self, shape: &Shape, index: u64, from: u64) -> Result<Option<u32>> {
-        if self.space.lock().footer().is_none() {
-            return Ok(None);
+    /// Gives blocks space of their own; false where none may be taken.
+    fn part(&self, blocks: &[Placed]) -> Result<bool> {
+        if self.space.lock().footer.is_none() {
+            return Ok(false);
         }
-        let to = match self.take(index, 1) {
-            Ok(taken) => taken.host - taken.lead,
-            Err(e) if e.kind() == ErrorKind::Corrupt => return Ok(None),
-            Err(e) => return Err(e),
-        };
-        let mut buf = vec![0; clamp_len(STEP.min(self.blocks.len()), usize::MAX)];
-        let mut done = 0;
-        let stamp = self.allocator.order.now();
-        while done < self.blocks.len() {
-            let step = clamp_len(self.blocks.len() - done, buf.len());
-            self.storage.read_at(&mut buf[..step], from + done)?;
-            self.storage.write_at(&buf[..step], to + done)?;
-            done += len64(step);
-        }
-        self.allocator.order.settle(stamp)?;
-        let word = u32::try_from(to / SECTOR).unwrap_or(UNUSED);
-        shape.table.publish(&*self.storage, index, &[word])?;
+        let indices: Vec<u64> = blocks.iter().map(|b| u64::from(b.index)).collect();
+        let moved = self.allocator.move_away(self, &indices);
         self.bitmaps.forget();
-        Ok(Some(word))
+        match moved {
+            Err(e) if e.kind() == ErrorKind::Corrupt => Ok(false),
+            moved => moved.map(|()| true),
+        }
     }
 
     /// The bitmaps of blocks: those that the batmap calls full, and those that hide data.
@@ -332,7 +277,7 @@ impl Sparse {
                     block.index,
                     block.host()
                 );
-                note(report, text);
+                report.note(text);
             }
         }
         Ok(())
@@ -388,7 +333,7 @@ impl Sparse {
                         block.host()
                     );
                     // Which of the two is right cannot be told.
-                    corruption(report, text, None);
+                    report.corruption(text, None);
                     break;
                 }
                 at += run.count;
@@ -406,7 +351,7 @@ impl Sparse {
         repair: Repair,
     ) -> Result<u64> {
         let data_end = self.data_end.load(Ordering::Acquire);
-        let fix = repair != Repair::Nothing && !walk.unsafe_to_cut && walk.misplaced.is_empty();
+        let fix = repair != Repair::Nothing && !walk.unsafe_to_cut;
         let mut used = 0;
         for part in self.in_order(shape, walk.placed.iter().map(|block| block.host())) {
             // A batmap that cannot be trusted may still be somebody's.
@@ -429,7 +374,7 @@ impl Sparse {
         let text = format!("{unused} bytes at {used:#x} before the footer belong to nothing");
         let mut did = None;
         let mut space = self.space.lock();
-        if fix && walk.absent.is_empty() && space.footer().is_some() {
+        if fix && walk.absent == 0 && space.footer.is_some() {
             self.cut(&mut space, shape, used)?;
             did = Some("the footer was moved and the file cut".to_owned());
         }
@@ -469,12 +414,5 @@ impl Sparse {
         );
         report.add(Severity::Leak, len.div_ceil(self.blocks.len()), text, did);
         Ok(())
-    }
-}
-
-fn keep(list: &mut Vec<u64>, index: u64, too_many: &mut bool) {
-    match list.len() < Report::MAX_FINDINGS {
-        true => list.push(index),
-        false => *too_many = true,
     }
 }

@@ -5,8 +5,8 @@ use std::ops::Range;
 use crate::error::{Error, Result};
 use crate::formats::vhd::geometry::SECTOR;
 use crate::formats::vhd::sparse::{Shape, Sparse};
-use crate::image::Compact;
 use crate::image::units::Taken;
+use crate::image::{Compact, Store};
 use crate::util::align::len64;
 use crate::util::progress::Progress;
 
@@ -37,7 +37,7 @@ impl Compact for Sparse {
     }
 
     fn free(&self, guest: &Range<u64>) -> Result<()> {
-        self.free_blocks(guest)
+        Store::discard(self, guest.clone())
     }
 
     fn unused(&self) -> Result<u64> {

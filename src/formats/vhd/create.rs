@@ -1,5 +1,6 @@
 //! Making new images.
 
+use std::ops::RangeInclusive;
 use std::time::SystemTime;
 
 use uuid::Uuid;
@@ -8,12 +9,15 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::formats::vhd::footer::{self, Creator as App, Footer, Kind, NewFooter};
 use crate::formats::vhd::geometry::{Geometry, MAX_SIZE, SECTOR};
 use crate::formats::vhd::header::{self, Header, NewParent};
-use crate::formats::vhd::layout::Blocks;
+use crate::formats::vhd::layout::{Blocks, UNUSED};
 use crate::formats::vhd::locator::{self, Code, Locator};
-use crate::image::create::{CreateBacking, CreateOptions, PREALLOCATION, Preallocation};
+use crate::image::create::{
+    CreateBacking, CreateOptions, PREALLOCATION, Preallocation, SUBFORMAT, preallocate,
+};
 use crate::image::driver::Creator;
 use crate::image::options::{OptionKind, OptionSpec};
-use crate::storage::{Storage, Zeroing, fill_space, give_space, has_room, zero_or_write};
+use crate::image::table::{Endian, Table};
+use crate::storage::{Storage, Zeroing, has_room, zero_or_write};
 use crate::util::align::{clamp_len, len64};
 use crate::util::random;
 
@@ -21,10 +25,8 @@ use crate::util::random;
 const TABLE: u64 = footer::LEN64 + header::LEN64;
 /// Blocks are as large as all other writers make them, unless asked otherwise.
 const BLOCK_SIZE: u64 = 2 << 20;
-/// Smallest block we make.  All readers take 512 KiB and 2 MiB; libvhd none above 2 MiB.
-const MIN_BLOCK: u64 = 4 << 10;
-/// Largest block we make.
-const MAX_BLOCK: u64 = 256 << 20;
+/// Blocks that we make.  All readers take 512 KiB and 2 MiB; libvhd none above 2 MiB.
+const BLOCKS: RangeInclusive<u64> = 4 << 10..=256 << 20;
 /// What Azure wants sizes to be a multiple of.
 const AZURE_UNIT: u64 = 1 << 20;
 
@@ -44,13 +46,6 @@ pub(super) const CREATOR: Creator = Creator {
     options: &[SUBFORMAT, BLOCK, SIZE, FORCE_SIZE, PROFILE, PREALLOCATION],
     compress: None,
     sequence: None,
-};
-
-const SUBFORMAT: OptionSpec = OptionSpec {
-    name: "subformat",
-    kind: OptionKind::Choice(&["dynamic", "fixed"]),
-    default: "dynamic",
-    help: "space as data comes, or all of it at once",
 };
 
 const BLOCK: OptionSpec = OptionSpec {
@@ -107,12 +102,7 @@ impl<'a> Plan<'a> {
         }
         let size = size(options.size, azure, chs)?;
         let blocks = Blocks::new(block_size(options, kind)?);
-        let preallocation = options.preallocation();
-        if kind != Kind::Fixed && preallocation != Preallocation::Off {
-            return Err(Error::unsupported(
-                "preallocation is for subformat=fixed (allowed for others: off)",
-            ));
-        }
+        let preallocation = options.preallocation_of("VHD", kind == Kind::Fixed)?;
         // A geometry that has come to its end says nothing about the size, under any creator.
         let (creator, geometry) = match chs {
             true if Geometry::for_size(size).bytes() != size => (App::Qemu, Geometry::MAX),
@@ -220,20 +210,15 @@ fn by_geometry(rule: Option<&str>, force: Option<bool>) -> Result<bool> {
 }
 
 fn kind(subformat: Option<&str>, azure: bool, backing: bool) -> Result<Kind> {
-    if backing && (azure || subformat == Some("fixed")) {
-        return Err(Error::invalid(
-            "a fixed VHD has no backing file (allowed with one: subformat=dynamic)",
-        ));
-    }
     if azure && subformat == Some("dynamic") {
         return Err(Error::invalid(
             "profile=azure goes with subformat=fixed (found: dynamic)",
         ));
     }
     Ok(match subformat {
-        _ if backing => Kind::Differencing,
         _ if azure => Kind::Fixed,
         Some("fixed") => Kind::Fixed,
+        _ if backing => Kind::Differencing,
         _ => Kind::Dynamic,
     })
 }
@@ -257,20 +242,13 @@ fn size(asked: u64, azure: bool, chs: bool) -> Result<u64> {
 }
 
 fn block_size(options: &CreateOptions, kind: Kind) -> Result<u64> {
-    let Some(size) = options.values.number("block_size") else {
-        return Ok(BLOCK_SIZE);
-    };
-    if kind == Kind::Fixed {
-        return Err(Error::invalid(
+    let asked = options.block_size(&BLOCKS)?;
+    match kind == Kind::Fixed && asked.is_some() {
+        true => Err(Error::invalid(
             "block_size is not for fixed disks: they have no blocks",
-        ));
+        )),
+        false => Ok(asked.unwrap_or(BLOCK_SIZE)),
     }
-    if !size.is_power_of_two() || !(MIN_BLOCK..=MAX_BLOCK).contains(&size) {
-        return Err(Error::invalid(format!(
-            "block_size is {size} (allowed: a power of two from {MIN_BLOCK} to {MAX_BLOCK})"
-        )));
-    }
-    Ok(size)
 }
 
 fn settle(options: &CreateOptions) -> Result<CreateOptions> {
@@ -351,9 +329,7 @@ fn create_fixed(storage: &dyn Storage, plan: &Plan<'_>, footer: &Footer, end: u6
         Preallocation::Off | Preallocation::Metadata if storage.has_fixed_len() => {
             zero_or_write(storage, 0..plan.size, Zeroing::MayUnmap)?;
         }
-        Preallocation::Off | Preallocation::Metadata => {}
-        Preallocation::Falloc => give_space(storage, 0..plan.size)?,
-        Preallocation::Full => fill_space(storage, 0..plan.size)?,
+        how => preallocate(storage, 0..plan.size, how)?,
     }
     storage.write_at(&footer.to_bytes(), end)
 }
@@ -370,15 +346,25 @@ fn create_sparse(storage: &dyn Storage, plan: &Plan<'_>, footer: &Footer, end: u
     let header = Header::new(TABLE, entries, block_size, parent.as_ref());
     storage.write_at(&footer.to_bytes(), 0)?;
     storage.write_at(&header.to_bytes(), footer::LEN64)?;
-    write_repeated(storage, 0xff, TABLE..plan.table_end())?;
-    let mut at = plan.table_end();
-    for (_, mut data) in plan.parent_paths() {
+    let words = (plan.table_end() - TABLE) / 4;
+    Table::new(TABLE, words, Endian::Big).fill(storage, 0..words, |_| Ok(UNUSED))?;
+    write_paths(storage, plan.parent_paths(), plan.table_end())?;
+    storage.write_at(&footer.to_bytes(), end)
+}
+
+/// Writes what locators point at in order from `at` on; where it ends.
+pub(super) fn write_paths(
+    storage: &dyn Storage,
+    paths: Vec<(Code, Vec<u8>)>,
+    mut at: u64,
+) -> Result<u64> {
+    for (_, mut data) in paths {
         let room = room(&data);
         data.resize(clamp_len(room, usize::MAX), 0);
         storage.write_at(&data, at)?;
         at += room;
     }
-    storage.write_at(&footer.to_bytes(), end)
+    Ok(at)
 }
 
 /// What the header says of the parent, whose paths lie in order from `at`.
@@ -446,15 +432,4 @@ fn locators(mut at: u64, paths: &[(Code, Vec<u8>)]) -> Result<Vec<Locator>> {
         at += room;
     }
     Ok(locators)
-}
-
-fn write_repeated(storage: &dyn Storage, byte: u8, range: std::ops::Range<u64>) -> Result<()> {
-    let bytes = vec![byte; clamp_len(range.end - range.start, 1 << 20)];
-    let mut at = range.start;
-    while at < range.end {
-        let len = clamp_len(range.end - at, bytes.len());
-        storage.write_at(&bytes[..len], at)?;
-        at += len64(len);
-    }
-    Ok(())
 }

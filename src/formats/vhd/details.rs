@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::formats::vhd::batmap;
@@ -20,7 +21,7 @@ pub(super) fn of_footer(footer: &Footer, end: &End, rule: SizeRule) -> Vec<Detai
         true => "chs",
         false => "current_size",
     };
-    let version = footer.creator_version();
+    let version = footer.creator_version.get();
     let (used, state) = match end {
         End::Whole => ("end", "whole".to_owned()),
         End::Short => ("end", "511 bytes long".to_owned()),
@@ -33,8 +34,8 @@ pub(super) fn of_footer(footer: &Footer, end: &End, rule: SizeRule) -> Vec<Detai
     vec![
         Detail::new("subformat", footer.kind().word()),
         Detail::new("size-rule", by),
-        Detail::new("current-size", footer.current_size()),
-        Detail::new("original-size", footer.original_size()),
+        Detail::new("current-size", footer.current_size.get()),
+        Detail::new("original-size", footer.original_size.get()),
         Detail::new("chs-size", geometry.bytes()),
         Detail::new(
             "geometry",
@@ -43,16 +44,16 @@ pub(super) fn of_footer(footer: &Footer, end: &End, rule: SizeRule) -> Vec<Detai
                 geometry.cylinders, geometry.heads, geometry.sectors
             ),
         ),
-        Detail::new("creator-application", tag(footer.creator_app())),
+        Detail::new("creator-application", tag(footer.creator_app)),
         Detail::new(
             "creator-version",
             format!("{}.{}", version >> 16, version & 0xffff),
         ),
-        Detail::new("creator-os", tag(footer.creator_os())),
+        Detail::new("creator-os", tag(footer.creator_os)),
         Detail::new("uuid", footer.uuid().to_string()),
-        Detail::new("created", time(footer.timestamp())),
-        Detail::new("saved-state", footer.saved_state() != 0),
-        Detail::new("hidden", footer.hidden()),
+        Detail::new("created", time(footer.timestamp.get())),
+        Detail::new("saved-state", footer.saved_state != 0),
+        Detail::new("hidden", footer.hidden),
         Detail::new("footer-used", used),
         Detail::new("footer-state", state),
     ]
@@ -99,36 +100,8 @@ fn tag(bytes: [u8; 4]) -> String {
 
 /// A timestamp as date and time.
 fn time(timestamp: u32) -> String {
-    let unix = footer::unix_seconds(timestamp);
-    let (days, seconds) = (unix / 86400, unix % 86400);
-    let date = civil(days);
-    format!(
-        "{date}T{:02}:{:02}:{:02}Z",
-        seconds / 3600,
-        seconds / 60 % 60,
-        seconds % 60
-    )
-}
-
-/// Year, month and day of a day counted from 1970-01-01, in the Gregorian calendar.
-fn civil(days: u64) -> String {
-    let (mut year, mut rest) = (1970u64, days);
-    let leap = |y: u64| y.is_multiple_of(4) && !y.is_multiple_of(100) || y.is_multiple_of(400);
-    while rest >= 365 + u64::from(leap(year)) {
-        rest -= 365 + u64::from(leap(year));
-        year += 1;
-    }
-    let february = 28 + u64::from(leap(year));
-    let months = [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let mut month = 1;
-    for len in months {
-        if rest < len {
-            break;
-        }
-        rest -= len;
-        month += 1;
-    }
-    format!("{year:04}-{month:02}-{:02}", rest + 1)
+    let unix = footer::unix_seconds(timestamp).cast_signed();
+    Timestamp::from_second(unix).unwrap_or_default().to_string()
 }
 
 #[cfg(test)]

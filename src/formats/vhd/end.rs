@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::formats::vhd::batmap;
 use crate::formats::vhd::footer::{self, Footer};
 use crate::formats::vhd::geometry::SECTOR;
-use crate::formats::vhd::layout::{Bounds, UNUSED};
+use crate::formats::vhd::layout::UNUSED;
 use crate::formats::vhd::space::Space;
 use crate::formats::vhd::sparse::{Shape, Sparse};
 use crate::image::open::WriteOrder;
@@ -141,10 +141,7 @@ impl Sparse {
         if let Some(tail) = space.tail {
             return Ok(tail);
         }
-        let used = self.used_end(shape)?.max(space.listed_end(self.blocks));
-        // The table on stable media may still name it.
-        let waiting = self.allocator.waiting().into_iter().map(|host| host.end);
-        let used = used.max(waiting.max().unwrap_or(0));
+        let used = self.taken_end(space, shape)?;
         if self.storage.has_fixed_len() {
             self.find_gaps(space, shape)?;
         }
@@ -158,6 +155,14 @@ impl Sparse {
         };
         space.tail = Some(tail);
         Ok(tail)
+    }
+
+    /// The end of what is in use, or waits to be used again.
+    fn taken_end(&self, space: &Space, shape: &Shape) -> Result<u64> {
+        let used = self.used_end(shape)?.max(space.listed_end(self.blocks));
+        // The table on stable media may still name it.
+        let waiting = self.allocator.waiting().into_iter().map(|host| host.end);
+        Ok(used.max(waiting.max().unwrap_or(0)))
     }
 
     fn is_hole(&self, host: Range<u64>) -> Result<bool> {
@@ -178,12 +183,7 @@ impl Sparse {
     /// # Errors
     /// `Corrupt` where the table points outside the file: space that it names must not be taken.
     pub(super) fn used_end(&self, shape: &Shape) -> Result<u64> {
-        let bounds = Bounds {
-            blocks: self.blocks,
-            size: shape.size,
-            data_end: self.data_end.load(Ordering::Acquire),
-            reserved: &shape.reserved,
-        };
+        let bounds = self.bounds(shape);
         let mut end = self.metadata_end(shape);
         let blocks = self.blocks.count(shape.size);
         shape.table.each(&*self.storage, |index, word| {
@@ -228,7 +228,7 @@ impl Sparse {
         }
         if tail < before && gap > 0 {
             // What pads the first of them is not needed either.
-            tail = tail.min(self.used_end(shape)?.max(space.listed_end(self.blocks)));
+            tail = tail.min(self.taken_end(space, shape)?);
         }
         self.punch_ready(space);
         space.tail = Some(tail);
@@ -245,8 +245,7 @@ impl Sparse {
 
     /// Has the file end with a footer at `tail`.
     fn end_at(&self, space: &mut Space, shape: &Shape, tail: u64) -> Result<()> {
-        self.storage
-            .write_at(&shape.footer.sealed().to_bytes(), tail)?;
+        shape.footer.write(&*self.storage, tail)?;
         // The one that is cut off was good until now.
         self.end_durably()?;
         self.storage.set_len(tail + footer::LEN64)?;

@@ -4,7 +4,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -12,22 +11,19 @@ use crate::formats::vhd::details;
 use crate::formats::vhd::footer::Footer;
 use crate::formats::vhd::geometry::SizeRule;
 use crate::formats::vhd::open::{End, Found};
+use crate::image::flat::Flat;
 use crate::image::info::Detail;
-use crate::image::open::{OpenOptions, Purpose, WriteOrder};
-use crate::image::{Caps, Check, Driver, Fill, Image, Layout, Resize, Run, Wait};
-use crate::storage::open::Access;
-use crate::storage::{Limits, Storage, Zeroing};
+use crate::image::open::{OpenOptions, Purpose};
+use crate::image::{Caps, Check, Driver, Image, Layout, Resize, Run, Store, Wait};
+use crate::storage::{Limits, Storage};
 
 /// An open fixed disk.
 #[derive(Debug)]
 pub(super) struct Fixed {
-    pub(super) storage: Arc<dyn Storage>,
-    pub(super) write: bool,
-    pub(super) order: WriteOrder,
+    pub(super) disk: Flat,
     pub(super) rule: SizeRule,
     /// What the footer at the end is.  Locked before `state`.
     pub(super) end: Mutex<End>,
-    pub(super) size: AtomicU64,
     pub(super) state: Mutex<State>,
 }
 
@@ -62,12 +58,9 @@ impl Fixed {
             size = found.data_end;
         }
         Ok(Self {
-            storage,
-            write: options.access == Access::Write,
-            order: options.order,
+            disk: Flat::new(storage, options, size),
             rule,
             end: Mutex::new(found.end),
-            size: AtomicU64::new(size),
             state: Mutex::new(State {
                 footer: found.footer,
                 data_end: found.data_end,
@@ -82,7 +75,7 @@ impl Image for Fixed {
     }
 
     fn virtual_size(&self) -> u64 {
-        self.size.load(Ordering::Acquire)
+        self.disk.size()
     }
 
     fn cluster_size(&self) -> Option<u64> {
@@ -90,54 +83,31 @@ impl Image for Fixed {
     }
 
     fn limits(&self) -> Limits {
-        self.storage.limits()
+        self.disk.storage.limits()
     }
 
     fn caps(&self) -> Caps {
         Caps {
-            write: self.write,
-            backing: false,
-            host_offsets: true,
             // Where the disk gets smaller, the footer moves to where data was.
             offsets_stay: false,
-            encoded: None,
+            ..self.disk.caps()
         }
     }
 
     fn storage(&self) -> &dyn Storage {
-        &*self.storage
+        &*self.disk.storage
     }
 
     fn map(&self, at: u64, len: u64, _wait: Wait) -> Result<Run<'_>> {
-        let inside = len.min(self.virtual_size().saturating_sub(at));
-        Ok(Run::in_place(&*self.storage, at, inside, self.write))
+        Ok(self.disk.map(at, len))
     }
 
-    fn allocate(&self, _at: u64, _len: u64, _fill: &mut Fill<'_>) -> Result<u64> {
-        // Everything is stored already, so `map` never sends anyone here but on a read-only image.
-        Err(Error::read_only())
-    }
-
-    fn zero(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
-        if !self.write {
-            return Err(Error::read_only());
-        }
-        self.storage.zero(range, how)
-    }
-
-    fn discard(&self, range: Range<u64>) -> Result<()> {
-        self.zero(range, Zeroing::MayUnmap)
-    }
-
-    fn flush(&self) -> Result<()> {
-        self.storage.sync()
+    fn store(&self) -> Option<&dyn Store> {
+        Some(&self.disk)
     }
 
     fn close(&self) -> Result<()> {
-        match self.order {
-            WriteOrder::Ordered => self.flush(),
-            WriteOrder::Unordered => Ok(()),
-        }
+        self.disk.close()
     }
 
     fn identity(&self) -> Option<Uuid> {
@@ -164,11 +134,9 @@ impl Image for Fixed {
 
 impl Layout for Fixed {
     fn assign(&self, ranges: &[Range<u64>]) -> Result<()> {
-        if !self.write {
-            return Err(Error::read_only());
-        }
+        self.disk.may_write()?;
         for range in ranges {
-            match self.storage.reserve(range.clone()) {
+            match self.disk.storage.reserve(range.clone()) {
                 Err(e) if e.kind() == ErrorKind::Unsupported => break,
                 done => done?,
             }

@@ -1,6 +1,7 @@
 //! The footer: 512 bytes at the end of every VHD, copied to the start of those that have a table.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::ops::Deref;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 use zerocopy::big_endian::{U16, U32, U64};
@@ -8,6 +9,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::vhd::geometry::Geometry;
+use crate::storage::Storage;
 
 /// Length of a footer in bytes.
 pub(super) const LEN: usize = 512;
@@ -35,45 +37,45 @@ const EPOCH: u64 = 946_684_800;
     Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
 #[repr(C)]
-struct RawFooter {
+pub(super) struct RawFooter {
     /// "conectix".
-    cookie: [u8; 8],
+    pub(super) cookie: [u8; 8],
     /// Bit 0: temporary; bit 1: always set; the others: 0.
-    features: U32,
+    pub(super) features: U32,
     /// File format version, major and minor: 1.0.
-    version: U32,
+    pub(super) version: U32,
     /// Offset of the dynamic header; all ones in a fixed disk.
-    data_offset: U64,
+    pub(super) data_offset: U64,
     /// Time of creation, seconds since 2000-01-01 UTC.
-    timestamp: U32,
+    pub(super) timestamp: U32,
     /// Which program made it.
-    creator_app: [u8; 4],
+    pub(super) creator_app: [u8; 4],
     /// Its version, major and minor.
-    creator_version: U32,
+    pub(super) creator_version: U32,
     /// Its host: "Wi2k" or "Mac ".
-    creator_os: [u8; 4],
+    pub(super) creator_os: [u8; 4],
     /// Size of the disk when it was made, in bytes.
-    original_size: U64,
+    pub(super) original_size: U64,
     /// Size of the disk now, in bytes.
-    current_size: U64,
+    pub(super) current_size: U64,
     /// Cylinders.
-    cylinders: U16,
+    pub(super) cylinders: U16,
     /// Heads.
-    heads: u8,
+    pub(super) heads: u8,
     /// Sectors per track.
-    sectors: u8,
+    pub(super) sectors: u8,
     /// 2 fixed, 3 dynamic, 4 differencing.
-    disk_type: U32,
+    pub(super) disk_type: U32,
     /// Complement of the sum of all bytes, this field as 0.
-    checksum: U32,
+    pub(super) checksum: U32,
     /// Identity; a child names its parent by it.
-    uuid: [u8; 16],
+    pub(super) uuid: [u8; 16],
     /// 1 while the machine is suspended.
-    saved_state: u8,
+    pub(super) saved_state: u8,
     /// XenServer: 0 visible, 1 hidden from the user, 2 also not to be coalesced.
-    hidden: u8,
+    pub(super) hidden: u8,
     /// Zero.
-    reserved: [u8; 426],
+    pub(super) reserved: [u8; 426],
 }
 
 const _: () = {
@@ -190,6 +192,14 @@ impl Creator {
     }
 }
 
+impl Deref for Footer {
+    type Target = RawFooter;
+
+    fn deref(&self) -> &RawFooter {
+        &self.raw
+    }
+}
+
 impl Footer {
     /// A footer for a new image, with the present time.
     pub(super) fn new(new: &NewFooter, now: SystemTime) -> Self {
@@ -294,6 +304,14 @@ impl Footer {
         bytes
     }
 
+    /// Writes it with the checksum its bytes give.
+    ///
+    /// # Errors
+    /// The host's.
+    pub(super) fn write(&self, storage: &dyn Storage, host: u64) -> Result<()> {
+        storage.write_at(&self.sealed().to_bytes(), host)
+    }
+
     /// The same footer with the checksum its bytes give.
     #[must_use]
     pub(super) fn sealed(mut self) -> Self {
@@ -330,7 +348,7 @@ impl Footer {
 
     /// Whether another footer is the same but for current size and geometry.
     pub(super) fn differs_in_size_only(&self, other: &Self) -> bool {
-        let same = other.resized(self.current_size(), self.geometry());
+        let same = other.resized(self.current_size.get(), self.geometry());
         same == self.sealed()
     }
 
@@ -358,16 +376,6 @@ impl Footer {
         self.raw.data_offset.get()
     }
 
-    /// Size of the disk when it was made, in bytes.
-    pub(super) fn original_size(&self) -> u64 {
-        self.raw.original_size.get()
-    }
-
-    /// Size of the disk now, in bytes.
-    pub(super) fn current_size(&self) -> u64 {
-        self.raw.current_size.get()
-    }
-
     /// Its geometry.
     pub(super) fn geometry(&self) -> Geometry {
         Geometry {
@@ -377,44 +385,9 @@ impl Footer {
         }
     }
 
-    /// Which program made it.
-    pub(super) fn creator_app(&self) -> [u8; 4] {
-        self.raw.creator_app
-    }
-
-    /// That program's version: major in the upper half, minor in the lower.
-    pub(super) fn creator_version(&self) -> u32 {
-        self.raw.creator_version.get()
-    }
-
-    /// That program's host.
-    pub(super) fn creator_os(&self) -> [u8; 4] {
-        self.raw.creator_os
-    }
-
     /// Identity.
     pub(super) fn uuid(&self) -> Uuid {
         Uuid::from_bytes(self.raw.uuid)
-    }
-
-    /// When it was made, seconds since 2000-01-01 UTC.
-    pub(super) fn timestamp(&self) -> u32 {
-        self.raw.timestamp.get()
-    }
-
-    /// Whether the machine was suspended.
-    pub(super) fn saved_state(&self) -> u8 {
-        self.raw.saved_state
-    }
-
-    /// XenServer's mark for images that users are not to see.
-    pub(super) fn hidden(&self) -> u8 {
-        self.raw.hidden
-    }
-
-    /// Feature bits.
-    pub(super) fn features(&self) -> u32 {
-        self.raw.features.get()
     }
 
     /// Feature bits that the format defines.
@@ -436,11 +409,13 @@ pub(super) fn timestamp(time: SystemTime) -> u32 {
 
 /// The moment a timestamp stands for, in seconds of Unix time.
 pub(super) fn unix_seconds(timestamp: u32) -> u64 {
-    Duration::from_secs(EPOCH + u64::from(timestamp)).as_secs()
+    EPOCH + u64::from(timestamp)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn sample() -> Footer {
@@ -459,8 +434,8 @@ mod tests {
         let footer = sample();
         let read = Footer::parse(&footer.to_bytes(), Strictness::Strict).expect("is whole");
         assert_eq!(read, footer);
-        assert_eq!(read.current_size(), 10 << 20);
-        assert_eq!(&read.creator_app(), b"win ");
+        assert_eq!(read.current_size.get(), 10 << 20);
+        assert_eq!(&read.creator_app, b"win ");
     }
 
     #[test]
@@ -484,8 +459,8 @@ mod tests {
             .to_bytes();
         let read = Footer::parse(&bytes, Strictness::Strict).expect("is sealed");
         assert_eq!((bytes[84], bytes[85], bytes[300]), (1, 2, 7));
-        assert_eq!(read.original_size(), 10 << 20);
-        assert_eq!(read.current_size(), 20 << 20);
+        assert_eq!(read.original_size.get(), 10 << 20);
+        assert_eq!(read.current_size.get(), 20 << 20);
     }
 
     #[test]

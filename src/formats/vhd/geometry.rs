@@ -113,7 +113,7 @@ impl SizeRule {
             Self::CurrentSize => false,
             Self::Auto => {
                 let geometry = footer.geometry();
-                [*b"vpc ", *b"qemu"].contains(&footer.creator_app())
+                [*b"vpc ", *b"qemu"].contains(&footer.creator_app)
                     && geometry != Geometry::MAX
                     && geometry.bytes() != 0
             }
@@ -124,9 +124,9 @@ impl SizeRule {
     /// size where the geometry describes more than that.
     pub(super) fn size(self, footer: &Footer, room: u64) -> u64 {
         let current = match footer.kind() {
-            Kind::Fixed => footer.current_size(),
+            Kind::Fixed => footer.current_size.get(),
             // The format counts in sectors.
-            Kind::Dynamic | Kind::Differencing => align::down(footer.current_size(), SECTOR),
+            Kind::Dynamic | Kind::Differencing => align::down(footer.current_size.get(), SECTOR),
         };
         let chs = footer.geometry().bytes();
         match self.goes_by_geometry(footer) {

@@ -7,20 +7,18 @@
 
 use crate::error::{Error, Result};
 use crate::formats::vhd::batmap;
-use crate::formats::vhd::create::{new_parent, parent_paths, room};
+use crate::formats::vhd::create::{new_parent, parent_paths, room, write_paths};
 use crate::formats::vhd::footer::Kind;
 use crate::formats::vhd::header;
 use crate::formats::vhd::open::End;
 use crate::formats::vhd::sparse::{Shape, Sparse, read_locators};
 use crate::image::create::CreateBacking;
 use crate::image::relink::Relink;
-use crate::util::align::{clamp_len, len64};
+use crate::image::units::Units;
 
 impl Relink for Sparse {
     fn relink(&mut self, backing: Option<&CreateBacking>) -> Result<()> {
-        if !self.write {
-            return Err(Error::read_only());
-        }
+        self.allocator()?;
         if matches!(*self.end.lock(), End::Killed | End::Damaged(_)) {
             return Err(Error::corrupt(
                 "the footer at the end is damaged (allowed: another parent after `check -r all`)",
@@ -55,20 +53,12 @@ impl Sparse {
         let parent = backing.map(|b| new_parent(b, host)).transpose()?;
         let changed = shape.header.with_parent(parent.as_ref());
         let stamp = self.allocator.order.now();
-        let mut at = host;
-        for (_, mut data) in paths {
-            let len = room(&data);
-            data.resize(clamp_len(len, usize::MAX), 0);
-            self.storage.write_at(&data, at)?;
-            at += len64(data.len());
-        }
+        let at = write_paths(&*self.storage, paths, host)?;
         self.storage.write_at(&changed.to_bytes(), at)?;
         self.allocator.order.settle(stamp)?;
         let usual = shape.footer.header_offset();
         self.replace_footers(&space, &shape, shape.footer.with_header(at, kind))?;
-        let stamp = self.allocator.order.now();
-        self.storage.write_at(&changed.to_bytes(), usual)?;
-        self.allocator.order.settle(stamp)?;
+        self.write_in_order(&changed.to_bytes(), usual)?;
         let footer = shape.footer.with_header(usual, kind);
         // The batmap, where there is one, is read again.
         let now = Shape::new(footer, changed, self.rule, batmap::Found::None);

@@ -7,19 +7,19 @@ use std::sync::atomic::Ordering;
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::vhd::batmap;
 use crate::formats::vhd::fixed::Fixed;
-use crate::formats::vhd::footer::{self, Creator, Footer, Kind};
+use crate::formats::vhd::footer::{self, Creator, Footer};
 use crate::formats::vhd::geometry::{Geometry, MAX_SIZE, SECTOR, SizeRule};
 use crate::formats::vhd::layout::UNUSED;
 use crate::formats::vhd::open::End;
 use crate::formats::vhd::space::Space;
 use crate::formats::vhd::sparse::{Shape, Sparse};
+use crate::image::table::{Endian, Table};
+use crate::image::units::Units;
 use crate::image::{LayerBelow, Resize, Slot, Wait};
 use crate::storage::{Zeroing, zero_or_write};
-use crate::util::align::{clamp_len, len64};
+use crate::util::align::len64;
 use crate::util::range;
 
-/// Table bytes written at a time.
-const STEP: usize = 64 << 10;
 /// Bytes of the header from its table's offset to its checksum: one write within one sector.
 const TABLE_FIELDS: Range<usize> = 16..40;
 
@@ -47,7 +47,7 @@ fn check_size(size: u64, rule: SizeRule) -> Result<()> {
 /// The footer for another size: of one whose creator's readers go by the geometry, the geometry
 /// is exact, or so large that all go by the current size.
 fn resized(footer: &Footer, size: u64) -> Footer {
-    let by_geometry = [*b"vpc ", *b"qemu"].contains(&footer.creator_app());
+    let by_geometry = [*b"vpc ", *b"qemu"].contains(&footer.creator_app);
     let geometry = Geometry::for_size(size);
     let geometry = match by_geometry && geometry.bytes() != size {
         true => Geometry::MAX,
@@ -58,16 +58,14 @@ fn resized(footer: &Footer, size: u64) -> Footer {
 
 impl Resize for Fixed {
     fn resize(&self, virtual_size: u64, _below: LayerBelow) -> Result<()> {
-        if !self.write {
-            return Err(Error::read_only());
-        }
+        self.disk.may_write()?;
         check_size(virtual_size, self.rule)?;
         let state = *self.state.lock();
-        let size = self.size.load(Ordering::Acquire);
-        if virtual_size == size && state.footer.current_size() == size {
+        let size = self.disk.size();
+        if virtual_size == size && state.footer.current_size.get() == size {
             return Ok(());
         }
-        if self.storage.has_fixed_len() && virtual_size > state.data_end {
+        if self.disk.storage.has_fixed_len() && virtual_size > state.data_end {
             return Err(Error::new(
                 ErrorKind::NoSpace,
                 format!(
@@ -80,11 +78,11 @@ impl Resize for Fixed {
         // What lies between the disk and its footer is not zero yet.
         let slack = size..state.data_end.min(virtual_size);
         if !slack.is_empty() {
-            zero_or_write(&*self.storage, slack, Zeroing::MayUnmap)?;
-            self.storage.sync()?;
+            zero_or_write(&*self.disk.storage, slack, Zeroing::MayUnmap)?;
+            self.disk.storage.sync()?;
         }
         self.put_footer(footer, virtual_size)?;
-        self.size.store(virtual_size, Ordering::Release);
+        self.disk.set_size(virtual_size);
         Ok(())
     }
 }
@@ -94,19 +92,18 @@ impl Fixed {
     /// file behind it; on storage of fixed length it stays where it is.
     pub(super) fn put_footer(&self, footer: Footer, end: u64) -> Result<()> {
         let state = *self.state.lock();
-        if self.storage.has_fixed_len() {
+        if self.disk.storage.has_fixed_len() {
             // One sector, which a device writes whole or not at all.
-            let bytes = footer.sealed().to_bytes();
-            self.storage.write_at(&bytes, state.data_end)?;
+            footer.write(&*self.disk.storage, state.data_end)?;
             self.state.lock().footer = footer.sealed();
-            return self.storage.sync();
+            return self.disk.storage.sync();
         }
         if end + footer::LEN64 > state.data_end {
             // The old one is in the way: first it steps aside as it is, and its place, which the
             // disk may show from now on, becomes zero.
             let aside = end.max(state.data_end).next_multiple_of(SECTOR) + footer::LEN64;
             self.move_footer(state.footer, aside)?;
-            self.storage.sync()?;
+            self.disk.storage.sync()?;
         }
         self.move_footer(footer, end)
     }
@@ -118,12 +115,12 @@ impl Fixed {
     fn move_footer(&self, footer: Footer, host: u64) -> Result<()> {
         let mut state = self.state.lock();
         let old = state.data_end;
-        self.storage.write_at(&footer.sealed().to_bytes(), host)?;
-        self.storage.sync()?;
+        footer.write(&*self.disk.storage, host)?;
+        self.disk.storage.sync()?;
         if host > old {
-            self.storage.write_at(&[0; footer::LEN], old)?;
+            self.disk.storage.write_at(&[0; footer::LEN], old)?;
         } else {
-            self.storage.set_len(host + footer::LEN64)?;
+            self.disk.storage.set_len(host + footer::LEN64)?;
         }
         state.footer = footer.sealed();
         state.data_end = host;
@@ -133,9 +130,7 @@ impl Fixed {
 
 impl Resize for Sparse {
     fn resize(&self, virtual_size: u64, below: LayerBelow) -> Result<()> {
-        if !self.write {
-            return Err(Error::read_only());
-        }
+        self.allocator()?;
         check_size(virtual_size, self.rule)?;
         if matches!(*self.end.lock(), End::Killed | End::Damaged(_)) {
             return Err(Error::corrupt(
@@ -155,21 +150,18 @@ impl Sparse {
     /// Grows: what becomes visible is made zero first, then there is a table for it, then the
     /// footers say so.
     fn grow(&self, shape: &Arc<Shape>, size: u64, below: LayerBelow) -> Result<()> {
-        let hidden = self.hidden_below(shape.size..size, below)?;
+        let below = if self.has_backing() { below.end()? } else { 0 };
+        // The image below has data there, which must not show.
+        let hidden = shape.size..size.min(below);
         self.zero_padding(shape, size)?;
         let entries = self.blocks.count(size);
         let mut now = Arc::clone(shape);
+        self.drop_behind(shape, self.blocks.count(shape.size)..shape.table.len())?;
         if entries > shape.table.len() {
             now = self.enlarge_table(shape, entries)?;
-        } else {
-            for index in self.blocks.count(shape.size)..entries {
-                if shape.table.get(&*self.storage, index, Wait::Yes)? != UNUSED {
-                    shape.table.publish(&*self.storage, index, &[UNUSED])?;
-                }
-            }
         }
         self.allocator.order.settle_all()?;
-        if let Some(hidden) = hidden {
+        if !hidden.is_empty() {
             // Nobody else uses the disk meanwhile.
             self.growing.store(size, Ordering::Relaxed);
             let covered = self.cover(&now, hidden);
@@ -180,40 +172,36 @@ impl Sparse {
         self.set_size(&now, size)
     }
 
-    /// The new bytes at which the image below has data, which must not show.
-    fn hidden_below(&self, new: Range<u64>, below: LayerBelow) -> Result<Option<Range<u64>>> {
-        if self.kind != Kind::Differencing {
-            return Ok(None);
-        }
-        match below {
-            LayerBelow::Nothing => Ok(None),
-            LayerBelow::Size(size) => Ok(range::intersect(&new, &(new.start..size.max(new.start)))),
-            LayerBelow::NotOpened => Err(Error::unsupported(
-                "a differencing disk does not grow while its parent is not open: data of the parent could show",
-            )),
-        }
-    }
-
     /// Zeroes what the last block holds past the disk's old end.
     fn zero_padding(&self, shape: &Shape, size: u64) -> Result<()> {
-        let start = shape.size;
-        if start.is_multiple_of(self.blocks.data) {
+        let index = self.blocks.index(shape.size);
+        if shape.size.is_multiple_of(self.blocks.data) {
             return Ok(());
         }
-        let index = self.blocks.index(start);
+        if let Some(host) = self.locate(shape, index, Wait::Yes)? {
+            // The file may end within the block, where its writer cut off what the disk did not show.
+            let mut space = self.space.lock();
+            self.tail(&mut space, shape)?;
+            self.make_room(&mut space, shape, host + self.blocks.len(), 0)?;
+        }
+        self.zero_cut(shape, size)
+    }
+
+    /// Zeroes what the last block holds past the disk's end, up to `end`, and the file has of that.
+    fn zero_cut(&self, shape: &Shape, end: u64) -> Result<()> {
+        let index = self.blocks.index(shape.size);
+        let block = self.blocks.guest(index);
+        if shape.size == block.start {
+            return Ok(());
+        }
         let Some(host) = self.locate(shape, index, Wait::Yes)? else {
             return Ok(());
         };
-        let block = self.blocks.guest(index);
-        let end = block.end.min(size);
         let data = host + self.blocks.bitmap;
-        // The file may end within the block, where its writer cut off what the disk did not show.
-        let mut space = self.space.lock();
-        self.tail(&mut space, shape)?;
-        self.make_room(&mut space, shape, data + self.blocks.data, 0)?;
-        drop(space);
-        let part = data + (start - block.start)..data + (end - block.start);
-        zero_or_write(&*self.storage, part, Zeroing::MayUnmap)
+        let end = data + (block.end.min(end) - block.start);
+        let end = end.min(self.data_end.load(Ordering::Acquire));
+        let start = data + (shape.size - block.start);
+        zero_or_write(&*self.storage, start..end, Zeroing::MayUnmap)
     }
 
     /// Gives new bytes zeroes of their own, since the image below has data there.
@@ -264,12 +252,10 @@ impl Sparse {
             // Nothing refers to the room that was made; where it stays it is a leak.
             let _ = self.cut(&mut space, &shape, before);
         })?;
-        let stamp = self.allocator.order.now();
         let header = shape.header.with_table(host, count);
         let fields = &header.to_bytes()[TABLE_FIELDS];
         let at = shape.footer.header_offset() + len64(TABLE_FIELDS.start);
-        self.storage.write_at(fields, at)?;
-        self.allocator.order.settle(stamp)?;
+        self.write_in_order(fields, at)?;
         if host != old {
             let unused = old..old + shape.table.len() * 4;
             match self.storage.zero(unused, Zeroing::MayUnmap) {
@@ -294,17 +280,20 @@ impl Sparse {
         unnamed: &[Range<u64>],
     ) -> Result<u64> {
         let stamp = self.allocator.order.now();
-        let old = shape.table.host();
-        let host = match self.extend_in_place(space, shape, old + entries * 4, unnamed)? {
-            true => old,
-            false => {
-                let host = self.take_bytes(space, shape, entries * 4)?;
-                self.copy_table(shape, host)?;
-                host
+        let old = &shape.table;
+        let (host, first) =
+            match self.extend_in_place(space, shape, old.host() + entries * 4, unnamed)? {
+                true => (old.host(), old.len()),
+                false => (self.take_bytes(space, shape, entries * 4)?, 0),
+            };
+        let end = (host + entries * 4).next_multiple_of(SECTOR);
+        let new = Table::new(host, (end - host) / 4, Endian::Big);
+        new.fill(&*self.storage, first..new.len(), |index| {
+            match index < old.len() {
+                true => old.get(&*self.storage, index, Wait::Yes),
+                false => Ok(UNUSED),
             }
-        };
-        let fresh = host + shape.table.len() * 4..(host + entries * 4).next_multiple_of(SECTOR);
-        self.write_unused(fresh)?;
+        })?;
         self.allocator.order.settle(stamp)?;
         Ok(host)
     }
@@ -343,31 +332,6 @@ impl Sparse {
         Ok(free)
     }
 
-    fn copy_table(&self, shape: &Shape, to: u64) -> Result<()> {
-        let len = shape.table.len() * 4;
-        let mut buf = vec![0; clamp_len(len, STEP)];
-        let mut done = 0;
-        while done < len {
-            let step = clamp_len(len - done, buf.len());
-            self.storage
-                .read_at(&mut buf[..step], shape.table.host() + done)?;
-            self.storage.write_at(&buf[..step], to + done)?;
-            done += len64(step);
-        }
-        Ok(())
-    }
-
-    fn write_unused(&self, range: Range<u64>) -> Result<()> {
-        let buf = vec![0xff; clamp_len(range::len(&range), STEP)];
-        let mut at = range.start;
-        while at < range.end {
-            let step = clamp_len(range.end - at, buf.len());
-            self.storage.write_at(&buf[..step], at)?;
-            at += len64(step);
-        }
-        Ok(())
-    }
-
     /// Shrinks: the footers first, then what they no longer show is given back.
     fn shrink(&self, shape: &Arc<Shape>, size: u64) -> Result<()> {
         let blocks = self.blocks.count(size)..self.blocks.count(shape.size);
@@ -376,39 +340,28 @@ impl Sparse {
         }
         self.set_size(shape, size)?;
         let shape = self.shape.load_full();
-        let mut space = self.space.lock();
-        let freeable = self.is_disjoint(&mut space, &shape)?;
-        drop(space);
-        for index in blocks {
-            let word = shape.table.get(&*self.storage, index, Wait::Yes)?;
-            if word != UNUSED {
-                shape.table.publish(&*self.storage, index, &[UNUSED])?;
-                let host = u64::from(word) * SECTOR;
-                if freeable {
-                    self.allocator.free(self, host..host + self.blocks.len())?;
-                }
-            }
-        }
-        self.zero_cut(&shape)
+        self.drop_behind(&shape, blocks)?;
+        self.zero_cut(&shape, u64::MAX)
     }
 
-    /// Zeroes what the last block holds past the disk's end.
-    fn zero_cut(&self, shape: &Shape) -> Result<()> {
-        let index = self.blocks.index(shape.size);
-        let block = self.blocks.guest(index);
-        if shape.size == block.start {
-            return Ok(());
+    /// Frees blocks behind the end of the disk, as far as they are where blocks may be.
+    fn drop_behind(&self, shape: &Shape, blocks: Range<u64>) -> Result<()> {
+        for index in blocks {
+            let word = shape.table.get(&*self.storage, index, Wait::Yes)?;
+            if word == UNUSED {
+                continue;
+            }
+            let host = u64::from(word) * SECTOR;
+            let host = host..host + self.blocks.len();
+            let fits = host.end <= self.data_end.load(Ordering::Acquire)
+                && !self.is_metadata(shape, &host)
+                && self.is_disjoint(&mut self.space.lock(), shape)?;
+            shape.table.publish(&*self.storage, index, &[UNUSED])?;
+            if fits {
+                self.allocator.free(self, host)?;
+            }
         }
-        let Some(host) = self.locate(shape, index, Wait::Yes)? else {
-            return Ok(());
-        };
-        let data = host + self.blocks.bitmap;
-        let end = (data + self.blocks.data).min(self.data_end.load(Ordering::Acquire));
-        zero_or_write(
-            &*self.storage,
-            data + (shape.size - block.start)..end,
-            Zeroing::MayUnmap,
-        )
+        Ok(())
     }
 
     /// Writes both footers for another size, and shows it.

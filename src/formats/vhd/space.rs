@@ -54,11 +54,6 @@ impl Space {
         }
     }
 
-    /// Where the footer at the end is, while there is one.
-    pub(super) fn footer(&self) -> Option<u64> {
-        self.footer
-    }
-
     /// A footer was written at `host`, at the end of the file.
     pub(super) fn footer_is_at(&mut self, host: u64) {
         self.footer = Some(host);
@@ -165,18 +160,10 @@ impl Sparse {
         let waiting =
             waiting.flat_map(|host| host.step_by(clamp_len(self.blocks.len(), usize::MAX)));
         let waiting = waiting.filter_map(|host| u32::try_from(host / SECTOR).ok());
-        let mut words: Vec<u32> = space.listed().chain(waiting).collect();
-        shape.table.each(&*self.storage, |_, word| {
-            if word != UNUSED && words.len() <= 4 * MAX_FREED {
-                words.push(word);
-            }
-            Ok(())
-        })?;
         space.gaps.clear();
-        if words.len() > 4 * MAX_FREED {
+        let Some(words) = self.named(shape, space.listed().chain(waiting).collect())? else {
             return Ok(());
-        }
-        words.sort_unstable();
+        };
         let hosts = words.iter().map(|word| u64::from(*word) * SECTOR);
         let mut used = 0;
         for part in self.in_order(shape, hosts) {
@@ -273,21 +260,23 @@ impl Sparse {
         if let Some(disjoint) = space.disjoint {
             return Ok(disjoint);
         }
-        let mut words = Vec::new();
-        let mut fits = true;
+        let words = self.named(shape, Vec::new())?;
+        let sectors = self.blocks.len() / SECTOR;
+        let apart = |pair: &[u32]| u64::from(pair[1]) - u64::from(pair[0]) >= sectors;
+        let disjoint = words.is_some_and(|words| words.windows(2).all(apart));
+        space.disjoint = Some(disjoint);
+        Ok(disjoint)
+    }
+
+    /// Some words and all that the table has of blocks, in order; none where there are too many.
+    fn named(&self, shape: &Shape, mut words: Vec<u32>) -> Result<Option<Vec<u32>>> {
         shape.table.each(&*self.storage, |_, word| {
-            fits &= words.len() < 4 * MAX_FREED;
-            if word != UNUSED && fits {
+            if word != UNUSED && words.len() <= 4 * MAX_FREED {
                 words.push(word);
             }
             Ok(())
         })?;
         words.sort_unstable();
-        let sectors = self.blocks.len() / SECTOR;
-        let apart = words
-            .windows(2)
-            .all(|pair| u64::from(pair[1]) - u64::from(pair[0]) >= sectors);
-        space.disjoint = Some(apart && fits);
-        Ok(apart && fits)
+        Ok(Some(words).filter(|words| words.len() <= 4 * MAX_FREED))
     }
 }

@@ -26,14 +26,11 @@ use crate::image::relink::Relink;
 use crate::image::table::{Endian, Table};
 use crate::image::units::{Allocator, Order, Units};
 use crate::image::{
-    Backing, Caps, Check, Compact, Driver, Fill, Image, Layout, Resize, Run, Source, Wait,
+    Backing, Caps, Check, Compact, Driver, Image, Layout, Resize, Run, Source, Store, Wait,
 };
 use crate::storage::open::Access;
-use crate::storage::{Limits, Storage, Zeroing};
+use crate::storage::{Limits, Storage};
 use crate::util::align;
-
-/// Table words looked at for one answer of `map`.
-const LOOK_AHEAD: u64 = 4096;
 
 /// What a change of size replaces.
 #[derive(Debug)]
@@ -162,27 +159,17 @@ impl Sparse {
     /// Where block `index` begins in the file; `None` where it has no space.
     pub(super) fn locate(&self, shape: &Shape, index: u64, wait: Wait) -> Result<Option<u64>> {
         let word = shape.table.get(&*self.storage, index, wait)?;
-        let bounds = Bounds {
+        self.bounds(shape).locate(index, word)
+    }
+
+    /// Where blocks may be.
+    pub(super) fn bounds<'a>(&self, shape: &'a Shape) -> Bounds<'a> {
+        Bounds {
             blocks: self.blocks,
             size: shape.size,
             data_end: self.data_end.load(Ordering::Acquire),
             reserved: &shape.reserved,
-        };
-        bounds.locate(index, word)
-    }
-
-    /// Bytes from `at`, which block `index` does not have, that no block has; at most `len`.
-    fn without_space(&self, shape: &Shape, index: u64, at: u64, len: u64) -> u64 {
-        let end = at.saturating_add(len);
-        let mut next = index + 1;
-        while self.blocks.guest(next).start < end && next - index < LOOK_AHEAD {
-            // Only what is in memory: the answer may be shorter, never wrong.
-            match shape.table.get(&*self.storage, next, Wait::No) {
-                Ok(UNUSED) => next += 1,
-                _ => break,
-            }
         }
-        end.min(self.blocks.guest(next).start) - at
     }
 
     /// The run at `at` of a block that begins at `host`.
@@ -314,10 +301,8 @@ impl Image for Sparse {
     fn caps(&self) -> Caps {
         Caps {
             write: self.write,
-            backing: self.kind == Kind::Differencing,
-            host_offsets: true,
-            offsets_stay: false,
-            encoded: None,
+            backing: self.has_backing(),
+            ..Caps::STORED
         }
     }
 
@@ -331,32 +316,28 @@ impl Image for Sparse {
         let index = self.blocks.index(at);
         match self.locate(&shape, index, wait)? {
             Some(host) => self.run_in_block(&shape, host, at, len, wait),
-            None => Ok(Run {
-                len: self.without_space(&shape, index, at, len),
-                source: Source::Below,
-            }),
+            None => {
+                let others = index + 1..self.blocks.count(at + len);
+                let end = shape
+                    .table
+                    .alike(&*self.storage, others, |_, word| word == UNUSED);
+                Ok(Run {
+                    len: (at + len).min(end * self.blocks.data) - at,
+                    source: Source::Below,
+                })
+            }
         }
     }
 
-    fn allocate(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
-        self.allocator()?.allocate(self, at..at + len, fill)
-    }
-
-    fn allocate_ahead(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
-        self.allocator()?
-            .allocate_following(self, at..at + len, fill)
-    }
-
-    fn zero(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
-        self.zero_blocks(&range, how)
-    }
-
-    fn discard(&self, range: Range<u64>) -> Result<()> {
-        self.free_blocks(&range)
+    fn store(&self) -> Option<&dyn Store> {
+        Some(self)
     }
 
     fn flush(&self) -> Result<()> {
-        self.flush_all()
+        if self.write {
+            self.complete_end(&mut self.space.lock(), &self.shape.load())?;
+        }
+        Store::flush(self)
     }
 
     fn close(&self) -> Result<()> {

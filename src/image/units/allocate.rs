@@ -47,8 +47,8 @@ pub struct Allocator {
 struct Batch<'a, U: Units> {
     units: &'a U,
     moves: Vec<Move>,
-    /// Entries may name the space.
-    named: bool,
+    /// Of how many of them, from the first on, entries may name the space.
+    named: usize,
 }
 
 impl<U: Units> Batch<'_, U> {
@@ -72,9 +72,7 @@ impl<U: Units> Batch<'_, U> {
 
 impl<U: Units> Drop for Batch<'_, U> {
     fn drop(&mut self) {
-        if !self.named {
-            untake(self.units, &self.moves);
-        }
+        untake(self.units, self.moves.get(self.named..).unwrap_or(&[]));
     }
 }
 
@@ -200,7 +198,7 @@ impl Allocator {
         let mut batch = Batch {
             units,
             moves,
-            named: false,
+            named: 0,
         };
         self.carry_out(&goal, &mut batch, fill)
     }
@@ -233,8 +231,8 @@ impl Allocator {
             self.order.settle(since)?;
         }
         // From here on the file may name the space, whatever the answer.
-        batch.named = true;
-        units.publish(entries, &new)?;
+        batch.named = new.len();
+        units.publish(entries, &new, &mut batch.named)?;
         let size = units.unit_len();
         let (Some(start), Some(end)) = (new.first(), new.last()) else {
             return Ok(0);
@@ -312,8 +310,19 @@ impl Allocator {
 
     /// Space for up to `count` units: set aside, ready, or new.
     fn space<U: Units>(&self, units: &U, first: u64, count: u64, waits: bool) -> Result<Taken> {
-        if let Some(space) = self.assigned.lock().take(first, count) {
-            return Ok(space);
+        let (space, since) = {
+            let mut assigned = self.assigned.lock();
+            (assigned.take(first, count), assigned.since())
+        };
+        match space {
+            // What counts it may be lost.
+            Some(space)
+                if !space.ready && since.is_some_and(|m| self.order.has_failed_since(m)) =>
+            {
+                units.untake(&space);
+            }
+            Some(space) => return Ok(space),
+            None => {}
         }
         if !waits && let Some(space) = self.ready_space(units, first, count)? {
             return Ok(space);

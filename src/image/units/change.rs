@@ -24,13 +24,14 @@ impl Allocator {
     /// Drops what units have: all those that an aligned range of the disk touches.
     ///
     /// # Errors
-    /// The host's.
+    /// Those of [`Units::may_drop`]; the host's.
     pub fn drop_units<U: Units>(
         &self,
         units: &U,
         guest: &Range<u64>,
         target: Target,
     ) -> Result<()> {
+        units.may_drop(target)?;
         self.begin(units)?;
         units.note(guest)?;
         let size = units.unit_len();
@@ -129,8 +130,8 @@ impl Allocator {
     }
 
     /// Sets space aside, in guest order, for all units that `ranges` (ascending) touch and that have
-    /// none of their own; where it can be named at once then, it is made ready, all of it by one sync.
-    /// Where that would cost a write of all the space, nothing is set aside.
+    /// none of their own; where it can be named at once then, it is made ready, all of it by one sync,
+    /// unless that would cost a write of all the space: entries wait for their data then.
     ///
     /// # Errors
     /// The host's, `NoSpace` among them; then nothing more is set aside than before.
@@ -140,17 +141,16 @@ impl Allocator {
         for guest in ranges {
             self.want(units, guest, &mut wanted)?;
         }
-        let ready = self.order.policy() == WriteOrder::Ordered && !units.has_backing();
+        let mut ready = self.order.policy() == WriteOrder::Ordered && !units.has_backing();
         let since = self.order.now();
         let mut unnamed = Unnamed::new(units, Vec::new());
-        let Some(mut runs) = take_wanted(&mut unnamed, &wanted, ready)? else {
-            return Ok(());
-        };
+        let mut runs = take_wanted(&mut unnamed, &wanted, &mut ready)?;
         if ready && !runs.is_empty() {
             self.order.settle(since)?;
         }
         unnamed.named();
         let mut assigned = self.assigned.lock();
+        assigned.begin(since);
         for (first, run) in &mut runs {
             (run.zeroed, run.ready) = (run.zeroed || ready, ready);
             assigned.insert(*first, *run);
@@ -211,7 +211,7 @@ impl Allocator {
     /// The host's.
     pub fn flush<U: Units>(&self, units: &U) -> Result<()> {
         self.order.flush()?;
-        self.release(units)
+        self.release_ready(units)
     }
 
     /// Gives back what was set aside, made ready or freed, as far as nobody reads there.  With no
@@ -268,13 +268,13 @@ fn reserve<U: Units>(units: &U, ranges: &[Range<u64>], runs: &[(u64, Taken)]) ->
     Ok(())
 }
 
-/// Takes space for all wanted units, in as few pieces as there are; for which each run is.  None where
-/// it cannot be made zero.
+/// Takes space for all wanted units, in as few pieces as there are; for which each run is.  It is made
+/// zero where it is to be `ready`, which is no longer so where it cannot be.
 fn take_wanted<U: Units>(
     unnamed: &mut Unnamed<'_, U>,
     wanted: &[Range<u64>],
-    ready: bool,
-) -> Result<Option<Vec<(u64, Taken)>>> {
+    ready: &mut bool,
+) -> Result<Vec<(u64, Taken)>> {
     let mut runs = Vec::new();
     let mut wanted = wanted.iter().cloned();
     let mut left: u64 = wanted.clone().map(|w| range::len(&w)).sum();
@@ -282,9 +282,7 @@ fn take_wanted<U: Units>(
     while left > 0 {
         let taken = unnamed.units.take(next.start, left)?;
         unnamed.runs.push(taken);
-        if ready && !make_zero(unnamed.units, &taken)? {
-            return Ok(None);
-        }
+        *ready = *ready && make_zero(unnamed.units, &taken)?;
         left = left.saturating_sub(taken.count);
         let mut used = 0;
         while used < taken.count && !next.is_empty() {
@@ -297,5 +295,5 @@ fn take_wanted<U: Units>(
             }
         }
     }
-    Ok(Some(runs))
+    Ok(runs)
 }

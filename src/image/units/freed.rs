@@ -2,7 +2,9 @@
 //!
 //! A reader that looked an entry up before it changed may still be reading there, and a power cut
 //! may bring the old entry back.  So freed space waits for two things: that all requests that had
-//! begun have ended (its grace point), and that the change that freed it is on stable media.
+//! begun have ended (its grace point), and that the change that freed it is on stable media.  Where a
+//! sync has failed since, nobody knows whether it is, however many succeed after it: such space is
+//! kept until the image is opened anew.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -19,6 +21,8 @@ pub struct Freed {
     batches: VecDeque<Batch>,
     ranges: usize,
     bytes: u64,
+    /// What stable media may still name.
+    lost: Vec<Range<u64>>,
 }
 
 /// What was freed in one moment.
@@ -68,20 +72,24 @@ impl Freed {
         self.ranges == 0
     }
 
-    /// All ranges that wait, in no order.
+    /// All ranges that wait, or that are kept, in no order.
     pub fn iter(&self) -> impl Iterator<Item = &Range<u64>> {
-        self.batches.iter().flat_map(|b| &b.ranges)
+        self.batches
+            .iter()
+            .flat_map(|b| &b.ranges)
+            .chain(&self.lost)
     }
 
     /// Takes out what has passed its grace point and is known to be gone from stable media.
     pub fn ready(&mut self, order: &Order, grace: &Grace) -> Vec<Range<u64>> {
+        self.keep_lost(order);
         self.take(|batch| {
             order.is_settled(batch.written, batch.written) && grace.passed(batch.grace)
         })
     }
 
     /// As `ready`, having waited until all that has passed its grace point is gone from stable media
-    /// too.  What a failed sync may have lost is dropped: it stays a leak.
+    /// too.
     ///
     /// # Errors
     /// The host's.
@@ -92,6 +100,7 @@ impl Freed {
     ) -> Result<Vec<Range<u64>>> {
         let (oldest, ranges) = {
             let mut freed = freed.lock();
+            freed.keep_lost(order);
             let unsettled = freed
                 .batches
                 .iter()
@@ -99,10 +108,24 @@ impl Freed {
             let oldest = unsettled.map(|b| b.written);
             (oldest, freed.take(|b| grace.passed(b.grace)))
         };
-        if let Some(oldest) = oldest.filter(|_| !ranges.is_empty()) {
-            order.settle(oldest)?;
+        if let Some(oldest) = oldest.filter(|_| !ranges.is_empty())
+            && let Err(e) = order.settle(oldest)
+        {
+            freed.lock().lost.extend(ranges);
+            return Err(e);
         }
         Ok(ranges)
+    }
+
+    /// Keeps for good what was freed before a sync that failed.
+    fn keep_lost(&mut self, order: &Order) {
+        let lost = |b: &Batch| order.has_failed_since(b.written);
+        let count = self.batches.iter().take_while(|b| lost(b)).count();
+        for batch in self.batches.drain(..count) {
+            self.ranges -= batch.ranges.len();
+            self.bytes -= batch.ranges.iter().map(range::len).sum::<u64>();
+            self.lost.extend(batch.ranges);
+        }
     }
 
     /// Takes the oldest out for as long as `may_go` says so.

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Whatever fails before "publish" leaves the entries as they were and gives the space back; from
-//! then on the file may name the space, and it is not given back whatever the answer.
+//! then on the file may name the space, and what it may name is not given back whatever the answer.
 //!
 //! Units whose old content a power cut must not lose, or that hold something which shows through,
 //! wait for one sync before their entries appear: as many as lie side by side wait together, and
@@ -34,10 +34,12 @@ mod freed;
 mod order;
 mod pack;
 mod plan;
+mod slots;
 
 pub use allocate::Allocator;
 pub use freed::Freed;
 pub use order::{Moment, Order};
+pub use slots::{Fault, Grid, Slots};
 
 /// What part of a unit reads as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -293,8 +295,17 @@ pub trait Units: fmt::Debug + Send + Sync {
     /// Writes entries, which are neighbours in order, and shows them to readers.
     ///
     /// # Errors
-    /// The host's; the file may then have the new entries or the old ones.
-    fn publish(&self, entries: Self::Entries<'_>, new: &[New]) -> Result<()>;
+    /// The host's; the file may then have the new entries or the old ones, but for those from number
+    /// `reached` on where that was lowered: it has the old ones of these, whatever comes.
+    fn publish(&self, entries: Self::Entries<'_>, new: &[New], reached: &mut usize) -> Result<()>;
+    /// Whether entries of this image can change as `target` says.
+    ///
+    /// # Errors
+    /// `Unsupported` where they cannot.
+    fn may_drop(&self, target: Target) -> Result<()> {
+        let _ = target;
+        Ok(())
+    }
     /// Changes the entries of all units of an aligned range of the disk, so that it reads as zeroes,
     /// as `target` says; adds the host ranges that nothing names then to `freed`.
     ///

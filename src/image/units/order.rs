@@ -107,6 +107,18 @@ impl Order {
             || (data && metadata.is_durable_since(first.metadata, last.metadata))
     }
 
+    /// Whether a sync has failed since `moment`, so that what was written before may be lost whatever
+    /// follows; never where nobody asked for an order.
+    pub fn has_failed_since(&self, moment: Moment) -> bool {
+        let files = [
+            (Some(&self.metadata), Some(moment.metadata)),
+            (self.data.as_ref(), moment.data),
+        ];
+        let mut files = files.iter().filter_map(|(file, stamp)| (*file).zip(*stamp));
+        self.policy == WriteOrder::Ordered
+            && files.any(|(file, stamp)| file.syncs.has_failed_since(stamp))
+    }
+
     /// Makes all completed writes durable.
     ///
     /// # Errors

@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use crate::error::Result;
-use crate::image::units::{Allocator, New, Space, Taken, Unit, Units};
+use crate::image::units::{Allocator, New, Space, Taken, Unit, Units, Unnamed};
 use crate::util::align::{clamp_len, len64};
-use crate::util::progress::Progress;
+use crate::util::progress::{Progress, Silent};
 
 /// Bytes moved by one sync, or one unit.
 const TOGETHER: u64 = 64 << 20;
@@ -37,6 +37,20 @@ impl Allocator {
             .collect();
         self.move_units(units, &pairs, progress)?;
         Ok(len64(pairs.len()) * units.unit_len())
+    }
+
+    /// Gives units that have space other space, as [`Units::take`] finds it.  Nothing else changes
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// Those of taking space; the host's.
+    pub fn move_away<U: Units>(&self, units: &U, indices: &[u64]) -> Result<()> {
+        let mut unnamed = Unnamed::new(units, Vec::new());
+        for index in indices {
+            unnamed.runs.push(units.take(*index, 1)?);
+        }
+        let moves: Vec<_> = indices.iter().copied().zip(unnamed.named()).collect();
+        self.move_units(units, &moves, &Silent)
     }
 
     /// Gives units that have space other space, which nothing else takes meanwhile.  Nothing else
@@ -80,7 +94,7 @@ impl Allocator {
             self.order.settle(since)?;
             for entry in &new {
                 let (_, entries) = units.open(entry.index..entry.index + 1, entry.index, true)?;
-                units.publish(entries, std::slice::from_ref(entry))?;
+                units.publish(entries, std::slice::from_ref(entry), &mut 1)?;
             }
         }
         self.order.settle_all()

@@ -117,8 +117,8 @@ impl<'a, U: Units> Goal<'a, U> {
         while !next.unit.is_own() && index > 0 && (index - 1) * size >= self.around.start {
             index -= 1;
             let start = index * size;
-            match self.consider(index, start, reserved)? {
-                Some(before) if !before.unit.is_own() => moves.push(before),
+            match self.consider(index, start, reserved) {
+                Ok(Some(before)) if !before.unit.is_own() => moves.push(before),
                 _ => break,
             }
         }
@@ -130,7 +130,9 @@ impl<'a, U: Units> Goal<'a, U> {
             moves.push(found);
             index += 1;
             if whole && index * size < self.around.end {
-                next = self.consider(index, index * size, reserved)?;
+                // What is wrong with it is told to those who need it.
+                let after = self.consider(index, index * size, reserved);
+                next = after.unwrap_or_default();
             }
         }
         Ok(moves)

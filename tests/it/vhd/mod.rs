@@ -38,6 +38,7 @@ fn create(size: u64, texts: &[&str], parent: Option<Uuid>) -> Arc<MemoryStorage>
         state: None,
         modified: std::time::SystemTime::now(),
         virtual_size: size,
+        cluster_size: None,
     });
     let options = CreateOptions {
         size,

@@ -227,3 +227,36 @@ fn a_fixed_disk_with_slack_before_its_footer_resizes_to_any_size_and_keeps_no_sl
         clean(&storage);
     }
 }
+
+/// Says in both footers that the disk has `size` bytes, and nothing else.
+fn say_size(storage: &MemoryStorage, size: u64) {
+    for at in [0, storage.size() - 512] {
+        let mut footer = [0; 512];
+        storage.read_at(&mut footer, at).expect("reads");
+        footer[48..56].copy_from_slice(&size.to_be_bytes());
+        footer[64..68].fill(0);
+        let sum: u32 = footer.iter().map(|b| u32::from(*b)).sum();
+        footer[64..68].copy_from_slice(&(!sum).to_be_bytes());
+        storage.write_at(&footer, at).expect("writes");
+    }
+}
+
+#[test]
+fn blocks_behind_the_end_of_the_disk_never_show_and_go_when_it_grows() {
+    // With room in the table for the new size, and without.
+    for blocks in [8, 500] {
+        let storage = dynamic(8 * BLOCK);
+        let disk = chain(&[&storage], WriteOrder::Ordered);
+        fill(&disk, 6);
+        disk.close().expect("closes");
+        say_size(&storage, 6 * BLOCK);
+        let disk = chain(&[&storage], WriteOrder::Ordered);
+        disk.resize(blocks * BLOCK).expect("grows");
+        let bytes = content(&disk);
+        let (old, new) = bytes.split_at(len(6 * BLOCK));
+        assert!(old.iter().all(|b| *b == 6), "{blocks}");
+        assert!(new.iter().all(|b| *b == 0), "{blocks}");
+        disk.close().expect("closes");
+        clean(&storage);
+    }
+}

@@ -55,7 +55,7 @@ pub fn compact(image: &dyn Image, options: Options, progress: &dyn Progress) -> 
     let leaks = leaks(image)?;
     let mut outcome = Outcome {
         // What is freed now is told of as zeroes.
-        unused: compact.unused()?,
+        unused: compact.unused(progress)?,
         ..Outcome::default()
     };
     if !options.dry_run {

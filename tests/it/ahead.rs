@@ -1,11 +1,11 @@
 //! Space made ready ahead of writes: few syncs, nothing left behind.
 
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 
 use vdtool::image::check::Repair;
 use vdtool::image::open::WriteOrder;
 use vdtool::storage::Storage;
-use vdtool::storage::memory::{Change, MemoryStorage};
+use vdtool::storage::memory::{Change, Fault, MemoryStorage, Op};
 use vdtool::storage::open::Access;
 
 use crate::layers::{Disk, LayerSpec, Place, check, read_all};
@@ -115,4 +115,52 @@ fn a_kill_leaves_leaks_and_nothing_worse() {
         assert!(read_all(&after) == model, "{format}");
         chain.close().expect("closes");
     }
+}
+
+#[test]
+fn space_that_threads_set_aside_for_one_range_at_once_is_lost_to_none_of_them() {
+    for format in ["qcow2", "vdi"] {
+        for _ in 0..20 {
+            let disk = Disk::create(Place::Memory, &[spec(format, "")]);
+            let chain = disk.open(Access::Write, WriteOrder::Unordered);
+            let start = Barrier::new(4);
+            std::thread::scope(|threads| {
+                for _ in 0..4 {
+                    threads.spawn(|| {
+                        let layout = chain.top().as_layout().expect("it allocates");
+                        start.wait();
+                        let all = std::slice::from_ref(&(0..SIZE));
+                        layout.assign(all).expect("has room");
+                    });
+                }
+            });
+            chain.close().expect("closes");
+            let report = disk.check(Repair::Nothing).expect("has a check");
+            assert_eq!((report.corruptions, report.leaks), (0, 0), "{format}");
+        }
+    }
+}
+
+#[test]
+fn where_the_host_has_no_room_for_what_is_set_aside_nothing_is() {
+    let mut failed = 0;
+    for after in 0..40 {
+        let disk = Disk::create(Place::Memory, &[spec("qcow2", "cluster_size=64k")]);
+        let chain = disk.open(Access::Write, WriteOrder::Unordered);
+        chain.write_at(&[1], 0).expect("writes");
+        let layout = chain.top().as_layout().expect("it allocates");
+        disk.memory()[0].inject(Fault {
+            op: Op::Change,
+            after,
+            count: 1,
+            errno: libc::ENOSPC,
+        });
+        let range = 1 << 20..2 << 20;
+        let done = layout.assign(std::slice::from_ref(&range));
+        failed += usize::from(done.is_err());
+        let report = disk.check(Repair::Nothing).expect("has a check");
+        let held = if failed > after { 0 } else { 16 };
+        assert_eq!(report.leaks, held, "change {after}");
+    }
+    assert!((1..40).contains(&failed), "{failed}");
 }

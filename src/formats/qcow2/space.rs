@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use super::Qcow2;
-use super::feature;
 use super::units::check_part;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Layout as AssignLayout;
@@ -28,7 +27,7 @@ impl Qcow2 {
     /// Refuses where zeroes cannot be said by metadata.
     pub(super) fn may_zero(&self) -> Result<()> {
         let raw_data = self.external().is_some();
-        if raw_data && self.header.autoclear & feature::DATA_FILE_RAW != 0 {
+        if raw_data && self.header.data_file_is_raw() {
             // The data file must read as the disk does, so the zeroes belong there.
             return Err(Error::unsupported(
                 "the data file must itself read as zeroes",

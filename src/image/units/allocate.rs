@@ -25,9 +25,9 @@ const MAX_RUNS: usize = 64;
 
 /// What all allocating formats share.
 ///
-/// Locks, outermost first: the reservation of units; `starting`; what [`Units::open`] locks; `ahead`;
-/// then those of the format.  `freed` and `assigned` are innermost.  Nothing but the first and the
-/// third is held while guest data is written.
+/// Locks, outermost first: `assigning`; the reservation of units; `starting`; what [`Units::open`]
+/// locks; `ahead`; then those of the format.  `freed` and `assigned` are innermost.  Nothing but the
+/// second and the fourth is held while guest data is written.
 #[derive(Debug)]
 pub struct Allocator {
     /// The order of writes.
@@ -39,6 +39,8 @@ pub struct Allocator {
     started: AtomicBool,
     starting: Mutex<()>,
     pub(super) freed: Mutex<Freed>,
+    /// Held while space is set aside, so that no two set some aside for one unit.
+    pub(super) assigning: Mutex<()>,
     pub(super) assigned: Mutex<Assigned>,
     pub(super) ahead: Mutex<Ahead>,
 }
@@ -93,6 +95,7 @@ impl Allocator {
             started: AtomicBool::new(false),
             starting: Mutex::new(()),
             freed: Mutex::default(),
+            assigning: Mutex::new(()),
             assigned: Mutex::default(),
             ahead: Mutex::default(),
         }

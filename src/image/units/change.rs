@@ -137,6 +137,7 @@ impl Allocator {
     /// The host's, `NoSpace` among them; then nothing more is set aside than before.
     pub fn assign<U: Units>(&self, units: &U, ranges: &[Range<u64>]) -> Result<()> {
         self.begin(units)?;
+        let _assigning = self.assigning.lock();
         let mut wanted: Vec<Range<u64>> = Vec::new();
         for guest in ranges {
             self.want(units, guest, &mut wanted)?;
@@ -145,6 +146,7 @@ impl Allocator {
         let since = self.order.now();
         let mut unnamed = Unnamed::new(units, Vec::new());
         let mut runs = take_wanted(&mut unnamed, &wanted, &mut ready)?;
+        reserve(units, ranges, &runs)?;
         if ready && !runs.is_empty() {
             self.order.settle(since)?;
         }
@@ -155,8 +157,7 @@ impl Allocator {
             (run.zeroed, run.ready) = (run.zeroed || ready, ready);
             assigned.insert(*first, *run);
         }
-        drop(assigned);
-        reserve(units, ranges, &runs)
+        Ok(())
     }
 
     /// Adds the units of a guest range, which lies behind those before, that have no space of their

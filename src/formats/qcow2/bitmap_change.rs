@@ -1,4 +1,5 @@
-//! Changes of the bitmaps there are: others are written beside them and take their place in one step.
+//! Changes of the bitmaps there are: others are written beside them and take their place in one
+//! step.
 //!
 //! A copy has a table of its own and shares the clusters of the original until they are to change.
 //! Nothing points at it before the header does, so a crash leaves the bitmaps as they were, or as
@@ -194,8 +195,8 @@ impl<'a> Change<'a> {
         }
     }
 
-    /// Gives `gone` what the old bitmaps have alone: after the header points at the new ones nothing
-    /// refers to that.
+    /// Gives `gone` what the old bitmaps have alone: after the header points at the new ones
+    /// nothing refers to that.
     fn old_alone(&self, gone: &mut dyn FnMut(&Range<u64>) -> Result<()>) -> Result<()> {
         let (file, size) = (&*self.image.file, self.image.layout.cluster_size());
         for old in &self.old.entries {

@@ -15,8 +15,8 @@ use crate::util::range;
 const HOST_BLOCK: u64 = 4096;
 
 impl Qcow2 {
-    /// Has `found` see each part of the file that nothing counts and that the host has bytes for, in
-    /// order; where the last cluster that something counts ends.
+    /// Has `found` see each part of the file that nothing counts and that the host has bytes for,
+    /// in order; where the last cluster that something counts ends.
     fn uncounted(
         &self,
         progress: &dyn Progress,

@@ -1,5 +1,6 @@
 //! New images: header, refcounts, a first-level table; tables that lead to every cluster, and the
-//! space for them, where that is asked for.  How long the file gets: as qemu-img counts it, to the byte.
+//! space for them, where that is asked for.  How long the file gets: as qemu-img counts it, to the
+//! byte.
 
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;

@@ -41,9 +41,9 @@ impl Extension {
     }
 }
 
-/// Reads the extensions in a range of the first cluster, in order.  The list ends with its end marker
-/// or with the range; others refuse a marker that is wrong, which nobody needs: what is wrong with
-/// it.
+/// Reads the extensions in a range of the first cluster, in order.  The list ends with its end
+/// marker or with the range; others refuse a marker that is wrong, which nobody needs: what is
+/// wrong with it.
 pub(super) fn read(
     storage: &dyn Storage,
     range: Range<u64>,

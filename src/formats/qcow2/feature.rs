@@ -53,8 +53,8 @@ const ROW: usize = 48;
 /// Rows looked at; there are three kinds of 64 bits.
 const MAX_ROWS: usize = 192;
 
-/// Refuses incompatible bits that this driver does not understand, by the names that the image's own
-/// table has for them.
+/// Refuses incompatible bits that this driver does not understand, by the names that the image's
+/// own table has for them.
 pub(super) fn check_incompatible(bits: u64, names: &[u8]) -> Result<()> {
     let unknown = bits & !KNOWN;
     if unknown == 0 {

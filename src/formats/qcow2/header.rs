@@ -402,8 +402,8 @@ impl Header {
         faults
     }
 
-    /// What is wrong where the header does not name the external data file: nobody opens it then, and
-    /// a change that gives it a name is taken.
+    /// What is wrong where the header does not name the external data file: nobody opens it then,
+    /// and a change that gives it a name is taken.
     pub(super) fn unnamed_data_file(&self) -> Option<String> {
         let missing = self.has_data_file() && self.data_file_name().is_none();
         missing.then(|| "the image has an external data file, but does not name it".to_owned())

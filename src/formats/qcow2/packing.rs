@@ -77,8 +77,8 @@ impl Refcounts {
     /// end of those.
     ///
     /// # Errors
-    /// `NoSpace` at `limit`; the host's; that of `allowed`, as [`Refcounts::take`]; then nothing is taken, though the refcount structure may
-    /// have grown.
+    /// `NoSpace` at `limit`; the host's; that of `allowed`, as [`Refcounts::take`]; then nothing is
+    /// taken, though the refcount structure may have grown.
     pub(super) fn pack(
         &mut self,
         lens: &[u64],

@@ -266,7 +266,8 @@ impl Recorder {
             .range(bits.start / PAGE_BITS..bits.end.div_ceil(PAGE_BITS))
     }
 
-    /// Sets in `bytes`, which begin with the byte of the first of these bits, what is set in memory.
+    /// Sets in `bytes`, which begin with the byte of the first of these bits, what is set in
+    /// memory.
     fn add_pages(&self, bytes: &mut [u8], bits: &Range<u64>) {
         let first = clamp_len(bits.start / 8, usize::MAX);
         for (index, page) in self.pages_of(bits) {

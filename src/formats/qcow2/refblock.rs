@@ -138,8 +138,8 @@ impl Place {
         self.table..self.table.saturating_add(len)
     }
 
-    /// Where the block of an entry of the table is, in a file of `len` bytes; what is wrong with the
-    /// entry, where something is.
+    /// Where the block of an entry of the table is, in a file of `len` bytes; what is wrong with
+    /// the entry, where something is.
     pub(super) fn block(&self, entry: u64, len: u64) -> std::result::Result<Option<u64>, String> {
         let size = self.cluster_size();
         if entry & !OFFSET != 0 || !is_aligned(entry, size) || entry >= len && entry != 0 {
@@ -213,8 +213,8 @@ impl Structure {
         run.map_or(true, |run| run.data || run.len < size)
     }
 
-    /// Gives `found` the runs of clusters below `end` that have refcount 0, in order.  Where no block
-    /// is, or one that the host has no bytes for, nothing is looked at one by one.
+    /// Gives `found` the runs of clusters below `end` that have refcount 0, in order.  Where no
+    /// block is, or one that the host has no bytes for, nothing is looked at one by one.
     ///
     /// # Errors
     /// Those of `found`, which end it; the host's; `Cancelled`.

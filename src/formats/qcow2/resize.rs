@@ -33,7 +33,8 @@ impl Resize for Qcow2 {
         self.release_assigned()?;
         self.finish_bitmaps()?;
         self.check_bitmaps_before_resize(virtual_size)?;
-        // Bitmaps take no note of what the resize itself writes, and begin anew with the next write.
+        // Bitmaps take no note of what the resize itself writes, and begin anew with the next
+        // write.
         self.unrecorded(&mut || self.resize_with_bitmaps(virtual_size, below))
     }
 

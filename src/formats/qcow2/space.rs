@@ -56,8 +56,8 @@ impl Qcow2 {
         self.drop_range(range, target)
     }
 
-    /// Changes whole subclusters; a range that begins or ends within a compressed cluster, which has no
-    /// parts, is refused.
+    /// Changes whole subclusters; a range that begins or ends within a compressed cluster, which
+    /// has no parts, is refused.
     pub(super) fn drop_range(&self, range: &Range<u64>, target: Target) -> Result<()> {
         let size = self.layout.cluster_size();
         for at in [range.start, range.end] {
@@ -69,8 +69,8 @@ impl Qcow2 {
         self.allocator()?.drop_units(self, range, target)
     }
 
-    /// Gives back what was set aside, or made ready, and not used, and the end of the file where that
-    /// is it.
+    /// Gives back what was set aside, or made ready, and not used, and the end of the file where
+    /// that is it.
     pub(super) fn release_assigned(&self) -> Result<()> {
         for run in self.allocator()?.release_unused(self) {
             let host = run.bytes(self.layout.cluster_size());

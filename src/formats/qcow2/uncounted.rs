@@ -1,8 +1,8 @@
 //! Clusters that are in use and that nothing counts.
 //!
-//! An image whose refcounts are damaged offers them as free, and who takes one overwrites what is in
-//! it.  Before space of the file as it was opened is used again, all tables are looked at once, and
-//! such clusters are counted: nothing else of the damage is touched, and a check names it.
+//! An image whose refcounts are damaged offers them as free, and who takes one overwrites what is
+//! in it.  Before space of the file as it was opened is used again, all tables are looked at once,
+//! and such clusters are counted: nothing else of the damage is touched, and a check names it.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -23,8 +23,9 @@ type Uncounted = BTreeMap<u64, u64>;
 impl Qcow2 {
     /// Counts what is in use and not counted, once, before free clusters of the old file are taken.
     ///
-    /// The refcounts stay locked meanwhile: all who take clusters wait for this in any case, and what
-    /// others give back must not become free, and be looked for here, after its entry was changed.
+    /// The refcounts stay locked meanwhile: all who take clusters wait for this in any case, and
+    /// what others give back must not become free, and be looked for here, after its entry was
+    /// changed.
     pub(super) fn count_uncounted(&self, refcounts: &mut Refcounts) -> Result<()> {
         let file = &*self.file;
         if self.external().is_some() || !refcounts.is_to_reuse()? {

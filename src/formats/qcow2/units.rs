@@ -349,8 +349,8 @@ impl Units for Qcow2 {
         }
     }
 
-    /// What the header promises and this driver does not keep up is taken back, durably, and bitmaps
-    /// begin to record.
+    /// What the header promises and this driver does not keep up is taken back, durably, and
+    /// bitmaps begin to record.
     fn announce(&self) -> Result<()> {
         let writer = self.writer()?;
         let mut tracker = writer.tracker.lock();

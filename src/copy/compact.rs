@@ -68,11 +68,11 @@ pub fn compact(image: &dyn Image, options: Options, progress: &dyn Progress) -> 
         }
     }
     if options.dry_run {
-        outcome.unused = compact.unused()?;
+        outcome.unused = compact.unused(progress)?;
         return Ok(outcome);
     }
     image.flush()?;
-    outcome.unused = compact.unused()?;
+    outcome.unused = compact.unused(progress)?;
     outcome.moved = compact.pack(progress)?;
     Ok(outcome)
 }

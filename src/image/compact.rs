@@ -21,8 +21,8 @@ pub trait Compact {
     /// Host bytes that are held for nothing, as far as [`Compact::pack`] can give them back.
     ///
     /// # Errors
-    /// The host's.
-    fn unused(&self) -> Result<u64>;
+    /// The host's; `Cancelled`.
+    fn unused(&self, progress: &dyn Progress) -> Result<u64>;
     /// Gives back what is held for nothing, and ends the file behind what is in use; how many bytes
     /// were moved for that.
     ///

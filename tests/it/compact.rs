@@ -342,3 +342,40 @@ fn an_image_with_an_external_data_file_keeps_its_data() {
         run(dir, &["check", "-q", "a.qcow2"]).success();
     }
 }
+
+#[test]
+fn pieces_that_hosts_cannot_give_back_are_not_told_of() {
+    let dir = scratch();
+    let dir = dir.path();
+    let line = ["create", "-q", "-f", "qcow2", "-o", "cluster_size=512"];
+    run(dir, &[&line[..], &["a.qcow2", "4M"]].concat()).success();
+    let mut line = vec!["io", "-q", "-c", "write -P 1 0 1M"];
+    let discards: Vec<String> = (0..64)
+        .map(|i| format!("discard {} 512", i * 1024))
+        .collect();
+    discards.iter().for_each(|text| line.extend(["-c", text]));
+    line.push("a.qcow2");
+    run(dir, &line).success();
+    compacted(dir, &["a.qcow2"]);
+    let told = compacted(dir, &["--dry-run", "a.qcow2"]);
+    assert_eq!(told["unused-bytes"], 0, "{told}");
+}
+
+#[test]
+fn a_file_that_is_nothing_but_long_is_cut_without_a_look_at_each_cluster() {
+    let dir = scratch();
+    let dir = dir.path();
+    let line = ["create", "-q", "-f", "qcow2", "-o", "cluster_size=512"];
+    run(dir, &[&line[..], &["a.qcow2", "4M"]].concat()).success();
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(dir.join("a.qcow2"));
+    let file = file.expect("opens");
+    let before = file.metadata().expect("is there").len();
+    file.set_len(8 << 40).expect("is sparse");
+    let told = compacted(dir, &["--dry-run", "a.qcow2"]);
+    assert_eq!(told["unused-bytes"], (8 << 40) - before, "{told}");
+    compacted(dir, &["a.qcow2"]);
+    assert_eq!(file.metadata().expect("is there").len(), before);
+    run(dir, &["check", "-q", "a.qcow2"]).success();
+}

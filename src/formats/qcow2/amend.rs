@@ -2,15 +2,13 @@
 
 use std::os::unix::ffi::OsStrExt;
 
-use super::extension::{self, Extension};
+use super::extension;
 use super::feature;
 use super::header::Header;
 use super::refblock::Width;
 use super::rewrite::Needs;
-use super::snapshot::replace_table;
 use super::snapshot_table::SnapshotTable;
-use super::switch::switch;
-use super::{Qcow2, relink};
+use super::{Qcow2, create, relink};
 use crate::error::{Error, Result};
 use crate::image::amend::Amend;
 use crate::image::options::{OptionKind, OptionSpec, OptionValues};
@@ -85,12 +83,7 @@ impl Plan {
         };
         let refcount_order = match values.number("refcount_bits") {
             None => header.refcount_order,
-            Some(bits) if bits.is_power_of_two() && bits <= 64 => bits.trailing_zeros(),
-            Some(bits) => {
-                return Err(Error::invalid(format!(
-                    "refcount_bits is {bits} (allowed: 1, 2, 4, 8, 16, 32, 64)"
-                )));
-            }
+            Some(bits) => create::refcount_order(bits)?,
         };
         let lazy = values.bool("lazy_refcounts");
         if version == 2 && (refcount_order != 4 || lazy == Some(true)) {
@@ -118,7 +111,7 @@ impl Amend for Qcow2 {
         self.release_assigned()?;
         self.reload()?;
         let plan = Plan::new(&self.header, values)?;
-        let header = self.amended(&plan, values)?;
+        self.amended(&plan, values)?;
         if plan.version < self.header.version {
             self.check_downgrade()?;
         }
@@ -127,18 +120,14 @@ impl Amend for Qcow2 {
             self.complete_snapshots()?;
         }
         // Version 3 comes first and version 2 last: what lies between needs the former.
-        self.switch_to(|now| {
-            let version = now.version.max(plan.version);
-            let mut next = header;
-            set_version(&mut next, version);
-            take_places(&mut next, now);
-            *now = next;
-        })?;
+        let mut header = self.amended(&plan, values)?;
+        let version = header.version.max(plan.version);
+        set_version(&mut header, version);
+        self.change_header(|now| *now = header)?;
         if plan.refcount_order != self.header.refcount_order {
             let needs = Needs {
-                tables: 0,
-                runs: &[],
-                refcount_order: plan.refcount_order,
+                refcount_order: Some(plan.refcount_order),
+                ..Needs::default()
             };
             self.rewrite(&needs, |_| Ok(()))?;
         }
@@ -147,18 +136,10 @@ impl Amend for Qcow2 {
             self.start_writing()?;
             self.expand_zeroes()?;
             self.settle()?;
-            self.switch_to(|now| set_version(now, plan.version))?;
+            self.change_header(|now| set_version(now, plan.version))?;
         }
         Ok(())
     }
-}
-
-/// What the header says of places and widths, which other steps change.
-fn take_places(next: &mut Header, now: &Header) {
-    next.autoclear &= now.autoclear;
-    next.refcount_order = now.refcount_order;
-    (next.reftable_offset, next.reftable_clusters) = (now.reftable_offset, now.reftable_clusters);
-    next.snapshots_offset = now.snapshots_offset;
 }
 
 /// Makes a header one of version 2 or 3.
@@ -174,11 +155,9 @@ fn set_version(header: &mut Header, version: u32) {
         (header.incompatible, header.compatible, header.autoclear) = (0, 0, 0);
         header.rest.clear();
     } else {
-        header.rest = vec![0; 8];
-        header.extensions.push(Extension {
-            kind: extension::FEATURE_NAMES,
-            data: feature::name_table(),
-        });
+        let mut new = Header::new(version);
+        header.rest = new.rest;
+        header.extensions.append(&mut new.extensions);
     }
 }
 
@@ -195,22 +174,10 @@ impl Qcow2 {
         }
         table.complete(self.size());
         let needs = Needs {
-            tables: 0,
             runs: &[len64(table.encode()?.len())],
-            refcount_order: self.header.refcount_order,
+            ..Needs::default()
         };
-        self.rewrite(&needs, |rewrite| replace_table(rewrite, &table))
-    }
-
-    /// Changes the header, durably.
-    fn switch_to(&mut self, change: impl FnOnce(&mut Header)) -> Result<()> {
-        let mut header = Header::read(&*self.file)?;
-        let old = header.clone();
-        change(&mut header);
-        if header != old {
-            switch(&*self.file, &header)?;
-        }
-        self.reload()
+        self.rewrite(&needs, |rewrite| rewrite.replace_snapshots(&table))
     }
 
     /// The header with all changes that are in it alone.

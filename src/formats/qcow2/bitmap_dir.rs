@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 
 use zerocopy::big_endian::{U16, U32, U64};
@@ -12,9 +13,11 @@ use super::extension;
 use super::feature;
 use super::header::Header;
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::be64;
 use crate::image::bitmap::{Bitmap, Recording};
 use crate::storage::Storage;
 use crate::util::align::{clamp_len, is_aligned, len64};
+use crate::util::range;
 use crate::util::text::printable;
 
 /// Most bitmaps, as QEMU has it.
@@ -72,8 +75,8 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// A new one with a table of `table_len` entries.
-    pub(super) fn new(name: &OsStr, granularity_bits: u8, table_len: u64) -> Result<Self> {
+    /// A new one without a table.
+    pub(super) fn new(name: &OsStr, granularity_bits: u8) -> Result<Self> {
         if name.is_empty() || name.len() > MAX_NAME {
             return Err(Error::invalid(format!(
                 "the bitmap's name '{}' has {} bytes (allowed: 1 to {MAX_NAME})",
@@ -81,7 +84,7 @@ impl Entry {
                 name.len()
             )));
         }
-        let mut entry = Self {
+        Ok(Self {
             raw: Raw {
                 table: U64::ZERO,
                 table_len: U32::ZERO,
@@ -94,9 +97,7 @@ impl Entry {
             extra: Vec::new(),
             name: name.as_bytes().to_vec(),
             flags_at: 0,
-        };
-        entry.set_table(0, table_len)?;
-        Ok(entry)
+        })
     }
 
     /// Its name.
@@ -112,6 +113,20 @@ impl Entry {
     /// Offset of its table.
     pub(super) fn table(&self) -> u64 {
         self.raw.table.get()
+    }
+
+    /// The bytes of its table.
+    pub(super) fn table_range(&self) -> Range<u64> {
+        let len = self.table_len() * 8;
+        self.table()..self.table().saturating_add(len)
+    }
+
+    /// Words of its table; 0 past its end.
+    pub(super) fn words(&self, file: &dyn Storage, part: Range<u64>) -> Result<Vec<u64>> {
+        let place = |index: u64| self.table() + index.min(self.table_len()) * 8;
+        let mut words = be64::read(file, place(part.start)..place(part.end))?;
+        words.resize(clamp_len(range::len(&part), usize::MAX), 0);
+        Ok(words)
     }
 
     /// Says where its table is, and how many entries it has.
@@ -228,18 +243,28 @@ impl Entry {
     }
 }
 
+/// A word of a bitmap's table for a cluster of ones that has no space.
+pub(super) const ONES: u64 = 1;
+
 /// Where the cluster of a word of a bitmap's table is; `None`: its bits are all the same.
 ///
 /// # Errors
 /// The word itself, where no table has it.
 pub(super) fn cluster(word: u64, cluster_size: u64) -> std::result::Result<Option<u64>, u64> {
     let host = word & OFFSET;
-    let sound = word & !(OFFSET | 1) == 0 && is_aligned(host, cluster_size);
+    let sound = word & !(OFFSET | ONES) == 0 && is_aligned(host, cluster_size);
     // The lowest bit says which, where there is no cluster.
-    match sound && (host == 0 || word & 1 == 0) {
+    match sound && (host == 0 || word & ONES == 0) {
         true => Ok(Some(host).filter(|host| *host != 0)),
         false => Err(word),
     }
+}
+
+/// The error for a word of a bitmap's table that no table has.
+pub(super) fn unsound(index: u64, word: u64, cluster_size: u64) -> Error {
+    Error::corrupt(format!(
+        "entry {index} of a bitmap's table is {word:#018x} (allowed: 0, 1, multiples of {cluster_size:#x} within the file)"
+    ))
 }
 
 /// Bytes of the directory's entry of a new bitmap with a name of `name_len` bytes.
@@ -265,34 +290,34 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// The bytes of the directory.
+    pub(super) fn range(&self) -> Range<u64> {
+        self.offset..self.offset.saturating_add(self.len)
+    }
+
     /// From the header; `None`: there are no bitmaps, or none that agree with the image.
     pub(super) fn read(header: &Header) -> Result<Option<Self>> {
-        let found = header
-            .extensions
-            .iter()
-            .find(|e| e.kind == extension::BITMAPS);
-        let Some(found) = found.filter(|_| header.autoclear & feature::BITMAPS != 0) else {
+        let data = extension::data(&header.extensions, extension::BITMAPS);
+        let Some(data) = data.filter(|_| header.autoclear & feature::BITMAPS != 0) else {
             return Ok(None);
         };
-        let word = |at: usize| found.data.get(at..at + 8)?.first_chunk().copied();
-        let (Some(first), Some(len), Some(offset), 24) =
-            (word(0), word(8), word(16), found.data.len())
-        else {
+        let words: Vec<u64> = be64::words(data).collect();
+        let ([first, len, offset], 24) = (&*words, data.len()) else {
             return Err(Error::corrupt(format!(
                 "the bitmaps extension has {} bytes (expected: 24)",
-                found.data.len()
+                data.len()
             )));
         };
-        let reserved = u64::from_be_bytes(first) & u64::from(u32::MAX);
+        let reserved = first & u64::from(u32::MAX);
         if reserved != 0 {
             return Err(Error::corrupt(format!(
                 "the bitmaps extension has {reserved:#x} in a reserved field (expected: 0)"
             )));
         }
         let place = Self {
-            offset: u64::from_be_bytes(offset),
-            len: u64::from_be_bytes(len),
-            count: u64::from_be_bytes(first) >> 32,
+            offset: *offset,
+            len: *len,
+            count: first >> 32,
         };
         let placed = place.offset != 0 && is_aligned(place.offset, header.cluster_size());
         let fits = place.offset.checked_add(place.len).is_some();
@@ -347,8 +372,7 @@ impl Scan {
                 file.size()
             )));
         }
-        let mut bytes = vec![0; clamp_len(place.len, usize::MAX)];
-        file.read_at(&mut bytes, place.offset)?;
+        let bytes = be64::read_bytes(file, place.range())?;
         let mut scan = Self {
             place,
             entries: Vec::new(),
@@ -462,12 +486,8 @@ impl Directory {
 
     /// Has `header` point at this directory, `len` bytes at `offset`; at none where it is empty.
     pub(super) fn point(&self, header: &mut Header, offset: u64, len: u64) {
-        let data = (!self.entries.is_empty()).then(|| {
-            let mut data = (len64(self.entries.len()) << 32).to_be_bytes().to_vec();
-            data.extend(len.to_be_bytes());
-            data.extend(offset.to_be_bytes());
-            data
-        });
+        let count = len64(self.entries.len());
+        let data = (count > 0).then(|| be64::bytes([count << 32, len, offset]));
         match data {
             Some(_) => header.autoclear |= feature::BITMAPS,
             None => header.autoclear &= !feature::BITMAPS,

@@ -3,17 +3,14 @@
 use std::ops::Range;
 
 use super::Qcow2;
-use super::entry::Cluster;
 use super::packing::Packing;
 use super::units::Entry as Old;
+use super::writer::Loose;
 use crate::error::{Error, Result};
 use crate::image::compress::{Compress, Encoder, Existing, Form, Placed, Unit};
-use crate::image::units::{Moment, Taken, Units, Unnamed};
+use crate::image::units::{Moment, Units};
 use crate::util::align::{clamp_len, len64};
 use crate::util::range::push_merged;
-
-/// Host clusters that are given to plain units in one piece at most.
-const MAX_RUN: u64 = 1 << 16;
 
 impl Qcow2 {
     /// [`crate::image::Image::as_compress`].
@@ -55,7 +52,7 @@ impl Qcow2 {
 
     /// Refuses a cluster that has space already, of its own or shared.
     fn check_new(&self, at: u64, old: Old) -> Result<()> {
-        if matches!(old.cluster, Cluster::Unallocated | Cluster::Zero) {
+        if self.layout.host(old.cluster).is_empty() {
             return Ok(());
         }
         Err(Error::invalid(format!(
@@ -66,50 +63,29 @@ impl Qcow2 {
     /// Space for all units: first for those that are compressed, so that they lie in one piece.
     fn hosts(&self, units: &[Unit]) -> Result<Vec<u64>> {
         let lens: Vec<u64> = units.iter().filter_map(packed_len).collect();
-        let plain = len64(units.len() - lens.len());
-        let mut runs = Unnamed::new(self, Vec::new());
-        let mut missing = plain;
+        let mut whole = Loose::new(self);
         // Plain ones are taken after the others, and lie behind them.
         let packing = self.pack(&lens)?;
-        while missing > 0 {
-            match self.take_clusters(1..missing.min(MAX_RUN) + 1) {
-                Ok(taken) => {
-                    missing -= taken.count;
-                    runs.runs.push(taken);
-                }
-                Err(e) => {
-                    self.unpack(packing.hosts.iter().copied().zip(lens));
-                    return Err(e);
-                }
+        let plain = match whole.take_each(len64(units.len() - lens.len())) {
+            Ok(plain) => plain,
+            Err(e) => {
+                self.unpack(packing.hosts.iter().copied().zip(lens));
+                return Err(e);
             }
-        }
-        let runs = runs.named();
-        self.prepare_space(&packing, &runs);
-        let size = self.layout.cluster_size();
-        let mut packed = packing.hosts.into_iter();
-        let mut whole = runs
-            .iter()
-            .flat_map(|t| (0..t.count).map(move |number| t.host + number * size));
+        };
+        self.prepare_space(packing.taken, &whole);
+        whole.keep();
+        let (mut packed, mut plain) = (packing.hosts.into_iter(), plain.into_iter());
         let host = |unit: &Unit| match unit.form {
             Form::Packed(_) => packed.next(),
-            Form::Plain => whole.next(),
+            Form::Plain => plain.next(),
         };
         Ok(units.iter().filter_map(host).collect())
     }
 
-    /// Publishes entries of one second-level table.
-    fn show_run(&self, start: u64, words: &[u64]) -> Result<()> {
-        let table = start >> (self.layout.cluster_bits + self.header.l2_bits());
-        self.publish_entries(
-            self.own_table(table)?,
-            start >> self.layout.cluster_bits,
-            words,
-        )
-    }
-
     fn pack(&self, lens: &[u64]) -> Result<Packing> {
         let limit = self.layout.packed_limit();
-        self.taking(|refcounts| refcounts.pack(&*self.file, lens, limit, &self.allowed()))
+        self.refcounts()?.pack(lens, limit, &self.allowed())
     }
 
     fn unpack(&self, packed: impl Iterator<Item = (u64, u64)>) {
@@ -117,23 +93,21 @@ impl Qcow2 {
         let mut refcounts = writer.refcounts.lock();
         for (host, len) in packed {
             // Where this fails too, they stay a leak.
-            drop(refcounts.unpack(&*self.file, host, len));
+            drop(refcounts.unpack(host, len));
         }
     }
 
     /// New clusters hold no tables any more, and get space in large pieces.
-    fn prepare_space(&self, packing: &Packing, runs: &[Taken]) {
-        let mut all: Vec<Range<u64>> = Vec::new();
-        let mut clusters = packing.taken.clone();
-        let bits = self.layout.cluster_bits;
-        clusters.extend(
-            runs.iter()
-                .map(|t| t.host >> bits..(t.host >> bits) + t.count),
-        );
-        clusters.sort_by_key(|c| c.start);
-        clusters.into_iter().for_each(|c| push_merged(&mut all, c));
-        for run in all {
-            let host = run.start << bits..run.end << bits;
+    fn prepare_space(&self, packed: Vec<Range<u64>>, whole: &Loose<'_>) {
+        let size = self.layout.cluster_size();
+        let packed = packed.into_iter().map(|c| c.start * size..c.end * size);
+        let mut hosts: Vec<Range<u64>> = packed.chain(whole.runs.iter().cloned()).collect();
+        hosts.sort_by_key(|host| host.start);
+        let mut all = Vec::new();
+        hosts
+            .into_iter()
+            .for_each(|host| push_merged(&mut all, host));
+        for host in all {
             self.tables.forget(host.clone());
             // Where the host has no room, the write will say so.
             drop(self.file.reserve(host));
@@ -247,31 +221,22 @@ impl Placed for Space<'_> {
 impl Space<'_> {
     /// Publishes the entries, neighbours in one piece.
     fn publish(&self) -> Result<()> {
-        let (image, size) = (self.image, self.image.layout.cluster_size());
-        let bits = image.layout.cluster_bits + image.header.l2_bits();
-        let mut run: Option<(u64, Vec<u64>, u64)> = None;
-        for (unit, host) in self.units.iter().zip(&self.hosts) {
-            let words = match unit.form {
-                Form::Packed(len) => image.layout.packed_words(*host, len),
-                Form::Plain => image.layout.stored_words(*host),
-            };
-            match &mut run {
-                Some((start, all, end)) if *end == unit.at && *start >> bits == unit.at >> bits => {
-                    all.extend(words);
-                    *end += size;
-                }
-                _ => {
-                    if let Some((start, all, _)) = run.take() {
-                        image.show_run(start, &all)?;
-                    }
-                    run = Some((unit.at, words, unit.at + size));
-                }
-            }
+        let (image, layout) = (self.image, self.image.layout);
+        let table = |at: u64| at >> (layout.cluster_bits + image.header.l2_bits());
+        let units: Vec<(&Unit, &u64)> = self.units.iter().zip(&self.hosts).collect();
+        let joins = |a: &(&Unit, &u64), b: &(&Unit, &u64)| {
+            a.0.at + layout.cluster_size() == b.0.at && table(a.0.at) == table(b.0.at)
+        };
+        for run in units.chunk_by(joins) {
+            let words = run.iter().flat_map(|(unit, host)| match unit.form {
+                Form::Packed(len) => layout.packed_words(**host, len),
+                Form::Plain => layout.stored_words(**host),
+            });
+            let (start, words) = (run[0].0.at, words.collect::<Vec<u64>>());
+            let host = image.own_table(table(start))?;
+            image.publish_entries(host, start >> layout.cluster_bits, &words)?;
         }
-        match run {
-            Some((start, all, _)) => image.show_run(start, &all),
-            None => Ok(()),
-        }
+        Ok(())
     }
 }
 
@@ -283,7 +248,8 @@ impl Drop for Space<'_> {
         for (unit, host) in self.units.iter().zip(&self.hosts) {
             match unit.form {
                 Form::Packed(len) => self.image.unpack(std::iter::once((*host, len))),
-                Form::Plain => self.image.untake(&Taken::new(*host, 1, 0)),
+                // Where this fails too, they stay a leak.
+                Form::Plain => drop(self.image.uncount(&(*host..*host + 1))),
             }
         }
     }

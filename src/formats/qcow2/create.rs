@@ -1,20 +1,26 @@
-//! New images: header, refcounts, an empty first-level table.
+//! New images: header, refcounts, a first-level table; tables that lead to every cluster, and the
+//! space for them, where that is asked for.  How long the file gets: as qemu-img counts it, to the
+//! byte.
 
-use std::ffi::OsStr;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 
+use super::bitmap_dir::entry_len;
+use super::entry::COPIED;
 use super::extension;
 use super::feature;
-use super::header::{MAGIC, MAX_BACKING_NAME, MAX_L1_BYTES, MAX_REFTABLE_BYTES};
-use super::preallocate;
-use super::refblock::Width;
+use super::header::{Header, MAX_BACKING_NAME, MAX_L1_BYTES, MAX_REFTABLE_BYTES};
+use super::refblock::Place;
+use super::switch::{Name, encode, list_end};
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::be64;
+use crate::image::bitmap::Bitmap;
 use crate::image::codec::Compression;
 use crate::image::create::{CreateOptions, Preallocation};
 use crate::image::options::{OptionKind, OptionSpec};
-use crate::storage::{Storage, start_over};
+use crate::storage::{Storage, fill_space, give_space, start_over};
 use crate::util::align::{clamp_len, len64};
+use crate::util::range;
 
 /// The `-o` options.
 pub(super) const OPTIONS: &[OptionSpec] = &[
@@ -77,17 +83,8 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
 /// What is to be made, checked.
 #[derive(Debug)]
 pub(super) struct Plan {
-    version: u32,
-    pub(super) cluster_bits: u32,
-    pub(super) refcount_order: u32,
-    pub(super) incompatible: u64,
-    compatible: u64,
-    autoclear: u64,
-    compression: u8,
-    /// Virtual size in bytes.
-    pub(super) size: u64,
-    /// Entries of the first-level table.
-    pub(super) l1_len: u64,
+    /// The header to be; where tables are is for later.
+    pub(super) header: Header,
     /// What is allocated at once.
     pub(super) preallocation: Preallocation,
 }
@@ -109,10 +106,13 @@ impl Plan {
         let extended = values.bool("extended_l2") == Some(true);
         let lazy = values.bool("lazy_refcounts") == Some(true);
         let zstd = values.text("compression_type") == Some("zstd");
-        let external = values.name("data_file").is_some();
+        let data_file = values
+            .name("data_file")
+            .map(|name| name.as_bytes().to_vec());
         let raw = values.bool("data_file_raw") == Some(true);
         let cluster_bits = cluster_bits(options)?;
         let refcount_order = refcount_order(values.number("refcount_bits").unwrap_or(16))?;
+        let external = data_file.is_some();
         if version == 2 && (extended || lazy || zstd || external || refcount_order != 4) {
             return Err(Error::invalid(
                 "extended_l2, lazy_refcounts, zstd, data_file and refcount_bits other than 16 need compat=1.1",
@@ -124,35 +124,41 @@ impl Plan {
                 1u64 << cluster_bits
             )));
         }
-        let l2_bits = cluster_bits - if extended { 4 } else { 3 };
-        let size = options
-            .size
-            .checked_next_multiple_of(512)
-            .unwrap_or(u64::MAX);
-        let l1_len = size.div_ceil(1 << (cluster_bits + l2_bits));
-        if l1_len * 8 > MAX_L1_BYTES {
-            let most = (MAX_L1_BYTES / 8) << (cluster_bits + l2_bits);
-            return Err(Error::new(
-                ErrorKind::OutOfRange,
-                format!(
-                    "the size is {size} (allowed: {most} with clusters of {})",
-                    1u64 << cluster_bits
-                ),
-            ));
-        }
         let bit = |on: bool, bit: u64| if on { bit } else { 0 };
-        Ok(Self {
-            version,
+        let size = options.size.checked_next_multiple_of(512);
+        let mut header = Header {
             cluster_bits,
-            refcount_order,
+            size: size.unwrap_or(u64::MAX),
             incompatible: bit(extended, feature::EXTENDED_L2)
                 | bit(zstd, feature::COMPRESSION)
                 | bit(external, feature::DATA_FILE),
             compatible: bit(lazy, feature::LAZY_REFCOUNTS),
             autoclear: bit(raw, feature::DATA_FILE_RAW),
-            compression: u8::from(zstd),
-            size,
-            l1_len,
+            refcount_order,
+            ..Header::new(version)
+        };
+        if zstd {
+            header.compression = Compression::Zstd;
+            header.rest[0] = 1;
+        }
+        extension::set(&mut header.extensions, extension::DATA_FILE_NAME, data_file);
+        if let Some(backing) = &options.backing {
+            let format = super::relink::recorded_format(backing.format);
+            header.set_backing(Some(&backing.name), Some(format));
+        }
+        let l1_len = header.l1_needed(header.size);
+        if l1_len * 8 > MAX_L1_BYTES {
+            let text = format!(
+                "the size is {} (allowed: {} with clusters of {})",
+                header.size,
+                header.most_size(),
+                header.cluster_size()
+            );
+            return Err(Error::new(ErrorKind::OutOfRange, text));
+        }
+        header.l1_len = u32::try_from(l1_len).unwrap_or(u32::MAX);
+        Ok(Self {
+            header,
             preallocation: match options.preallocation() {
                 // The data file is to be the disk, so every cluster must lead there.
                 Preallocation::Off if raw => Preallocation::Metadata,
@@ -163,40 +169,32 @@ impl Plan {
 
     /// Bytes of a cluster.
     pub(super) fn cluster_size(&self) -> u64 {
-        1 << self.cluster_bits
-    }
-
-    /// Entries of second-level tables have two words.
-    pub(super) fn extended(&self) -> bool {
-        self.incompatible & feature::EXTENDED_L2 != 0
-    }
-
-    /// How clusters are compressed.
-    pub(super) fn compression(&self) -> Compression {
-        match self.compression {
-            0 => Compression::Zlib,
-            _ => Compression::Zstd,
-        }
-    }
-
-    /// 2 or 3.
-    pub(super) fn version(&self) -> u32 {
-        self.version
-    }
-
-    /// Guest data is in another file.
-    pub(super) fn external(&self) -> bool {
-        self.incompatible & feature::DATA_FILE != 0
-    }
-
-    /// It can have bitmaps.
-    pub(super) fn has_bitmaps(&self) -> bool {
-        self.version >= 3
+        self.header.cluster_size()
     }
 
     /// Clusters of the disk.
     pub(super) fn clusters(&self) -> u64 {
-        self.size.div_ceil(self.cluster_size())
+        self.header.size.div_ceil(self.cluster_size())
+    }
+
+    /// Clusters of the first-level table.
+    pub(super) fn l1_clusters(&self) -> u64 {
+        range::len(&self.header.l1()).div_ceil(self.cluster_size())
+    }
+
+    /// Clusters of the refcount table and of the refcount blocks that count `clusters` and
+    /// themselves.
+    pub(super) fn refcounts(&self, clusters: u64) -> (u64, u64) {
+        let per_block = 1u64 << Place::of(&self.header).block_bits();
+        let (mut table, mut blocks) = (1, 1);
+        loop {
+            let next = (clusters + blocks + table).div_ceil(per_block);
+            let next_table = (next * 8).div_ceil(self.cluster_size());
+            if (next_table, next) == (table, blocks) {
+                return (table, blocks);
+            }
+            (table, blocks) = (next_table, next);
+        }
     }
 
     /// Clusters that are allocated at once: of second-level tables, and of data in the image.
@@ -204,49 +202,43 @@ impl Plan {
         if self.preallocation == Preallocation::Off {
             return (0, 0);
         }
-        let data = if self.external() { 0 } else { self.clusters() };
-        (self.l1_len, data)
+        let data = match self.header.has_data_file() {
+            true => 0,
+            false => self.clusters(),
+        };
+        (u64::from(self.header.l1_len), data)
     }
 
     /// Where things are, in clusters.
     fn layout(&self) -> Layout {
-        let size = self.cluster_size();
-        let l1 = (self.l1_len * 8).div_ceil(size);
-        let per_block = 1u64 << Width::new(self.refcount_order).block_bits(self.cluster_bits);
         let (l2, data) = self.preallocated();
-        let mut blocks = 1u64;
-        loop {
-            let table = (blocks * 8).div_ceil(size);
-            let all = 1 + table + blocks + l1 + l2 + data;
-            if blocks * per_block >= all {
-                let table = 1..1 + table;
-                let blocks = table.end..table.end + blocks;
-                let l1 = blocks.end..blocks.end + l1;
-                let l2 = l1.end..l1.end + l2;
-                return Layout {
-                    data: l2.end..l2.end + data,
-                    l2,
-                    l1,
-                    table,
-                    blocks,
-                };
-            }
-            blocks = blocks.max((all - blocks).div_ceil(per_block)) + 1;
+        let l1 = self.l1_clusters();
+        let (table, blocks) = self.refcounts(1 + l1 + l2 + data);
+        let table = 1..1 + table;
+        let blocks = table.end..table.end + blocks;
+        let l1 = blocks.end..blocks.end + l1;
+        let l2 = l1.end..l1.end + l2;
+        Layout {
+            data: l2.end..l2.end + data,
+            l2,
+            l1,
+            table,
+            blocks,
         }
     }
 }
 
 /// Where things are, in clusters.
 #[derive(Debug)]
-pub(super) struct Layout {
+struct Layout {
     table: Range<u64>,
     blocks: Range<u64>,
     /// The first-level table.
-    pub(super) l1: Range<u64>,
+    l1: Range<u64>,
     /// The second-level tables.
-    pub(super) l2: Range<u64>,
+    l2: Range<u64>,
     /// Guest data.
-    pub(super) data: Range<u64>,
+    data: Range<u64>,
 }
 
 /// Refuses options that contradict each other.
@@ -289,7 +281,8 @@ fn cluster_bits(options: &CreateOptions) -> Result<u32> {
     Ok(size.trailing_zeros())
 }
 
-fn refcount_order(bits: u64) -> Result<u32> {
+/// log2 of a refcount's bits.
+pub(super) fn refcount_order(bits: u64) -> Result<u32> {
     if !bits.is_power_of_two() || bits > 64 {
         return Err(Error::invalid(format!(
             "refcount_bits is {bits} (allowed: 1, 2, 4, 8, 16, 32, 64)"
@@ -314,104 +307,126 @@ pub(super) fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<(
             "the refcount table would be too long",
         ));
     }
-    let header = header(&plan, layout.l1.start, &layout.table, options)?;
+    let header = header(&plan, layout.l1.start, &layout.table)?;
     start_over(storage, layout.data.end * size)?;
     write_refcounts(storage, &plan, &layout)?;
     let data = options.files.first().map_or(storage, |file| &**file);
-    preallocate::preallocate(storage, data, &plan, &layout)?;
+    preallocate(storage, data, &plan, &layout)?;
     // Last, so that a file cut short on the way is no image.
     storage.write_at(&header, 0)
 }
 
 fn write_refcounts(storage: &dyn Storage, plan: &Plan, layout: &Layout) -> Result<()> {
-    let (size, width) = (plan.cluster_size(), Width::new(plan.refcount_order));
-    let per_block = 1u64 << width.block_bits(plan.cluster_bits);
-    let mut table = Vec::new();
-    for (index, cluster) in layout.blocks.clone().enumerate() {
-        let mut block = vec![0; clamp_len(size, usize::MAX)];
-        let used = layout
-            .data
-            .end
-            .saturating_sub(len64(index) * per_block)
-            .min(per_block);
-        (0..clamp_len(used, usize::MAX)).for_each(|i| width.set(&mut block, i, 1));
-        storage.write_at(&block, cluster * size)?;
-        table.extend((cluster * size).to_be_bytes());
+    let (size, place) = (plan.cluster_size(), Place::of(&plan.header));
+    let per_block = 1u64 << place.block_bits();
+    let mut left = layout.data.end;
+    for cluster in layout.blocks.clone() {
+        let used = left.min(per_block);
+        left -= used;
+        storage.write_at(&place.width.ones(size, 0..used), cluster * size)?;
     }
+    let table = be64::bytes(layout.blocks.clone().map(|cluster| cluster * size));
     storage.write_at(&table, layout.table.start * size)
 }
 
 /// The first cluster's bytes: fields, extensions, backing name.  `l1` is the first cluster of the
 /// first-level table, `reftable` those of the refcount table.
-pub(super) fn header(
-    plan: &Plan,
-    l1: u64,
-    reftable: &Range<u64>,
-    options: &CreateOptions,
-) -> Result<Vec<u8>> {
+pub(super) fn header(plan: &Plan, l1: u64, reftable: &Range<u64>) -> Result<Vec<u8>> {
     let size = plan.cluster_size();
-    let mut tail = Vec::new();
-    if let Some(backing) = &options.backing {
-        push_extension(
-            &mut tail,
-            extension::BACKING_FORMAT,
-            super::relink::recorded_format(backing.format).as_bytes(),
-        );
-    }
-    if let Some(name) = options.values.name("data_file") {
-        push_extension(&mut tail, extension::DATA_FILE_NAME, name.as_bytes());
-    }
-    if plan.version >= 3 {
-        push_extension(&mut tail, extension::FEATURE_NAMES, &feature::name_table());
-    }
-    tail.extend([0; 8]);
-    let header_len = if plan.version == 2 { 72 } else { 112 };
-    let name = options.backing.as_ref();
-    let name = name.map_or(OsStr::new(""), |b| &b.name);
-    let name_at = header_len + len64(tail.len());
-    if len64(name.len()) > u64::from(MAX_BACKING_NAME) || name_at + len64(name.len()) > size {
-        let most = u64::from(MAX_BACKING_NAME).min(size.saturating_sub(name_at));
+    let mut header = plan.header.clone();
+    // A disk of no bytes has no table, and nothing is counted for it.
+    header.l1_offset = if header.l1_len == 0 { 0 } else { l1 * size };
+    header.reftable_offset = reftable.start * size;
+    header.reftable_clusters = u32::try_from(range::len(reftable)).unwrap_or(u32::MAX);
+    let at = list_end(&header, |_| true);
+    let len = len64(header.backing_name.as_ref().map_or(0, |name| name.len()));
+    let most = u64::from(MAX_BACKING_NAME).min(size.saturating_sub(at));
+    if len > most || at > size {
         return Err(Error::invalid(format!(
-            "the backing file's name has {} bytes (allowed: {most})",
-            name.len()
+            "the backing file's name has {len} bytes (allowed: {most})"
         )));
     }
-    let mut bytes = Vec::new();
-    let push32 = |bytes: &mut Vec<u8>, value: u32| bytes.extend(value.to_be_bytes());
-    push32(&mut bytes, MAGIC);
-    push32(&mut bytes, plan.version);
-    bytes.extend(if name.is_empty() { 0 } else { name_at }.to_be_bytes());
-    push32(&mut bytes, u32::try_from(name.len()).unwrap_or(0));
-    push32(&mut bytes, plan.cluster_bits);
-    bytes.extend(plan.size.to_be_bytes());
-    push32(&mut bytes, 0);
-    push32(&mut bytes, u32::try_from(plan.l1_len).unwrap_or(0));
-    // A disk of no bytes has no table, and nothing is counted for it.
-    let l1 = if plan.l1_len == 0 { 0 } else { l1 };
-    bytes.extend((l1 * size).to_be_bytes());
-    bytes.extend((reftable.start * size).to_be_bytes());
-    push32(
-        &mut bytes,
-        u32::try_from(reftable.end - reftable.start).unwrap_or(0),
-    );
-    push32(&mut bytes, 0);
-    bytes.extend(0u64.to_be_bytes());
-    if plan.version >= 3 {
-        for bits in [plan.incompatible, plan.compatible, plan.autoclear] {
-            bytes.extend(bits.to_be_bytes());
-        }
-        push32(&mut bytes, plan.refcount_order);
-        push32(&mut bytes, 112);
-        bytes.extend([plan.compression, 0, 0, 0, 0, 0, 0, 0]);
-    }
-    bytes.extend(tail);
-    bytes.extend(name.as_bytes());
-    Ok(bytes)
+    let name = Name { at, len };
+    Ok(encode(&header, name.or_none(), |_| true))
 }
 
-fn push_extension(bytes: &mut Vec<u8>, kind: u32, data: &[u8]) {
-    bytes.extend(kind.to_be_bytes());
-    bytes.extend(u32::try_from(data.len()).unwrap_or(0).to_be_bytes());
-    bytes.extend(data);
-    bytes.resize(bytes.len().next_multiple_of(8), 0);
+/// Writes the tables of a preallocated disk to `storage`, and gives its clusters space in `data`.
+fn preallocate(
+    storage: &dyn Storage,
+    data: &dyn Storage,
+    plan: &Plan,
+    layout: &Layout,
+) -> Result<()> {
+    if plan.preallocation == Preallocation::Off {
+        return Ok(());
+    }
+    let size = plan.cluster_size();
+    let host = match plan.header.has_data_file() {
+        true => 0..plan.header.size,
+        false => layout.data.start * size..layout.data.end * size,
+    };
+    write_tables(storage, plan, layout, host.start)?;
+    if plan.header.has_data_file() {
+        data.set_len(plan.header.size)?;
+    }
+    match plan.preallocation {
+        Preallocation::Off | Preallocation::Metadata => Ok(()),
+        Preallocation::Falloc => give_space(data, host),
+        Preallocation::Full => fill_space(data, host),
+    }
+}
+
+/// Both table levels; cluster 0 of the disk is at `first`.
+fn write_tables(storage: &dyn Storage, plan: &Plan, layout: &Layout, first: u64) -> Result<()> {
+    let size = plan.cluster_size();
+    let mut l1: Vec<u64> = Vec::new();
+    let per_table = size / plan.header.layout().entry_len();
+    for (index, cluster) in layout.l2.clone().enumerate() {
+        let host = cluster * size;
+        l1.push(host | COPIED);
+        let start = index as u64 * per_table;
+        let mut table = Vec::with_capacity(clamp_len(size, usize::MAX));
+        for guest in start..(start + per_table).min(plan.clusters()) {
+            table.extend(((first + guest * size) | COPIED).to_be_bytes());
+            if plan.header.extended_l2() {
+                // Space, but no subcluster in use: each reads as zeroes or as the layer below.
+                table.extend([0; 8]);
+            }
+        }
+        storage.write_at(&table, host)?;
+    }
+    storage.write_at(&be64::bytes(l1), layout.l1.start * size)
+}
+
+/// Length of the file with `data_clusters` clusters of data.  All tables are counted as if the
+/// disk were full, so a sparse disk takes less.
+pub(super) fn measure(options: &CreateOptions, data_clusters: u64) -> Result<u64> {
+    let plan = Plan::unchecked(options)?;
+    let (size, clusters) = (plan.cluster_size(), plan.clusters());
+    let data = match plan.preallocation {
+        Preallocation::Off | Preallocation::Metadata => data_clusters.min(clusters),
+        Preallocation::Falloc | Preallocation::Full => clusters,
+    };
+    let l2 = clusters.div_ceil(size / plan.header.layout().entry_len());
+    let fixed = 1 + l2.div_ceil(size / 8) + l2;
+    let (table, blocks) = plan.refcounts(fixed + clusters);
+    Ok((fixed + table + blocks + data) * size)
+}
+
+/// Length of copies of bitmaps, none of their clusters left out, and of their directory.  Bitmaps
+/// that are in use are not copied.
+pub(super) fn measure_bitmaps(options: &CreateOptions, bitmaps: &[Bitmap]) -> Option<u64> {
+    let plan = Plan::unchecked(options).ok()?;
+    if plan.header.version < 3 {
+        return None;
+    }
+    let size = plan.cluster_size();
+    let whole = |bytes: u64| bytes.next_multiple_of(size);
+    let sound = || bitmaps.iter().filter(|b| !b.in_use);
+    let one = |bitmap: &Bitmap| {
+        let bytes = options.size.div_ceil(bitmap.granularity.max(1)).div_ceil(8);
+        whole(bytes) + whole(bytes.div_ceil(size) * 8)
+    };
+    let directory: u64 = sound().map(|b| entry_len(b.name.len())).sum();
+    Some(sound().map(one).sum::<u64>() + whole(directory))
 }

@@ -3,6 +3,8 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
+use crate::image::be64;
+use crate::image::units::{Content, Space};
 use crate::util::align::is_aligned;
 
 /// Bits 9 to 55: where a table or cluster is.
@@ -29,44 +31,37 @@ pub(super) struct Layout {
     pub(super) version: u32,
 }
 
-/// Where a cluster is.
+/// A cluster, as the first word of its entry has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cluster {
+pub(super) struct Cluster {
+    /// Where it is; compressed bytes may end before their space does.
+    pub(super) space: Space,
+    /// It reads as zeroes all the same.
+    pub(super) zero: bool,
+}
+
+impl Cluster {
     /// Nowhere: the layer below has it.
-    Unallocated,
-    /// At `host`; `copied` allows changes in place.
-    Standard {
-        /// Offset in the data file.
-        host: u64,
-        /// The refcount is exactly one.
-        copied: bool,
-        /// Reads as zeroes all the same.
-        zero: bool,
-    },
-    /// Reads as zeroes and has no space.
-    Zero,
-    /// Compressed, in these bytes of the image file; the stream may end before the range does.
-    Compressed(Packed),
-}
+    pub(super) const BELOW: Self = Self {
+        space: Space::None,
+        zero: false,
+    };
 
-/// Host bytes of a compressed cluster.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Packed {
-    /// Offset of the first byte in the image file.
-    pub(super) start: u64,
-    /// End of its last sector.
-    pub(super) end: u64,
-}
+    /// Where it is stored whole.
+    pub(super) fn whole(self) -> Option<u64> {
+        match self.space {
+            Space::Own(host) | Space::Shared(host) => Some(host),
+            Space::None | Space::Encoded { .. } => None,
+        }
+    }
 
-/// How one subcluster reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Subcluster {
-    /// The layer below has it.
-    Below,
-    /// Zeroes.
-    Zero,
-    /// At its place in the cluster.
-    Stored,
+    /// The bytes that it is compressed to.
+    pub(super) fn packed(self) -> Option<Range<u64>> {
+        match self.space {
+            Space::Encoded { start, end } => Some(start..end),
+            _ => None,
+        }
+    }
 }
 
 impl Layout {
@@ -82,6 +77,44 @@ impl Layout {
         } else {
             self.cluster_size()
         }
+    }
+
+    /// The clusters that a range of the file touches.
+    pub(super) fn clusters(self, host: &Range<u64>) -> Range<u64> {
+        host.start >> self.cluster_bits..host.end.div_ceil(self.cluster_size())
+    }
+
+    /// The bytes of the image or data file that a cluster has.
+    pub(super) fn host(self, cluster: Cluster) -> Range<u64> {
+        let whole = cluster.whole().map(|host| host..host + self.cluster_size());
+        whole.or(cluster.packed()).unwrap_or(0..0)
+    }
+
+    /// The entries of a second-level table: the first word of each, and the second or 0.
+    pub(super) fn entries(self, table: &[u8]) -> impl Iterator<Item = (u64, u64)> {
+        let entries = table.chunks_exact(if self.extended { 16 } else { 8 });
+        entries.map(|entry| {
+            let mut words = be64::words(entry);
+            (words.next().unwrap_or(0), words.next().unwrap_or(0))
+        })
+    }
+
+    /// Gives each first word of the entries of a second-level table, but 0, to `change`, which says
+    /// what it is to be; whether any changed.
+    pub(super) fn change_entries(
+        self,
+        table: &mut [u8],
+        mut change: impl FnMut(u64) -> Result<u64>,
+    ) -> Result<bool> {
+        let mut changed = false;
+        let words = table.as_chunks_mut::<8>().0.iter_mut();
+        for word in words.step_by(if self.extended { 2 } else { 1 }) {
+            let old = u64::from_be_bytes(*word);
+            let new = if old == 0 { 0 } else { change(old)? };
+            changed |= new != old;
+            *word = new.to_be_bytes();
+        }
+        Ok(changed)
     }
 
     /// Bytes of a second-level entry.
@@ -117,22 +150,6 @@ impl Layout {
         Ok(Some(host).filter(|host| *host != 0))
     }
 
-    /// Where the block of an entry of the refcount table is, in a file of `len` bytes; what is
-    /// wrong with the entry, where something is.
-    pub(super) fn refcount_block(
-        self,
-        entry: u64,
-        len: u64,
-    ) -> std::result::Result<Option<u64>, String> {
-        let size = self.cluster_size();
-        if entry & !OFFSET != 0 || !is_aligned(entry, size) || entry >= len {
-            return Err(format!(
-                "is at {entry:#x} (allowed: multiples of {size:#x} below {len:#x})"
-            ));
-        }
-        Ok(Some(entry).filter(|host| *host != 0))
-    }
-
     /// Whether metadata lies in a file of `len` bytes; the last cluster may be there in part.
     pub(super) fn is_inside(self, host: &Range<u64>, len: u64) -> bool {
         let past = host.end.saturating_sub(len);
@@ -143,27 +160,17 @@ impl Layout {
     /// A second-level entry's first word.
     pub(super) fn cluster(self, entry: u64) -> Result<Cluster> {
         if entry & COMPRESSED != 0 {
-            return self.compressed(entry).map(Cluster::Compressed);
+            return self.compressed(entry);
         }
         let host = entry & OFFSET;
+        self.check_aligned("cluster", host)?;
         let zero = entry & ZERO != 0 && !self.extended && self.version >= 3;
-        match (host, zero) {
-            (0, true) => Ok(Cluster::Zero),
-            (0, false) if entry & COPIED == 0 => Ok(Cluster::Unallocated),
-            (0, false) => Ok(Cluster::Standard {
-                host,
-                copied: true,
-                zero,
-            }),
-            _ => {
-                self.check_aligned("cluster", host)?;
-                Ok(Cluster::Standard {
-                    host,
-                    copied: entry & COPIED != 0,
-                    zero,
-                })
-            }
-        }
+        let space = match (host, entry & COPIED != 0) {
+            (0, owned) if zero || !owned => Space::None,
+            (host, true) => Space::Own(host),
+            (host, false) => Space::Shared(host),
+        };
+        Ok(Cluster { space, zero })
     }
 
     /// The words of an entry for a cluster whose `len` compressed bytes (not 0) are at `host`.
@@ -199,15 +206,19 @@ impl Layout {
     }
 
     /// The entry's host bytes: an offset in the low bits, a count of further sectors above it.
-    fn compressed(self, entry: u64) -> Result<Packed> {
+    fn compressed(self, entry: u64) -> Result<Cluster> {
         let split = self.packed_bits();
         let host = entry & ((1 << split) - 1);
         let sectors = (entry & !(COPIED | COMPRESSED)) >> split;
         let end = (host - host % 512).checked_add((sectors + 1) * 512);
-        end.map(|end| Packed { start: host, end }).ok_or_else(|| {
+        let end = end.ok_or_else(|| {
             Error::corrupt(format!(
                 "compressed cluster entry {entry:#018x} ends past 2^64"
             ))
+        })?;
+        Ok(Cluster {
+            space: Space::Encoded { start: host, end },
+            zero: false,
         })
     }
 
@@ -222,19 +233,19 @@ impl Layout {
     }
 
     /// How a subcluster reads, from the entry's two words.
-    pub(super) fn subcluster(self, cluster: &Cluster, bits: u64, index: u32) -> Result<Subcluster> {
+    pub(super) fn subcluster(self, cluster: &Cluster, bits: u64, index: u32) -> Result<Content> {
         let stored = bits & (1 << index) != 0;
         let zero = bits & (1 << (index + SUBCLUSTERS)) != 0;
-        match (stored, zero, cluster) {
+        match (stored, zero, cluster.whole()) {
             (true, true, _) => Err(Error::corrupt(format!(
                 "subcluster {index} is both stored and zero (bitmap {bits:#018x})"
             ))),
-            (true, false, Cluster::Standard { .. }) => Ok(Subcluster::Stored),
+            (true, false, Some(_)) => Ok(Content::Stored),
             (true, false, _) => Err(Error::corrupt(format!(
                 "subcluster {index} is stored in a cluster that has no space (bitmap {bits:#018x})"
             ))),
-            (false, true, _) => Ok(Subcluster::Zero),
-            (false, false, _) => Ok(Subcluster::Below),
+            (false, true, _) => Ok(Content::Zero),
+            (false, false, _) => Ok(Content::Below),
         }
     }
 }
@@ -251,14 +262,17 @@ mod tests {
 
     #[test]
     fn entries_decode_as_the_specification_says() {
-        let packed = |start, end| Cluster::Compressed(Packed { start, end });
-        let standard = |host, copied, zero| Cluster::Standard { host, copied, zero };
+        let cluster = |space, zero| Cluster { space, zero };
+        let packed = |start, end| cluster(Space::Encoded { start, end }, false);
         let cases = [
-            (0, Cluster::Unallocated),
-            (ZERO, Cluster::Zero),
-            (0x5_0000, standard(0x5_0000, false, false)),
-            (COPIED | 0x5_0000, standard(0x5_0000, true, false)),
-            (COPIED | 0x5_0000 | ZERO, standard(0x5_0000, true, true)),
+            (0, Cluster::BELOW),
+            (ZERO, cluster(Space::None, true)),
+            (0x5_0000, cluster(Space::Shared(0x5_0000), false)),
+            (COPIED | 0x5_0000, cluster(Space::Own(0x5_0000), false)),
+            (
+                COPIED | 0x5_0000 | ZERO,
+                cluster(Space::Own(0x5_0000), true),
+            ),
             (COMPRESSED | 0x5_0123, packed(0x5_0123, 0x5_0200)),
             (COMPRESSED | 3 << 54 | 0x5_0123, packed(0x5_0123, 0x5_0800)),
         ];
@@ -284,8 +298,7 @@ mod tests {
                     let words = layout.packed_words(host, len);
                     let found = layout.cluster(words[0]).expect("valid");
                     let end = (host + len).next_multiple_of(512);
-                    let expected = Packed { start: host, end };
-                    assert_eq!(found, Cluster::Compressed(expected), "{host:#x} {len}");
+                    assert_eq!(found.packed(), Some(host..end), "{host:#x} {len}");
                 }
             }
         }
@@ -306,7 +319,7 @@ mod tests {
         };
         assert_eq!(
             layout.cluster(ZERO).expect("the bit is reserved"),
-            Cluster::Unallocated
+            Cluster::BELOW
         );
     }
 
@@ -319,17 +332,17 @@ mod tests {
         let cluster = layout.cluster(COPIED | 0x5_0000).expect("valid");
         assert_eq!(
             layout.subcluster(&cluster, 1, 0).expect("valid"),
-            Subcluster::Stored
+            Content::Stored
         );
         assert_eq!(
             layout.subcluster(&cluster, 1 << 32, 0).expect("valid"),
-            Subcluster::Zero
+            Content::Zero
         );
         assert_eq!(
             layout.subcluster(&cluster, 2, 0).expect("valid"),
-            Subcluster::Below
+            Content::Below
         );
         assert!(layout.subcluster(&cluster, 1 << 32 | 1, 0).is_err());
-        assert!(layout.subcluster(&Cluster::Unallocated, 1, 0).is_err());
+        assert!(layout.subcluster(&Cluster::BELOW, 1, 0).is_err());
     }
 }

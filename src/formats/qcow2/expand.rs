@@ -5,15 +5,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::Qcow2;
 use super::entry::{Cluster, Layout};
 use super::refcount::Step;
-use super::rewrite::{Needs, Rewrite};
-use super::snapshot::{count_tables, replace_l1, replace_table, write_l1};
+use super::rewrite::{Needs, Rewrite, count_tables};
 use super::snapshot_table::SnapshotTable;
 use crate::error::{Error, Result};
-use crate::image::units::{Target, Units};
-use crate::image::{Image, Slot, Source, Wait};
+use crate::image::units::Target;
+use crate::image::{Image, Source, Wait, be64};
 use crate::storage::{Zeroing, zero_or_write};
-use crate::util::align::{clamp_len, down, len64};
-use crate::util::range;
+use crate::util::align::{down, len64};
 
 /// Most entries of first-level tables of snapshots: 16 MiB of them.
 const MAX_WORDS: u64 = 2 << 20;
@@ -23,20 +21,7 @@ const MAX_ZEROES: u64 = 4 << 20;
 /// Whether a second-level entry is of a zero cluster; with the cluster that it keeps.
 fn zero_cluster(layout: Layout, word: u64) -> Result<Option<Cluster>> {
     let cluster = layout.cluster(word)?;
-    let zero = matches!(
-        cluster,
-        Cluster::Zero | Cluster::Standard { zero: true, .. }
-    );
-    Ok(zero.then_some(cluster))
-}
-
-/// What takes the place of a zero cluster.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Instead {
-    /// Nothing, and nothing lies below.
-    Nothing,
-    /// A cluster that reads as zeroes.
-    Zeroes,
+    Ok(cluster.zero.then_some(cluster))
 }
 
 /// A table with zero clusters that first-level tables point at.
@@ -58,8 +43,7 @@ pub(super) struct Expansion {
     lists: Vec<Vec<u64>>,
     /// The tables that have zero clusters, by offset.
     found: BTreeMap<u64, Found>,
-    instead: Instead,
-    /// Clusters that take the place of zero clusters.
+    /// Clusters that take the place of zero clusters; 0: nothing does, and nothing lies below.
     clusters: u64,
 }
 
@@ -67,7 +51,7 @@ impl Expansion {
     fn carry_out(&mut self, rewrite: &mut Rewrite<'_>, layout: Layout) -> Result<()> {
         let mut moved = HashMap::new();
         for (host, found) in &self.found {
-            let new = without_zeroes(rewrite, layout, *host, found.times, self.instead)?;
+            let new = without_zeroes(rewrite, layout, *host, found.times, self.clusters > 0)?;
             moved.insert(*host, new);
         }
         let lists = self.lists.iter_mut();
@@ -79,28 +63,23 @@ impl Expansion {
             }
         }
         rewrite.own_tables(&mut self.active)?;
-        replace_l1(rewrite, &self.active)?;
+        rewrite.replace_l1(&self.active)?;
         for (entry, l1) in self.table.entries.iter_mut().zip(&self.lists) {
             let host = rewrite.run();
-            write_l1(rewrite, l1, host)?;
-            let len = u64::from(entry.l1_len()) * 8;
-            rewrite.release(entry.l1_offset()..entry.l1_offset() + len)?;
+            rewrite.write(be64::bytes(l1.iter().copied()), host)?;
+            rewrite.release(entry.l1())?;
             entry.set_l1(host, entry.l1_len());
         }
-        replace_table(rewrite, &self.table)
+        rewrite.replace_snapshots(&self.table)
     }
 }
 
 impl Qcow2 {
     /// The zero clusters of a second-level table.
     fn count_zeroes(&self, host: u64) -> Result<u64> {
-        let mut bytes = vec![0; clamp_len(self.layout.cluster_size(), usize::MAX)];
-        self.file.read_at(&mut bytes, host)?;
-        self.watcher.advance(len64(bytes.len()));
         let mut count = 0;
-        for word in bytes.as_chunks::<8>().0 {
-            let zero = zero_cluster(self.layout, u64::from_be_bytes(*word))?.is_some();
-            count += u64::from(zero);
+        for (word, _) in self.layout.entries(&self.read_table(host)?) {
+            count += u64::from(zero_cluster(self.layout, word)?.is_some());
         }
         Ok(count)
     }
@@ -121,21 +100,19 @@ impl Qcow2 {
             )));
         }
         let active = self.active_l1()?;
-        let mut lists = Vec::new();
-        for entry in &table.entries {
-            lists.push(self.read_l1(entry.l1_offset(), entry.l1_len())?);
-        }
+        let lists = table.entries.iter();
+        let lists = lists.map(|entry| be64::read(&*self.file, entry.l1()));
+        let lists: Vec<Vec<u64>> = lists.collect::<Result<_>>()?;
         let found = self.tables_with_zeroes(lists.iter().chain(std::iter::once(&active)))?;
         if found.is_empty() {
             return Ok(None);
         }
-        let (instead, clusters) = self.instead_of(&found)?;
+        let clusters = self.clusters_instead_of(&found)?;
         Ok(Some(Expansion {
             table,
             active,
             lists,
             found,
-            instead,
             clusters,
         }))
     }
@@ -153,7 +130,7 @@ impl Qcow2 {
         let needs = Needs {
             tables: len64(plan.found.len()) + count_tables(&plan.active) + plan.clusters,
             runs: &runs,
-            refcount_order: self.header.refcount_order,
+            ..Needs::default()
         };
         let layout = self.layout;
         self.rewrite(&needs, |rewrite| plan.carry_out(rewrite, layout))
@@ -182,10 +159,10 @@ impl Qcow2 {
         Ok(found)
     }
 
-    /// What takes the place of zero clusters, and how many clusters that needs.
-    fn instead_of(&self, found: &BTreeMap<u64, Found>) -> Result<(Instead, u64)> {
+    /// How many clusters take the place of zero clusters.
+    fn clusters_instead_of(&self, found: &BTreeMap<u64, Found>) -> Result<u64> {
         if self.header.backing_name.is_none() {
-            return Ok((Instead::Nothing, 0));
+            return Ok(0);
         }
         let count = found.values().map(|found| found.zeroes).sum();
         if count > MAX_ZEROES {
@@ -193,7 +170,7 @@ impl Qcow2 {
                 "compat=0.10: {count} zero clusters of snapshots hide the backing file (allowed: {MAX_ZEROES}; snapshot -d takes some away)"
             )));
         }
-        Ok((Instead::Zeroes, count))
+        Ok(count)
     }
 
     /// Replaces the disk's zero clusters: by nothing where nothing lies below, else by zeroes.
@@ -215,20 +192,7 @@ impl Qcow2 {
             let start = down(zeroes.start, self.layout.cluster_size());
             return self.drop_range(&(start..zeroes.end), Target::Below);
         }
-        let mut at = zeroes.start;
-        while at < zeroes.end {
-            let mut fill = |slot: Slot<'_>| {
-                let end = slot.host + range::len(&slot.guest);
-                match slot.zeroed {
-                    true => Ok(()),
-                    false => zero_or_write(slot.storage, slot.host..end, Zeroing::KeepSpace),
-                }
-            };
-            at += self
-                .allocator()?
-                .allocate(self, at..zeroes.end, &mut fill)?;
-        }
-        Ok(())
+        self.store_zeroes(&zeroes)
     }
 }
 
@@ -238,29 +202,23 @@ fn without_zeroes(
     layout: Layout,
     host: u64,
     times: u64,
-    instead: Instead,
+    hides: bool,
 ) -> Result<u64> {
     let size = layout.cluster_size();
-    let mut bytes = vec![0; clamp_len(size, usize::MAX)];
-    rewrite.file().read_at(&mut bytes, host)?;
-    for word in bytes.as_chunks_mut::<8>().0 {
-        if let Some(cluster) = zero_cluster(layout, u64::from_be_bytes(*word))? {
-            *word = match instead {
-                Instead::Nothing => [0; 8],
-                Instead::Zeroes => zeroes_for(rewrite, times)?.to_be_bytes(),
-            };
-            if let Cluster::Standard { host, .. } = cluster {
-                for _ in 0..times {
-                    rewrite.release(host..host + size)?;
-                }
-            }
+    let mut bytes = be64::read_bytes(rewrite.file(), host..host + size)?;
+    layout.change_entries(&mut bytes, |word| {
+        let Some(cluster) = zero_cluster(layout, word)? else {
+            return Ok(word);
+        };
+        rewrite.step(&layout.host(cluster), times, Step::Down)?;
+        match hides {
+            true => zeroes_for(rewrite, times),
+            false => Ok(0),
         }
-    }
+    })?;
     let new = rewrite.write_table(&bytes)?;
-    use_again(rewrite, new, times - 1)?;
-    for _ in 0..times {
-        rewrite.release(host..host + size)?;
-    }
+    rewrite.step(&(new..new + size), times - 1, Step::Up)?;
+    rewrite.step(&(host..host + size), times, Step::Down)?;
     Ok(new)
 }
 
@@ -272,13 +230,6 @@ fn zeroes_for(rewrite: &mut Rewrite<'_>, times: u64) -> Result<u64> {
     if file.size() < end {
         file.write_at(&[0], end - 1)?;
     }
-    use_again(rewrite, host, times - 1)?;
+    rewrite.step(&(host..end), times - 1, Step::Up)?;
     Ok(host)
-}
-
-/// Counts a cluster up.
-fn use_again(rewrite: &mut Rewrite<'_>, host: u64, times: u64) -> Result<()> {
-    let (file, cluster) = (rewrite.file(), host >> rewrite.header.cluster_bits);
-    let mut uses = 0..times;
-    uses.try_for_each(|_| rewrite.counts.step(file, cluster..cluster + 1, Step::Up))
 }

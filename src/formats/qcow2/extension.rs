@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
+use crate::image::be64;
 use crate::storage::Storage;
 use crate::util::align::{clamp_len, len64};
 
@@ -40,20 +41,14 @@ impl Extension {
     }
 }
 
-/// The extensions of a header.
-#[derive(Debug, Default)]
-pub(super) struct List {
-    /// In order, without the end marker.
-    pub(super) extensions: Vec<Extension>,
-    /// What is wrong with the end marker, though nobody needs it to be right: others refuse it.
-    pub(super) fault: Option<String>,
-}
-
-/// Reads the extensions in a range of the first cluster.  The list ends with its end marker or
-/// with the range.
-pub(super) fn read(storage: &dyn Storage, range: Range<u64>) -> Result<List> {
-    let mut bytes = vec![0; clamp_len(range.end.saturating_sub(range.start), 2 << 20)];
-    storage.read_at(&mut bytes, range.start)?;
+/// Reads the extensions in a range of the first cluster, in order.  The list ends with its end
+/// marker or with the range; others refuse a marker that is wrong, which nobody needs: what is
+/// wrong with it.
+pub(super) fn read(
+    storage: &dyn Storage,
+    range: Range<u64>,
+) -> Result<(Vec<Extension>, Option<String>)> {
+    let bytes = be64::read_bytes(storage, range.clone())?;
     let mut rest = &bytes[..];
     let mut list = Vec::new();
     let mut fault = None;
@@ -88,10 +83,7 @@ pub(super) fn read(storage: &dyn Storage, range: Range<u64>) -> Result<List> {
             .get(data.len().next_multiple_of(8)..)
             .unwrap_or_default();
     }
-    Ok(List {
-        extensions: list,
-        fault,
-    })
+    Ok((list, fault))
 }
 
 /// The data of the first extension of a kind.

@@ -48,59 +48,32 @@ pub(super) fn name_table() -> Vec<u8> {
     NAMES.iter().flat_map(row).collect()
 }
 
-/// Names of bits, as an image's feature name table has them.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct FeatureNames(Vec<FeatureName>);
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct FeatureName {
-    kind: u8,
-    bit: u8,
-    name: String,
-}
-
 /// Bytes of one row of the table.
 const ROW: usize = 48;
 /// Rows looked at; there are three kinds of 64 bits.
 const MAX_ROWS: usize = 192;
 
-impl FeatureNames {
-    /// From the bytes of the header extension.
-    pub(super) fn parse(bytes: &[u8]) -> Self {
-        let rows = bytes.chunks_exact(ROW).take(MAX_ROWS);
-        let parse = |row: &[u8]| {
+/// Refuses incompatible bits that this driver does not understand, by the names that the image's
+/// own table has for them.
+pub(super) fn check_incompatible(bits: u64, names: &[u8]) -> Result<()> {
+    let unknown = bits & !KNOWN;
+    if unknown == 0 {
+        return Ok(());
+    }
+    let rows = || names.chunks_exact(ROW).take(MAX_ROWS);
+    let name = |bit: u8| match rows().find(|row| row[..2] == [0, bit]) {
+        Some(row) => {
             let text = row[2..].split(|b| *b == 0).next().unwrap_or_default();
-            FeatureName {
-                kind: row[0],
-                bit: row[1],
-                name: String::from_utf8_lossy(text).into(),
-            }
-        };
-        Self(rows.map(parse).collect())
-    }
-
-    /// Refuses incompatible bits that this driver does not understand, by name.
-    pub(super) fn check_incompatible(&self, bits: u64) -> Result<()> {
-        let unknown = bits & !KNOWN;
-        if unknown == 0 {
-            return Ok(());
+            format!("'{}'", printable(&*String::from_utf8_lossy(text)))
         }
-        let names: Vec<String> = (0..64)
-            .filter(|bit| unknown & (1 << bit) != 0)
-            .map(|bit| self.name(0, bit))
-            .collect();
-        Err(Error::unsupported(format!(
-            "the image needs features that are not supported: {} (incompatible bits {unknown:#x}, allowed: {KNOWN:#x})",
-            names.join(", ")
-        )))
-    }
-
-    fn name(&self, kind: u8, bit: u8) -> String {
-        match self.0.iter().find(|n| n.kind == kind && n.bit == bit) {
-            Some(found) => format!("'{}'", printable(&found.name)),
-            None => format!("unnamed bit {bit}"),
-        }
-    }
+        None => format!("unnamed bit {bit}"),
+    };
+    let unknown_bits = (0..64).filter(|bit| unknown & (1 << bit) != 0);
+    let names: Vec<String> = unknown_bits.map(name).collect();
+    Err(Error::unsupported(format!(
+        "the image needs features that are not supported: {} (incompatible bits {unknown:#x}, allowed: {KNOWN:#x})",
+        names.join(", ")
+    )))
 }
 
 #[cfg(test)]
@@ -112,15 +85,12 @@ mod tests {
         let mut table = vec![0u8; 2 * ROW];
         table[1] = 7;
         table[2..12].copy_from_slice(b"time trave");
-        let names = FeatureNames::parse(&table);
-        let error = names
-            .check_incompatible(1 << 7 | DIRTY | 1 << 40)
-            .expect_err("unknown");
+        let error = check_incompatible(1 << 7 | DIRTY | 1 << 40, &table).expect_err("unknown");
         let text = error.to_string();
         assert!(
             text.contains("'time trave'") && text.contains("unnamed bit 40"),
             "{text}"
         );
-        assert!(names.check_incompatible(KNOWN).is_ok());
+        assert!(check_incompatible(KNOWN, &table).is_ok());
     }
 }

@@ -5,21 +5,17 @@
 //! up without a lock with each overwrite.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 
 use super::Qcow2;
-use super::bitmap_dir::Directory;
-use super::entry::Layout;
-use super::guard_fixed::Fixed;
-use super::header::{Header, MAX_REFTABLE_BYTES};
-use super::refcount::Place;
+use super::metadata::{Fixed, Subject};
+use super::refblock::Place;
 use crate::error::{Error, Result};
-use crate::storage::Storage;
 use crate::util::align::{clamp_len, down, len64};
-use crate::util::range::intersect;
 
 /// Clusters kept one by one at most, 16 MiB of them; what is beyond is not guarded.
 const MAX_KEPT: usize = 1 << 20;
@@ -35,11 +31,13 @@ struct Slots {
 }
 
 impl Slots {
-    fn new(count: usize) -> Self {
-        let len = (count.max(16) * 4).next_power_of_two();
-        Self {
-            words: (0..len).map(|_| AtomicU64::new(EMPTY)).collect(),
-        }
+    /// With room for as many more as these.
+    fn of(hosts: &[u64]) -> Self {
+        let len = (hosts.len().max(16) * 4).next_power_of_two();
+        let words = (0..len).map(|_| AtomicU64::new(EMPTY)).collect();
+        let slots = Self { words };
+        hosts.iter().for_each(|host| slots.insert(*host));
+        slots
     }
 
     /// The slots in the order in which `host` looks for its own.
@@ -68,9 +66,9 @@ impl Slots {
         }
     }
 
-    fn kept(&self) -> impl Iterator<Item = u64> {
+    fn kept(&self) -> Vec<u64> {
         let words = self.words.iter().map(|w| w.load(Ordering::Acquire));
-        words.filter(|w| *w > GONE)
+        words.filter(|w| *w > GONE).collect()
     }
 }
 
@@ -87,44 +85,31 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    /// Whether a cluster is one of those kept one by one, or of the refcount table.
+    /// Whether a cluster is one of those kept one by one, or of what else is guarded.
     fn contains(&self, host: u64) -> bool {
-        self.refcount_table().contains(&host) || self.is_kept(host) || self.is_fixed(host)
+        let (slots, fixed) = (self.slots.load(), self.fixed.load());
+        self.refcount_table().contains(&host)
+            || slots.as_ref().is_some_and(|s| s.find(host).is_some())
+            || fixed.as_ref().is_some_and(|f| f.contains(host))
     }
 
-    /// Whether a cluster is one of those kept one by one.
-    pub(super) fn is_kept(&self, host: u64) -> bool {
-        let slots = self.slots.load();
-        slots.as_ref().is_some_and(|s| s.find(host).is_some())
-    }
-
-    fn is_fixed(&self, host: u64) -> bool {
-        let fixed = self.fixed.load();
-        fixed.as_ref().is_some_and(|f| f.contains(host))
-    }
-
-    /// The clusters kept one by one.
-    pub(super) fn kept(&self) -> Vec<u64> {
-        let slots = self.slots.load();
-        slots.as_ref().map_or_else(Vec::new, |s| s.kept().collect())
+    /// Forgets everything, and guards these clusters from now on.
+    pub(super) fn learn(&self, kept: &[u64], fixed: Fixed) {
+        let mut used = self.used.lock();
+        *used = kept.len().min(MAX_KEPT);
+        self.slots.store(Some(Arc::new(Slots::of(&kept[..*used]))));
+        self.fixed.store(Some(Arc::new(fixed)));
     }
 
     /// Guards a cluster from now on.
     pub(super) fn insert(&self, host: u64) {
         let mut used = self.used.lock();
-        let full = match self.slots.load().as_ref() {
-            None => true,
-            Some(slots) => *used * 2 >= slots.words.len(),
-        };
+        let slots = self.slots.load();
+        let full = slots.as_ref().is_none_or(|s| *used * 2 >= s.words.len());
         if full {
-            let kept: Vec<u64> = match self.slots.load().as_ref() {
-                None => Vec::new(),
-                Some(slots) => slots.kept().collect(),
-            };
-            let new = Slots::new(kept.len() + 1);
-            kept.iter().for_each(|host| new.insert(*host));
+            let kept = slots.as_ref().map_or_else(Vec::new, |s| s.kept());
             *used = kept.len();
-            self.slots.store(Some(std::sync::Arc::new(new)));
+            self.slots.store(Some(Arc::new(Slots::of(&kept))));
         }
         if let Some(slots) = self.slots.load().as_ref()
             && *used < MAX_KEPT
@@ -145,23 +130,14 @@ impl Guard {
 
     /// Where the refcount table is now.
     pub(super) fn set_refcount_table(&self, place: Place) {
-        let len = place.table_clusters << place.cluster_bits;
-        self.reftable_start.store(place.table, Ordering::Release);
-        self.reftable_end
-            .store(place.table.saturating_add(len), Ordering::Release);
+        let table = place.table_range();
+        self.reftable_start.store(table.start, Ordering::Release);
+        self.reftable_end.store(table.end, Ordering::Release);
     }
 
     /// Where it is.
     pub(super) fn refcount_table(&self) -> Range<u64> {
         self.reftable_start.load(Ordering::Acquire)..self.reftable_end.load(Ordering::Acquire)
-    }
-
-    /// Forgets everything.
-    fn clear(&self) {
-        let mut used = self.used.lock();
-        *used = 0;
-        self.slots.store(None);
-        self.fixed.store(None);
     }
 }
 
@@ -173,7 +149,7 @@ impl Qcow2 {
         };
         let size = self.layout.cluster_size();
         let host = down(host, size);
-        host < size || self.l1_range().contains(&host) || writer.guard.contains(host)
+        host < size || self.tables.first_level().contains(&host) || writer.guard.contains(host)
     }
 
     /// As `is_metadata`, of an offset where guest data is: it may be that of another file.
@@ -184,11 +160,6 @@ impl Qcow2 {
     /// Whether guest data is not at its own offset `at` in an external data file, but at `host`.
     pub(super) fn is_misplaced(&self, host: u64, at: u64) -> bool {
         host != at && self.external().is_some()
-    }
-
-    pub(super) fn l1_range(&self) -> Range<u64> {
-        let table = self.tables.first_level();
-        table.offset..table.offset.saturating_add(table.len * 8)
     }
 
     /// The error for a write that metadata is in the way of.
@@ -204,143 +175,12 @@ impl Qcow2 {
         let subject = Subject {
             file: &*self.file,
             header: &self.header,
-            layout: self.layout,
-            l1: self.l1_range(),
+            l1: self.tables.first_level(),
             refcounts: place,
             directory: self.directory()?,
         };
         subject.learn(&self.writer()?.guard)
     }
-}
-
-/// What a guard learns from.
-#[derive(Debug)]
-pub(super) struct Subject<'a> {
-    pub(super) file: &'a dyn Storage,
-    pub(super) header: &'a Header,
-    pub(super) layout: Layout,
-    /// The active first-level table.
-    pub(super) l1: Range<u64>,
-    /// Where the refcounts are.
-    pub(super) refcounts: Place,
-    pub(super) directory: Directory,
-}
-
-/// Refuses the image in `file` where opening it for writing, or the first change, would.
-pub(super) fn judge(file: &dyn Storage) -> Result<()> {
-    let header = Header::read(file)?;
-    let len = u64::from(header.l1_len) * 8;
-    let subject = Subject {
-        file,
-        header: &header,
-        layout: header.layout(),
-        l1: header.l1_offset..header.l1_offset.saturating_add(len),
-        refcounts: Place::of(&header),
-        directory: Directory::read(file, &header)?,
-    };
-    subject.learn(&Guard::default())
-}
-
-impl Subject<'_> {
-    fn learn(&self, guard: &Guard) -> Result<()> {
-        guard.clear();
-        guard.set_refcount_table(self.refcounts);
-        if let Some(fault) = self.header.faults().first() {
-            return Err(damaged(fault));
-        }
-        let (size, l1) = (self.layout.cluster_size(), &self.l1);
-        let reftable = self.refcount_table();
-        // A disk of no bytes has no table.
-        let l1_in_header = !l1.is_empty() && l1.start < size;
-        if intersect(l1, &reftable).is_some() || l1_in_header || reftable.start < size {
-            return Err(overlap(reftable.start));
-        }
-        for (what, range) in [("the L1 table", l1), ("the refcount table", &reftable)] {
-            if !self.layout.is_inside(range, self.file.size()) {
-                let text = format!("{what} ends at {:#x}, past the end of the file", range.end);
-                return Err(damaged(&text));
-            }
-        }
-        for (index, word) in addresses(self.file, l1.clone())?.into_iter().enumerate() {
-            let host = self.second_level(&format_args!("the L1 table"), index, word)?;
-            host.map_or(Ok(()), |host| self.keep(guard, host))?;
-        }
-        let mut blocks = Vec::new();
-        for word in addresses(self.file, reftable)? {
-            match self.layout.refcount_block(word, self.file.size()) {
-                Err(fault) => return Err(damaged(&format!("a refcount block {fault}"))),
-                Ok(host) => blocks.extend(host),
-            }
-        }
-        blocks.sort_unstable();
-        blocks.iter().try_for_each(|host| self.keep(guard, *host))?;
-        let fixed = self.fixed(guard, &blocks)?;
-        guard.fixed.store(fixed.map(std::sync::Arc::new));
-        Ok(())
-    }
-
-    fn refcount_table(&self) -> Range<u64> {
-        let place = self.refcounts;
-        let most = MAX_REFTABLE_BYTES.max(self.layout.cluster_size());
-        let bytes = (place.table_clusters << place.cluster_bits).min(most);
-        place.table..place.table.saturating_add(bytes)
-    }
-
-    /// Where the second-level table of entry `index` is, which is refused where it is damaged.
-    pub(super) fn second_level(
-        &self,
-        table: &dyn std::fmt::Display,
-        index: usize,
-        word: u64,
-    ) -> Result<Option<u64>> {
-        let fault = |fault: String| damaged(&format!("entry {index} of {table} {fault}"));
-        let host = self.layout.first_level(word).map_err(fault)?;
-        let size = self.layout.cluster_size();
-        match host {
-            Some(host)
-                if !self
-                    .layout
-                    .is_inside(&(host..host + size), self.file.size()) =>
-            {
-                Err(fault(format!(
-                    "points at {host:#x}, past the end of the file"
-                )))
-            }
-            host => Ok(host),
-        }
-    }
-
-    /// Guards a cluster that nothing else may be in.
-    fn keep(&self, guard: &Guard, host: u64) -> Result<()> {
-        let (size, l1) = (self.layout.cluster_size(), &self.l1);
-        let twice = l1.start < host + size && host < l1.end || guard.contains(host);
-        if twice {
-            return Err(overlap(host));
-        }
-        guard.insert(host);
-        Ok(())
-    }
-}
-
-/// The error for metadata that keeps an image from being written.
-pub(super) fn damaged(what: &str) -> Error {
-    Error::corrupt(format!(
-        "{what}, so the image is not written; check names the damage"
-    ))
-}
-
-pub(super) fn overlap(host: u64) -> Error {
-    Error::corrupt(format!(
-        "the metadata at {host:#x} overlaps other metadata, so the image is not written; check names the damage"
-    ))
-}
-
-/// The words of a table.
-pub(super) fn addresses(file: &dyn Storage, host: Range<u64>) -> Result<Vec<u64>> {
-    let mut bytes = vec![0; clamp_len(host.end - host.start, usize::MAX)];
-    file.read_at(&mut bytes, host.start)?;
-    let words = bytes.as_chunks::<8>().0.iter();
-    Ok(words.map(|w| u64::from_be_bytes(*w)).collect())
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! allow, and it keeps whatever it does not know so that a rewrite changes nothing else.
 
 use std::ffi::{OsStr, OsString};
+use std::ops::Range;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use zerocopy::big_endian::{U32, U64};
@@ -12,8 +13,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::encryption::Encryption;
 use super::entry::Layout;
 use super::extension::{self, Extension};
-use super::feature::{self, FeatureNames};
+use super::feature;
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::be64;
 use crate::image::codec::Compression;
 use crate::image::open::Purpose;
 use crate::storage::Storage;
@@ -113,7 +115,7 @@ struct Raw {
 const _: () = assert!(size_of::<Raw>() == LEN_V3);
 
 /// A validated header.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Header {
     /// 2 or 3.
     pub(super) version: u32,
@@ -158,6 +160,22 @@ pub(super) struct Header {
 }
 
 impl Header {
+    /// That of a new image of this version, whose disk has no bytes, without tables.
+    pub(super) fn new(version: u32) -> Self {
+        let mut header = Self {
+            version,
+            cluster_bits: 16,
+            refcount_order: 4,
+            ..Self::default()
+        };
+        if version >= 3 {
+            header.rest = vec![0; 8];
+            let names = Some(feature::name_table());
+            extension::set(&mut header.extensions, extension::FEATURE_NAMES, names);
+        }
+        header
+    }
+
     /// Reads and validates the header of `storage`, all of it.
     pub(super) fn read(storage: &dyn Storage) -> Result<Self> {
         Self::read_for(storage, Need::Write)
@@ -181,11 +199,10 @@ impl Header {
             0 => header.cluster_size(),
             offset => offset.min(header.cluster_size()),
         };
-        let list = extension::read(storage, u64::from(header_len)..end)?;
-        (header.extensions, header.list_fault) = (list.extensions, list.fault);
-        header
-            .feature_names()
-            .check_incompatible(header.incompatible)?;
+        let list = u64::from(header_len)..end;
+        (header.extensions, header.list_fault) = extension::read(storage, list)?;
+        let names = extension::data(&header.extensions, extension::FEATURE_NAMES);
+        feature::check_incompatible(header.incompatible, names.unwrap_or_default())?;
         header.backing_name = read_backing_name(storage, &raw, header.cluster_size())?;
         if raw.backing_len.get() == 0 {
             header.nameless_at = raw.backing_offset.get();
@@ -217,9 +234,7 @@ impl Header {
                 "the header's cluster_bits are {cluster_bits} (allowed: 9 to 21)"
             )));
         }
-        let v3 = |value| if version == 3 { value } else { 0 };
-        Ok(Self {
-            version,
+        let mut header = Self {
             cluster_bits,
             size: raw.size.get(),
             l1_len: raw.l1_len.get(),
@@ -228,22 +243,15 @@ impl Header {
             reftable_clusters: raw.reftable_clusters.get(),
             snapshot_count: raw.snapshot_count.get(),
             snapshots_offset: raw.snapshots_offset.get(),
-            incompatible: v3(raw.incompatible.get()),
-            compatible: v3(raw.compatible.get()),
-            autoclear: v3(raw.autoclear.get()),
-            refcount_order: if version == 3 {
-                raw.refcount_order.get()
-            } else {
-                4
-            },
-            compression: Compression::Zlib,
-            encryption: None,
-            backing_name: None,
-            nameless_at: 0,
-            rest: Vec::new(),
-            extensions: Vec::new(),
-            list_fault: None,
-        })
+            ..Self::new(version)
+        };
+        if version == 3 {
+            header.incompatible = raw.incompatible.get();
+            header.compatible = raw.compatible.get();
+            header.autoclear = raw.autoclear.get();
+            header.refcount_order = raw.refcount_order.get();
+        }
+        Ok(header)
     }
 
     /// Reads what follows the known fields; returns the header's length.
@@ -258,8 +266,7 @@ impl Header {
                 "the header's header_length is {len} (allowed: 104 to {max})"
             )));
         }
-        self.rest = vec![0; clamp_len(u64::from(len), usize::MAX) - LEN_V3];
-        storage.read_at(&mut self.rest, len64(LEN_V3))?;
+        self.rest = be64::read_bytes(storage, len64(LEN_V3)..u64::from(len))?;
         self.compression = match self.rest.first().copied().unwrap_or(0) {
             0 => Compression::Zlib,
             1 => Compression::Zstd,
@@ -343,7 +350,8 @@ impl Header {
         self.check_table_place("snapshot table", self.snapshots_offset, snapshots)
     }
 
-    fn check_table_place(&self, name: &str, offset: u64, len: u64) -> Result<()> {
+    /// Refuses a table of `len` bytes that lies where none can be.
+    pub(super) fn check_table_place(&self, name: &str, offset: u64, len: u64) -> Result<()> {
         if len == 0 {
             return Ok(());
         }
@@ -362,7 +370,7 @@ impl Header {
     /// What is wrong with it, though it keeps nobody from reading the disk.
     pub(super) fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
-        if self.data_file_is_raw() && self.incompatible & feature::DATA_FILE == 0 {
+        if self.data_file_is_raw() && !self.has_data_file() {
             faults.push(
                 "the header says that the data file is raw (autoclear bit 1), but there is none"
                     .to_owned(),
@@ -394,11 +402,10 @@ impl Header {
         faults
     }
 
-    /// What is wrong where the header does not name the external data file: nobody opens it then, and
-    /// a change that gives it a name is taken.
+    /// What is wrong where the header does not name the external data file: nobody opens it then,
+    /// and a change that gives it a name is taken.
     pub(super) fn unnamed_data_file(&self) -> Option<String> {
-        let missing =
-            self.incompatible & feature::DATA_FILE != 0 && self.data_file_name().is_none();
+        let missing = self.has_data_file() && self.data_file_name().is_none();
         missing.then(|| "the image has an external data file, but does not name it".to_owned())
     }
 
@@ -417,7 +424,7 @@ impl Header {
 
     /// The same without what [`Header::faults`] finds, as far as that can be taken away.
     pub(super) fn without_faults(mut self) -> Self {
-        if self.incompatible & feature::DATA_FILE == 0 {
+        if !self.has_data_file() {
             self.autoclear &= !feature::DATA_FILE_RAW;
         }
         self.nameless_at = 0;
@@ -488,6 +495,22 @@ impl Header {
         1 << self.cluster_bits
     }
 
+    /// Whether guest data is in an external data file.
+    pub(super) fn has_data_file(&self) -> bool {
+        self.incompatible & feature::DATA_FILE != 0
+    }
+
+    /// The largest disk that a first-level table can cover.
+    pub(super) fn most_size(&self) -> u64 {
+        (MAX_L1_BYTES / 8).saturating_mul(1 << (self.cluster_bits + self.l2_bits()))
+    }
+
+    /// The bytes of the active first-level table.
+    pub(super) fn l1(&self) -> Range<u64> {
+        let len = u64::from(self.l1_len) * 8;
+        self.l1_offset..self.l1_offset.saturating_add(len)
+    }
+
     /// What decides how entries of tables are read.
     pub(super) fn layout(&self) -> Layout {
         Layout {
@@ -510,17 +533,6 @@ impl Header {
     /// First-level entries that a disk of `size` bytes needs.
     pub(super) fn l1_needed(&self, size: u64) -> u64 {
         size.div_ceil(1 << (self.cluster_bits + self.l2_bits()))
-    }
-
-    /// Names of feature bits that the image itself gives.
-    pub(super) fn feature_names(&self) -> FeatureNames {
-        let table = self
-            .extensions
-            .iter()
-            .find(|e| e.kind == extension::FEATURE_NAMES);
-        table
-            .map(|e| FeatureNames::parse(&e.data))
-            .unwrap_or_default()
     }
 
     /// The backing file's format, where it is recorded.
@@ -555,7 +567,6 @@ fn read_backing_name(storage: &dyn Storage, raw: &Raw, cluster: u64) -> Result<O
             "the backing file's name is at {offset:#x}, {len} bytes long (allowed: within the first cluster of {cluster:#x})"
         )));
     }
-    let mut name = vec![0; clamp_len(u64::from(len), usize::MAX)];
-    storage.read_at(&mut name, offset)?;
+    let name = be64::read_bytes(storage, offset..offset + u64::from(len))?;
     Ok(Some(OsString::from_vec(name)))
 }

@@ -4,14 +4,14 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::entry::{Cluster, Packed};
 use super::lookup::Place;
 use super::snapshot_table::SnapshotTable;
 use super::{DRIVER, Qcow2, feature};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::amend::Amend;
-use crate::image::bitmap::Bitmaps;
+use crate::image::bitmap::{Bitmap, Bitmaps, Recording};
 use crate::image::check::Check;
+use crate::image::codec::Compression;
 use crate::image::compress::Compress;
 use crate::image::info::{Detail, HostInfo};
 use crate::image::open::WriteOrder;
@@ -24,6 +24,7 @@ use crate::image::{
 use crate::storage::{Limits, Storage, Zeroing};
 use crate::util::align::{clamp_len, down, len64};
 use crate::util::progress::Watcher;
+use crate::util::text::replaced;
 
 impl Qcow2 {
     /// Virtual size in bytes.
@@ -33,17 +34,16 @@ impl Qcow2 {
 
     /// Whether guest data is in an external data file.
     pub(super) fn has_data_file(&self) -> bool {
-        self.header.incompatible & feature::DATA_FILE != 0
+        self.header.has_data_file()
     }
 
     /// The external data file, where there is one and it is open.
     pub(super) fn external(&self) -> Option<&dyn Storage> {
-        let external = self.header.incompatible & feature::DATA_FILE != 0;
-        self.data.as_deref().filter(|_| external)
+        self.data.as_deref().filter(|_| self.has_data_file())
     }
 
     /// The compressed cluster of `at`, whose bytes are at `range`, decoded.
-    pub(super) fn decode_kept(&self, range: Packed, at: u64) -> Result<Arc<[u8]>> {
+    pub(super) fn decode_kept(&self, range: Range<u64>, at: u64) -> Result<Arc<[u8]>> {
         self.decoded.get(range.start, || {
             let mut out = vec![0; clamp_len(self.layout.cluster_size(), usize::MAX)];
             self.decode(range, at, &mut out)?;
@@ -53,18 +53,12 @@ impl Qcow2 {
 
     /// Where the compressed bytes of the cluster of `at` are; `None` where it is not compressed,
     /// any more perhaps.
-    pub(super) fn packed(&self, at: u64) -> Result<Option<Packed>> {
-        let Some(entry) = self.tables.entry_offset(&*self.file, at, Wait::Yes)? else {
-            return Ok(None);
-        };
-        match self.tables.cluster(&*self.file, entry, Wait::Yes)? {
-            Cluster::Compressed(range) => Ok(Some(range)),
-            _ => Ok(None),
-        }
+    pub(super) fn packed(&self, at: u64) -> Result<Option<Range<u64>>> {
+        Ok(self.entry(at)?.cluster.packed())
     }
 
     /// Decodes a cluster into `out`, which is as long as one.
-    pub(super) fn decode(&self, range: Packed, at: u64, out: &mut [u8]) -> Result<()> {
+    pub(super) fn decode(&self, range: Range<u64>, at: u64, out: &mut [u8]) -> Result<()> {
         let len = self.file.size();
         if range.start >= len {
             return Err(Error::corrupt(format!(
@@ -84,7 +78,7 @@ impl Qcow2 {
 
     /// Decodes the whole cluster at `at` into `out`, without keeping it: who reads clusters whole
     /// does not come back for them, and those that others come back for stay.
-    pub(super) fn decode_whole(&self, range: Packed, at: u64, out: &mut [u8]) -> Result<()> {
+    pub(super) fn decode_whole(&self, range: Range<u64>, at: u64, out: &mut [u8]) -> Result<()> {
         match self.decoded.kept(range.start) {
             Some(bytes) => out.copy_from_slice(&bytes),
             None => self.decode(range, at, out)?,
@@ -168,7 +162,7 @@ impl Image for Qcow2 {
             return Err(encryption.refusal());
         }
         let len = len.min(self.size().saturating_sub(at));
-        let mut found = self.tables.find(&*self.file, at, len, wait)?;
+        let mut found = self.tables.find(at, len, wait)?;
         let source = match found.place {
             Place::Below => Source::Below,
             Place::Zero => Source::Zero,
@@ -329,6 +323,54 @@ impl Image for Qcow2 {
     }
 
     fn details(&self) -> Vec<Detail> {
-        self.list_details()
+        let header = &self.header;
+        let compat = if header.version == 2 { "0.10" } else { "1.1" };
+        let compression = match header.compression {
+            Compression::Zlib => "zlib",
+            Compression::Zstd => "zstd",
+        };
+        let mut details = vec![
+            Detail::new("compat", compat),
+            Detail::new("compression-type", compression),
+            Detail::new("refcount-bits", 1u64 << header.refcount_order),
+        ];
+        if header.version >= 3 {
+            let lazy = header.compatible & feature::LAZY_REFCOUNTS != 0;
+            details.push(Detail::new("lazy-refcounts", lazy));
+            let corrupt = header.incompatible & feature::CORRUPT != 0;
+            details.push(Detail::new("corrupt", corrupt));
+            details.push(Detail::new("dirty", self.is_dirty()));
+            details.push(Detail::new("extended-l2", header.extended_l2()));
+        }
+        if let Some(encryption) = header.encryption {
+            let described = encryption.describe(&*self.file, header);
+            details.push(Detail::new("encrypt", described));
+        }
+        match self.list() {
+            Ok(list) if list.is_empty() => {}
+            Ok(list) => {
+                let list: Vec<serde_json::Value> = list.iter().map(bitmap_detail).collect();
+                details.push(Detail::new("bitmaps", list));
+            }
+            Err(e) => details.push(Detail::new("bitmaps-damaged", e.message())),
+        }
+        if let Some(name) = header.data_file_name() {
+            details.push(Detail::new("data-file", replaced(&name)));
+            let raw = header.data_file_is_raw();
+            details.push(Detail::new("data-file-raw", raw));
+        }
+        details
     }
+}
+
+/// A bitmap with the keys that qemu-img has.
+fn bitmap_detail(bitmap: &Bitmap) -> serde_json::Value {
+    let in_use = bitmap.in_use.then_some("in-use");
+    let auto = (bitmap.recording == Recording::On).then_some("auto");
+    let flags: Vec<&str> = in_use.into_iter().chain(auto).collect();
+    serde_json::json!({
+        "flags": flags,
+        "name": replaced(&bitmap.name),
+        "granularity": bitmap.granularity,
+    })
 }

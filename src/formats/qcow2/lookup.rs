@@ -1,12 +1,16 @@
 //! From a guest offset to a place: the two table levels, merged into runs.
 
-use super::entry::{Cluster, Layout, SUBCLUSTERS, Subcluster};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::entry::{Cluster, Layout, SUBCLUSTERS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Wait;
+use crate::image::units::{Content, Space};
 use crate::image::words::{Endian, Words};
 use crate::storage::Storage;
-use crate::util::align::is_aligned;
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::util::range;
 
 /// Bytes of table in one cached page.
 const PAGE: u64 = 4096;
@@ -33,6 +37,13 @@ pub(super) enum Place {
     Compressed,
 }
 
+impl Place {
+    fn stored(cluster: Cluster, host: u64) -> Self {
+        let copied = matches!(cluster.space, Space::Own(_));
+        Self::Stored { host, copied }
+    }
+}
+
 /// A run of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Found {
@@ -42,91 +53,78 @@ pub(super) struct Found {
     pub(super) place: Place,
 }
 
-/// Where a first-level table is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct FirstLevel {
-    /// Its offset.
-    pub(super) offset: u64,
-    /// Its entries.
-    pub(super) len: u64,
-}
-
 /// A first-level table and the second-level tables it points at.
 #[derive(Debug)]
 pub(super) struct Tables {
     layout: Layout,
     l2_bits: u32,
-    l1_offset: AtomicU64,
-    l1_len: AtomicU64,
+    l1_start: AtomicU64,
+    l1_end: AtomicU64,
+    file: Arc<dyn Storage>,
     words: Words<AtomicU64>,
     /// Whether guest data is in another file, where offset 0 is as good as any.
     data_file: bool,
 }
 
 impl Tables {
-    /// The table of `l1_len` entries at `l1_offset`.
+    /// The tables that the first-level one at `l1` of `file` leads to.
     pub(super) fn new(
+        file: Arc<dyn Storage>,
         layout: Layout,
         l2_bits: u32,
-        l1_offset: u64,
-        l1_len: u64,
+        l1: &Range<u64>,
         data_file: bool,
     ) -> Self {
         let words = Words::new(PAGE, PAGES, Endian::Big);
-        Self {
+        let tables = Self {
+            file,
             layout,
             l2_bits,
-            l1_offset: AtomicU64::new(l1_offset),
-            l1_len: AtomicU64::new(l1_len),
+            l1_start: AtomicU64::new(0),
+            l1_end: AtomicU64::new(0),
             words,
             data_file,
-        }
+        };
+        tables.move_first_level(l1);
+        tables
     }
 
     /// Where the first-level table is.
-    pub(super) fn first_level(&self) -> FirstLevel {
-        FirstLevel {
-            offset: self.l1_offset.load(Ordering::Acquire),
-            len: self.l1_len.load(Ordering::Acquire),
-        }
+    pub(super) fn first_level(&self) -> Range<u64> {
+        self.l1_start.load(Ordering::Acquire)..self.l1_end.load(Ordering::Acquire)
     }
 
     /// From now on the first-level table is elsewhere.  No request is under way.
-    pub(super) fn move_first_level(&self, to: FirstLevel) {
+    pub(super) fn move_first_level(&self, to: &Range<u64>) {
         self.words.forget(0..u64::MAX);
-        self.l1_offset.store(to.offset, Ordering::Release);
-        self.l1_len.store(to.len, Ordering::Release);
+        self.l1_start.store(to.start, Ordering::Release);
+        self.l1_end.store(to.end, Ordering::Release);
     }
 
     /// Entry `index` of the first-level table.
-    pub(super) fn l1_entry(&self, file: &dyn Storage, index: u64, wait: Wait) -> Result<u64> {
+    pub(super) fn l1_entry(&self, index: u64, wait: Wait) -> Result<u64> {
         let table = self.first_level();
-        if index >= table.len {
+        let len = range::len(&table) / 8;
+        if index >= len {
             return Err(Error::corrupt(format!(
-                "L1 entry {index} is needed (the table has {})",
-                table.len
+                "L1 entry {index} is needed (the table has {len})"
             )));
         }
-        self.words.get(file, table.offset + index * 8, wait)
+        self.words.get(&*self.file, table.start + index * 8, wait)
     }
 
     /// Offset of the entry of `at` in its second-level table; `None` where there is no table.
-    pub(super) fn entry_offset(
-        &self,
-        file: &dyn Storage,
-        at: u64,
-        wait: Wait,
-    ) -> Result<Option<u64>> {
+    pub(super) fn entry_offset(&self, at: u64, wait: Wait) -> Result<Option<u64>> {
         let cluster = at >> self.layout.cluster_bits;
-        let l1 = self.l1_entry(file, cluster >> self.l2_bits, wait)?;
+        let l1 = self.l1_entry(cluster >> self.l2_bits, wait)?;
         let Some(table) = self.layout.table(l1)? else {
             return Ok(None);
         };
         // Missing entries would read as zeroes, and their data as lost.
-        if table + self.layout.cluster_size() > file.size() {
+        if table + self.layout.cluster_size() > self.file.size() {
             return Err(Error::corrupt(format!(
                 "the L2 table of {at:#x} is at {table:#x}, and is not whole (the file ends at {:#x})",
-                file.size()
+                self.file.size()
             )));
         }
         let index = cluster & ((1 << self.l2_bits) - 1);
@@ -134,13 +132,13 @@ impl Tables {
     }
 
     /// The first word of the entry at `host`, decoded.
-    pub(super) fn cluster(&self, file: &dyn Storage, host: u64, wait: Wait) -> Result<Cluster> {
-        self.decode(self.words.get(file, host, wait)?, host)
+    pub(super) fn cluster(&self, host: u64, wait: Wait) -> Result<Cluster> {
+        self.decode(self.words.get(&*self.file, host, wait)?, host)
     }
 
     fn decode(&self, word: u64, host: u64) -> Result<Cluster> {
         let cluster = self.layout.cluster(word)?;
-        if matches!(cluster, Cluster::Standard { host: 0, .. }) && !self.data_file {
+        if cluster.whole() == Some(0) && !self.data_file {
             return Err(Error::corrupt(format!(
                 "the L2 entry at {host:#x} points at the header (allowed: a cluster after it)"
             )));
@@ -149,12 +147,12 @@ impl Tables {
     }
 
     /// Whether the entries from that of `at` on, all of one second-level table, are `words`.
-    pub(super) fn holds(&self, file: &dyn Storage, at: u64, words: &[u64]) -> Result<bool> {
-        let Some(first) = self.entry_offset(file, at, Wait::Yes)? else {
+    pub(super) fn holds(&self, at: u64, words: &[u64]) -> Result<bool> {
+        let Some(first) = self.entry_offset(at, Wait::Yes)? else {
             return Ok(words.iter().all(|word| *word == 0));
         };
         for (entry, word) in (first..).step_by(8).zip(words) {
-            if self.words.get(file, entry, Wait::Yes)? != *word {
+            if self.words.get(&*self.file, entry, Wait::Yes)? != *word {
                 return Ok(false);
             }
         }
@@ -162,37 +160,37 @@ impl Tables {
     }
 
     /// Writes entries of one second-level table to the file from `host` on, then shows them.
-    pub(super) fn publish(&self, file: &dyn Storage, host: u64, words: &[u64]) -> Result<()> {
-        self.words.publish(file, host, words)
+    pub(super) fn publish(&self, host: u64, words: &[u64]) -> Result<()> {
+        self.words.publish(&*self.file, host, words)
     }
 
     /// Writes entry `index` of the first-level table to the file, then shows it.
-    pub(super) fn publish_l1(&self, file: &dyn Storage, index: u64, word: u64) -> Result<()> {
-        let offset = self.first_level().offset;
-        self.words.publish(file, offset + index * 8, &[word])
+    pub(super) fn publish_l1(&self, index: u64, word: u64) -> Result<()> {
+        let host = self.first_level().start + index * 8;
+        self.words.publish(&*self.file, host, &[word])
     }
 
     /// Forgets what it knows of a range that is about to be written by other means.
-    pub(super) fn forget(&self, host: std::ops::Range<u64>) {
+    pub(super) fn forget(&self, host: Range<u64>) {
         self.words.forget(host);
     }
 
     /// The second word of the entry at `host`: the bits of its subclusters; 0 without them.
-    pub(super) fn bits(&self, file: &dyn Storage, host: u64, wait: Wait) -> Result<u64> {
+    pub(super) fn bits(&self, host: u64, wait: Wait) -> Result<u64> {
         if self.layout.extended {
-            self.words.get(file, host + 8, wait)
+            self.words.get(&*self.file, host + 8, wait)
         } else {
             Ok(0)
         }
     }
 
     /// The run at `at`, looking no further than `len` and the end of the second-level table.
-    pub(super) fn find(&self, file: &dyn Storage, at: u64, len: u64, wait: Wait) -> Result<Found> {
+    pub(super) fn find(&self, at: u64, len: u64, wait: Wait) -> Result<Found> {
         let cluster_size = self.layout.cluster_size();
         let covered = cluster_size << self.l2_bits;
         let in_table = covered - at % covered;
         let len = len.min(in_table).min(MERGE * cluster_size);
-        let Some(first) = self.entry_offset(file, at, wait)? else {
+        let Some(first) = self.entry_offset(at, wait)? else {
             return Ok(Found {
                 len,
                 place: Place::Below,
@@ -204,7 +202,7 @@ impl Tables {
         while next < end {
             let entries = (next >> self.layout.cluster_bits) - (at >> self.layout.cluster_bits);
             let entry = first + entries * self.layout.entry_len();
-            let part = self.find_in_cluster(file, entry, next, end, wait)?;
+            let part = self.find_in_cluster(entry, next, end, wait)?;
             match &mut found {
                 None => found = Some(part),
                 Some(run) if continues(run, &part) => run.len += part.len,
@@ -219,45 +217,34 @@ impl Tables {
     }
 
     /// The run at `at` within the cluster that the entry at `entry` describes.
-    fn find_in_cluster(
-        &self,
-        file: &dyn Storage,
-        entry: u64,
-        at: u64,
-        end: u64,
-        wait: Wait,
-    ) -> Result<Found> {
+    fn find_in_cluster(&self, entry: u64, at: u64, end: u64, wait: Wait) -> Result<Found> {
         let size = self.layout.cluster_size();
         let within = at % size;
         let rest = (size - within).min(end - at);
         let (cluster, bits) = match self.layout.extended {
-            true => self.both(file, entry, wait)?,
-            false => (self.cluster(file, entry, wait)?, 0),
+            true => self.both(entry, wait)?,
+            false => (self.cluster(entry, wait)?, 0),
         };
-        if self.layout.extended && !matches!(cluster, Cluster::Compressed(_)) {
+        if self.layout.extended && cluster.packed().is_none() {
             return self.find_subclusters(&cluster, bits, within, rest);
         }
-        let place = match cluster {
-            Cluster::Unallocated => Place::Below,
-            Cluster::Zero | Cluster::Standard { zero: true, .. } => Place::Zero,
-            Cluster::Standard { host, copied, .. } => Place::Stored {
-                host: host + within,
-                copied,
-            },
-            Cluster::Compressed(_) => Place::Compressed,
+        let place = match cluster.space {
+            _ if cluster.zero => Place::Zero,
+            Space::None => Place::Below,
+            Space::Own(host) | Space::Shared(host) => Place::stored(cluster, host + within),
+            Space::Encoded { .. } => Place::Compressed,
         };
         Ok(Found { len: rest, place })
     }
 
     /// Both words of an extended entry, as one change left them: the bits of one change say
     /// nothing about the place of another.
-    fn both(&self, file: &dyn Storage, entry: u64, wait: Wait) -> Result<(Cluster, u64)> {
-        let cluster = self.cluster(file, entry, wait)?;
-        let bits = self.bits(file, entry, wait)?;
+    fn both(&self, entry: u64, wait: Wait) -> Result<(Cluster, u64)> {
+        let cluster = self.cluster(entry, wait)?;
+        let bits = self.bits(entry, wait)?;
         let (stored, zero) = (bits & u64::from(u32::MAX), bits >> SUBCLUSTERS);
-        let has_space = matches!(cluster, Cluster::Standard { .. } | Cluster::Compressed(_));
-        let agree = stored & zero == 0 && (stored == 0 || has_space);
-        if agree && self.cluster(file, entry, wait)? == cluster {
+        let agree = stored & zero == 0 && (stored == 0 || cluster.space != Space::None);
+        if agree && self.cluster(entry, wait)? == cluster {
             return Ok((cluster, bits));
         }
         if wait == Wait::No {
@@ -266,7 +253,7 @@ impl Tables {
                 "the entry is being changed",
             ));
         }
-        let [word, bits] = self.words.pair(file, entry)?;
+        let [word, bits] = self.words.pair(&*self.file, entry)?;
         Ok((self.decode(word, entry)?, bits))
     }
 
@@ -287,15 +274,9 @@ impl Tables {
         while len < rest && kind_at(within + len)? == kind {
             len += unit;
         }
-        let place = match (kind, cluster) {
-            (Subcluster::Zero, _) => Place::Zero,
-            (Subcluster::Stored, Cluster::Standard { host, copied, .. }) => {
-                debug_assert!(is_aligned(*host, self.layout.cluster_size()));
-                Place::Stored {
-                    host: host + within,
-                    copied: *copied,
-                }
-            }
+        let place = match (kind, cluster.whole()) {
+            (Content::Zero, _) => Place::Zero,
+            (Content::Stored, Some(host)) => Place::stored(*cluster, host + within),
             _ => Place::Below,
         };
         Ok(Found {

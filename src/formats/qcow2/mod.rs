@@ -2,28 +2,24 @@
 
 mod amend;
 mod bitmap;
-mod bitmap_copy;
+mod bitmap_change;
 mod bitmap_dir;
 mod check;
 mod compact;
 mod compress;
-mod counts;
 mod create;
-mod details;
 mod encryption;
 mod entry;
 mod expand;
 mod extension;
 mod feature;
 mod guard;
-mod guard_fixed;
 mod header;
 mod image;
 mod lookup;
-mod measure;
+mod metadata;
 mod open;
 mod packing;
-mod preallocate;
 mod recorder;
 mod refblock;
 mod refcount;
@@ -68,8 +64,8 @@ pub static DRIVER: Driver = Driver {
     creator: Some(Creator {
         create: create::create,
         settle: |options| Ok(options.clone()),
-        measure: measure::measure,
-        measure_bitmaps: measure::measure_bitmaps,
+        measure: create::measure,
+        measure_bitmaps: create::measure_bitmaps,
         cluster_size: create::cluster_size,
         options: create::OPTIONS,
         compress: Some(encode::OPTIONS),

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use super::guard::Guard;
 use super::header::{Header, Need};
 use super::lookup::Tables;
-use super::refcount::{Place, Refcounts};
+use super::refblock::Place;
+use super::refcount::Refcounts;
 use super::snapshot_table::SnapshotTable;
 use super::writer::Writer;
 use super::{Qcow2, check, feature};
@@ -30,9 +32,7 @@ impl Qcow2 {
                 "the image is marked corrupt (incompatible bit 1) and is not written; check -r all may mend it",
             ));
         }
-        let l1_end = header
-            .l1_offset
-            .saturating_add(u64::from(header.l1_len) * 8);
+        let l1_end = header.l1().end;
         if using && l1_end > file.size() {
             return Err(Error::corrupt(format!(
                 "the L1 table ends at {l1_end:#x} (the file ends at {:#x})",
@@ -40,10 +40,10 @@ impl Qcow2 {
             )));
         }
         if writing && header.incompatible & feature::DIRTY != 0 {
-            mend(&*file)?;
+            mend(&file)?;
             header = Header::read(&*file)?;
         }
-        let external = header.incompatible & feature::DATA_FILE != 0;
+        let external = header.has_data_file();
         let data = match external {
             true => open_data_file(&header, options)?,
             false => Some(Arc::clone(&file)),
@@ -52,8 +52,8 @@ impl Qcow2 {
             view(&*file, &mut header, pick, options.access)?;
         }
         let layout = header.layout();
-        let (offset, len) = (header.l1_offset, u64::from(header.l1_len));
-        let tables = Tables::new(layout, header.l2_bits(), offset, len, external);
+        let (l2_bits, l1) = (header.l2_bits(), header.l1());
+        let tables = Tables::new(Arc::clone(&file), layout, l2_bits, &l1, external);
         let decoded = Decoded::new(header.cluster_size());
         let codec = Codec::new(header.compression, &options.values)?;
         let writer = match options.access {
@@ -100,13 +100,13 @@ fn view(file: &dyn Storage, header: &mut Header, pick: &Pick, access: Access) ->
         )));
     }
     header.size = snapshot.disk_size;
-    header.l1_offset = entry.l1_offset();
+    header.l1_offset = entry.l1().start;
     header.l1_len = entry.l1_len();
     Ok(())
 }
 
 /// Counts anew what a writer with lazy refcounts left behind.
-fn mend(file: &dyn Storage) -> Result<()> {
+fn mend(file: &Arc<dyn Storage>) -> Result<()> {
     let report = settle(Repair::All, |_| check::recount(file, &Silent))?;
     if report.corruptions + report.check_errors > 0 {
         return Err(Error::corrupt(format!(
@@ -123,10 +123,12 @@ fn open_writer(
     header: &Header,
     options: &OpenOptions,
 ) -> Writer {
-    let refcounts = Refcounts::new(Place::of(header), file.size(), options.order);
+    let guard = Arc::new(Guard::default());
+    let place = Place::of(header);
+    let refcounts = Refcounts::new(Arc::clone(file), place, options.order, Arc::clone(&guard));
     let order = Order::new(options.order, Arc::clone(file), data);
     let allocator = Allocator::new(order, Arc::clone(&options.grace));
-    Writer::new(refcounts, allocator)
+    Writer::new(refcounts, guard, allocator)
 }
 
 fn open_data_file(header: &Header, options: &OpenOptions) -> Result<Option<Arc<dyn Storage>>> {

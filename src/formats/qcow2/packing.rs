@@ -8,7 +8,6 @@ use std::ops::Range;
 
 use super::refcount::{Allowed, Refcounts, Step};
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::Storage;
 use crate::util::align::{clamp_len, len64};
 
 /// Host bytes for some compressed clusters.
@@ -78,11 +77,10 @@ impl Refcounts {
     /// end of those.
     ///
     /// # Errors
-    /// `NoSpace` at `limit`; the host's; that of `allowed`, as [`Refcounts::take`]; then nothing is taken, though the refcount structure may
-    /// have grown.
+    /// `NoSpace` at `limit`; the host's; that of `allowed`, as [`Refcounts::take`]; then nothing is
+    /// taken, though the refcount structure may have grown.
     pub(super) fn pack(
         &mut self,
-        file: &dyn Storage,
         lens: &[u64],
         limit: u64,
         allowed: &Allowed<'_>,
@@ -90,11 +88,11 @@ impl Refcounts {
         let mut packing = Packing::default();
         while packing.hosts.len() < lens.len() {
             let rest = &lens[packing.hosts.len()..];
-            if let Err(e) = self.pack_run(file, rest, limit, allowed, &mut packing) {
+            if let Err(e) = self.pack_run(rest, limit, allowed, &mut packing) {
                 let done = packing.hosts.iter().zip(lens);
                 for (host, len) in done {
                     // Where this fails too, they stay a leak.
-                    drop(self.unpack(file, *host, *len));
+                    drop(self.unpack(*host, *len));
                 }
                 return Err(e);
             }
@@ -103,16 +101,15 @@ impl Refcounts {
     }
 
     /// Counts the host clusters of a compressed cluster down again.
-    pub(super) fn unpack(&mut self, file: &dyn Storage, host: u64, len: u64) -> Result<()> {
+    pub(super) fn unpack(&mut self, host: u64, len: u64) -> Result<()> {
         let clusters = clusters(host, len, self.place().cluster_bits);
-        self.step(file, clusters, Step::Down)
+        self.step(clusters, Step::Down)
     }
 
     /// As many of `lens` as one run of host clusters takes; none where the refcount structure
     /// had to grow first.
     fn pack_run(
         &mut self,
-        file: &dyn Storage,
         lens: &[u64],
         limit: u64,
         allowed: &Allowed<'_>,
@@ -120,15 +117,15 @@ impl Refcounts {
     ) -> Result<()> {
         let bits = self.place().cluster_bits;
         let (size, most) = (1u64 << bits, self.place().width.max());
-        let (start, used) = match self.tail(file)? {
+        let (start, used) = match self.tail()? {
             Some(tail) => tail,
-            None => (self.find_free(file, &(1..2))?.start << bits, 0),
+            None => (self.find_free(&(1..2))?.start << bits, 0),
         };
         let wanted = lay(start, used, lens, size, most, u64::MAX);
         let begun = u64::from(start % size != 0);
         let first = (start >> bits) + begun;
         let end = (start >> bits) + len64(wanted.rises.len());
-        let free = first..self.free_until(file, first..end.max(first))?;
+        let free = first..self.free_until(first..end.max(first))?;
         let laid = match free.end == end {
             true => wanted,
             false => lay(start, used, lens, size, most, free.end),
@@ -143,15 +140,17 @@ impl Refcounts {
             return Err(Error::new(ErrorKind::NoSpace, text));
         }
         let new = first..(start >> bits) + len64(laid.rises.len());
-        self.check_allowed(file, new.clone(), allowed)?;
-        if !new.is_empty() && self.cover(file, &new)? {
+        self.check_allowed(new.clone(), allowed)?;
+        if !new.is_empty() && self.cover(&new)? {
             return Ok(());
         }
-        if file.size() < new.end << bits && !new.is_empty() {
+        if self.file().size() < new.end << bits && !new.is_empty() {
             // Nobody has bytes there yet, and nobody gets any before this is done.
-            file.write_at(&[0], (new.end << bits) - 1)?;
+            self.file().write_at(&[0], (new.end << bits) - 1)?;
         }
-        self.rise(file, start >> bits, &laid.rises)?;
+        let rises = (start >> bits..).zip(&laid.rises);
+        let rises = rises.filter(|(_, rise)| **rise > 0);
+        self.step_each(rises.map(|(c, rise)| (c..c + 1, *rise)), Step::Up)?;
         self.took(&new);
         self.tail = (laid.end % size != 0).then_some(laid.end);
         packing.hosts.extend(laid.hosts);
@@ -163,19 +162,19 @@ impl Refcounts {
 
     /// Where the next compressed cluster can go on in a host cluster that was begun, and the count
     /// of that one.
-    fn tail(&mut self, file: &dyn Storage) -> Result<Option<(u64, u64)>> {
+    fn tail(&mut self) -> Result<Option<(u64, u64)>> {
         let Some(tail) = self.tail else {
             return Ok(None);
         };
-        let used = self.count(file, tail >> self.place().cluster_bits)?;
+        let used = self.count(tail >> self.place().cluster_bits)?;
         let open = used > 0 && used < self.place().width.max();
         Ok(open.then_some((tail, used)))
     }
 
     /// Where the free clusters from `range.start` on end, at most at `range.end`.
-    fn free_until(&mut self, file: &dyn Storage, range: Range<u64>) -> Result<u64> {
+    fn free_until(&mut self, range: Range<u64>) -> Result<u64> {
         for cluster in range.clone() {
-            if self.count(file, cluster)? != 0 {
+            if self.count(cluster)? != 0 {
                 return Ok(cluster);
             }
         }
@@ -185,10 +184,12 @@ impl Refcounts {
 
 #[cfg(test)]
 mod tests {
-    use super::super::refblock::Width;
-    use super::super::refcount::Place;
+    use std::sync::Arc;
+
+    use super::super::refblock::{Place, Width};
     use super::*;
     use crate::image::open::WriteOrder;
+    use crate::storage::Storage;
     use crate::storage::memory::MemoryStorage;
 
     #[test]
@@ -206,7 +207,7 @@ mod tests {
     }
 
     /// A file with a header cluster, a table and one block that counts the three.
-    fn refcounts(order: u32) -> (MemoryStorage, Refcounts) {
+    fn refcounts(order: u32) -> (Arc<MemoryStorage>, Refcounts) {
         let width = Width::new(order);
         let mut bytes = vec![0; 3 << 12];
         bytes[1 << 12..][..8].copy_from_slice(&(2u64 << 12).to_be_bytes());
@@ -217,8 +218,10 @@ mod tests {
             table: 1 << 12,
             table_clusters: 1,
         };
-        let refcounts = Refcounts::new(place, 3 << 12, WriteOrder::Unordered);
-        (MemoryStorage::from_bytes(&bytes), refcounts)
+        let file = Arc::new(MemoryStorage::from_bytes(&bytes));
+        let shared: Arc<dyn Storage> = Arc::<MemoryStorage>::clone(&file);
+        let order = WriteOrder::Unordered;
+        (file, Refcounts::new(shared, place, order, Arc::default()))
     }
 
     #[test]
@@ -231,11 +234,11 @@ mod tests {
             for round in 0..40 {
                 let lens: Vec<u64> = (0..rng.usize(1..30)).map(|_| rng.u64(1..4096)).collect();
                 let packing = refcounts
-                    .pack(&file, &lens, 1 << 40, &|_| Ok(()))
+                    .pack(&lens, 1 << 40, &|_| Ok(()))
                     .expect("is taken");
                 all.extend(packing.hosts.into_iter().zip(lens));
                 if round % 3 == 0 {
-                    refcounts.take(&file, 1..3, &|_| Ok(())).expect("is taken");
+                    refcounts.take(1..3, &|_| Ok(())).expect("is taken");
                 }
             }
             let mut counts = std::collections::BTreeMap::new();
@@ -248,14 +251,14 @@ mod tests {
             }
             for (cluster, count) in &counts {
                 assert!(*count <= most);
-                let found = refcounts.count(&file, *cluster).expect("reads");
+                let found = refcounts.count(*cluster).expect("reads");
                 assert_eq!(found, *count, "order {order}, cluster {cluster}");
             }
             for (host, len) in all {
-                refcounts.unpack(&file, host, len).expect("was counted");
+                refcounts.unpack(host, len).expect("was counted");
             }
             for cluster in counts.keys() {
-                assert_eq!(refcounts.count(&file, *cluster).expect("reads"), 0);
+                assert_eq!(refcounts.count(*cluster).expect("reads"), 0);
             }
             assert_eq!(refcounts.tail, None, "nothing is begun that is free");
         }
@@ -263,11 +266,11 @@ mod tests {
 
     #[test]
     fn nothing_is_packed_past_what_an_entry_can_express() {
-        let (file, mut refcounts) = refcounts(4);
-        let error = refcounts.pack(&file, &[4000; 10], 5 << 12, &|_| Ok(()));
+        let (_, mut refcounts) = refcounts(4);
+        let error = refcounts.pack(&[4000; 10], 5 << 12, &|_| Ok(()));
         assert_eq!(error.expect_err("no room").kind(), ErrorKind::NoSpace);
         refcounts
-            .pack(&file, &[4000, 4000], 5 << 12, &|_| Ok(()))
+            .pack(&[4000, 4000], 5 << 12, &|_| Ok(()))
             .expect("room");
     }
 }

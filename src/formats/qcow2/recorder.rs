@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::bitmap_dir::Entry;
+use super::bitmap_dir::{Entry, ONES, cluster, unsound};
 use crate::error::{Error, Result};
+use crate::image::be64;
 use crate::storage::Storage;
-use crate::util::align::{clamp_len, is_aligned, len64};
+use crate::util::align::{clamp_len, len64};
 
 /// Bytes of bitmap in one page in memory.
 const PAGE: usize = 512;
@@ -14,10 +15,6 @@ const PAGE: usize = 512;
 const PAGE_BITS: u64 = PAGE as u64 * 8;
 /// Pages in memory before they are merged into the file: 4 MiB.
 const MAX_PAGES: usize = 8192;
-/// Bits of a table's entry that hold an offset.
-const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-/// A table's entry for a cluster of ones that has no space.
-pub(super) const ONES: u64 = 1;
 /// Set bits looked through in one go.
 const STEP: u64 = 64 << 10;
 
@@ -27,11 +24,10 @@ pub(super) type Take<'t> = dyn FnMut() -> Result<u64> + 't;
 /// One bitmap whose bits are being set.
 #[derive(Debug)]
 pub(super) struct Recorder {
-    table: u64,
-    table_len: u64,
-    /// Offset of the table that this one is a copy of: what both point at is not changed in place.
-    original: Option<u64>,
-    granularity_bits: u8,
+    /// As the directory has it.
+    pub(super) entry: Entry,
+    /// What this one is a copy of: clusters that both have are not changed in place.
+    original: Option<Entry>,
     cluster_bits: u32,
     /// Bits set and not in the file yet.
     pages: BTreeMap<u64, Box<[u8; PAGE]>>,
@@ -39,28 +35,35 @@ pub(super) struct Recorder {
 
 impl Recorder {
     /// For the bitmap of `entry`.
-    pub(super) fn new(entry: &Entry, cluster_bits: u32) -> Self {
+    pub(super) fn new(entry: Entry, cluster_bits: u32) -> Self {
         Self {
-            table: entry.table(),
-            table_len: entry.table_len(),
+            entry,
             original: None,
-            granularity_bits: entry.granularity_bits(),
             cluster_bits,
             pages: BTreeMap::new(),
         }
     }
 
     /// For a copy of the bitmap of `original`, of the same length, that nothing points at yet.
-    pub(super) fn of_copy(entry: &Entry, original: &Entry, cluster_bits: u32) -> Self {
+    pub(super) fn of_copy(entry: Entry, original: Entry, cluster_bits: u32) -> Self {
         Self {
-            original: Some(original.table()),
+            original: Some(original),
             ..Self::new(entry, cluster_bits)
         }
     }
 
+    fn granularity_bits(&self) -> u8 {
+        self.entry.granularity_bits()
+    }
+
+    fn cluster_size(&self) -> u64 {
+        1 << self.cluster_bits
+    }
+
     /// The bits that stand for a range of guest bytes.
     fn bits(&self, range: &Range<u64>) -> Range<u64> {
-        range.start >> self.granularity_bits..range.end.div_ceil(1 << self.granularity_bits)
+        let bits = self.granularity_bits();
+        range.start >> bits..range.end.div_ceil(1 << bits)
     }
 
     /// How many bytes from the start of a range, which is not empty, have their bits set in
@@ -81,7 +84,7 @@ impl Recorder {
                 break;
             }
         }
-        let end = bit.saturating_mul(1 << self.granularity_bits);
+        let end = bit.saturating_mul(1 << self.granularity_bits());
         end.min(range.end).saturating_sub(range.start)
     }
 
@@ -110,7 +113,7 @@ impl Recorder {
 
     /// Merges the pages into the file.  The bitmap is marked as in use there, or is a copy.
     pub(super) fn store(&mut self, file: &dyn Storage, take: &mut Take<'_>) -> Result<()> {
-        let cluster = 1u64 << self.cluster_bits;
+        let cluster = self.cluster_size();
         while let Some((index, page)) = self.pages.first_key_value() {
             let index = *index;
             let at = index * len64(PAGE);
@@ -129,31 +132,26 @@ impl Recorder {
     }
 
     /// Word `index` of the table, validated.
-    pub(super) fn entry(&self, file: &dyn Storage, index: u64) -> Result<u64> {
-        if index >= self.table_len {
+    fn entry(&self, file: &dyn Storage, index: u64) -> Result<u64> {
+        let len = self.entry.table_len();
+        if index >= len {
             return Err(Error::corrupt(format!(
-                "entry {index} of a bitmap's table is needed (it has {})",
-                self.table_len
+                "entry {index} of a bitmap's table is needed (it has {len})"
             )));
         }
-        let word = read_word(file, self.table + index * 8)?;
-        let host = word & OFFSET;
-        let placed = is_aligned(host, 1 << self.cluster_bits) && host < file.size().max(1);
-        if word & !(OFFSET | ONES) != 0 || !placed || (host != 0 && word & ONES != 0) {
-            return Err(Error::corrupt(format!(
-                "entry {index} of a bitmap's table is {word:#018x} (allowed: 0, 1, multiples of {:#x} within the file)",
-                1u64 << self.cluster_bits
-            )));
+        let word = be64::read_one(file, self.entry.table() + index * 8)?;
+        match cluster(word, self.cluster_size()) {
+            Ok(host) if host.is_none_or(|host| host < file.size()) => Ok(word),
+            _ => Err(unsound(index, word, self.cluster_size())),
         }
-        Ok(word)
     }
 
     /// Whether the table that this one is a copy of points at the same cluster.
     fn is_shared(&self, file: &dyn Storage, index: u64, host: u64) -> Result<bool> {
-        let Some(original) = self.original else {
-            return Ok(false);
-        };
-        Ok(read_word(file, original + index * 8)? == host)
+        match &self.original {
+            Some(original) => Ok(be64::read_one(file, original.table() + index * 8)? == host),
+            None => Ok(false),
+        }
     }
 
     /// Gives the bitmap a cluster for its byte `at`, as the one at `old` or all zeroes, with `page`
@@ -166,7 +164,7 @@ impl Recorder {
         page: &[u8],
         old: Option<u64>,
     ) -> Result<()> {
-        let cluster = 1u64 << self.cluster_bits;
+        let cluster = self.cluster_size();
         let mut bytes = vec![0; clamp_len(cluster, usize::MAX)];
         if let Some(old) = old {
             file.read_at(&mut bytes, old)?;
@@ -185,16 +183,16 @@ impl Recorder {
     }
 
     fn set_entry(&self, file: &dyn Storage, index: u64, word: u64) -> Result<()> {
-        file.write_at(&word.to_be_bytes(), self.table + index * 8)
+        file.write_at(&word.to_be_bytes(), self.entry.table() + index * 8)
     }
 
     /// Clears all bits from those of guest offset `end` on in the cluster that has the first of
     /// them.  The bitmap is a copy.
     pub(super) fn cut(&self, file: &dyn Storage, end: u64, take: &mut Take<'_>) -> Result<()> {
         let per_cluster = 8u64 << self.cluster_bits;
-        let bit = end.div_ceil(1 << self.granularity_bits);
+        let bit = end.div_ceil(1 << self.granularity_bits());
         let (index, within) = (bit / per_cluster, bit % per_cluster);
-        if within == 0 || index >= self.table_len {
+        if within == 0 || index >= self.entry.table_len() {
             return Ok(());
         }
         let word = self.entry(file, index)?;
@@ -230,9 +228,9 @@ impl Recorder {
             ranges: Vec::new(),
             most,
         };
-        let end = size.div_ceil(1 << self.granularity_bits);
+        let end = size.div_ceil(1 << self.granularity_bits());
         let per_cluster = 8u64 << self.cluster_bits;
-        let mut bit = at >> self.granularity_bits;
+        let mut bit = at >> self.granularity_bits();
         while bit < end && !found.is_full() {
             let stop = ((bit / per_cluster + 1) * per_cluster).min(end);
             match self.entry(file, bit / per_cluster)? {
@@ -255,8 +253,8 @@ impl Recorder {
             bit = stop;
         }
         let guest = |bits: &Range<u64>| {
-            let start = (bits.start << self.granularity_bits).max(at);
-            start..(bits.end << self.granularity_bits).min(size)
+            let start = (bits.start << self.granularity_bits()).max(at);
+            start..(bits.end << self.granularity_bits()).min(size)
         };
         let ranges = found.ranges.iter().take(most);
         Ok(ranges.map(guest).collect())
@@ -268,7 +266,8 @@ impl Recorder {
             .range(bits.start / PAGE_BITS..bits.end.div_ceil(PAGE_BITS))
     }
 
-    /// Sets in `bytes`, which begin with the byte of the first of these bits, what is set in memory.
+    /// Sets in `bytes`, which begin with the byte of the first of these bits, what is set in
+    /// memory.
     fn add_pages(&self, bytes: &mut [u8], bits: &Range<u64>) {
         let first = clamp_len(bits.start / 8, usize::MAX);
         for (index, page) in self.pages_of(bits) {
@@ -278,24 +277,6 @@ impl Recorder {
             to.zip(from).for_each(|(byte, set)| *byte |= set);
         }
     }
-
-    /// Every cluster of the bitmap in the file.
-    pub(super) fn clusters(&self, file: &dyn Storage) -> Result<Vec<u64>> {
-        let mut clusters = Vec::new();
-        for index in 0..self.table_len {
-            let host = self.entry(file, index)? & OFFSET;
-            if host != 0 {
-                clusters.push(host >> self.cluster_bits);
-            }
-        }
-        Ok(clusters)
-    }
-}
-
-fn read_word(file: &dyn Storage, host: u64) -> Result<u64> {
-    let mut word = [0; 8];
-    file.read_at(&mut word, host)?;
-    Ok(u64::from_be_bytes(word))
 }
 
 /// Sets bits in the file.

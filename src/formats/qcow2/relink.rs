@@ -1,10 +1,7 @@
 //! Another backing file, and an image without data of its own.
 
 use super::Qcow2;
-use super::header::Header;
 use super::rewrite::Needs;
-use super::snapshot::replace_l1;
-use super::switch::switch;
 use crate::error::{Error, Result};
 use crate::image::create::CreateBacking;
 use crate::image::relink::{Empty, Relink};
@@ -26,11 +23,9 @@ impl Relink for Qcow2 {
                 "an image whose data file is raw has no backing file",
             ));
         }
-        let mut header = Header::read(&*self.file)?;
         let name = backing.map(|b| &*b.name);
-        header.set_backing(name, backing.map(|b| recorded_format(b.format)));
-        switch(&*self.file, &header)?;
-        self.reload()
+        let format = backing.map(|b| recorded_format(b.format));
+        self.change_header(|header| header.set_backing(name, format))
     }
 }
 
@@ -44,15 +39,14 @@ impl Empty for Qcow2 {
                 "an image with an external data file cannot be emptied",
             ));
         }
-        let old = self.read_l1(self.header.l1_offset, self.header.l1_len)?;
+        let old = self.active_l1()?;
         let needs = Needs {
-            tables: 0,
             runs: &[len64(old.len()) * 8],
-            refcount_order: self.header.refcount_order,
+            ..Needs::default()
         };
         self.rewrite(&needs, |rewrite| {
             rewrite.drop_tables(&old)?;
-            replace_l1(rewrite, &vec![0; old.len()])
+            rewrite.replace_l1(&vec![0; old.len()])
         })
     }
 }

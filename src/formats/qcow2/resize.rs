@@ -7,16 +7,13 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use super::Qcow2;
-use super::bitmap_copy::{Recorded, Resized, Side};
-use super::entry::Cluster;
-use super::feature;
+use super::bitmap_change::{Change, Recorded};
 use super::header::MAX_L1_BYTES;
-use super::lookup::FirstLevel;
-use super::refcount::Step;
+use super::writer::Loose;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::units::{Target, Units};
-use crate::image::{Image, LayerBelow, Old, Resize, Slot, Source, Wait};
-use crate::storage::{Zeroing, zero_or_write};
+use crate::image::{Image, LayerBelow, Old, Resize, Slot, Source, Wait, be64};
+use crate::storage::{Zeroing, write_zeroes, zero_or_write};
 use crate::util::align::{clamp_len, down};
 use crate::util::range;
 
@@ -36,12 +33,9 @@ impl Resize for Qcow2 {
         self.release_assigned()?;
         self.finish_bitmaps()?;
         self.check_bitmaps_before_resize(virtual_size)?;
-        self.prepare()?;
-        // Bitmaps take no note of what the resize itself writes, and begin anew with the next write.
-        self.writer()?.allocator.begin_unannounced();
-        let done = self.resize_with_bitmaps(virtual_size, below);
-        self.writer()?.allocator.begin_again();
-        done
+        // Bitmaps take no note of what the resize itself writes, and begin anew with the next
+        // write.
+        self.unrecorded(&mut || self.resize_with_bitmaps(virtual_size, below))
     }
 
     fn unrecorded(&self, give: &mut dyn FnMut() -> Result<()>) -> Result<()> {
@@ -87,14 +81,13 @@ impl Qcow2 {
             ));
         }
         if size > i64::MAX.unsigned_abs() || self.header.l1_needed(size) * 8 > MAX_L1_BYTES {
-            let covered = 1u64 << (self.layout.cluster_bits + self.header.l2_bits());
-            let most = (MAX_L1_BYTES / 8).saturating_mul(covered);
+            let most = self.header.most_size();
             return Err(Error::new(
                 ErrorKind::OutOfRange,
                 format!("the size is {size} (allowed: {most} with this cluster size)"),
             ));
         }
-        if self.external().is_none() && self.header.incompatible & feature::DATA_FILE != 0 {
+        if self.external().is_none() && self.has_data_file() {
             return Err(Error::unsupported(
                 "the data file was not opened, so the image is not resized",
             ));
@@ -104,23 +97,20 @@ impl Qcow2 {
 
     fn resize_with_bitmaps(&self, size: u64, below: LayerBelow) -> Result<()> {
         let old = self.size();
-        let bitmaps = self.bitmaps_of_size(size, Recorded::Kept)?;
-        let bitmaps = bitmaps.as_ref();
-        let done = match size > old {
-            true => self.grow(old..size, below, bitmaps),
-            false => self.shrink(size, bitmaps),
-        };
-        match (done, bitmaps) {
-            (Ok(()), Some(bitmaps)) => self.drop_old_bitmaps(bitmaps),
-            (Err(e), Some(bitmaps)) => {
-                self.give_back(bitmaps);
-                Err(e)
-            }
-            (done, None) => done,
+        let mut bitmaps = self.bitmaps_of_size(size, Recorded::Kept)?;
+        match size > old {
+            true => self.grow(old..size, below, bitmaps.as_mut())?,
+            false => self.shrink(size, bitmaps.as_mut())?,
         }
+        bitmaps.map_or(Ok(()), |bitmaps| bitmaps.drop_old())
     }
 
-    fn grow(&self, new: Range<u64>, below: LayerBelow, bitmaps: Option<&Resized>) -> Result<()> {
+    fn grow(
+        &self,
+        new: Range<u64>,
+        below: LayerBelow,
+        mut bitmaps: Option<&mut Change<'_>>,
+    ) -> Result<()> {
         let hidden = match below {
             LayerBelow::Nothing => new.start..new.start,
             LayerBelow::Size(size) => new.start..size.clamp(new.start, new.end),
@@ -132,23 +122,25 @@ impl Qcow2 {
         };
         let old = self.tables.first_level();
         let table = self.longer_first_level(self.header.l1_needed(new.end))?;
-        self.tables.move_first_level(table);
+        self.tables.move_first_level(&table);
         self.size.store(new.end, Ordering::Release);
-        let sides = |side| bitmaps.map(|b| (b, side));
         let done = self
             .zero_new(&new, &hidden)
             .and_then(|()| self.settle())
-            .and_then(|()| self.write_size(new.end, table, sides(Side::New)));
+            .and_then(|()| self.write_size(new.end, &table, bitmaps.as_deref_mut()));
         if let Err(e) = done {
             self.size.store(new.start, Ordering::Release);
-            self.tables.move_first_level(old);
+            self.tables.move_first_level(&old);
             // Which of the two the header has now is not known, so a new table stays a leak.
-            drop(self.write_size(new.start, old, sides(Side::Old)));
+            drop(match bitmaps {
+                Some(bitmaps) => bitmaps.switch_back(),
+                None => self.write_size(new.start, &old, None),
+            });
             return Err(e);
         }
-        if table.offset != old.offset {
+        if table.start != old.start {
             // The size is changed; where this fails, the old table stays a leak.
-            drop(self.drop_first_level(old));
+            drop(self.uncount(&old));
         }
         Ok(())
     }
@@ -167,7 +159,7 @@ impl Qcow2 {
         if !whole.is_empty() && self.header.version >= 3 {
             self.drop_range(&whole, Target::Zero)?;
         } else if !whole.is_empty() {
-            self.allocate_zeroes(&whole)?;
+            self.store_zeroes(&whole)?;
         }
         self.zero_raw_data(new)
     }
@@ -204,15 +196,15 @@ impl Qcow2 {
         Ok(run.len)
     }
 
-    /// Version 2 has no zero clusters, so zeroes are written.
-    fn allocate_zeroes(&self, range: &Range<u64>) -> Result<()> {
+    /// Gives a range zeroes of its own: version 2 has no zero clusters.
+    pub(super) fn store_zeroes(&self, range: &Range<u64>) -> Result<()> {
         let mut at = range.start;
         while at < range.end {
             let mut fill = |slot: Slot<'_>| zero_from(&slot, range.start);
             let done = self.allocator()?.allocate(self, at..range.end, &mut fill)?;
             if done == 0 {
                 return Err(Error::corrupt(format!(
-                    "the bytes at {at:#x} have space past the end of the disk"
+                    "the bytes at {at:#x} have space already, which holds something else"
                 )));
             }
             at += done;
@@ -222,7 +214,7 @@ impl Qcow2 {
 
     /// A raw data file reads as the disk does, and is as long.
     fn zero_raw_data(&self, new: &Range<u64>) -> Result<()> {
-        let raw = self.header.autoclear & feature::DATA_FILE_RAW != 0;
+        let raw = self.header.data_file_is_raw();
         let Some(data) = self.external().filter(|_| raw) else {
             return Ok(());
         };
@@ -238,40 +230,23 @@ impl Qcow2 {
 
     /// A first-level table of at least `len` entries: the present one, with what follows it in its
     /// last cluster, or a copy of it elsewhere.  Nothing refers to the new entries yet.
-    fn longer_first_level(&self, len: u64) -> Result<FirstLevel> {
+    fn longer_first_level(&self, len: u64) -> Result<Range<u64>> {
         let (old, size) = (self.tables.first_level(), self.layout.cluster_size());
-        if len <= old.len {
+        let (end, used) = (old.start + len * 8, range::len(&old));
+        if end <= old.end {
             return Ok(old);
         }
-        let (used, room) = (old.len * 8, (old.len * 8).next_multiple_of(size));
-        if len * 8 <= room {
-            let zeroes = vec![0; clamp_len(len * 8 - used, usize::MAX)];
-            self.file.write_at(&zeroes, old.offset + used)?;
-            return Ok(FirstLevel { len, ..old });
+        if len * 8 <= used.next_multiple_of(size) {
+            write_zeroes(&*self.file, old.end..end)?;
+            return Ok(old.start..end);
         }
-        let clusters = (len * 8).div_ceil(size);
-        let taken = self.take_clusters(clusters..clusters + 1)?;
-        let mut bytes = vec![0; clamp_len(clusters * size, usize::MAX)];
-        let copied = self
-            .file
-            .read_at(&mut bytes[..clamp_len(used, usize::MAX)], old.offset)
-            .and_then(|()| self.file.write_at(&bytes, taken.host));
-        if let Err(e) = copied {
-            self.untake(&taken);
-            return Err(e);
-        }
-        Ok(FirstLevel {
-            offset: taken.host,
-            len,
-        })
-    }
-
-    /// Gives back the clusters of a first-level table that the header no longer points at.
-    fn drop_first_level(&self, table: FirstLevel) -> Result<()> {
-        let bits = self.layout.cluster_bits;
-        let end = (table.offset + table.len * 8).div_ceil(1 << bits);
-        let mut refcounts = self.writer()?.refcounts.lock();
-        refcounts.step(&*self.file, table.offset >> bits..end, Step::Down)
+        let mut taken = Loose::new(self);
+        let host = taken.take_run(len * 8)?;
+        let mut bytes = be64::read_bytes(&*self.file, old)?;
+        bytes.resize(clamp_len(len * 8, usize::MAX), 0);
+        be64::write_padded(&*self.file, bytes, host, size)?;
+        taken.keep();
+        Ok(host..host + len * 8)
     }
 
     /// Says in the header, in one write, how long the disk is, where its table is and where the
@@ -279,27 +254,27 @@ impl Qcow2 {
     fn write_size(
         &self,
         size: u64,
-        table: FirstLevel,
-        bitmaps: Option<(&Resized, Side)>,
+        table: &Range<u64>,
+        bitmaps: Option<&mut Change<'_>>,
     ) -> Result<()> {
-        let len = u32::try_from(table.len)
+        let len = u32::try_from(range::len(table) / 8)
             .map_err(|_| Error::corrupt("the L1 table is too long for the header"))?;
-        if let Some((bitmaps, side)) = bitmaps {
-            return self.switch_bitmaps(bitmaps, side, |header| {
+        if let Some(bitmaps) = bitmaps {
+            return bitmaps.switch(|header| {
                 header.size = size;
                 header.l1_len = len;
-                header.l1_offset = table.offset;
+                header.l1_offset = table.start;
             });
         }
         let mut fields = size.to_be_bytes().to_vec();
         fields.extend([0; 4]);
         fields.extend(len.to_be_bytes());
-        fields.extend(table.offset.to_be_bytes());
+        fields.extend(table.start.to_be_bytes());
         self.file.write_at(&fields, SIZE_FIELD)?;
         self.file.sync()
     }
 
-    fn shrink(&self, size: u64, bitmaps: Option<&Resized>) -> Result<()> {
+    fn shrink(&self, size: u64, bitmaps: Option<&mut Change<'_>>) -> Result<()> {
         let old = self.size();
         let covered = self.layout.cluster_size() << self.header.l2_bits();
         let first = size.next_multiple_of(self.layout.cluster_size());
@@ -307,15 +282,15 @@ impl Qcow2 {
         if first < old {
             self.drop_range(&(first..old.min(whole)), Target::Below)?;
         }
-        for index in whole / covered..self.tables.first_level().len {
+        let table = self.tables.first_level();
+        for index in whole / covered..range::len(&table) / 8 {
             self.drop_table(index)?;
         }
         self.release_freed()?;
         self.settle()?;
-        let bitmaps = bitmaps.map(|b| (b, Side::New));
-        self.write_size(size, self.tables.first_level(), bitmaps)?;
+        self.write_size(size, &table, bitmaps)?;
         self.size.store(size, Ordering::Release);
-        let raw = self.header.autoclear & feature::DATA_FILE_RAW != 0;
+        let raw = self.header.data_file_is_raw();
         match self.external().filter(|_| raw) {
             Some(data) if data.size() > size => data.set_len(size),
             _ => Ok(()),
@@ -324,20 +299,16 @@ impl Qcow2 {
 
     /// Lets go of a whole second-level table and of all that it points at.
     fn drop_table(&self, l1_index: u64) -> Result<()> {
-        let entry = self.tables.l1_entry(&*self.file, l1_index, Wait::Yes)?;
+        let entry = self.tables.l1_entry(l1_index, Wait::Yes)?;
         let Some(table) = self.layout.table(entry)? else {
             return Ok(());
         };
-        let (size, entry_len) = (self.layout.cluster_size(), self.layout.entry_len());
+        let size = self.layout.cluster_size();
         let mut clusters = Vec::new();
-        for at in (table..table + size).step_by(clamp_len(entry_len, usize::MAX)) {
-            match self.tables.cluster(&*self.file, at, Wait::Yes)? {
-                Cluster::Unallocated | Cluster::Zero => {}
-                cluster => clusters.push(cluster),
-            }
+        for (word, _) in self.layout.entries(&self.read_table(table)?) {
+            clusters.push(self.layout.cluster(word)?);
         }
-        self.watcher.advance(size);
-        self.tables.publish_l1(&*self.file, l1_index, 0)?;
+        self.tables.publish_l1(l1_index, 0)?;
         self.writer()?.guard.remove(table);
         for cluster in clusters {
             self.free_cluster(cluster)?;

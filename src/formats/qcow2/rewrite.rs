@@ -7,28 +7,31 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::Qcow2;
-use super::counts::{Counts, convert};
-use super::entry::{COPIED, Cluster};
+use super::entry::COPIED;
 use super::header::{Header, MAX_REFTABLE_BYTES};
-use super::refblock::Width;
+use super::refblock::{Place, Structure, Width};
 use super::refcount::{Refcounts, Step};
+use super::snapshot_table::SnapshotTable;
 use super::switch::switch;
+use super::writer::Loose;
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::{Storage, Zeroing};
-use crate::util::align::{clamp_len, is_aligned, len64};
+use crate::image::be64;
+use crate::storage::Storage;
+use crate::util::align::{clamp_len, len64};
 use crate::util::range::push_merged;
 
 /// What a rewrite takes clusters for, before it begins.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Needs<'n> {
     /// Second-level tables, at most.
     pub(super) tables: u64,
     /// Lengths in bytes of what must lie in one piece, each.
     pub(super) runs: &'n [u64],
-    /// log2 of the width of the new refcounts in bits.
-    pub(super) refcount_order: u32,
+    /// log2 of the width of the new refcounts in bits, where it is another.
+    pub(super) refcount_order: Option<u32>,
 }
 
 /// What becomes of the old table where one must be copied.
@@ -45,7 +48,7 @@ pub(super) enum Replaced {
 pub(super) struct Rewrite<'a> {
     image: &'a Qcow2,
     /// The refcounts to be.
-    pub(super) counts: Counts,
+    counts: Refcounts,
     /// The header to be.
     pub(super) header: Header,
     /// Clusters taken for tables and not used.
@@ -53,32 +56,25 @@ pub(super) struct Rewrite<'a> {
     /// Offsets of the runs that were asked for, not handed out yet, last first.
     runs: Vec<u64>,
     /// All clusters taken.
-    taken: Vec<Range<u64>>,
-    /// The old structure's blocks by index.
-    old_blocks: Vec<OldBlock>,
-    old_width: Width,
-    switched: bool,
+    pub(super) taken: Loose<'a>,
+    old: Structure,
+    /// Index and offset of its blocks.
+    old_blocks: Vec<(u64, u64)>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct OldBlock {
-    index: u64,
-    host: u64,
-}
-
-impl Drop for Rewrite<'_> {
-    fn drop(&mut self) {
-        if self.switched {
-            return;
-        }
-        let Ok(writer) = self.image.writer() else {
-            return;
-        };
-        let mut refcounts = writer.refcounts.lock();
-        for run in self.taken.drain(..) {
-            // Where this fails too, they stay a leak.
-            drop(refcounts.step(&*self.image.file, run, Step::Down));
-        }
+impl Qcow2 {
+    /// Has `change` prepare a rewrite, commits it, and looks at the header again.
+    pub(super) fn rewrite(
+        &mut self,
+        needs: &Needs<'_>,
+        change: impl FnOnce(&mut Rewrite<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let done = Rewrite::begin(self, needs).and_then(|mut rewrite| {
+            change(&mut rewrite)?;
+            rewrite.commit()
+        });
+        let reloaded = self.reload();
+        done.and(reloaded)
     }
 }
 
@@ -92,29 +88,62 @@ impl<'a> Rewrite<'a> {
         image.start_writing()?;
         image.release_assigned()?;
         image.release_freed()?;
-        let header = Header::read(&*image.file)?;
-        let width = Width::new(needs.refcount_order);
+        let mut header = Header::read(&*image.file)?;
+        if let Some(order) = needs.refcount_order {
+            header.refcount_order = order;
+        }
+        let mut taken = Loose::new(image);
+        let mut spare = taken.take_each(needs.tables)?;
+        let runs = needs.runs.iter().rev().map(|len| taken.take_run(*len));
+        let runs = runs.collect::<Result<_>>()?;
+        let (bits, size) = (header.cluster_bits, header.cluster_size());
+        let width = Width::new(header.refcount_order);
+        let (mut table, mut table_clusters, mut hosts) = (0, 0, Vec::new());
+        // What it takes may need more blocks of the old structure.
+        let (old, old_blocks, wanted) = loop {
+            let place = image.writer()?.refcounts.lock().place();
+            let old = Structure::new(Arc::clone(&image.file), place);
+            let blocks = old.blocks()?;
+            let wanted = wanted(&blocks, place.block_bits(), width.block_bits(bits))?;
+            let clusters = (wanted.last().map_or(1, |last| last + 1) * 8).div_ceil(size);
+            if clusters > table_clusters {
+                spare.extend((0..table_clusters).map(|i| table + i * size));
+                (table, table_clusters) = (taken.take_run(clusters * size)?, clusters);
+            } else if wanted.len() > hosts.len() {
+                hosts.extend(taken.take_each(len64(wanted.len() - hosts.len()))?);
+            } else {
+                break (old, blocks, wanted);
+            }
+        };
+        spare.extend(hosts.drain(wanted.len()..));
+        let blocks: Vec<(u64, u64)> = wanted.into_iter().zip(hosts).collect();
+        let mut words = vec![0; clamp_len(table_clusters * size / 8, usize::MAX)];
+        for (index, host) in &blocks {
+            words[clamp_len(*index, usize::MAX)] = *host;
+        }
+        image.file.write_at(&be64::bytes(words), table)?;
+        header.reftable_offset = table;
+        header.reftable_clusters = u32::try_from(table_clusters).unwrap_or(u32::MAX);
+        let counts = Refcounts::draft(Arc::clone(&image.file), Place::of(&header));
         let mut rewrite = Self {
             image,
-            counts: Counts::new(header.cluster_bits, width, 0),
-            old_width: Width::new(header.refcount_order),
+            counts,
             header,
-            spare: Vec::new(),
-            runs: Vec::new(),
-            taken: Vec::new(),
-            old_blocks: Vec::new(),
-            switched: false,
+            spare,
+            runs,
+            taken,
+            old,
+            old_blocks,
         };
-        let mut refcounts = image.writer()?.refcounts.lock();
-        image.count_uncounted(&mut refcounts)?;
-        rewrite.take_spare(&mut refcounts, needs.tables)?;
-        for len in needs.runs.iter().rev() {
-            let host = rewrite.take_run(&mut refcounts, *len)?;
-            rewrite.runs.push(host);
+        for (index, host) in blocks {
+            let bytes = rewrite.copied_block(index, width)?;
+            image.watcher.advance(len64(bytes.len()));
+            rewrite.counts.set_block(index, host, bytes)?;
         }
-        rewrite.build(&mut refcounts, width)?;
-        drop(refcounts);
-        rewrite.header.refcount_order = needs.refcount_order;
+        rewrite.release(rewrite.old.place.table_range())?;
+        for (_, host) in rewrite.old_blocks.clone() {
+            rewrite.release(host..host + size)?;
+        }
         Ok(rewrite)
     }
 
@@ -123,119 +152,49 @@ impl<'a> Rewrite<'a> {
         &*self.image.file
     }
 
-    fn cluster_bits(&self) -> u32 {
-        self.header.cluster_bits
-    }
-
-    fn take_spare(&mut self, refcounts: &mut Refcounts, count: u64) -> Result<()> {
-        let mut left = count;
-        while left > 0 {
-            let taken = refcounts.take(&*self.image.file, 1..left + 1, &self.image.allowed())?;
-            left -= taken.clusters.end - taken.clusters.start;
-            let bits = self.cluster_bits();
-            self.spare.extend(taken.clusters.clone().map(|c| c << bits));
-            self.taken.push(taken.clusters);
-        }
-        Ok(())
-    }
-
-    /// Clusters in one piece for `len` bytes; 0 for none.
-    fn take_run(&mut self, refcounts: &mut Refcounts, len: u64) -> Result<u64> {
-        let count = len.div_ceil(1 << self.cluster_bits());
-        if count == 0 {
-            return Ok(0);
-        }
-        let taken = refcounts.take(&*self.image.file, count..count + 1, &self.image.allowed())?;
-        self.taken.push(taken.clusters);
-        Ok(taken.host)
-    }
-
-    /// Builds the new refcounts as a copy of the old ones, without the old structure itself.
-    fn build(&mut self, refcounts: &mut Refcounts, width: Width) -> Result<()> {
-        let bits = self.cluster_bits();
-        let (old_bits, new_bits) = (self.old_width.block_bits(bits), width.block_bits(bits));
-        let mut hosts = Vec::new();
-        let mut table = None;
-        let wanted = loop {
-            self.old_blocks = old_blocks(&*self.image.file, refcounts)?;
-            let wanted: BTreeSet<u64> = self
-                .old_blocks
-                .iter()
-                .flat_map(|b| {
-                    let first = (b.index << old_bits) >> new_bits;
-                    let last = (((b.index + 1) << old_bits) - 1) >> new_bits;
-                    first..=last
-                })
-                .collect();
-            let len = wanted.last().map_or(0, |last| last + 1) * 8;
-            if len > MAX_REFTABLE_BYTES {
-                let text = format!(
-                    "the refcount table would have {len} bytes (allowed: {MAX_REFTABLE_BYTES})"
-                );
-                return Err(Error::new(ErrorKind::OutOfRange, text));
-            }
-            let missing = wanted.len().saturating_sub(hosts.len());
-            let clusters = len.div_ceil(1 << bits).max(1);
-            match table {
-                Some((_, enough)) if enough >= clusters && missing == 0 => break wanted,
-                Some((_, enough)) if enough >= clusters => {
-                    let before = self.spare.len();
-                    self.take_spare(refcounts, len64(missing))?;
-                    hosts.extend(self.spare.drain(before..));
-                }
-                _ => {
-                    let host = self.take_run(refcounts, clusters << bits)?;
-                    if let Some((old, clusters)) = table.replace((host, clusters)) {
-                        self.spare.extend((0..clusters).map(|i| old + (i << bits)));
-                    }
-                }
-            }
-        };
-        let (table_host, clusters) = table.unwrap_or((0, 0));
-        self.spare.extend(hosts.drain(wanted.len()..));
-        let entries = clamp_len((clusters << bits) / 8, usize::MAX);
-        self.counts = Counts::new(bits, width, entries);
-        for (index, host) in wanted.into_iter().zip(hosts) {
-            let bytes = self.copied_block(index, width)?;
-            self.image.watcher.advance(len64(bytes.len()));
-            self.counts.place(&*self.image.file, index, host, bytes)?;
-        }
-        let old = refcounts.place();
-        self.header.reftable_offset = table_host;
-        self.header.reftable_clusters = u32::try_from(clusters).unwrap_or(u32::MAX);
-        self.release(old.table..old.table + (old.table_clusters << bits))?;
-        for block in self.old_blocks.clone() {
-            self.release(block.host..block.host + (1 << bits))?;
-        }
-        Ok(())
+    fn size(&self) -> u64 {
+        self.header.cluster_size()
     }
 
     /// Block `index` of the new structure, with the counts that the old one has.
     fn copied_block(&self, index: u64, width: Width) -> Result<Vec<u8>> {
-        let (bits, old) = (self.cluster_bits(), self.old_width);
-        let file = &*self.image.file;
-        let read = |index: u64| -> Result<Vec<u8>> {
-            let mut bytes = vec![0; clamp_len(1 << bits, usize::MAX)];
-            let found = self.old_blocks.binary_search_by_key(&index, |b| b.index);
-            if let Some(block) = found.ok().and_then(|i| self.old_blocks.get(i)) {
-                file.read_at(&mut bytes, block.host)?;
+        let old = self.old.place.width;
+        let read = |index: u64| {
+            let found = self.old_blocks.binary_search_by_key(&index, |b| b.0);
+            match found.ok().and_then(|i| self.old_blocks.get(i)) {
+                Some((_, host)) => self.old.read(*host),
+                None => Ok(vec![0; clamp_len(self.size(), usize::MAX)]),
             }
-            Ok(bytes)
         };
         if old == width {
             return read(index);
         }
-        let old_bits = old.block_bits(bits);
-        let mut at = (index << width.block_bits(bits)) >> old_bits;
-        let mut bytes = read(at)?;
-        convert(width, bits, index << width.block_bits(bits), |cluster| {
+        let (old_bits, bits) = (
+            self.old.place.block_bits(),
+            width.block_bits(self.header.cluster_bits),
+        );
+        let mut at = (index << bits) >> old_bits;
+        let mut counts = read(at)?;
+        let mut bytes = vec![0; clamp_len(self.size(), usize::MAX)];
+        for (within, cluster) in (index << bits..(index + 1) << bits).enumerate() {
             if cluster >> old_bits != at {
                 at = cluster >> old_bits;
-                bytes = read(at)?;
+                counts = read(at)?;
             }
-            let within = clamp_len(cluster & ((1 << old_bits) - 1), usize::MAX);
-            Ok(old.get(&bytes, within))
-        })
+            let count = old.get(
+                &counts,
+                clamp_len(cluster & ((1 << old_bits) - 1), usize::MAX),
+            );
+            if count > width.max() {
+                return Err(Error::unsupported(format!(
+                    "cluster {cluster} is referred to {count} times, and refcounts of {} bits hold no more than {}",
+                    width.bits(),
+                    width.max()
+                )));
+            }
+            width.set(&mut bytes, within, count);
+        }
+        Ok(bytes)
     }
 
     /// The next of the runs that were asked for, in that order.
@@ -243,24 +202,19 @@ impl<'a> Rewrite<'a> {
         self.runs.pop().unwrap_or(0)
     }
 
-    /// Counts down what a range of the file was used for.
-    pub(super) fn release(&mut self, host: Range<u64>) -> Result<()> {
-        let bits = self.cluster_bits();
-        let clusters = host.start >> bits..host.end.div_ceil(1 << bits);
-        self.counts.step(&*self.image.file, clusters, Step::Down)
+    /// Counts what a range of the file is used for up or down, some times.
+    pub(super) fn step(&mut self, host: &Range<u64>, times: u64, step: Step) -> Result<()> {
+        let clusters = self.image.layout.clusters(host);
+        self.counts.step_each([(clusters, times)], step)
     }
 
-    fn read_table(&self, host: u64) -> Result<Vec<u8>> {
-        if host >= self.image.file.size() {
-            return Err(Error::corrupt(format!(
-                "an L2 table is at {host:#x} (the file ends at {:#x})",
-                self.image.file.size()
-            )));
-        }
-        let mut bytes = vec![0; clamp_len(1 << self.cluster_bits(), usize::MAX)];
-        self.image.file.read_at(&mut bytes, host)?;
-        self.image.watcher.advance(len64(bytes.len()));
-        Ok(bytes)
+    /// Counts down what a range of the file was used for.
+    pub(super) fn release(&mut self, host: Range<u64>) -> Result<()> {
+        self.step(&host, 1, Step::Down)
+    }
+
+    fn is_used_once(&mut self, host: u64) -> Result<bool> {
+        Ok(self.counts.count(host >> self.header.cluster_bits)? == 1)
     }
 
     /// Writes a changed second-level table to a cluster of its own.
@@ -277,199 +231,188 @@ impl<'a> Rewrite<'a> {
         })
     }
 
-    /// Counts everything that the tables of `l1` refer to down, and the tables.
-    pub(super) fn drop_tables(&mut self, l1: &[u64]) -> Result<()> {
+    /// Gives each table that words of `l1` point at to `each`, with its offset, which says what the
+    /// word is to be.
+    fn each_table(
+        &mut self,
+        l1: &mut [u64],
+        mut each: impl FnMut(&mut Self, u64, Vec<u8>) -> Result<u64>,
+    ) -> Result<()> {
         for entry in l1 {
-            if let Some(host) = self.image.layout.table(*entry)? {
-                let table = self.read_table(host)?;
-                self.step_table(&table, Step::Down)?;
-                self.release(host..host + (1 << self.cluster_bits()))?;
-            }
+            *entry = match self.image.layout.table(*entry)? {
+                None => 0,
+                Some(host) => {
+                    let table = self.image.read_table(host)?;
+                    each(self, host, table)?
+                }
+            };
         }
         Ok(())
+    }
+
+    /// Counts everything that the tables of `l1` refer to down, and the tables.
+    pub(super) fn drop_tables(&mut self, l1: &[u64]) -> Result<()> {
+        self.each_table(&mut l1.to_vec(), |rewrite, host, table| {
+            rewrite.step_table(&table, Step::Down)?;
+            rewrite.release(host..host + rewrite.size())?;
+            Ok(0)
+        })
     }
 
     /// Counts everything that the tables of `l1` refer to up, and the tables: one more thing
     /// points at them, which is what the words of `l1` say afterwards.
     pub(super) fn share_tables(&mut self, l1: &mut [u64], replaced: Replaced) -> Result<()> {
-        let bits = self.cluster_bits();
-        for entry in l1 {
-            let Some(host) = self.image.layout.table(*entry)? else {
-                *entry = 0;
-                continue;
-            };
-            let mut table = self.read_table(host)?;
-            self.step_table(&table, Step::Up)?;
-            let changed = self.flag(&mut table, |_, _| Ok(false))?;
-            *entry = host;
-            if changed {
-                *entry = self.write_table(&table)?;
-            }
-            let grown = match (changed, replaced) {
-                (true, Replaced::Here) => {
+        let (layout, size) = (self.image.layout, self.size());
+        self.each_table(l1, |rewrite, host, mut table| {
+            rewrite.step_table(&table, Step::Up)?;
+            let mut shared = host;
+            if layout.change_entries(&mut table, |word| Ok(word & !COPIED))? {
+                shared = rewrite.write_table(&table)?;
+                if replaced == Replaced::Here {
                     // Nothing else points at the copy.
-                    *entry |= COPIED;
-                    continue;
+                    return Ok(shared | COPIED);
                 }
-                (true, Replaced::Everywhere) => {
-                    self.release(host..host + (1 << bits))?;
-                    *entry
-                }
-                (false, _) => host,
-            };
-            let cluster = grown >> bits;
-            self.counts
-                .step(&*self.image.file, cluster..cluster + 1, Step::Up)?;
-        }
-        Ok(())
+                rewrite.release(host..host + size)?;
+            }
+            rewrite.step(&(shared..shared + size), 1, Step::Up)?;
+            Ok(shared)
+        })
     }
 
     /// Marks in the tables of `l1` what nothing else refers to.
     pub(super) fn own_tables(&mut self, l1: &mut [u64]) -> Result<()> {
-        let bits = self.cluster_bits();
-        for entry in l1 {
-            let Some(host) = self.image.layout.table(*entry)? else {
-                *entry = 0;
-                continue;
-            };
-            let mut table = self.read_table(host)?;
-            let file = &*self.image.file;
-            let own = |counts: &mut Counts, host: u64| Ok(counts.get(file, host >> bits)? == 1);
-            *entry = host;
-            if self.flag(&mut table, own)? {
-                *entry = self.write_table(&table)?;
-                self.release(host..host + (1 << bits))?;
+        let (layout, size) = (self.image.layout, self.size());
+        self.each_table(l1, |rewrite, host, mut table| {
+            let changed = layout.change_entries(&mut table, |word| {
+                let whole = layout.cluster(word)?.whole().filter(|host| *host != 0);
+                let own = whole.map_or(Ok(false), |host| rewrite.is_used_once(host))?;
+                Ok(if own { word | COPIED } else { word & !COPIED })
+            })?;
+            let mut owned = host;
+            if changed {
+                owned = rewrite.write_table(&table)?;
+                rewrite.release(host..host + size)?;
             }
-            if self.counts.get(&*self.image.file, *entry >> bits)? == 1 {
-                *entry |= COPIED;
-            }
-        }
-        Ok(())
-    }
-
-    /// Sets the flags of a table's standard clusters; whether any changed.
-    fn flag(
-        &mut self,
-        table: &mut [u8],
-        own: impl Fn(&mut Counts, u64) -> Result<bool>,
-    ) -> Result<bool> {
-        let len = clamp_len(self.image.layout.entry_len(), usize::MAX);
-        let mut changed = false;
-        for bytes in table.chunks_exact_mut(len) {
-            let Some(word) = bytes.first_chunk_mut::<8>() else {
-                continue;
+            let flag = if rewrite.is_used_once(owned)? {
+                COPIED
+            } else {
+                0
             };
-            let entry = u64::from_be_bytes(*word);
-            if entry == 0 {
-                continue;
-            }
-            let wanted = match self.image.layout.cluster(entry)? {
-                Cluster::Standard { host, .. } if host != 0 && own(&mut self.counts, host)? => {
-                    entry | COPIED
-                }
-                _ => entry & !COPIED,
-            };
-            changed |= wanted != entry;
-            *word = wanted.to_be_bytes();
-        }
-        Ok(changed)
+            Ok(owned | flag)
+        })
     }
 
     /// Counts what a table's entries refer to up or down.
     fn step_table(&mut self, table: &[u8], step: Step) -> Result<()> {
-        let len = clamp_len(self.image.layout.entry_len(), usize::MAX);
-        let bits = self.cluster_bits();
+        let layout = self.image.layout;
         let mut run = 0..0;
-        for bytes in table.chunks_exact(len) {
-            let word = bytes.first_chunk().copied().map_or(0, u64::from_be_bytes);
-            let clusters = match self.image.layout.cluster(word)? {
-                Cluster::Standard { host: 0, .. } if word != 0 => {
-                    return Err(Error::corrupt(format!(
-                        "an L2 entry is {word:#018x}, which points at the header"
-                    )));
-                }
-                Cluster::Standard { host, .. } => host >> bits..(host >> bits) + 1,
-                Cluster::Compressed(packed) => packed.start >> bits..((packed.end - 1) >> bits) + 1,
-                Cluster::Unallocated | Cluster::Zero => continue,
-            };
+        for (word, _) in layout.entries(table) {
+            let cluster = layout.cluster(word)?;
+            if cluster.whole() == Some(0) {
+                return Err(Error::corrupt(format!(
+                    "an L2 entry is {word:#018x}, which points at the header"
+                )));
+            }
+            let clusters = layout.clusters(&layout.host(cluster));
+            if clusters.is_empty() {
+                continue;
+            }
             if run.end == clusters.start {
                 run.end = clusters.end;
                 continue;
             }
-            self.counts.step(&*self.image.file, run, step)?;
+            self.counts.step(run, step)?;
             run = clusters;
         }
-        self.counts.step(&*self.image.file, run, step)
+        self.counts.step(run, step)
+    }
+
+    /// Puts the active first-level table into the next run and lets go of the old one.
+    pub(super) fn replace_l1(&mut self, l1: &[u64]) -> Result<()> {
+        let host = self.run();
+        if l1.is_empty() {
+            // A disk of no bytes has no table, wherever the header says that it is.
+            return Ok(());
+        }
+        self.write(be64::bytes(l1.iter().copied()), host)?;
+        self.release(self.header.l1())?;
+        self.header.l1_offset = host;
+        self.header.l1_len = u32::try_from(l1.len()).unwrap_or(u32::MAX);
+        Ok(())
+    }
+
+    /// Puts the snapshot table into the next run and lets go of the old one.
+    pub(super) fn replace_snapshots(&mut self, table: &SnapshotTable) -> Result<()> {
+        let host = self.run();
+        let old = SnapshotTable::read(self.file(), &self.header)?;
+        let start = self.header.snapshots_offset;
+        // The padding of the last entry needs no cluster of its own.
+        self.release(start..start + len64(old.encode()?.len()))?;
+        self.write(table.encode()?, host)?;
+        self.header.snapshots_offset = if table.entries.is_empty() { 0 } else { host };
+        self.header.snapshot_count = u32::try_from(table.entries.len())
+            .map_err(|_| Error::new(ErrorKind::OutOfRange, "there are too many snapshots"))?;
+        Ok(())
+    }
+
+    /// Writes what a run was asked for.
+    pub(super) fn write(&self, bytes: Vec<u8>, host: u64) -> Result<()> {
+        match bytes.is_empty() {
+            true => Ok(()),
+            false => be64::write_padded(self.file(), bytes, host, self.size()),
+        }
     }
 
     /// Makes it all valid at once, durably, then gives back what is no longer used.
     pub(super) fn commit(mut self) -> Result<()> {
-        let bits = self.cluster_bits();
         let mut unused = std::mem::take(&mut self.spare);
         unused.sort_unstable();
         for host in unused {
-            self.release(host..host + (1 << bits))?;
+            self.release(host..host + self.size())?;
         }
-        let file = &*self.image.file;
-        self.counts.flush(file, self.header.reftable_offset)?;
-        file.sync()?;
+        self.counts.flush()?;
+        self.file().sync()?;
         // From here on a failure leaves it open which of the two headers is there.
-        self.switched = true;
-        switch(file, &self.header)?;
+        self.taken.keep();
+        switch(self.file(), &self.header)?;
         self.punch()
     }
 
     /// Gives the host back what nothing refers to any more.
     fn punch(&mut self) -> Result<()> {
-        let bits = self.cluster_bits();
-        let file = &*self.image.file;
-        let mut freed: Vec<Range<u64>> = Vec::new();
-        for block in std::mem::take(&mut self.old_blocks) {
-            let mut bytes = vec![0; clamp_len(1 << bits, usize::MAX)];
-            file.read_at(&mut bytes, block.host)?;
+        let (width, bits) = (self.old.place.width, self.old.place.block_bits());
+        for (index, host) in std::mem::take(&mut self.old_blocks) {
+            let bytes = self.old.read(host)?;
             self.image.watcher.advance(len64(bytes.len()));
-            let first = block.index << self.old_width.block_bits(bits);
-            for within in 0..1usize << self.old_width.block_bits(bits) {
-                let cluster = first + len64(within);
-                if self.old_width.get(&bytes, within) != 0 && self.counts.get(file, cluster)? == 0 {
-                    push_merged(&mut freed, cluster << bits..(cluster + 1) << bits);
+            let mut freed: Vec<Range<u64>> = Vec::new();
+            for (within, cluster) in (index << bits..(index + 1) << bits).enumerate() {
+                if width.get(&bytes, within) != 0 && self.counts.count(cluster)? == 0 {
+                    push_merged(&mut freed, cluster..cluster + 1);
                 }
             }
-            for run in freed.drain(..) {
-                let run = run.start..run.end.min(file.size());
-                if run.start < run.end {
-                    // Where the host cannot, the space is reused all the same.
-                    drop(file.zero(run, Zeroing::MayUnmap));
-                }
-            }
+            self.image.punch(&freed);
         }
         Ok(())
     }
 }
 
-/// The blocks of the structure in force.
-fn old_blocks(file: &dyn Storage, refcounts: &Refcounts) -> Result<Vec<OldBlock>> {
-    let place = refcounts.place();
-    let len = (place.table_clusters << place.cluster_bits).min(MAX_REFTABLE_BYTES.max(2 << 20));
-    let mut bytes = vec![0; clamp_len(len, usize::MAX)];
-    file.read_at(&mut bytes, place.table)?;
-    let mut blocks = Vec::new();
-    for (index, word) in bytes.chunks_exact(8).enumerate() {
-        let host = word.first_chunk().copied().map_or(0, u64::from_be_bytes);
-        if host == 0 {
-            continue;
-        }
-        if !is_aligned(host, 1 << place.cluster_bits) || host >= file.size() {
-            return Err(Error::corrupt(format!(
-                "refcount table entry {index} is {host:#x} (allowed: multiples of {:#x} below {:#x})",
-                1u64 << place.cluster_bits,
-                file.size()
-            )));
-        }
-        blocks.push(OldBlock {
-            index: len64(index),
-            host,
-        });
+/// The blocks of `1 << new_bits` counters that take the place of old ones.
+fn wanted(old: &[(u64, u64)], old_bits: u32, new_bits: u32) -> Result<BTreeSet<u64>> {
+    let wanted = old.iter().flat_map(|(index, _)| {
+        let last = ((index + 1) << old_bits) - 1;
+        (index << old_bits) >> new_bits..=last >> new_bits
+    });
+    let wanted: BTreeSet<u64> = wanted.collect();
+    let len = wanted.last().map_or(0, |last| last + 1) * 8;
+    if len > MAX_REFTABLE_BYTES {
+        let text =
+            format!("the refcount table would have {len} bytes (allowed: {MAX_REFTABLE_BYTES})");
+        return Err(Error::new(ErrorKind::OutOfRange, text));
     }
-    Ok(blocks)
+    Ok(wanted)
+}
+
+/// Tables that a first-level table points at.
+pub(super) fn count_tables(l1: &[u64]) -> u64 {
+    len64(l1.iter().filter(|e| **e != 0).count())
 }

@@ -47,8 +47,9 @@ struct Pass {
 /// An image on its way.
 #[derive(Debug)]
 struct Ordered {
-    plan: Plan,
     layout: Layout,
+    /// Of a refcount.
+    width: Width,
     header: Vec<u8>,
     codec: Option<Codec>,
     /// Clusters of the refcount table and of the first-level table.
@@ -66,28 +67,20 @@ pub(super) fn sequence(
     compress: Option<&OptionValues>,
 ) -> Result<Box<dyn Sequence>> {
     let plan = Plan::new(options)?;
-    if plan.external() || plan.preallocation != Preallocation::Off || options.backing.is_some() {
+    let external = plan.header.has_data_file();
+    if external || plan.preallocation != Preallocation::Off || options.backing.is_some() {
         return Err(Error::unsupported(
             "a stream has no data file, no preallocation and no backing file",
         ));
     }
-    let codec = match compress {
-        None => None,
-        Some(values) => Some(Codec::new(plan.compression(), values)?),
-    };
-    let size = plan.cluster_size();
+    let codec = compress.map(|values| Codec::new(plan.header.compression, values));
     let reftable = 1..1 + reftable_clusters(&plan, data_clusters);
-    let l1 = reftable.end..reftable.end + (plan.l1_len * 8).div_ceil(size);
-    let header = create::header(&plan, l1.start, &reftable, options)?;
+    let l1 = reftable.end..reftable.end + plan.l1_clusters();
     Ok(Box::new(Ordered {
-        layout: Layout {
-            cluster_bits: plan.cluster_bits,
-            extended: plan.extended(),
-            version: plan.version(),
-        },
-        plan,
-        header,
-        codec,
+        layout: plan.header.layout(),
+        width: Width::new(plan.header.refcount_order),
+        header: create::header(&plan, l1.start, &reftable)?,
+        codec: codec.transpose()?,
         reftable,
         l1,
         pass: Pass::default(),
@@ -97,18 +90,13 @@ pub(super) fn sequence(
 
 /// Clusters of a refcount table that is long enough whatever is wasted between the units.
 fn reftable_clusters(plan: &Plan, data_clusters: u64) -> u64 {
-    let size = plan.cluster_size();
-    let per_block = 1u64 << Width::new(plan.refcount_order).block_bits(plan.cluster_bits);
     let data = data_clusters.min(plan.clusters());
     // Each unit, table or block may leave the rest of the cluster before it empty.
-    let most = 3 * data + 2 * plan.l1_len.min(data) + (plan.l1_len * 8).div_ceil(size) + 16;
-    let blocks = (most + most / per_block * 2).div_ceil(per_block) + 2;
-    let table = (blocks * 8).div_ceil(size);
-    // The table counts itself, too.
-    let blocks = blocks + table.div_ceil(per_block);
-    (blocks * 8)
-        .div_ceil(size)
-        .min(MAX_REFTABLE_BYTES.div_ceil(size))
+    let tables = 2 * u64::from(plan.header.l1_len).min(data);
+    let most = 3 * data + tables + plan.l1_clusters() + 16;
+    let (_, blocks) = plan.refcounts(most);
+    let (table, _) = plan.refcounts(most + blocks + 1);
+    table.min(MAX_REFTABLE_BYTES.div_ceil(plan.cluster_size()))
 }
 
 fn write_all(out: &mut dyn Write, bytes: &[u8]) -> Result<()> {
@@ -118,15 +106,11 @@ fn write_all(out: &mut dyn Write, bytes: &[u8]) -> Result<()> {
 
 impl Ordered {
     fn size(&self) -> u64 {
-        self.plan.cluster_size()
-    }
-
-    fn width(&self) -> Width {
-        Width::new(self.plan.refcount_order)
+        self.layout.cluster_size()
     }
 
     fn block_bits(&self) -> u32 {
-        self.width().block_bits(self.plan.cluster_bits)
+        self.width.block_bits(self.layout.cluster_bits)
     }
 
     fn put(&mut self, bytes: &[u8], out: &mut dyn Write) -> Result<()> {
@@ -150,7 +134,7 @@ impl Ordered {
 
     /// Counts clusters once more.
     fn count(&mut self, clusters: Range<u64>) -> Result<()> {
-        let (width, bits) = (self.width(), self.block_bits());
+        let (width, bits) = (self.width, self.block_bits());
         let most = (self.reftable.end - self.reftable.start) * self.size() / 8;
         for cluster in clusters {
             let index = cluster >> bits;
@@ -175,7 +159,7 @@ impl Ordered {
         let bits = self.block_bits();
         let block = self.pass.blocks.get(&(cluster >> bits));
         let low = clamp_len(cluster & ((1 << bits) - 1), usize::MAX);
-        block.map_or(0, |block| self.width().get(block, low))
+        block.map_or(0, |block| self.width.get(block, low))
     }
 
     /// Writes the blocks whose clusters are all behind us.
@@ -195,7 +179,7 @@ impl Ordered {
     fn write_block(&mut self, out: &mut dyn Write) -> Result<()> {
         self.align(out)?;
         let host = self.pass.at;
-        self.count(clusters(host, 1, self.plan.cluster_bits))?;
+        self.count(clusters(host, 1, self.layout.cluster_bits))?;
         let Some((index, block)) = self.pass.blocks.pop_first() else {
             return Ok(());
         };
@@ -213,7 +197,7 @@ impl Ordered {
         self.write_blocks(out)?;
         self.align(out)?;
         let host = self.pass.at;
-        self.count(clusters(host, 1, self.plan.cluster_bits))?;
+        self.count(clusters(host, 1, self.layout.cluster_bits))?;
         self.pass.tables.l2.push((index, host | COPIED));
         self.put(&table, out)
     }
@@ -234,7 +218,7 @@ impl Ordered {
         self.write_blocks(out)?;
         let size = self.size();
         let within = self.pass.at % size;
-        let full = self.counted(self.pass.at / size) >= self.width().max();
+        let full = self.counted(self.pass.at / size) >= self.width.max();
         if unit.form == Form::Plain || within != 0 && full {
             self.align(out)?;
             self.write_blocks(out)?;
@@ -247,7 +231,7 @@ impl Ordered {
             );
             return Err(Error::new(ErrorKind::NoSpace, text));
         }
-        self.count(clusters(host, len, self.plan.cluster_bits))?;
+        self.count(clusters(host, len, self.layout.cluster_bits))?;
         let words = match unit.form {
             Form::Packed(len) => self.layout.packed_words(host, len),
             Form::Plain => self.layout.stored_words(host),

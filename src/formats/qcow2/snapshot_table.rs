@@ -1,6 +1,7 @@
 //! The table of internal snapshots: entries of varying length, one after another.
 
 use std::ffi::OsStr;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 
 use zerocopy::big_endian::{U16, U32, U64};
@@ -8,9 +9,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::header::{Header, MAX_L1_BYTES, MAX_SNAPSHOTS};
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::be64;
 use crate::image::snapshot::Snapshot;
 use crate::storage::Storage;
-use crate::util::align::{clamp_len, is_aligned, len64};
+use crate::util::align::{clamp_len, len64};
 
 /// Longest table in bytes; 64 MiB, as QEMU has it.
 const MAX_BYTES: u64 = 64 << 20;
@@ -62,10 +64,7 @@ impl Entry {
     /// A new entry with a first-level table of `l1_len` words at `l1_offset`.
     pub(super) fn new(id: u64, name: &OsStr, date: std::time::Duration, disk_size: u64) -> Self {
         let id = id.to_string().into_bytes();
-        let mut extra = Vec::with_capacity(EXTRA_LEN);
-        for word in [0, disk_size, NO_ICOUNT] {
-            extra.extend(word.to_be_bytes());
-        }
+        let extra = be64::bytes([0, disk_size, NO_ICOUNT]);
         let short = |len: usize| U16::new(u16::try_from(len).unwrap_or(u16::MAX));
         let head = Raw {
             l1_offset: U64::ZERO,
@@ -86,9 +85,10 @@ impl Entry {
         }
     }
 
-    /// Offset of the snapshot's first-level table.
-    pub(super) fn l1_offset(&self) -> u64 {
-        self.head.l1_offset.get()
+    /// The bytes of the snapshot's first-level table.
+    pub(super) fn l1(&self) -> Range<u64> {
+        let (offset, len) = (self.head.l1_offset.get(), self.l1_len());
+        offset..offset.saturating_add(u64::from(len) * 8)
     }
 
     /// Its entries.
@@ -112,7 +112,7 @@ impl Entry {
             self.extra_word(1).unwrap_or(size),
             NO_ICOUNT,
         ];
-        self.extra = words.iter().flat_map(|w| w.to_be_bytes()).collect();
+        self.extra = be64::bytes(words);
         self.head.extra_len = U32::new(u32::try_from(EXTRA_LEN).unwrap_or(0));
     }
 
@@ -123,8 +123,7 @@ impl Entry {
 
     /// Word `index` of the extra data, where there is one.
     fn extra_word(&self, index: usize) -> Option<u64> {
-        let bytes = self.extra.get(index * 8..index * 8 + 8)?;
-        bytes.first_chunk().copied().map(u64::from_be_bytes)
+        be64::words(&self.extra).nth(index)
     }
 
     /// What users see of it; the disk had `size` bytes where the entry does not say.
@@ -153,7 +152,7 @@ impl Entry {
 
     /// Its first-level table lies where one can be.
     fn check(&self, header: &Header, index: usize) -> Result<()> {
-        let (offset, len) = (self.l1_offset(), u64::from(self.l1_len()) * 8);
+        let (l1, len) = (self.l1(), u64::from(self.l1_len()) * 8);
         if len > MAX_L1_BYTES {
             return Err(Error::corrupt(format!(
                 "the L1 table of snapshot {index} has {} entries (allowed: {})",
@@ -161,16 +160,12 @@ impl Entry {
                 MAX_L1_BYTES / 8
             )));
         }
-        let fits = offset
-            .checked_add(len)
-            .is_some_and(|end| i64::try_from(end).is_ok());
-        if len > 0 && (offset == 0 || !is_aligned(offset, header.cluster_size()) || !fits) {
-            return Err(Error::corrupt(format!(
-                "the L1 table of snapshot {index} is at {offset:#x} (allowed: a non-zero multiple of the cluster size {:#x})",
-                header.cluster_size()
-            )));
-        }
-        Ok(())
+        header.check_table_place(&format!("L1 table of snapshot {index}"), l1.start, len)
+    }
+
+    /// Bytes of extra data.
+    pub(super) fn extra_len(&self) -> usize {
+        self.extra.len()
     }
 }
 
@@ -184,11 +179,7 @@ pub(super) struct SnapshotTable {
 impl SnapshotTable {
     /// Reads and validates the table that `header` points at.
     pub(super) fn read(file: &dyn Storage, header: &Header) -> Result<Self> {
-        let mut reader = Reader {
-            file,
-            at: header.snapshots_offset,
-            left: MAX_BYTES,
-        };
+        let mut reader = Reader::new(file, header);
         let count = header.snapshot_count.min(MAX_SNAPSHOTS);
         let mut entries = Vec::new();
         for index in 0..clamp_len(u64::from(count), usize::MAX) {
@@ -242,33 +233,46 @@ impl SnapshotTable {
     }
 }
 
-struct Reader<'a> {
+/// Reads a table entry by entry.
+pub(super) struct Reader<'a> {
     file: &'a dyn Storage,
-    at: u64,
-    /// Bytes that the table may still have.
-    left: u64,
+    /// Where the last entry ends.
+    pub(super) at: u64,
+    /// Where the table ends at the latest.
+    end: u64,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    /// Of the table that `header` points at.
+    pub(super) fn new(file: &'a dyn Storage, header: &Header) -> Self {
+        let at = header.snapshots_offset;
+        let end = at.saturating_add(MAX_BYTES).min(file.size());
+        Self { file, at, end }
+    }
+
     fn bytes(&mut self, len: usize) -> Result<Vec<u8>> {
-        let inside = self.at.checked_add(len64(len));
-        if len64(len) > self.left || inside.is_none_or(|end| end > self.file.size()) {
+        let end = self
+            .at
+            .checked_add(len64(len))
+            .filter(|end| *end <= self.end);
+        let Some(end) = end else {
             return Err(Error::corrupt(format!(
                 "the snapshot table reaches past {:#x} (allowed: {MAX_BYTES} bytes, within the file of {:#x})",
                 self.at,
                 self.file.size()
             )));
-        }
-        let mut bytes = vec![0; len];
-        self.file.read_at(&mut bytes, self.at)?;
-        self.at += len64(len);
-        self.left -= len64(len);
+        };
+        let bytes = be64::read_bytes(self.file, self.at..end)?;
+        self.at = end;
         Ok(bytes)
     }
 
-    fn entry(&mut self, index: usize) -> Result<Entry> {
-        let padding = (8 - self.at % 8) % 8;
-        self.bytes(clamp_len(padding, 7))?;
+    /// The next entry, which is that of snapshot `index`.
+    ///
+    /// # Errors
+    /// `Corrupt` where it is longer than one may be, or not in the file; the host's.
+    pub(super) fn entry(&mut self, index: usize) -> Result<Entry> {
+        self.at = self.at.saturating_add((8 - self.at % 8) % 8);
         let head = Raw::read_from_bytes(&self.bytes(HEAD)?)
             .map_err(|_| Error::corrupt("a snapshot entry is too short"))?;
         let extra_len = clamp_len(u64::from(head.extra_len.get()), usize::MAX);
@@ -277,11 +281,16 @@ impl Reader<'_> {
                 "snapshot {index} has {extra_len} bytes of extra data (allowed: {MAX_EXTRA})"
             )));
         }
+        let id_len = usize::from(head.id_len.get());
+        let name_len = usize::from(head.name_len.get());
+        let mut extra = self.bytes(extra_len + id_len + name_len)?;
+        let mut id = extra.split_off(extra_len);
+        let name = id.split_off(id_len);
         Ok(Entry {
-            extra: self.bytes(extra_len)?,
-            id: self.bytes(usize::from(head.id_len.get()))?,
-            name: self.bytes(usize::from(head.name_len.get()))?,
             head,
+            extra,
+            id,
+            name,
         })
     }
 }

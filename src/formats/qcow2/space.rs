@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use super::Qcow2;
-use super::feature;
 use super::units::check_part;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Layout as AssignLayout;
@@ -28,7 +27,7 @@ impl Qcow2 {
     /// Refuses where zeroes cannot be said by metadata.
     pub(super) fn may_zero(&self) -> Result<()> {
         let raw_data = self.external().is_some();
-        if raw_data && self.header.autoclear & feature::DATA_FILE_RAW != 0 {
+        if raw_data && self.header.data_file_is_raw() {
             // The data file must read as the disk does, so the zeroes belong there.
             return Err(Error::unsupported(
                 "the data file must itself read as zeroes",
@@ -57,8 +56,8 @@ impl Qcow2 {
         self.drop_range(range, target)
     }
 
-    /// Changes whole subclusters; a range that begins or ends within a compressed cluster, which has no
-    /// parts, is refused.
+    /// Changes whole subclusters; a range that begins or ends within a compressed cluster, which
+    /// has no parts, is refused.
     pub(super) fn drop_range(&self, range: &Range<u64>, target: Target) -> Result<()> {
         let size = self.layout.cluster_size();
         for at in [range.start, range.end] {
@@ -70,8 +69,8 @@ impl Qcow2 {
         self.allocator()?.drop_units(self, range, target)
     }
 
-    /// Gives back what was set aside, or made ready, and not used, and the end of the file where that
-    /// is it.
+    /// Gives back what was set aside, or made ready, and not used, and the end of the file where
+    /// that is it.
     pub(super) fn release_assigned(&self) -> Result<()> {
         for run in self.allocator()?.release_unused(self) {
             let host = run.bytes(self.layout.cluster_size());

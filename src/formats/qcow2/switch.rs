@@ -13,6 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use super::extension::FEATURE_NAMES;
 use super::header::{Header, MAX_BACKING_NAME};
 use crate::error::{Error, Result};
+use crate::image::be64;
 use crate::storage::Storage;
 use crate::util::align::{clamp_len, len64};
 use crate::util::range::intersect;
@@ -22,12 +23,20 @@ const SECTOR: usize = 512;
 
 /// Where a header has the name of its backing file: offset and length; 0: no name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Name {
-    at: u64,
-    len: u64,
+pub(super) struct Name {
+    pub(super) at: u64,
+    pub(super) len: u64,
 }
 
 impl Name {
+    /// The same, or what says that there is none.
+    pub(super) fn or_none(self) -> Self {
+        match (self.at, self.len) {
+            (0, _) | (_, 0) => Self { at: 0, len: 0 },
+            _ => self,
+        }
+    }
+
     fn range(self) -> Range<u64> {
         self.at..self.at + self.len
     }
@@ -60,14 +69,6 @@ impl Old {
     }
 }
 
-/// Where the name of the new header goes.
-enum Place {
-    /// Where the header in force does not look, or has the same name.
-    Free(Name),
-    /// The same, once that header does without the feature name table.
-    FreeWhenBare(Name),
-}
-
 /// Makes `new` the header of `file`, durably.  What was written before is durable before.
 ///
 /// # Errors
@@ -75,10 +76,8 @@ enum Place {
 /// way could leave neither header, both with nothing changed; the host's.
 pub(super) fn switch(file: &dyn Storage, new: &Header) -> Result<()> {
     let old = Old::read(file)?;
-    let place = place(new, &old)?;
-    let (Place::Free(name) | Place::FreeWhenBare(name)) = place;
-    let text = new.backing_name.as_deref().unwrap_or_default().as_bytes();
-    let whole = with_name(encode(new, name, |_| true), name, text);
+    let (name, free_when_bare) = place(new, &old)?;
+    let whole = encode(new, name, |_| true);
     let end = list_end(new, |_| true);
     let sector = len64(SECTOR);
     // What is to be written past the first sector: the rest of the list, and of the name.
@@ -94,7 +93,7 @@ pub(super) fn switch(file: &dyn Storage, new: &Header) -> Result<()> {
         intersect(&list, with)
             .is_some_and(|both| !matches!(is_there(file, &whole, &both), Ok(true)))
     };
-    let bare_first = matches!(place, Place::FreeWhenBare(_)) || (clobbers && meets(&seen));
+    let bare_first = free_when_bare || (clobbers && meets(&seen));
     if clobbers && meets(&old.name.range()) || bare_first && !old.can_be_bare() {
         return Err(Error::unsupported(format!(
             "the header's extensions end at {end:#x}, past the first sector, and cannot change so that a power cut does no harm (allowed: {SECTOR} bytes without the feature names)"
@@ -102,17 +101,14 @@ pub(super) fn switch(file: &dyn Storage, new: &Header) -> Result<()> {
     }
     file.sync()?;
     if bare_first {
-        let old_text = old.header.backing_name.as_deref().unwrap_or_default();
-        let bare = encode(&old.header, old.name, is_needed);
-        write_sector(file, &with_name(bare, old.name, old_text.as_bytes()))?;
+        write_sector(file, &encode(&old.header, old.name, is_needed))?;
     }
     if !name_is_there {
         write_part(file, &whole, &name_part)?;
     }
     if !list_is_there {
         if bare_new {
-            let bare = encode(new, name, is_needed);
-            write_sector(file, &with_name(bare, name, text))?;
+            write_sector(file, &encode(new, name, is_needed))?;
         }
         write_part(file, &whole, &list)?;
     }
@@ -145,19 +141,14 @@ fn write_sector(file: &dyn Storage, bytes: &[u8]) -> Result<()> {
 }
 
 fn old_name(file: &dyn Storage) -> Result<Name> {
-    let mut field = [0; 12];
-    file.read_at(&mut field, 8)?;
-    let (at, len) = field.split_at(8);
-    let number = |bytes: &[u8]| bytes.iter().fold(0, |n, b| n << 8 | u64::from(*b));
-    Ok(match (number(at), number(len)) {
-        (0, _) | (_, 0) => Name { at: 0, len: 0 },
-        (at, len) => Name { at, len },
-    })
+    let (at, len) = (be64::read_one(file, 8)?, be64::read_one(file, 16)? >> 32);
+    Ok(Name { at, len }.or_none())
 }
 
 /// Where the backing file's name goes: within the first sector, else where it is already, else
-/// where the old header does not look, else where it will not look without the feature names.
-fn place(new: &Header, old: &Old) -> Result<Place> {
+/// where the old header does not look, else where it will not look without the feature names; and
+/// whether it is there.
+fn place(new: &Header, old: &Old) -> Result<(Name, bool)> {
     let end = list_end(new, |_| true);
     let cluster = new.cluster_size();
     let len = len64(new.backing_name.as_ref().map_or(0, |name| name.len()));
@@ -167,29 +158,22 @@ fn place(new: &Header, old: &Old) -> Result<Place> {
             end + len
         )));
     }
-    if len == 0 {
-        return Ok(Place::Free(Name { at: 0, len: 0 }));
-    }
-    let taken = old.name.range();
-    let free = |at: u64| at + len <= cluster && intersect(&(at..at + len), &taken).is_none();
-    let candidates = |end: u64| [end, end.max(taken.end)];
     let same = new.backing_name == old.header.backing_name && old.name.at >= end;
-    let name = |at| Name { at, len };
-    if end + len <= len64(SECTOR) {
-        return Ok(Place::Free(name(end)));
+    let name = Name { at: end, len }.or_none();
+    if len == 0 || end + len <= len64(SECTOR) {
+        return Ok((name, false));
     }
     if same {
-        return Ok(Place::Free(old.name));
+        return Ok((old.name, false));
     }
-    let at = candidates(end.max(old.end))
-        .into_iter()
-        .find(|at| free(*at));
-    let bare = candidates(end.max(old.bare_end)).into_iter();
-    let bare = || bare.clone().find(|at| free(*at));
-    match (at, bare()) {
-        (Some(at), _) => Ok(Place::Free(name(at))),
-        (None, Some(at)) => Ok(Place::FreeWhenBare(name(at))),
-        (None, None) => Err(Error::unsupported(format!(
+    let taken = old.name.range();
+    let free = |at: &u64| at + len <= cluster && intersect(&(*at..at + len), &taken).is_none();
+    let found = |end: u64| [end, end.max(taken.end)].into_iter().find(free);
+    let at = found(end.max(old.end)).map(|at| (at, false));
+    let at = at.or_else(|| found(end.max(old.bare_end)).map(|at| (at, true)));
+    match at {
+        Some((at, when_bare)) => Ok((Name { at, len }, when_bare)),
+        None => Err(Error::unsupported(format!(
             "the first cluster of {cluster} bytes has no room for a backing file's name of {len} bytes beside the old one of {} (allowed after the old name is taken away)",
             old.name.len
         ))),
@@ -202,32 +186,25 @@ fn is_needed(kind: u32) -> bool {
 }
 
 /// Where the extensions of a header end that `keep` accepts.
-fn list_end(header: &Header, keep: impl Fn(u32) -> bool) -> u64 {
+pub(super) fn list_end(header: &Header, keep: impl Fn(u32) -> bool) -> u64 {
     let list = header.extensions.iter().filter(|e| keep(e.kind));
     let extensions: usize = list.map(|e| 8 + e.data.len().next_multiple_of(8)).sum();
     header.len() + len64(extensions) + 8
 }
 
-/// The fields and the extensions of the kinds that `keep` accepts.
-fn encode(header: &Header, name: Name, keep: impl Fn(u32) -> bool) -> Vec<u8> {
+/// The fields, the extensions of the kinds that `keep` accepts, and the backing file's name.
+pub(super) fn encode(header: &Header, name: Name, keep: impl Fn(u32) -> bool) -> Vec<u8> {
     let mut bytes = header.encode(name.at, name.len);
     for extension in header.extensions.iter().filter(|e| keep(e.kind)) {
         extension.encode_into(&mut bytes);
     }
     bytes.extend([0; 8]);
-    bytes
-}
-
-fn with_name(mut bytes: Vec<u8>, name: Name, text: &[u8]) -> Vec<u8> {
-    if name.len == 0 {
-        return bytes;
+    if let Some(text) = header.backing_name.as_deref().filter(|_| name.len > 0) {
+        let at = clamp_len(name.at, usize::MAX);
+        let end = at + text.len();
+        bytes.resize(bytes.len().max(end), 0);
+        bytes[at..end].copy_from_slice(text.as_bytes());
     }
-    let at = clamp_len(name.at, usize::MAX);
-    let end = at + text.len();
-    if bytes.len() < end {
-        bytes.resize(end, 0);
-    }
-    bytes[at..end].copy_from_slice(text);
     bytes
 }
 

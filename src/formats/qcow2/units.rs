@@ -6,13 +6,13 @@ use std::sync::atomic::Ordering;
 
 use super::Qcow2;
 use super::bitmap::Tracker;
-use super::entry::{COPIED, Cluster, Packed, SUBCLUSTERS, Subcluster, ZERO};
+use super::entry::{COPIED, Cluster, SUBCLUSTERS, ZERO};
 use super::refcount::Step;
 use super::writer::Table;
 use crate::error::{Error, Result};
 use crate::image::Wait;
 use crate::image::units::{Allocator, Content, New, Space, Taken, Target, Unit, Units};
-use crate::storage::{Storage, Zeroing};
+use crate::storage::Storage;
 use crate::util::align::down;
 use crate::util::range::{self, intersect};
 
@@ -41,18 +41,6 @@ pub(super) struct Entry {
     pub(super) bits: u64,
 }
 
-/// The space that a cluster has.
-pub(super) fn space_of(cluster: Cluster) -> Space {
-    match cluster {
-        Cluster::Unallocated | Cluster::Zero => Space::None,
-        Cluster::Standard {
-            host, copied: true, ..
-        } => Space::Own(host),
-        Cluster::Standard { host, .. } => Space::Shared(host),
-        Cluster::Compressed(Packed { start, end }) => Space::Encoded { start, end },
-    }
-}
-
 impl Qcow2 {
     /// The cluster at guest offset `start`, as its entry has it now, to be changed.
     ///
@@ -60,36 +48,37 @@ impl Qcow2 {
     /// `Corrupt` where it is at another place of a data file than its own, which may be that of
     /// another; the host's.
     pub(super) fn entry(&self, start: u64) -> Result<Entry> {
-        let Some(entry) = self.tables.entry_offset(&*self.file, start, Wait::Yes)? else {
+        let Some(entry) = self.tables.entry_offset(start, Wait::Yes)? else {
             return Ok(Entry {
-                cluster: Cluster::Unallocated,
+                cluster: Cluster::BELOW,
                 bits: 0,
             });
         };
-        let cluster = self.tables.cluster(&*self.file, entry, Wait::Yes)?;
-        if let Cluster::Standard { host, .. } = cluster
+        let cluster = self.tables.cluster(entry, Wait::Yes)?;
+        if let Some(host) = cluster.whole()
             && self.is_misplaced(host, start)
         {
             return Err(Error::corrupt(format!(
                 "the cluster of {start:#x} is at {host:#x} of the data file (expected: at its own offset), so it is not written; check names the damage"
             )));
         }
-        let bits = self.tables.bits(&*self.file, entry, Wait::Yes)?;
+        let bits = self.tables.bits(entry, Wait::Yes)?;
         Ok(Entry { cluster, bits })
     }
 
     /// What all of a cluster reads as, where that is one thing.
     fn whole(&self, entry: Entry) -> Option<Content> {
-        match (entry.cluster, self.layout.extended) {
-            (Cluster::Compressed(_), _) | (Cluster::Standard { zero: false, .. }, false) => {
-                Some(Content::Stored)
-            }
-            (Cluster::Standard { .. } | Cluster::Zero, false) => Some(Content::Zero),
-            (Cluster::Unallocated, false) => Some(Content::Below),
-            (Cluster::Unallocated, true) if entry.bits == 0 => Some(Content::Below),
-            (Cluster::Unallocated, true) if entry.bits == !ALL => Some(Content::Zero),
-            (Cluster::Standard { .. }, true) if entry.bits == ALL => Some(Content::Stored),
-            (_, true) => None,
+        let stored = match entry.cluster.space {
+            Space::Encoded { .. } => return Some(Content::Stored),
+            Space::None => None,
+            Space::Own(_) | Space::Shared(_) => Some(Content::Stored),
+        };
+        match (self.layout.extended, entry.bits) {
+            (false, _) if entry.cluster.zero => Some(Content::Zero),
+            (false, _) => Some(stored.unwrap_or(Content::Below)),
+            (true, 0) if stored.is_none() => Some(Content::Below),
+            (true, bits) if stored.is_none() && bits == !ALL => Some(Content::Zero),
+            (true, bits) => stored.filter(|_| bits == ALL),
         }
     }
 
@@ -105,7 +94,7 @@ impl Qcow2 {
 
     /// Lets go of what a cluster's old entry referred to.
     pub(super) fn free_cluster(&self, cluster: Cluster) -> Result<()> {
-        match self.unnamed(space_of(cluster)) {
+        match self.unnamed(cluster.space) {
             Some(host) => self.free(host),
             None => Ok(()),
         }
@@ -136,17 +125,17 @@ impl Qcow2 {
     pub(super) fn publish_entries(&self, table: u64, index: u64, words: &[u64]) -> Result<()> {
         let index = index & ((1 << self.header.l2_bits()) - 1);
         let host = table + index * self.layout.entry_len();
-        self.tables.publish(&*self.file, host, words)
+        self.tables.publish(host, words)
     }
 
     /// The new entry of a whole cluster that is dropped, and whether it keeps its space.
     fn dropped(&self, cluster: Cluster, target: Target) -> (Vec<u64>, bool) {
-        if target == Target::Dropped && cluster == Cluster::Unallocated {
+        if target == Target::Dropped && cluster == Cluster::BELOW {
             return (vec![0; if self.layout.extended { 2 } else { 1 }], true);
         }
         let zero = target != Target::Below;
         let external = self.external().is_some() && zero;
-        let keep = match space_of(cluster) {
+        let keep = match cluster.space {
             Space::Own(host) if target == Target::ZeroKept || external => Some(host),
             _ => None,
         };
@@ -168,13 +157,15 @@ impl Qcow2 {
             Target::Dropped => entry.bits & !stored | stored << SUBCLUSTERS,
             Target::Zero | Target::ZeroKept => rest | mask << SUBCLUSTERS,
         };
-        let Cluster::Standard { host, copied, .. } = entry.cluster else {
+        let own = matches!(entry.cluster.space, Space::Own(_));
+        let flag = if own { COPIED } else { 0 };
+        let Some(host) = entry.cluster.whole() else {
             return (vec![0, bits], true);
         };
         if bits & ALL == 0 && target != Target::ZeroKept && self.external().is_none() {
             return (vec![0, bits], false);
         }
-        (vec![host | if copied { COPIED } else { 0 }, bits], true)
+        (vec![host | flag, bits], true)
     }
 
     /// Changes the entries of one second-level table that a range touches; what they referred to is
@@ -193,8 +184,8 @@ impl Qcow2 {
             .clone()
             .map(|at| self.entry(at))
             .collect::<Result<_>>()?;
-        let is_nowhere = |e: &Entry| matches!(e.cluster, Cluster::Unallocated | Cluster::Zero);
-        if target == Target::Dropped && entries.iter().all(is_nowhere) {
+        let has_none = |e: &Entry| e.cluster.space == Space::None;
+        if target == Target::Dropped && entries.iter().all(has_none) {
             return Ok(());
         }
         let index = span.start >> self.layout.cluster_bits;
@@ -205,7 +196,7 @@ impl Qcow2 {
                 false => range.end.min(start + size),
             };
             let part = range.start.max(start) - start..end - start;
-            let packed = matches!(entry.cluster, Cluster::Compressed(_));
+            let packed = entry.cluster.packed().is_some();
             let by_parts = self.layout.extended && target == Target::Dropped && !packed;
             let (entry_words, kept) = if range::len(&part) == size && !by_parts {
                 self.dropped(entry.cluster, target)
@@ -216,10 +207,10 @@ impl Qcow2 {
             };
             words.extend(entry_words);
             if !kept {
-                gone.extend(self.unnamed(space_of(entry.cluster)));
+                gone.extend(self.unnamed(entry.cluster.space));
             }
         }
-        if self.tables.holds(&*self.file, span.start, &words)? {
+        if self.tables.holds(span.start, &words)? {
             return Ok(());
         }
         let table = self.own_table(self.l1_index(index))?;
@@ -231,22 +222,16 @@ impl Qcow2 {
     /// Gives clusters back to the host, and to whoever wants them next.
     fn release(&self, runs: &[Range<u64>]) -> Result<()> {
         let mut refcounts = self.writer()?.refcounts.lock();
-        refcounts.step_each(&*self.file, runs, Step::Down)?;
-        let bits = self.layout.cluster_bits;
+        let once = runs.iter().map(|run| (run.clone(), 1));
+        refcounts.step_each(once, Step::Down)?;
         let mut free: Vec<Range<u64>> = Vec::new();
         for cluster in runs.iter().cloned().flatten() {
             let seen = free.last().is_some_and(|last| cluster < last.end);
-            if !seen && refcounts.count(&*self.file, cluster)? == 0 {
+            if !seen && refcounts.count(cluster)? == 0 {
                 range::push_merged(&mut free, cluster..cluster + 1);
             }
         }
-        for clusters in &free {
-            let host = clusters.start << bits..(clusters.end << bits).min(self.file.size());
-            if range::len(&host) > 0 {
-                // Where the host cannot, the space is reused all the same.
-                drop(self.file.zero(host, Zeroing::MayUnmap));
-            }
-        }
+        self.punch(&free);
         if !free.is_empty() {
             self.decoded.clear();
         }
@@ -256,11 +241,11 @@ impl Qcow2 {
 
 /// Refuses a change in part of the cluster at `start` where that has no parts.
 pub(super) fn check_part(start: u64, cluster: Cluster) -> Result<()> {
-    match cluster {
-        Cluster::Compressed(_) => Err(Error::unsupported(format!(
+    match cluster.packed() {
+        Some(_) => Err(Error::unsupported(format!(
             "the cluster at {start:#x} is compressed, and cannot change in part"
         ))),
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 
@@ -306,7 +291,7 @@ impl Units for Qcow2 {
             && index < end
             && self
                 .tables
-                .entry_offset(&*self.file, index << bits, Wait::Yes)?
+                .entry_offset(index << bits, Wait::Yes)?
                 .is_none()
         {
             index = self.units_of(self.l1_index(index)).end;
@@ -316,7 +301,7 @@ impl Units for Qcow2 {
 
     fn unit(&self, index: u64) -> Result<Unit> {
         let entry = self.entry(index << self.layout.cluster_bits)?;
-        let space = space_of(entry.cluster);
+        let space = entry.cluster.space;
         match space {
             Space::Own(host) if self.is_guarded(host) => Err(self.metadata_at(host)),
             space => Ok(Unit {
@@ -343,11 +328,7 @@ impl Units for Qcow2 {
         }
         let mut parts: Vec<(Content, Range<u64>)> = Vec::new();
         for number in 0..SUBCLUSTERS {
-            let content = match self.layout.subcluster(&entry.cluster, entry.bits, number)? {
-                Subcluster::Below => Content::Below,
-                Subcluster::Zero => Content::Zero,
-                Subcluster::Stored => Content::Stored,
-            };
+            let content = (self.layout).subcluster(&entry.cluster, entry.bits, number)?;
             let start = u64::from(number) * len;
             match parts.last_mut() {
                 Some((last, part)) if *last == content => part.end = start + len,
@@ -360,7 +341,7 @@ impl Units for Qcow2 {
     fn decoded(&self, index: u64, unit: &Unit) -> Result<Arc<[u8]>> {
         match unit.space {
             Space::Encoded { start, end } => {
-                self.decode_kept(Packed { start, end }, index << self.layout.cluster_bits)
+                self.decode_kept(start..end, index << self.layout.cluster_bits)
             }
             _ => Err(Error::corrupt(
                 "a cluster that is not compressed is no more",
@@ -368,8 +349,8 @@ impl Units for Qcow2 {
         }
     }
 
-    /// What the header promises and this driver does not keep up is taken back, durably, and bitmaps
-    /// begin to record.
+    /// What the header promises and this driver does not keep up is taken back, durably, and
+    /// bitmaps begin to record.
     fn announce(&self) -> Result<()> {
         let writer = self.writer()?;
         let mut tracker = writer.tracker.lock();
@@ -405,18 +386,10 @@ impl Units for Qcow2 {
     }
 
     fn untake(&self, taken: &Taken) {
-        let Some(writer) = self.writer.as_ref().filter(|_| self.external().is_none()) else {
-            return;
-        };
-        let first = taken.host >> self.layout.cluster_bits;
-        let clusters = first..first + taken.count;
-        // Where this fails too, they stay a leak.
-        drop(
-            writer
-                .refcounts
-                .lock()
-                .step(&*self.file, clusters, Step::Down),
-        );
+        if self.external().is_none() {
+            // Where this fails too, they stay a leak.
+            drop(self.uncount(&taken.bytes(self.unit_len())));
+        }
     }
 
     fn make_tables(&self, units: Range<u64>) -> Result<()> {
@@ -437,16 +410,12 @@ impl Units for Qcow2 {
             false => Table::shown(self.own_table(asked)?),
         };
         let mut tables = vec![(run.clone(), table)];
-        let after = asked + 1..=self.l1_index(units.end.max(1) - 1);
+        let after = asked + 1..self.l1_index(units.end.max(1) - 1) + 1;
         let before = (self.l1_index(units.start)..asked).rev();
-        for (l1_index, follows) in after.map(|i| (i, true)).chain(before.map(|i| (i, false))) {
+        for l1_index in after.chain(before) {
             let part = self.units_of(l1_index);
-            let joins = if follows {
-                run.end == part.start
-            } else {
-                run.start == part.end
-            };
-            if !joins {
+            // Where one cannot be had now, the run ends there.
+            if run.end != part.start && run.start != part.end {
                 continue;
             }
             let table = match waits {
@@ -455,7 +424,6 @@ impl Units for Qcow2 {
                     .own_table(l1_index)
                     .map(|host| Some(Table::shown(host))),
             };
-            // Where one cannot be had now, the run ends there.
             let Ok(Some(table)) = table else { continue };
             run = run.start.min(part.start)..run.end.max(part.end);
             tables.push((part, table));
@@ -518,11 +486,10 @@ impl Units for Qcow2 {
 
     fn give_back(&self, mut freed: Vec<Range<u64>>) -> Result<()> {
         freed.sort_by_key(|host| host.start);
-        let bits = self.layout.cluster_bits;
         let mut runs: Vec<Range<u64>> = Vec::new();
         // Neighbours become one; what is listed twice was counted twice.
         for host in freed {
-            range::push_merged(&mut runs, host.start >> bits..host.end.div_ceil(1 << bits));
+            range::push_merged(&mut runs, self.layout.clusters(&host));
         }
         self.release(&runs)
     }

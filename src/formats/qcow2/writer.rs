@@ -6,7 +6,8 @@
 //! Nothing else is held while guest data is written.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -16,11 +17,12 @@ use super::entry::COPIED;
 use super::extension;
 use super::feature;
 use super::guard::Guard;
-use super::refcount::Refcounts;
+use super::refcount::{Refcounts, Step};
 use crate::error::{Error, Result};
-use crate::image::Wait;
-use crate::image::units::{Allocator, Taken, Unnamed};
-use crate::util::align::clamp_len;
+use crate::image::units::{Allocator, Taken};
+use crate::image::{Wait, be64};
+use crate::storage::Zeroing;
+use crate::util::align::{clamp_len, len64};
 use crate::util::range;
 
 /// Tables that are made or copied at the same time.
@@ -35,11 +37,11 @@ pub(super) struct Writer {
     pub(super) allocator: Allocator,
     stripes: Box<[Mutex<()>]>,
     /// Metadata that guest data must not overwrite.
-    pub(super) guard: Guard,
+    pub(super) guard: Arc<Guard>,
     /// There is a tracker.
     pub(super) tracking: AtomicBool,
-    /// The header in the file says more than the one that was read on opening.
-    new_header: AtomicBool,
+    /// The bitmaps are where the header in the file says, not the one that was read on opening.
+    pub(super) new_header: AtomicBool,
     /// The bitmaps that record.  Outside `refcounts`.
     pub(super) tracker: Mutex<Option<Tracker>>,
 }
@@ -55,7 +57,7 @@ pub(super) struct Table<'a> {
 #[derive(Debug)]
 struct Hidden<'a> {
     index: u64,
-    taken: Unnamed<'a, Qcow2>,
+    taken: Loose<'a>,
     /// What it is to replace.
     old: Option<u64>,
     _stripe: MutexGuard<'a, ()>,
@@ -79,31 +81,77 @@ impl Table<'_> {
 }
 
 impl Writer {
-    pub(super) fn new(refcounts: Refcounts, allocator: Allocator) -> Self {
+    pub(super) fn new(refcounts: Refcounts, guard: Arc<Guard>, allocator: Allocator) -> Self {
         Self {
             refcounts: Mutex::new(refcounts),
             allocator,
             stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
-            guard: Guard::default(),
+            guard,
             tracking: AtomicBool::new(false),
             new_header: AtomicBool::new(false),
             tracker: Mutex::default(),
         }
     }
+}
 
-    /// From now on the bitmaps are where the header in the file says.
-    pub(super) fn expect_new_header(&self) {
-        self.new_header.store(true, Ordering::Release);
+/// Clusters of the image file that nothing points at yet: given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Loose<'a> {
+    image: &'a Qcow2,
+    /// Bytes of the file, in the order in which they were taken.
+    pub(super) runs: Vec<Range<u64>>,
+}
+
+impl<'a> Loose<'a> {
+    /// None yet.
+    pub(super) fn new(image: &'a Qcow2) -> Self {
+        let runs = Vec::new();
+        Self { image, runs }
     }
 
-    /// The header was read again.
-    pub(super) fn header_was_read(&self) {
-        self.new_header.store(false, Ordering::Release);
+    /// Clusters in one piece for `len` bytes: where; 0 for none.
+    pub(super) fn take_run(&mut self, len: u64) -> Result<u64> {
+        match len.div_ceil(self.image.layout.cluster_size()) {
+            0 => Ok(0),
+            count => Ok(self.take(count..count + 1)?.start),
+        }
     }
 
-    /// Whether the bitmaps are where the header in the file says.
-    pub(super) fn has_new_header(&self) -> bool {
-        self.new_header.load(Ordering::Acquire)
+    /// Clusters, one by one: where each is.
+    pub(super) fn take_each(&mut self, count: u64) -> Result<Vec<u64>> {
+        let size = self.image.layout.cluster_size();
+        let mut hosts = Vec::new();
+        while len64(hosts.len()) < count {
+            let run = self.take(1..count - len64(hosts.len()) + 1)?;
+            hosts.extend(run.step_by(clamp_len(size, usize::MAX)));
+        }
+        Ok(hosts)
+    }
+
+    fn take(&mut self, count: Range<u64>) -> Result<Range<u64>> {
+        let taken = self.image.take_clusters(count)?;
+        let run = taken.bytes(taken.stride);
+        range::push_merged(&mut self.runs, run.clone());
+        Ok(run)
+    }
+
+    /// Takes over what another has.
+    pub(super) fn append(&mut self, other: &mut Self) {
+        self.runs.append(&mut other.runs);
+    }
+
+    /// From now on something may point at them, whatever comes.
+    pub(super) fn keep(&mut self) {
+        self.runs.clear();
+    }
+}
+
+impl Drop for Loose<'_> {
+    fn drop(&mut self) {
+        for run in self.runs.drain(..) {
+            // Where this fails too, they stay a leak.
+            drop(self.image.uncount(&run));
+        }
     }
 }
 
@@ -123,12 +171,9 @@ impl Qcow2 {
     pub(super) fn prepare(&self) -> Result<()> {
         let place = self.writer()?.refcounts.lock().place();
         self.guard_metadata(place)?;
-        let kept = self.header.autoclear & feature::KEPT_AUTOCLEAR;
-        let mut extensions = self.header.extensions.iter();
-        let kept = match extensions.any(|e| e.kind == extension::BITMAPS) {
-            true => kept,
-            false => kept & !feature::BITMAPS,
-        };
+        let has_bitmaps = extension::data(&self.header.extensions, extension::BITMAPS).is_some();
+        let unkept = if has_bitmaps { 0 } else { feature::BITMAPS };
+        let kept = self.header.autoclear & feature::KEPT_AUTOCLEAR & !unkept;
         if self.header.version >= 3 && kept != self.header.autoclear {
             self.file.write_at(&kept.to_be_bytes(), AUTOCLEAR_FIELD)?;
             self.file.sync()?;
@@ -144,27 +189,45 @@ impl Qcow2 {
 
     /// Takes clusters of the image file.
     pub(super) fn take_clusters(&self, count: Range<u64>) -> Result<Taken> {
-        let taken = self.taking(|refcounts| refcounts.take(&*self.file, count, &self.allowed()))?;
-        let count = range::len(&taken.clusters);
-        Ok(Taken {
-            zeroed: taken.fresh,
-            ..Taken::new(taken.host, count, self.layout.cluster_size())
-        })
+        self.refcounts()?.take(count, &self.allowed())
     }
 
-    /// Runs `take`, then guards what the refcount structure took for itself.
-    pub(super) fn taking<T>(&self, take: impl FnOnce(&mut Refcounts) -> Result<T>) -> Result<T> {
-        let writer = self.writer()?;
-        let mut refcounts = writer.refcounts.lock();
+    /// The refcounts, to take clusters: what is free is free.
+    pub(super) fn refcounts(&self) -> Result<MutexGuard<'_, Refcounts>> {
+        let mut refcounts = self.writer()?.refcounts.lock();
         self.count_uncounted(&mut refcounts)?;
-        let before = refcounts.place();
-        let taken = take(&mut refcounts);
-        let made = refcounts.made();
-        made.into_iter().for_each(|host| writer.guard.insert(host));
-        if refcounts.place() != before {
-            writer.guard.set_refcount_table(refcounts.place());
+        Ok(refcounts)
+    }
+
+    /// Counts the clusters of a range of the image file down, which nothing points at any more.
+    pub(super) fn uncount(&self, host: &Range<u64>) -> Result<()> {
+        let clusters = self.layout.clusters(host);
+        self.writer()?.refcounts.lock().step(clusters, Step::Down)
+    }
+
+    /// Gives the host back clusters that are free.
+    pub(super) fn punch(&self, free: &[Range<u64>]) {
+        let size = self.layout.cluster_size();
+        for clusters in free {
+            let host = clusters.start * size..(clusters.end * size).min(self.file.size());
+            if range::len(&host) > 0 {
+                // Where the host cannot, the space is reused all the same.
+                drop(self.file.zero(host, Zeroing::MayUnmap));
+            }
         }
-        taken
+    }
+
+    /// The second-level table at `host`, for a change of all of them.
+    pub(super) fn read_table(&self, host: u64) -> Result<Vec<u8>> {
+        if host >= self.file.size() {
+            return Err(Error::corrupt(format!(
+                "an L2 table is at {host:#x} (the file ends at {:#x})",
+                self.file.size()
+            )));
+        }
+        let size = self.layout.cluster_size();
+        self.watcher.advance(size);
+        be64::read_bytes(&*self.file, host..host + size)
     }
 
     /// Refuses clusters that metadata is in.
@@ -219,7 +282,7 @@ impl Qcow2 {
         stripe: MutexGuard<'a, ()>,
         ready: impl Fn() -> Result<Option<Taken>>,
     ) -> Result<Table<'a>> {
-        let entry = self.tables.l1_entry(&*self.file, l1_index, Wait::Yes)?;
+        let entry = self.tables.l1_entry(l1_index, Wait::Yes)?;
         let old = self.layout.table(entry)?;
         if let Some(host) = old
             && entry & COPIED != 0
@@ -233,9 +296,8 @@ impl Qcow2 {
             self.point_at_table(l1_index, host)?;
             return Ok(Table::shown(host));
         }
-        let taken = self.take_clusters(1..2)?;
-        let host = taken.host;
-        let taken = Unnamed::new(self, vec![taken]);
+        let mut taken = Loose::new(self);
+        let host = taken.take_run(1)?;
         self.fill_table(host, old)?;
         Ok(Table {
             host,
@@ -251,10 +313,10 @@ impl Qcow2 {
     /// Has the first-level table point at a table that is on stable media, where it does not yet.
     /// A table that is never shown is given back.
     pub(super) fn show(&self, table: Table<'_>) -> Result<()> {
-        let Some(hidden) = table.hidden else {
+        let Some(mut hidden) = table.hidden else {
             return Ok(());
         };
-        hidden.taken.named();
+        hidden.taken.keep();
         self.point_at_table(hidden.index, table.host)?;
         let Some(old) = hidden.old else {
             return Ok(());
@@ -265,15 +327,16 @@ impl Qcow2 {
 
     fn point_at_table(&self, l1_index: u64, host: u64) -> Result<()> {
         self.writer()?.guard.insert(host);
-        self.tables.publish_l1(&*self.file, l1_index, host | COPIED)
+        self.tables.publish_l1(l1_index, host | COPIED)
     }
 
     fn fill_table(&self, host: u64, old: Option<u64>) -> Result<()> {
-        let mut bytes = vec![0; clamp_len(self.layout.cluster_size(), usize::MAX)];
-        if let Some(old) = old {
-            self.file.read_at(&mut bytes, old)?;
-        }
-        self.tables.forget(host..host + self.layout.cluster_size());
+        let size = self.layout.cluster_size();
+        let bytes = match old {
+            Some(old) => be64::read_bytes(&*self.file, old..old + size)?,
+            None => vec![0; clamp_len(size, usize::MAX)],
+        };
+        self.tables.forget(host..host + size);
         self.file.write_at(&bytes, host)
     }
 

@@ -225,7 +225,7 @@ impl Compact for Vdi {
         self.fill_map(blocks, |_| u64::from(word))
     }
 
-    fn unused(&self) -> Result<u64> {
+    fn unused(&self, _progress: &dyn Progress) -> Result<u64> {
         let slots = self.scan(&*self.reread()?, |index, number, fault| {
             Err(Error::corrupt(fault.text(index, number)))
         })?;

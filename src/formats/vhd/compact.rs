@@ -40,7 +40,7 @@ impl Compact for Sparse {
         self.free_blocks(guest)
     }
 
-    fn unused(&self) -> Result<u64> {
+    fn unused(&self, _progress: &dyn Progress) -> Result<u64> {
         let holes = self.take_holes(&self.shape.load())?;
         Ok(len64(holes.len()) * self.blocks.stride())
     }

@@ -9,9 +9,10 @@ pub use decoded::Decoded;
 pub use encode::Codec;
 
 /// How chunks are compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Compression {
     /// Raw deflate.
+    #[default]
     Zlib,
     /// Zstandard.
     Zstd,

@@ -12,12 +12,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::bitmap_dir::{self, Directory, Entry, Scan};
 use crate::formats::qcow2::header::Header;
 use crate::formats::qcow2::switch::switch;
+use crate::image::be64;
 use crate::image::check::{Repair, Severity};
-use crate::util::align::{clamp_len, len64};
+use crate::util::align::len64;
 use crate::util::range;
 
 /// Bytes of a table read at a time.
-const STEP: u64 = 1 << 20;
+const STEP: usize = 1 << 20;
 
 /// Something that is wrong with bitmaps.
 #[derive(Debug)]
@@ -26,12 +27,6 @@ pub(super) struct Fault {
     bitmap: Option<usize>,
     /// What is wrong.
     text: String,
-}
-
-fn number(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
 
 impl Checker<'_> {
@@ -51,7 +46,7 @@ impl Checker<'_> {
             }
             Err(e) => return Err(e),
         };
-        let place = scan.place.offset..scan.place.offset.saturating_add(scan.place.len);
+        let place = scan.place.range();
         if let Some(cluster) = self.met(&place) {
             self.bitmap_fault(
                 None,
@@ -75,7 +70,7 @@ impl Checker<'_> {
     /// The first cluster of a range of the file that something else was found to use.
     fn met(&self, host: &Range<u64>) -> Option<u64> {
         let bits = self.layout.cluster_bits;
-        let mut clusters = host.start >> bits..host.end.div_ceil(1 << bits);
+        let mut clusters = self.layout.clusters(host);
         let met = clusters.find(|cluster| self.counts.get(*cluster) > 0);
         met.map(|cluster| cluster << bits)
     }
@@ -103,23 +98,19 @@ impl Checker<'_> {
     }
 
     fn bitmap(&mut self, index: usize, entry: &Entry) -> Result<()> {
-        let table = entry.table();
-        let end = table.saturating_add(entry.table_len() * 8);
-        if !self.bitmap_has(index, "the table", &(table..end)) {
+        let table = entry.table_range();
+        if !self.bitmap_has(index, "the table", &table) {
             return Ok(());
         }
-        self.mark_sole(format!("the table of bitmap {index}"), table..end)?;
-        let mut at = table;
-        while at < end {
-            let mut bytes = vec![0; clamp_len((end - at).min(STEP), usize::MAX)];
-            self.file.read_at(&mut bytes, at)?;
-            for word in bytes.chunks_exact(8).map(number) {
+        self.mark_sole(format!("the table of bitmap {index}"), table.clone())?;
+        for at in table.clone().step_by(STEP) {
+            let part = at..table.end.min(at + len64(STEP));
+            for word in be64::read(self.file, part)? {
                 if !self.bitmap_cluster(index, word)? {
                     // One fault says enough of a bitmap.
                     return Ok(());
                 }
             }
-            at += STEP;
         }
         Ok(())
     }
@@ -196,9 +187,8 @@ impl Checker<'_> {
         let Some(scan) = Scan::read(self.file, header)? else {
             return Err(Error::corrupt("the bitmap directory changed"));
         };
-        let bits = self.layout.cluster_bits;
         let place = scan.place;
-        let mut clusters = place.offset >> bits..(place.offset + place.len).div_ceil(1 << bits);
+        let mut clusters = self.layout.clusters(&place.range());
         if clusters.any(|cluster| self.counts.get(cluster) != 1) {
             return Ok(None);
         }

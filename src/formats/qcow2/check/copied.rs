@@ -1,11 +1,12 @@
 //! The copied flags of the active tables: set exactly where the refcount is 1.
 
 use super::Checker;
-use super::tables::{Table, words};
+use super::tables::Table;
 use crate::error::Result;
 use crate::formats::qcow2::entry::{COMPRESSED, COPIED, OFFSET};
+use crate::image::be64;
 use crate::image::check::{Repair, Severity};
-use crate::util::align::{is_aligned, len64};
+use crate::util::align::is_aligned;
 
 impl Checker<'_> {
     /// The refcount that the file has now.
@@ -48,13 +49,13 @@ impl Checker<'_> {
             .collect();
         self.each_table(&active, |checker, table, bytes| {
             let mends = mends && !checker.doubtful.contains(&table.host);
-            let step = checker.layout.entry_len() / 8;
-            for (index, word) in words(bytes).enumerate().step_by(usize::from(step == 2) + 1) {
+            let layout = checker.layout;
+            for (index, (word, _)) in (0..).zip(layout.entries(bytes)) {
                 let host = word & OFFSET;
                 if word & COMPRESSED != 0 || host == 0 {
                     continue;
                 }
-                let at = table.host + len64(index) * 8;
+                let at = table.host + index * layout.entry_len();
                 match checker.external {
                     true => checker.copied_in_data_file(at, word, mends)?,
                     false => checker.copied_entry("L2", at, word, mends)?,
@@ -82,9 +83,8 @@ impl Checker<'_> {
     }
 
     fn copied_word(&mut self, at: u64, mends: bool) -> Result<()> {
-        let mut word = [0; 8];
-        self.file.read_at(&mut word, at)?;
-        self.copied_entry("L1", at, u64::from_be_bytes(word), mends)
+        let word = be64::read_one(self.file, at)?;
+        self.copied_entry("L1", at, word, mends)
     }
 
     fn copied_entry(&mut self, which: &str, at: u64, word: u64, mends: bool) -> Result<()> {

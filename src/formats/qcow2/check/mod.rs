@@ -16,6 +16,7 @@ mod writable;
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::Qcow2;
 use super::entry::{Layout, OFFSET};
@@ -23,6 +24,7 @@ use super::feature;
 use super::header::{Header, Need};
 use super::snapshot_table::SnapshotTable;
 use crate::error::{Error, Result};
+use crate::image::be64;
 use crate::image::check::{Check, Repair, Report, Severity, settle};
 use crate::storage::Storage;
 use crate::util::align::{is_aligned, len64};
@@ -40,6 +42,8 @@ const MAX_WORK: u64 = 1 << 21;
 /// One check, from its start to its report.
 struct Checker<'a> {
     file: &'a dyn Storage,
+    /// The same, for refcounts that change.
+    shared: &'a Arc<dyn Storage>,
     header: Header,
     layout: Layout,
     /// Guest data is in another file, which has no refcounts.
@@ -73,7 +77,7 @@ struct Checker<'a> {
     bitmap_faults: Vec<bitmaps::Fault>,
     damaged: Damaged,
     /// Snapshots of version 3 that lack what version 3 has: index, bytes of extra data.
-    incomplete: Vec<(u32, u64)>,
+    incomplete: Vec<(usize, usize)>,
     report: Report,
 }
 
@@ -82,7 +86,7 @@ impl Check for Qcow2 {
         if repair != Repair::Nothing && self.writer.is_none() {
             return Err(Error::read_only());
         }
-        let report = settle(repair, |repair| check(&*self.file, repair, progress));
+        let report = settle(repair, |repair| check(&self.file, repair, progress));
         if repair != Repair::Nothing {
             self.tables.forget(0..u64::MAX);
             self.decoded.clear();
@@ -106,15 +110,12 @@ fn work(file: &dyn Storage, header: &Header) -> Result<u64> {
     if lengths.sum::<u64>() > MAX_WORK {
         return Ok(0);
     }
-    let tables = |offset: u64, len: u32| {
-        let len = u64::from(len) * 8;
-        let words = super::guard::addresses(file, offset..offset.saturating_add(len));
-        words.map(|words| len64(words.iter().filter(|w| **w & OFFSET != 0).count()))
+    let count = |l1| {
+        let words = be64::read(file, l1)?;
+        Ok(len64(words.iter().filter(|w| **w & OFFSET != 0).count()))
     };
-    let mut count = 2 * tables(header.l1_offset, header.l1_len)?;
-    for entry in &snapshots {
-        count += tables(entry.l1_offset(), entry.l1_len())?;
-    }
+    let counts = snapshots.iter().map(|entry| count(entry.l1()));
+    let count = counts.sum::<Result<u64>>()? + 2 * count(header.l1())?;
     Ok(count.saturating_mul(header.cluster_size()))
 }
 
@@ -129,22 +130,27 @@ enum Damaged {
 
 /// Checks the image in `file`, and repairs what `repair` allows in one pass; a repair is on stable
 /// media when it returns.
-pub(super) fn check(file: &dyn Storage, repair: Repair, progress: &dyn Progress) -> Result<Report> {
+pub(super) fn check(
+    file: &Arc<dyn Storage>,
+    repair: Repair,
+    progress: &dyn Progress,
+) -> Result<Report> {
     pass(file, repair, progress, Damaged::TakenAway)
 }
 
 /// As `check` with a repair of everything but bitmaps, for a writer that finds the counts out of
 /// date.
-pub(super) fn recount(file: &dyn Storage, progress: &dyn Progress) -> Result<Report> {
+pub(super) fn recount(file: &Arc<dyn Storage>, progress: &dyn Progress) -> Result<Report> {
     pass(file, Repair::All, progress, Damaged::Kept)
 }
 
 fn pass(
-    file: &dyn Storage,
+    shared: &Arc<dyn Storage>,
     repair: Repair,
     progress: &dyn Progress,
     damaged: Damaged,
 ) -> Result<Report> {
+    let file = &**shared;
     let header = Header::read_for(file, Need::Check)?;
     let layout = header.layout();
     let report = Report {
@@ -153,7 +159,8 @@ fn pass(
     };
     let mut checker = Checker {
         file,
-        external: header.incompatible & feature::DATA_FILE != 0,
+        shared,
+        external: header.has_data_file(),
         layout,
         header,
         repair,
@@ -231,6 +238,12 @@ impl Checker<'_> {
         self.report.add(Severity::Corruption, 1, text, None);
     }
 
+    /// As `corrupt`, where what it refers to cannot be followed for that.
+    fn lost(&mut self, text: String) {
+        self.complete = false;
+        self.corrupt(text);
+    }
+
     /// Counts a reference to a range of the file; false, with a finding, where it is not inside.
     fn mark(
         &mut self,
@@ -239,7 +252,6 @@ impl Checker<'_> {
         times: u64,
         kind: Kind,
     ) -> Result<bool> {
-        let size = self.layout.cluster_size();
         if !self.layout.is_inside(&host, self.file.size()) {
             let end = self.file.size();
             self.dangling = true;
@@ -252,19 +264,17 @@ impl Checker<'_> {
             return Ok(false);
         }
         let bits = self.layout.cluster_bits;
-        for cluster in host.start >> bits..host.end.div_ceil(size) {
+        for cluster in self.layout.clusters(&host) {
             if self.counts.add(cluster, times, kind)? == Met::OtherKind {
                 // Whichever of the two is wrong pointed elsewhere once.
-                self.complete = false;
-                self.corrupt(format!(
-                    "{} at {:#x} overlaps {} in the cluster at {:#x}",
+                let other = match kind {
+                    Kind::Data => "metadata",
+                    Kind::Table => "guest data",
+                };
+                self.lost(format!(
+                    "{} at {:#x} overlaps {other} in the cluster at {:#x}",
                     what(),
                     host.start,
-                    if kind == Kind::Data {
-                        "metadata"
-                    } else {
-                        "guest data"
-                    },
                     cluster << bits
                 ));
             }
@@ -276,8 +286,7 @@ impl Checker<'_> {
     fn mark_sole(&mut self, what: String, host: Range<u64>) -> Result<bool> {
         let marked = self.mark(&|| what.clone(), host.clone(), 1, Kind::Table)?;
         if marked && range::len(&host) > 0 {
-            let bits = self.layout.cluster_bits;
-            let clusters = host.start >> bits..host.end.div_ceil(1 << bits);
+            let clusters = self.layout.clusters(&host);
             self.sole.push((what, clusters));
         }
         Ok(marked)

@@ -3,12 +3,13 @@
 use std::ops::Range;
 
 use super::Checker;
-use super::tables::words;
 use crate::error::Result;
 use crate::formats::qcow2::header::MAX_REFTABLE_BYTES;
-use crate::formats::qcow2::refblock::Width;
+use crate::formats::qcow2::refblock::{Place, Width};
+use crate::image::be64;
 use crate::image::check::{Repair, Severity};
 use crate::util::align::{clamp_len, is_aligned, len64};
+use crate::util::range;
 
 /// What findings call the refcount table.
 pub(super) const TABLE: &str = "the refcount table";
@@ -29,6 +30,13 @@ struct Wrong {
     done: bool,
 }
 
+impl Wrong {
+    fn continues(&self, next: &Self) -> bool {
+        let same = |w: &Self| (w.is, w.expected, w.done);
+        self.first + self.len == next.first && same(self) == same(next)
+    }
+}
+
 impl Checker<'_> {
     pub(super) fn width(&self) -> Width {
         Width::new(self.header.refcount_order)
@@ -41,32 +49,30 @@ impl Checker<'_> {
 
     /// Counts the refcount table and the blocks; where each block is.
     pub(super) fn refcount_table(&mut self) -> Result<Vec<Option<u64>>> {
-        let (start, size) = (self.header.reftable_offset, self.layout.cluster_size());
-        let len = u64::from(self.header.reftable_clusters) << self.layout.cluster_bits;
+        let place = Place::of(&self.header);
+        let (table, size) = (place.table_range(), self.layout.cluster_size());
+        let (start, len) = (table.start, range::len(&table));
         let placed = start != 0 && is_aligned(start, size) && start < self.file.size();
-        if !placed || len == 0 || len > MAX_REFTABLE_BYTES.max(size) {
+        if !placed || len == 0 || len > place.most_table_bytes() {
             self.unusable = true;
             self.structure.push(format!(
                 "{TABLE} has {len} bytes at {start:#x} (allowed: 1 to {MAX_REFTABLE_BYTES}, in clusters of the file)"
             ));
             return Ok(Vec::new());
         }
-        if !self.mark_sole(TABLE.to_owned(), start..start.saturating_add(len))? {
+        if !self.mark_sole(TABLE.to_owned(), table.clone())? {
             self.unusable = true;
             return Ok(Vec::new());
         }
-        let mut bytes = vec![0; clamp_len(len, usize::MAX)];
-        self.file.read_at(&mut bytes, start)?;
-        let mut blocks = Vec::new();
-        for (index, word) in words(&bytes).enumerate() {
-            blocks.push(self.refcount_block(index, word)?);
-        }
-        Ok(blocks)
+        let words = be64::read(self.file, table)?.into_iter().enumerate();
+        words
+            .map(|(i, word)| self.refcount_block(i, word))
+            .collect()
     }
 
     fn refcount_block(&mut self, index: usize, word: u64) -> Result<Option<u64>> {
         let size = self.layout.cluster_size();
-        let host = match self.layout.refcount_block(word, self.file.size()) {
+        let host = match Place::of(&self.header).block(word, self.file.size()) {
             Ok(Some(host)) => host,
             Ok(None) => return Ok(None),
             Err(fault) => {
@@ -113,10 +119,11 @@ impl Checker<'_> {
             return Ok(());
         }
         let width = self.width();
-        let mut bytes = vec![0; clamp_len(self.layout.cluster_size(), usize::MAX)];
-        if let Some(host) = host {
-            self.file.read_at(&mut bytes, host)?;
-        }
+        let size = self.layout.cluster_size();
+        let mut bytes = match host {
+            Some(host) => be64::read_bytes(self.file, host..host + size)?,
+            None => vec![0; clamp_len(size, usize::MAX)],
+        };
         let all = self.clusters();
         let mut wrong: Option<Wrong> = None;
         let mut changed: Option<Range<usize>> = None;
@@ -141,30 +148,19 @@ impl Checker<'_> {
             if !done && self.differs.len() < MAX_DIFFERS {
                 self.differs.insert(cluster, is);
             }
+            let next = Wrong {
+                first: cluster,
+                len: 1,
+                is,
+                expected,
+                done,
+            };
             match &mut wrong {
-                Some(w)
-                    if w.first + w.len == cluster
-                        && (w.is, w.expected, w.done) == (is, expected, done) =>
-                {
-                    w.len += 1;
-                }
-                _ => {
-                    if let Some(before) = wrong.take() {
-                        self.found(before);
-                    }
-                    wrong = Some(Wrong {
-                        first: cluster,
-                        len: 1,
-                        is,
-                        expected,
-                        done,
-                    });
-                }
+                Some(last) if last.continues(&next) => last.len += 1,
+                _ => wrong.replace(next).into_iter().for_each(|w| self.found(w)),
             }
         }
-        if let Some(last) = wrong {
-            self.found(last);
-        }
+        wrong.into_iter().for_each(|last| self.found(last));
         if let (Some(changed), Some(host)) = (changed, host) {
             let part = width.bytes(changed.start, changed.end);
             self.file
@@ -189,28 +185,18 @@ impl Checker<'_> {
     }
 
     fn found(&mut self, wrong: Wrong) {
-        let Wrong {
-            first,
-            len,
-            is,
-            expected,
-            done,
-        } = wrong;
-        let severity = if is > expected {
-            Severity::Leak
-        } else {
-            Severity::Corruption
+        let severity = match wrong.is > wrong.expected {
+            true => Severity::Leak,
+            false => Severity::Corruption,
         };
-        let start = first << self.layout.cluster_bits;
-        let which = match len {
+        let start = wrong.first << self.layout.cluster_bits;
+        let (first, last) = (wrong.first, wrong.first + wrong.len - 1);
+        let which = match wrong.len {
             1 => format!("cluster {first} at {start:#x} has"),
-            _ => format!(
-                "clusters {first} to {} from {start:#x} have",
-                first + len - 1
-            ),
+            _ => format!("clusters {first} to {last} from {start:#x} have"),
         };
-        let text = format!("{which} refcount {is} (used: {expected})");
-        let done = done.then(|| "set right".to_owned());
-        self.report.add(severity, len, text, done);
+        let text = format!("{which} refcount {} (used: {})", wrong.is, wrong.expected);
+        let done = wrong.done.then(|| "set right".to_owned());
+        self.report.add(severity, wrong.len, text, done);
     }
 }

@@ -2,20 +2,14 @@
 
 use super::Checker;
 use super::tables::FirstLevel;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::formats::qcow2::header::{Header, MAX_L1_BYTES, MAX_SNAPSHOTS};
 use crate::formats::qcow2::refcount::Step;
-use crate::formats::qcow2::snapshot_table::{EXTRA_V3, SnapshotTable};
+use crate::formats::qcow2::snapshot_table::{EXTRA_V3, Entry, Reader, SnapshotTable};
 use crate::formats::qcow2::switch::switch;
+use crate::image::be64;
 use crate::image::check::{Repair, Severity};
 use crate::util::align::{clamp_len, is_aligned, len64};
-
-/// Bytes of an entry before its extra data.
-const FIXED: usize = 40;
-/// Most bytes of extra data, as QEMU has it.
-const MAX_EXTRA: u64 = 1024;
-/// Longest table in bytes, as QEMU has it.
-const MAX_BYTES: u64 = 64 << 20;
 
 impl Checker<'_> {
     /// The first-level tables of all snapshots; counts the snapshot table.
@@ -26,74 +20,54 @@ impl Checker<'_> {
         }
         let aligned = start != 0 && is_aligned(start, self.layout.cluster_size());
         if count > MAX_SNAPSHOTS || !aligned || start >= self.file.size() {
-            self.complete = false;
-            self.corrupt(format!(
+            self.lost(format!(
                 "the snapshot table has {count} entries at {start:#x} (allowed: {MAX_SNAPSHOTS}, in a cluster of the file)"
             ));
             return Ok(Vec::new());
         }
         let mut list = Vec::new();
-        let mut at = start;
-        for index in 0..count {
-            let Some(end) = self.snapshot(index, at, &mut list)? else {
-                self.complete = false;
-                break;
-            };
-            at = end;
-            // The padding of the last entry need not be there.
-            if at - start > MAX_BYTES || at > self.file.size().next_multiple_of(8) {
-                self.complete = false;
-                self.corrupt(format!(
-                    "the snapshot table ends at {at:#x} (allowed: {MAX_BYTES} bytes, within the file)"
-                ));
-                break;
+        let mut reader = Reader::new(self.file, &self.header);
+        let mut end = start;
+        for index in 0..clamp_len(u64::from(count), usize::MAX) {
+            match reader.entry(index) {
+                Ok(entry) => {
+                    self.snapshot(index, &entry, &mut list);
+                    end = reader.at;
+                }
+                Err(e) if e.kind() == ErrorKind::Corrupt => {
+                    self.lost(e.message().to_owned());
+                    break;
+                }
+                Err(e) => return Err(e),
             }
         }
-        self.mark_sole("the snapshot table".to_owned(), start..at)?;
+        // The padding of the last entry need not be there.
+        self.mark_sole("the snapshot table".to_owned(), start..end)?;
         Ok(list)
     }
 
-    /// One entry; where the next one begins.
-    fn snapshot(&mut self, index: u32, at: u64, list: &mut Vec<FirstLevel>) -> Result<Option<u64>> {
-        let mut entry = [0; FIXED];
-        self.file.read_at(&mut entry, at)?;
-        let number = |range: std::ops::Range<usize>| {
-            entry[range]
-                .iter()
-                .fold(0, |value: u64, byte| value << 8 | u64::from(*byte))
-        };
-        let (offset, len) = (number(0..8), number(8..12));
-        let (id, name, extra) = (number(12..14), number(14..16), number(36..40));
-        if extra > MAX_EXTRA {
-            self.corrupt(format!(
-                "snapshot {index} has {extra} bytes of extra data (allowed: {MAX_EXTRA})"
-            ));
-            return Ok(None);
-        }
-        if self.header.version >= 3 && extra < len64(EXTRA_V3) {
-            self.incomplete.push((index, extra));
+    fn snapshot(&mut self, index: usize, entry: &Entry, list: &mut Vec<FirstLevel>) {
+        let (offset, len) = (entry.l1().start, u64::from(entry.l1_len()));
+        if self.header.version >= 3 && entry.extra_len() < EXTRA_V3 {
+            self.incomplete.push((index, entry.extra_len()));
         }
         let nowhere = offset == 0 && len > 0;
         let aligned = is_aligned(offset, self.layout.cluster_size());
         if nowhere || !aligned || len * 8 > MAX_L1_BYTES {
-            self.complete = false;
-            self.corrupt(format!(
+            self.lost(format!(
                 "the L1 table of snapshot {index} has {len} entries at {offset:#x} (allowed: {}, at a non-zero multiple of {:#x})",
                 MAX_L1_BYTES / 8,
                 self.layout.cluster_size()
             ));
-        } else {
-            list.push(FirstLevel {
-                what: format!("the L1 table of snapshot {index}"),
-                offset,
-                len,
-                active: false,
-                number: list.len() + 2,
-            });
+            return;
         }
-        Ok(Some(
-            (at + len64(FIXED) + extra + id + name).next_multiple_of(8),
-        ))
+        list.push(FirstLevel {
+            what: format!("the L1 table of snapshot {index}"),
+            offset,
+            len,
+            active: false,
+            number: list.len() + 2,
+        });
     }
 
     /// Reports entries that lack what version 3 has.  Where all else is sound, a repair writes the
@@ -122,25 +96,22 @@ impl Checker<'_> {
         file.sync()?;
         let mut header = Header::read(file)?;
         let mut table = SnapshotTable::read(file, &header)?;
-        let bits = header.cluster_bits;
-        let clusters = |bytes: &[u8]| len64(bytes.len()).div_ceil(1 << bits);
-        let old = header.snapshots_offset >> bits;
-        let old = old..old + clusters(&table.encode()?);
+        let (start, len) = (header.snapshots_offset, len64(table.encode()?.len()));
+        let old = self.layout.clusters(&(start..start + len));
         table.complete(header.size);
-        let mut bytes = table.encode()?;
+        let (bytes, size) = (table.encode()?, self.layout.cluster_size());
         let mut refcounts = self.refcounts_now()?;
-        let count = clusters(&bytes);
-        let taken = refcounts.take(file, count..count + 1, &self.unused())?;
-        bytes.resize(clamp_len(count << bits, usize::MAX), 0);
-        file.write_at(&bytes, taken.host)?;
+        let count = len64(bytes.len()).div_ceil(size);
+        let taken = refcounts.take(count..count + 1, &self.unused())?;
+        be64::write_padded(file, bytes, taken.host, size)?;
         // The table of counts may have moved to make room.
         header = Header {
             snapshots_offset: taken.host,
             ..Header::read(file)?
         };
         switch(file, &header)?;
-        self.report.image_end_offset =
-            (self.report.image_end_offset).max(taken.clusters.end << bits);
-        refcounts.step(file, old, Step::Down)
+        let end = taken.bytes(size).end;
+        self.report.image_end_offset = self.report.image_end_offset.max(end);
+        refcounts.step(old, Step::Down)
     }
 }

@@ -1,14 +1,16 @@
 //! First-level and second-level tables: every entry looked at once, every cluster counted.
 
 use std::collections::HashMap;
+use std::fmt::Display;
+use std::ops::Range;
 
 use super::Checker;
 use super::counts::Kind;
 use crate::error::{Error, ErrorKind, Result};
-use crate::formats::qcow2::entry::{
-    COMPRESSED, COPIED, Cluster, OFFSET, Packed, SUBCLUSTERS, ZERO,
-};
+use crate::formats::qcow2::entry::{COMPRESSED, COPIED, OFFSET, SUBCLUSTERS, ZERO};
+use crate::image::be64;
 use crate::image::check::Repair;
+use crate::image::units::Space;
 use crate::util::align::{clamp_len, is_aligned, len64};
 
 /// Bits of a second-level entry that must be 0 where the cluster is not compressed.
@@ -71,13 +73,11 @@ struct At {
     host: u64,
 }
 
-/// The words of a piece of table.
-pub(super) fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
-    bytes
-        .as_chunks::<8>()
-        .0
-        .iter()
-        .map(|w| u64::from_be_bytes(*w))
+impl At {
+    /// What is wrong with the entry, as a finding.
+    fn text(self, what: &dyn Display) -> String {
+        format!("the L2 entry at {:#x} {what}", self.host)
+    }
 }
 
 impl Checker<'_> {
@@ -109,9 +109,8 @@ impl Checker<'_> {
             let cut = table.active && end > self.file.size();
             if cut && table.offset < self.file.size() {
                 // Nobody opens it so: what is missing would read as nothing.
-                self.complete = false;
                 self.dangling = true;
-                self.corrupt(format!(
+                self.lost(format!(
                     "{} ends at {end:#x} (the file ends at {:#x})",
                     table.what,
                     self.file.size()
@@ -150,7 +149,7 @@ impl Checker<'_> {
             let mut bytes = vec![0; clamp_len(len, usize::MAX)];
             if run.data {
                 self.file.read_at(&mut bytes, at)?;
-                for (index, word) in words(&bytes).enumerate() {
+                for (index, word) in be64::words(&bytes).enumerate() {
                     let index = (at - table.offset) / 8 + len64(index);
                     self.first_level_entry(table, index, word, found)?;
                 }
@@ -170,8 +169,7 @@ impl Checker<'_> {
     ) -> Result<()> {
         let judged = self.layout.first_level(word);
         if let Err(fault) = &judged {
-            self.complete = false;
-            self.corrupt(format!("entry {index} of {} {fault}", table.what));
+            self.lost(format!("entry {index} of {} {fault}", table.what));
         }
         // Where only flags are wrong, the offset is counted.
         let host = judged.unwrap_or(Some(word & OFFSET)).unwrap_or(0);
@@ -245,26 +243,16 @@ impl Checker<'_> {
     pub(super) fn second_level(&mut self, tables: &[Table]) -> Result<Vec<Fix>> {
         let mut fixes = Vec::new();
         self.each_table(tables, |checker, table, bytes| {
-            let entry_len = checker.layout.entry_len();
-            let per_entry = clamp_len(entry_len / 8, 2);
-            let mut words = words(bytes);
-            let mut index = 0;
-            let before = checker.report.corruptions;
+            let (layout, before) = (checker.layout, checker.report.corruptions);
             // Where the next cluster of the disk would be, were it in one piece with the last.
             let mut next = None;
-            while let Some(word) = words.next() {
-                let bits = if per_entry == 2 {
-                    words.next().unwrap_or(0)
-                } else {
-                    0
-                };
+            for (index, (word, bits)) in (0..).zip(layout.entries(bytes)) {
                 if word != 0 || bits != 0 {
-                    let host = table.host + index * entry_len;
+                    let host = table.host + index * layout.entry_len();
                     let at = At { table, index, host };
                     let fix = checker.second_level_entry(at, word, bits, &mut next)?;
                     fixes.extend(fix);
                 }
-                index += 1;
             }
             if checker.report.corruptions > before {
                 checker.doubtful.insert(table.host);
@@ -282,47 +270,40 @@ impl Checker<'_> {
         next: &mut Option<u64>,
     ) -> Result<Option<Fix>> {
         if word & COMPRESSED == 0 && word & L2_RESERVED != 0 {
-            self.complete = false;
-            self.corrupt(format!(
-                "the L2 entry at {:#x} is {word:#018x} (reserved bits must be 0)",
-                at.host
-            ));
+            self.lost(at.text(&format_args!("is {word:#018x} (reserved bits must be 0)")));
         }
         let stored = bits & !(!0 << SUBCLUSTERS);
-        match self.layout.cluster(word) {
-            Ok(Cluster::Compressed(packed)) => {
+        match self.layout.cluster(word).map(|cluster| cluster.space) {
+            Ok(Space::Encoded { start, end }) => {
                 if bits != 0 {
-                    self.corrupt(format!(
-                        "the L2 entry at {:#x} is of a compressed cluster and has the subcluster bitmap {bits:#018x} (expected: 0)",
-                        at.host
-                    ));
+                    self.corrupt(at.text(&format_args!(
+                        "is of a compressed cluster and has the subcluster bitmap {bits:#018x} (expected: 0)"
+                    )));
                 }
-                self.compressed(at, word, packed)
+                self.compressed(at, word, start..end)
             }
-            Ok(Cluster::Unallocated | Cluster::Zero) => {
+            Ok(Space::None) => {
                 if stored != 0 {
-                    self.corrupt(format!(
-                        "the L2 entry at {:#x} has no space, but stored subclusters (bitmap {bits:#018x})",
-                        at.host
-                    ));
+                    self.corrupt(at.text(&format_args!(
+                        "has no space, but stored subclusters (bitmap {bits:#018x})"
+                    )));
                 }
                 Ok(None)
             }
-            Ok(Cluster::Standard { host, .. }) => {
+            Ok(Space::Own(host) | Space::Shared(host)) => {
                 if stored & bits >> SUBCLUSTERS != 0 {
-                    self.corrupt(format!(
-                        "the L2 entry at {:#x} has subclusters that are both stored and zero (bitmap {bits:#018x})",
-                        at.host
-                    ));
+                    self.corrupt(at.text(&format_args!(
+                        "has subclusters that are both stored and zero (bitmap {bits:#018x})"
+                    )));
                 }
-                self.standard(at, host, next).map(|()| None)
+                self.standard(at, host, next)
             }
             // The entry does not decode: its offset is misaligned.
-            Err(_) => self.misaligned(at, word, stored),
+            Err(_) => Ok(self.misaligned(at, word, stored)),
         }
     }
 
-    fn standard(&mut self, at: At, host: u64, next: &mut Option<u64>) -> Result<()> {
+    fn standard(&mut self, at: At, host: u64, next: &mut Option<u64>) -> Result<Option<Fix>> {
         let size = self.layout.cluster_size();
         if at.table.active.is_some() {
             self.report.allocated_clusters += 1;
@@ -332,45 +313,42 @@ impl Checker<'_> {
             *next = Some(host + size);
         }
         if self.external {
-            return self.in_data_file(at, host);
+            self.in_data_file(at, host);
+        } else if host == 0 {
+            self.lost(at.text(&"points at the header (allowed: a cluster after it)"));
+        } else {
+            self.count("a cluster", at, host..host + size)?;
         }
-        if host == 0 {
-            self.corrupt(format!(
-                "the L2 entry at {:#x} points at the header (allowed: a cluster after it)",
-                at.host
-            ));
-            self.complete = false;
-            return Ok(());
-        }
-        let what = || format!("a cluster (L2 entry at {:#x})", at.host);
-        if !self.mark(&what, host..host + size, at.table.times, Kind::Data)? {
+        Ok(None)
+    }
+
+    /// Counts what an entry points at.
+    fn count(&mut self, what: &str, at: At, host: Range<u64>) -> Result<()> {
+        let what = || format!("{what} (L2 entry at {:#x})", at.host);
+        if !self.mark(&what, host, at.table.times, Kind::Data)? {
             self.complete = false;
         }
         Ok(())
     }
 
     /// In a data file guest data is at its own offset, raw or not, so that nothing is there twice.
-    fn in_data_file(&mut self, at: At, host: u64) -> Result<()> {
+    fn in_data_file(&mut self, at: At, host: u64) {
         let Some(l1) = at.table.active else {
-            return Ok(());
+            return;
         };
         let cluster = (l1 << self.header.l2_bits()) + at.index;
         let guest = cluster.checked_mul(self.layout.cluster_size());
         if guest != Some(host) {
-            self.corrupt(format!(
-                "the L2 entry at {:#x} points at {host:#x} of the data file (expected: the guest offset)",
-                at.host
-            ));
+            self.corrupt(at.text(&format_args!(
+                "points at {host:#x} of the data file (expected: the guest offset)"
+            )));
         }
-        Ok(())
     }
 
-    fn compressed(&mut self, at: At, word: u64, packed: Packed) -> Result<Option<Fix>> {
+    fn compressed(&mut self, at: At, word: u64, packed: Range<u64>) -> Result<Option<Fix>> {
         if self.external {
-            self.corrupt(format!(
-                "the L2 entry at {:#x} is of a compressed cluster in an image with an external data file",
-                at.host
-            ));
+            let text = "is of a compressed cluster in an image with an external data file";
+            self.corrupt(at.text(&text));
             return Ok(None);
         }
         if at.table.active.is_some() {
@@ -379,39 +357,30 @@ impl Checker<'_> {
             self.report.compressed_clusters += 1;
             self.report.fragmented_clusters += 1;
         }
-        let what = || format!("a compressed cluster (L2 entry at {:#x})", at.host);
-        if !self.mark(&what, packed.start..packed.end, at.table.times, Kind::Data)? {
-            self.complete = false;
-        }
+        self.count("a compressed cluster", at, packed)?;
         if word & COPIED == 0 {
             return Ok(None);
         }
-        let text = format!(
-            "the L2 entry at {:#x} is of a compressed cluster and has the copied flag (expected: not)",
-            at.host
-        );
+        let text = at.text(&"is of a compressed cluster and has the copied flag (expected: not)");
         Ok(self.fix(at, word & !COPIED, text))
     }
 
     /// An entry that points nowhere: without data it can be made what it reads as.
-    fn misaligned(&mut self, at: At, word: u64, stored: u64) -> Result<Option<Fix>> {
-        let text = format!(
-            "the L2 entry at {:#x} points at {:#x} (allowed: multiples of {:#x})",
-            at.host,
-            word & OFFSET,
-            self.layout.cluster_size()
-        );
+    fn misaligned(&mut self, at: At, word: u64, stored: u64) -> Option<Fix> {
+        let (host, size) = (word & OFFSET, self.layout.cluster_size());
+        let text = at.text(&format_args!(
+            "points at {host:#x} (allowed: multiples of {size:#x})"
+        ));
         let data = match self.layout.extended {
             true => stored != 0,
             false => word & ZERO == 0 || self.layout.version < 3,
         };
         if data {
-            self.corrupt(text);
-            self.complete = false;
-            return Ok(None);
+            self.lost(text);
+            return None;
         }
         let zero = if self.layout.extended { 0 } else { ZERO };
-        Ok(self.fix(at, zero, text))
+        self.fix(at, zero, text)
     }
 
     fn fix(&mut self, at: At, word: u64, text: String) -> Option<Fix> {

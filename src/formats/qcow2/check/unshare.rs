@@ -1,15 +1,18 @@
 //! Second-level tables that one first-level table has twice: writers would change one part of the
 //! disk with the other.  Each further entry gets a copy of its own.
 
+use std::sync::Arc;
+
 use super::Checker;
 use super::tables::FirstLevel;
 use crate::error::{Error, Result};
 use crate::formats::qcow2::entry::{COMPRESSED, COPIED};
 use crate::formats::qcow2::header::Header;
-use crate::formats::qcow2::refcount::{Place, Refcounts, Step};
+use crate::formats::qcow2::refblock::Place;
+use crate::formats::qcow2::refcount::{Refcounts, Step};
+use crate::image::be64;
 use crate::image::check::{Repair, Severity};
 use crate::image::open::WriteOrder;
-use crate::util::align::clamp_len;
 
 /// Most entries that a repair gives a table of their own.
 const MAX_REPEATS: usize = 1 << 16;
@@ -49,9 +52,14 @@ impl Checker<'_> {
 
     /// The refcounts as they are now, for a repair that takes clusters.
     pub(super) fn refcounts_now(&self) -> Result<Refcounts> {
-        let header = Header::read(self.file)?;
-        let (place, len) = (Place::of(&header), self.file.size());
-        Ok(Refcounts::new(place, len, WriteOrder::Ordered))
+        let place = Place::of(&Header::read(self.file)?);
+        let file = Arc::clone(self.shared);
+        Ok(Refcounts::new(
+            file,
+            place,
+            WriteOrder::Ordered,
+            Arc::default(),
+        ))
     }
 
     /// Refuses clusters that something was found to use.
@@ -86,10 +94,14 @@ impl Checker<'_> {
         let mut copies = Vec::new();
         for repeat in repeats {
             self.progress.check()?;
-            let taken = refcounts.take(file, 1..2, &self.unused())?;
-            let mut table = vec![0; clamp_len(self.layout.cluster_size(), usize::MAX)];
-            file.read_at(&mut table, repeat.host)?;
-            self.without_copied(&mut table);
+            let taken = refcounts.take(1..2, &self.unused())?;
+            let table = repeat.host..repeat.host + self.layout.cluster_size();
+            let mut table = be64::read_bytes(file, table)?;
+            // What it points at is shared.
+            self.layout.change_entries(&mut table, |word| {
+                let flag = if word & COMPRESSED == 0 { COPIED } else { 0 };
+                Ok(word & !flag)
+            })?;
             file.write_at(&table, taken.host)?;
             copies.push(taken.host);
         }
@@ -101,22 +113,8 @@ impl Checker<'_> {
         file.sync()?;
         for repeat in repeats {
             let cluster = repeat.host >> self.layout.cluster_bits;
-            refcounts.step(file, cluster..cluster + 1, Step::Down)?;
+            refcounts.step(cluster..cluster + 1, Step::Down)?;
         }
         Ok(())
-    }
-
-    /// Clears the copied flags of a table: what it points at is shared.
-    fn without_copied(&self, table: &mut [u8]) {
-        let len = clamp_len(self.layout.entry_len(), usize::MAX);
-        for entry in table.chunks_exact_mut(len) {
-            let Some(word) = entry.first_chunk_mut::<8>() else {
-                continue;
-            };
-            let found = u64::from_be_bytes(*word);
-            if found & COMPRESSED == 0 {
-                *word = (found & !COPIED).to_be_bytes();
-            }
-        }
     }
 }

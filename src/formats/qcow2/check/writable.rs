@@ -3,8 +3,8 @@
 
 use super::Checker;
 use crate::error::{ErrorKind, Result};
-use crate::formats::qcow2::guard::judge;
 use crate::formats::qcow2::header::Header;
+use crate::formats::qcow2::metadata::judge;
 use crate::formats::qcow2::switch::switch;
 use crate::image::check::{Repair, Severity};
 

@@ -19,7 +19,7 @@ use crate::image::relink::{Empty, Relink};
 use crate::image::snapshot::{Snapshot, Snapshots};
 use crate::image::units::Units;
 use crate::image::{
-    Backing, BackingName, Caps, Compact, Driver, Fill, Image, Part, Resize, Role, Run, Source, Wait,
+    Backing, BackingName, Caps, Compact, Driver, Image, Part, Resize, Role, Run, Source, Wait,
 };
 use crate::storage::{Limits, Storage, Zeroing};
 use crate::util::align::{clamp_len, down, len64};
@@ -209,13 +209,8 @@ impl Image for Qcow2 {
         Ok(done)
     }
 
-    fn allocate(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
-        self.allocator()?.allocate(self, at..at + len, fill)
-    }
-
-    fn allocate_ahead(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
-        self.allocator()?
-            .allocate_following(self, at..at + len, fill)
+    fn store(&self) -> Option<&dyn crate::image::Store> {
+        Some(self)
     }
 
     fn zero(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
@@ -224,13 +219,6 @@ impl Image for Qcow2 {
 
     fn discard(&self, range: Range<u64>) -> Result<()> {
         self.discard_range(&range)
-    }
-
-    fn flush(&self) -> Result<()> {
-        let Some(writer) = &self.writer else {
-            return Ok(());
-        };
-        writer.allocator.flush(self)
     }
 
     fn close(&self) -> Result<()> {

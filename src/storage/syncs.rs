@@ -138,8 +138,8 @@ impl Syncs {
         };
         let result = self.wait(storage, since);
         if result.is_err() {
-            let mut state = self.state.lock();
-            state.told = state.failed;
+            // Of one that failed since, the next flush tells.
+            self.state.lock().told = since.failed + 1;
         }
         result
     }

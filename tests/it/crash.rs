@@ -726,6 +726,10 @@ fn with_faults(name: &str, specs: &[LayerSpec], op: Op, errno: i32) {
             count: rng.usize(1..4),
             errno,
         });
+        if rng.usize(0..8) == 0 {
+            failed += usize::from(resized(name, &chain, &mut model, &mut rng, &top));
+            continue;
+        }
         let mut wanted = model.clone();
         let done = operate(&chain, &mut wanted, &mut rng, Also::Nothing);
         top.heal();
@@ -760,6 +764,41 @@ fn with_faults(name: &str, specs: &[LayerSpec], op: Op, errno: i32) {
     }
     let chain = disk.open(Access::Read, WriteOrder::Ordered);
     assert!(read_all(&chain) == model, "{name}: reads otherwise");
+}
+
+/// Resizes a disk on a host with faults; whether that failed.
+fn resized(
+    name: &str,
+    chain: &Chain,
+    model: &mut Vec<u8>,
+    rng: &mut Seeded,
+    top: &MemoryStorage,
+) -> bool {
+    let old = model.len() as u64;
+    let new = rng.u64(old / 2..=old * 3 / 2).clamp(SECTOR, MOST) / SECTOR * SECTOR;
+    let done = chain.resize(new);
+    top.heal();
+    let found = read_all(chain);
+    let mut wanted = model.clone();
+    wanted.resize(len(new), 0);
+    match &done {
+        Ok(()) => assert!(found == wanted, "{name}: resized from {old} to {new}"),
+        Err(e) => {
+            let sizes = [old, new].map(len);
+            assert!(sizes.contains(&found.len()), "{name}: {}: {e}", found.len());
+            for (at, byte) in found.iter().enumerate() {
+                // What shrinking was to drop may be gone.
+                let is_gone = at >= len(new);
+                let was = model.get(at).copied().unwrap_or(0);
+                assert!(
+                    is_gone || *byte == was,
+                    "{name}: {at:#x} of {old}, {new}: {e}"
+                );
+            }
+        }
+    }
+    *model = found;
+    done.is_err()
 }
 
 #[test]

@@ -15,6 +15,7 @@ use crate::image::words::{Endian, Words};
 use crate::image::{Wait, be64};
 use crate::storage::Storage;
 use crate::util::align::{clamp_len, is_aligned};
+use crate::util::buf::is_zero;
 use crate::util::progress::Progress;
 use crate::util::range;
 
@@ -206,15 +207,8 @@ impl Structure {
         be64::read_bytes(&*self.file, host..host + self.place.cluster_size())
     }
 
-    /// Whether the host has bytes for a block, which else counts nothing.
-    fn is_stored(&self, host: u64) -> bool {
-        let size = self.place.cluster_size();
-        let run = self.file.run(host, size);
-        run.map_or(true, |run| run.data || run.len < size)
-    }
-
     /// Gives `found` the runs of clusters below `end` that have refcount 0, in order.  Where no
-    /// block is, or one that the host has no bytes for, nothing is looked at one by one.
+    /// block is, or one of zeroes, nothing is looked at one by one.
     ///
     /// # Errors
     /// Those of `found`, which end it; the host's; `Cancelled`.
@@ -229,11 +223,12 @@ impl Structure {
         for index in 0..self.table_len().min(end.div_ceil(1 << bits)) {
             progress.check()?;
             let clusters = index << bits..((index + 1) << bits).min(end);
-            let Some(host) = self.block(index)?.filter(|host| self.is_stored(*host)) else {
+            // Not on the word of the host that it is a hole: space is given back by this.
+            let bytes = self.block(index)?.map(|host| self.read(host)).transpose()?;
+            let Some(bytes) = bytes.filter(|bytes| !is_zero(bytes)) else {
                 run.end = clusters.end;
                 continue;
             };
-            let bytes = self.read(host)?;
             for (within, cluster) in clusters.enumerate() {
                 if width.get(&bytes, within) > 0 {
                     if !run.is_empty() {

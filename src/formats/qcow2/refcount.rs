@@ -288,13 +288,16 @@ impl Refcounts {
         let old_len = self.structure.table_len();
         let most = old.most_table_bytes();
         let len = (index + 1).max((old_len + old_len / 2 + 1).min(most / 8));
-        let table_clusters = (len * 8).div_ceil(size);
         let first = old_len.max(self.fresh.div_ceil(1 << bits));
         let mut blocks = 1;
-        while (table_clusters + blocks).div_ceil(1 << bits) > blocks {
+        // Blocks for the table and themselves, and a table with entries for those.
+        let table_clusters = loop {
+            let clusters = (len.max(first + blocks) * 8).div_ceil(size);
+            if clusters * size > most || clusters + blocks <= blocks << bits {
+                break clusters;
+            }
             blocks += 1;
-        }
-        let table_clusters = table_clusters.max(((first + blocks) * 8).div_ceil(size));
+        };
         if table_clusters * size > most {
             let text = format!("the refcount table would have more than {most} bytes");
             return Err(Error::new(ErrorKind::NoSpace, text));

@@ -131,6 +131,10 @@ impl Qcow2 {
         if let Err(e) = done {
             self.size.store(new.start, Ordering::Release);
             self.tables.move_first_level(&old);
+            if table.start != old.start {
+                // The old one names what the new one let go of.
+                self.writer()?.allocator.keep_freed();
+            }
             // Which of the two the header has now is not known, so a new table stays a leak.
             drop(match bitmaps {
                 Some(bitmaps) => bitmaps.switch_back(),

@@ -293,6 +293,7 @@ impl Qcow2 {
             && let Some(space) = ready()?
         {
             let host = space.host;
+            self.tables.forget(host..host + self.layout.cluster_size());
             self.point_at_table(l1_index, host)?;
             return Ok(Table::shown(host));
         }
@@ -336,8 +337,10 @@ impl Qcow2 {
             Some(old) => be64::read_bytes(&*self.file, old..old + size)?,
             None => vec![0; clamp_len(size, usize::MAX)],
         };
+        self.file.write_at(&bytes, host)?;
+        // Not before: a look at a table beside it may have read what was there.
         self.tables.forget(host..host + size);
-        self.file.write_at(&bytes, host)
+        Ok(())
     }
 
     /// Lets go of a range of the image file: its clusters are given back once no reader can be

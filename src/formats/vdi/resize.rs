@@ -158,7 +158,14 @@ impl Vdi {
                 false => Ok(FREE),
             }
         })?;
-        let count = self.blocks.lock().slots.end() - gone;
+        let count = {
+            let slots = &mut self.blocks.lock().slots;
+            // Until they are counted anew none is free: it would be another by the new header.
+            for number in 0..slots.end() {
+                slots.add(number);
+            }
+            slots.end() - gone
+        };
         self.allocator.order.settle_all()?;
         self.rewrite(|header| {
             header.set_word(MAP, start);
@@ -223,8 +230,16 @@ impl Compact for Vdi {
                 let header = &self.shape.load().header;
                 (header.grid(), header.entries())
             };
-            let holes = self.blocks.lock().slots.holes(STEP).into_iter();
-            let holes: Vec<Taken> = holes.map(|number| grid.taken(number, 1)).collect();
+            let holes = {
+                let mut blocks = self.blocks.lock();
+                let holes = blocks.slots.holes(STEP);
+                // Whatever comes of it: entries may name them from here on.
+                for number in &holes {
+                    blocks.slots.add(*number);
+                }
+                holes
+            };
+            let holes: Vec<Taken> = holes.into_iter().map(|n| grid.taken(n, 1)).collect();
             if holes.is_empty() {
                 self.trim(&mut self.blocks.lock())?;
                 return Ok(moved);

@@ -231,7 +231,8 @@ impl Sparse {
             tail = tail.min(self.taken_end(space, shape)?);
         }
         self.punch_ready(space);
-        space.tail = Some(tail);
+        // Should that fail, what is behind may be anything.
+        space.tail = None;
         match self.footer_place() {
             Some(place) => {
                 self.keep_within(space, shape, tail, place)?;
@@ -239,6 +240,7 @@ impl Sparse {
             }
             None => self.end_at(space, shape, tail)?,
         }
+        space.tail = Some(tail);
         space.grown = false;
         Ok(())
     }

@@ -255,18 +255,18 @@ impl Sparse {
         let header = shape.header.with_table(host, count);
         let fields = &header.to_bytes()[TABLE_FIELDS];
         let at = shape.footer.header_offset() + len64(TABLE_FIELDS.start);
-        self.write_in_order(fields, at)?;
-        if host != old {
-            let unused = old..old + shape.table.len() * 4;
-            match self.storage.zero(unused, Zeroing::MayUnmap) {
-                // Then it stays a leak.
-                Err(e) if e.kind() == ErrorKind::Unsupported => {}
-                done => done?,
-            }
-        }
+        let stamp = self.allocator.order.now();
+        self.storage.write_at(fields, at)?;
+        let unused = old..old + shape.table.len() * 4;
         let shape = Shape::new(shape.footer, header, self.rule, batmap::Found::None);
         let shape = Arc::new(shape);
+        // It is what the file says, whatever becomes of the sync.
         self.shape.store(Arc::clone(&shape));
+        self.allocator.order.settle(stamp)?;
+        if host != old {
+            // Where it stays it is a leak.
+            let _ = self.storage.zero(unused, Zeroing::MayUnmap);
+        }
         Ok(shape)
     }
 
@@ -346,6 +346,8 @@ impl Sparse {
 
     /// Frees blocks behind the end of the disk, as far as they are where blocks may be.
     fn drop_behind(&self, shape: &Shape, blocks: Range<u64>) -> Result<()> {
+        // Words that nobody looked at may by now be upon what has been taken since.
+        self.space.lock().disjoint = None;
         for index in blocks {
             let word = shape.table.get(&*self.storage, index, Wait::Yes)?;
             if word == UNUSED {

@@ -42,7 +42,7 @@ pub(super) struct Space {
     /// Space between blocks, on storage of fixed length.
     gaps: Vec<u32>,
     /// Whether no two blocks lie upon each other, once that was looked for.
-    disjoint: Option<bool>,
+    pub(super) disjoint: Option<bool>,
 }
 
 impl Space {

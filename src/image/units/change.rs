@@ -87,6 +87,11 @@ impl Allocator {
         self.freed.lock().iter().cloned().collect()
     }
 
+    /// Never gives back what was freed so far: a change that freed it is undone.
+    pub fn keep_freed(&self) {
+        self.freed.lock().keep_all();
+    }
+
     /// Gives back what was freed, and what was made ready for others; whether that was anything.
     pub(super) fn gives_back<U: Units>(&self, units: &U) -> Result<bool> {
         let before = self.freed.lock().bytes();

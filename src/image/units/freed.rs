@@ -117,10 +117,18 @@ impl Freed {
         Ok(ranges)
     }
 
+    /// Keeps for good all that waits: what named it before may do so again.
+    pub fn keep_all(&mut self) {
+        self.keep(self.batches.len());
+    }
+
     /// Keeps for good what was freed before a sync that failed.
     fn keep_lost(&mut self, order: &Order) {
         let lost = |b: &Batch| order.has_failed_since(b.written);
-        let count = self.batches.iter().take_while(|b| lost(b)).count();
+        self.keep(self.batches.iter().take_while(|b| lost(b)).count());
+    }
+
+    fn keep(&mut self, count: usize) {
         for batch in self.batches.drain(..count) {
             self.ranges -= batch.ranges.len();
             self.bytes -= batch.ranges.iter().map(range::len).sum::<u64>();

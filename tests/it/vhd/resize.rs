@@ -162,7 +162,7 @@ fn every_crash_while_resizing_leaves_one_size_or_the_other_and_all_data() {
 
 #[test]
 fn a_resize_that_fails_leaves_no_leak_before_the_header_is_written() {
-    let (mut failed, mut leaking) = (0, 0);
+    let (mut failed, mut leaking, mut done_at_once) = (0, 0, 0);
     for after in 0.. {
         let storage = dynamic(3 * BLOCK);
         let disk = chain(&[&storage], WriteOrder::Ordered);
@@ -178,7 +178,12 @@ fn a_resize_that_fails_leaves_no_leak_before_the_header_is_written() {
         let done = disk.resize(5000 * BLOCK);
         storage.heal();
         if done.is_ok() {
-            break;
+            // Erasing the old table may fail; behind the last change nothing does.
+            done_at_once += 1;
+            if done_at_once > 1 {
+                break;
+            }
+            continue;
         }
         failed += 1;
         assert_eq!(disk.virtual_size(), 3 * BLOCK, "{after}");

@@ -15,7 +15,7 @@ servers=(vdtool qemu-nbd)
 
 # Makes a new image and starts a server of it: name, format.
 serve_new() {
-  local format=$2 theirs=$2 tries tool=$vdtool
+  local format=$2 theirs=$2 tool=$vdtool
   [ "$format" != vhd ] || theirs=vpc
   rm -f "$work/sock" "$work/image"
   # By their tool for all, so that all have the same.
@@ -29,12 +29,7 @@ serve_new() {
       ;;
   esac
   server_pid=$!
-  for ((tries = 0; tries < 200; tries++)); do
-    [ ! -S "$work/sock" ] || return 0
-    sleep 0.05
-  done
-  echo "$1 does not come up" >&2
-  exit 1
+  await_server "$1"
 }
 
 # All servers in turn: title, format, fio's arguments.

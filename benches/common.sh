@@ -84,6 +84,17 @@ touch_memory() {
   [ "${#warmed[@]}" -eq 0 ] || cat "${warmed[@]}" >/dev/null
 }
 
+# Waits until a server listens at $work/sock; its name is for the message.
+await_server() {
+  local tries
+  for ((tries = 0; tries < 200; tries++)); do
+    [ ! -S "$work/sock" ] || return 0
+    sleep 0.05
+  done
+  echo "$1 does not come up" >&2
+  exit 1
+}
+
 # The middle of numbers on stdin.
 median() {
   sort -n | awk '{ v[NR] = $1 } END { print (NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2) }'

@@ -15,7 +15,7 @@ server_pid=
 
 # Starts a server: name, image, and whether it takes writes (rw or ro).
 serve() {
-  local image=$2 access=$3 tries
+  local image=$2 access=$3
   rm -f "$work/sock"
   case $1 in
     vdtool)
@@ -35,12 +35,7 @@ serve() {
       ;;
   esac
   server_pid=$!
-  for ((tries = 0; tries < 200; tries++)); do
-    [ ! -S "$work/sock" ] || return 0
-    sleep 0.05
-  done
-  echo "$1 does not come up" >&2
-  exit 1
+  await_server "$1"
 }
 
 # Ends the server; sets `cpu`, the seconds of processor time it took.

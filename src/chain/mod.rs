@@ -11,6 +11,7 @@ use crate::util::grace::{Grace, Ticket};
 
 mod compress;
 pub mod extent;
+pub mod family;
 pub mod files;
 pub mod open;
 mod overlay;

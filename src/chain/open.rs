@@ -21,8 +21,10 @@ use crate::storage::open::{Access, StorageOptions, adopt, open_file, open_uri};
 use crate::util::grace::Grace;
 
 mod below;
+mod link;
 
 pub use crate::chain::reference::Home;
+pub(in crate::chain) use link::Link;
 
 /// Which files an image may make us open.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -265,9 +267,10 @@ struct Walk<'a> {
     search: Search,
 }
 
-struct Layer {
-    image: Box<dyn Image>,
-    namer: Namer,
+/// One open layer, and what follows the names in it.
+pub(in crate::chain) struct Layer {
+    pub(in crate::chain) image: Box<dyn Image>,
+    pub(in crate::chain) namer: Namer,
 }
 
 /// What one layer is opened with.
@@ -288,6 +291,11 @@ struct How<'a> {
 impl<'a> Walk<'a> {
     /// With the top layer open.
     fn begin(found: Found, options: &'a ChainOptions) -> Result<Self> {
+        Self::begin_as(found, options, Trust::Stated)
+    }
+
+    /// As `begin`, of an image that is believed as far as `stated` says where its format is stated.
+    fn begin_as(found: Found, options: &'a ChainOptions, stated: Trust) -> Result<Self> {
         let mut walk = Self {
             options,
             grace: Arc::default(),
@@ -297,7 +305,7 @@ impl<'a> Walk<'a> {
         let how = How {
             storage: options.storage,
             format: options.format,
-            stated: Trust::Stated,
+            stated,
             probed: Trust::Probed,
             order: options.order,
             purpose: options.purpose,
@@ -409,7 +417,7 @@ fn images(layers: Vec<Layer>) -> Vec<Box<dyn Image>> {
 }
 
 /// Opens what the user named, without looking at its content.
-fn look(path: &Path, access: Access) -> Result<Found> {
+pub(in crate::chain) fn look(path: &Path, access: Access) -> Result<Found> {
     let path = path.to_owned();
     match is_uri(&path) {
         true => Ok(Found::Remote { uri: path }),

@@ -22,7 +22,7 @@ use crate::storage::{HostId, Storage};
 use crate::util::text::printable;
 
 mod home;
-pub(super) mod search;
+pub(in crate::chain) mod search;
 
 pub use home::Home;
 

@@ -15,6 +15,7 @@ pub mod backing;
 pub mod bench;
 pub mod bitmap;
 pub mod cache;
+pub mod chain;
 pub mod check;
 pub mod commit;
 pub mod common;
@@ -143,6 +144,8 @@ pub enum Command {
     Check(check::Args),
     /// Give back the space that an image takes for nothing.
     Compact(compact::Args),
+    /// Show which images lie below which, and what is wrong between them.
+    Chain(chain::Args),
     /// List the extents of a disk.
     Map(map::Args),
     /// Compare two disks.
@@ -219,6 +222,7 @@ fn run(command: &Command, globals: &Globals) -> anyhow::Result<Exit> {
         Command::Convert(args) => convert::run(args, globals),
         Command::Check(args) => check::run(args, globals),
         Command::Compact(args) => compact::run(args, globals),
+        Command::Chain(args) => chain::run(args, globals),
         Command::Map(args) => map::run(args, globals),
         Command::Compare(args) => compare::run(args, globals),
         Command::Measure(args) => measure::run(args, globals),
@@ -238,7 +242,7 @@ fn run(command: &Command, globals: &Globals) -> anyhow::Result<Exit> {
 }
 
 /// Says in one line what is wrong with the arguments, or prints the help that was asked for.
-/// `check` and `compare` use 2 for findings, so their usage errors are 1.
+/// `chain`, `check` and `compare` use 2 for findings, so their usage errors are 1.
 fn usage(error: &clap::Error) -> ExitCode {
     match error.kind() {
         ClapKind::DisplayHelp | ClapKind::DisplayVersion => {
@@ -255,7 +259,7 @@ fn usage(error: &clap::Error) -> ExitCode {
     }
     let command = std::env::args_os().skip(1).find(|a| !is_option(a));
     match command.as_deref().and_then(OsStr::to_str) {
-        Some("check" | "compare") => Exit::Failed.into(),
+        Some("chain" | "check" | "compare") => Exit::Failed.into(),
         _ => Exit::Usage.into(),
     }
 }

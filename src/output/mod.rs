@@ -4,6 +4,7 @@
 //! caller sees.  Names that come from images are escaped on their way into human text.
 
 pub mod bar;
+pub mod chain;
 pub mod check;
 pub mod info;
 pub mod json;

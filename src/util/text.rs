@@ -30,6 +30,16 @@ pub fn replaced(text: &(impl AsRef<OsStr> + ?Sized)) -> String {
     text.as_ref().to_string_lossy().into_owned()
 }
 
+/// A word of a command as a shell reads it, safe for a terminal.
+pub fn shell_word(word: &(impl AsRef<OsStr> + ?Sized)) -> String {
+    let shown = printable(word);
+    let is_plain = |c: char| c.is_alphanumeric() || "_-./:=+,@%".contains(c);
+    match !shown.is_empty() && shown.chars().all(is_plain) {
+        true => shown,
+        false => format!("'{}'", shown.replace('\'', "'\\''")),
+    }
+}
+
 /// The key and the value of `KEY=VALUE`.
 pub fn split_equals(pair: &OsStr) -> Option<(&OsStr, &OsStr)> {
     let bytes = pair.as_bytes();
@@ -59,6 +69,18 @@ mod tests {
         let name = OsStr::from_bytes(b"caf\xe9\x1b.raw");
         assert_eq!(printable(name), "caf\\xE9\\u{1b}.raw");
         assert_ne!(printable(name), printable("caf\u{fffd}\u{1b}.raw"));
+    }
+
+    #[test]
+    fn words_of_commands_are_quoted_where_a_shell_would_read_them_otherwise() {
+        for (word, shown) in [
+            ("a/b-1.vhd", "a/b-1.vhd"),
+            ("my disk.vhd", "'my disk.vhd'"),
+            ("it's;rm", "'it'\\''s;rm'"),
+            ("", "''"),
+        ] {
+            assert_eq!(shell_word(word), shown);
+        }
     }
 
     #[test]

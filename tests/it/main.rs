@@ -15,6 +15,7 @@ mod create;
 mod device;
 mod docs;
 mod exercise;
+mod families;
 mod fuzz;
 mod golden;
 mod info;

@@ -91,7 +91,7 @@ impl Home {
     }
 
     /// The directory at `path`, which the user named.
-    pub(super) fn at(path: &Path) -> std::io::Result<Self> {
+    pub(in crate::chain) fn at(path: &Path) -> std::io::Result<Self> {
         let home = Self::open_directory(std::fs::canonicalize(path)?)?;
         Ok(Self {
             shown: path.to_owned(),
@@ -126,7 +126,7 @@ impl Home {
     }
 
     /// The names in it, `most` of them at most, of what may be a file; in no order.
-    pub(super) fn names(&self, most: usize) -> rustix::io::Result<Vec<OsString>> {
+    pub(in crate::chain) fn names(&self, most: usize) -> rustix::io::Result<Vec<OsString>> {
         let listed = self.beneath(Path::new("."), OFlags::RDONLY | OFlags::DIRECTORY)?;
         let entries = Dir::read_from(listed)?.filter_map(|entry| entry.ok());
         let may_be_file =
@@ -142,7 +142,7 @@ impl Home {
     }
 
     /// What messages call the file called `name`.
-    pub(super) fn shown(&self, name: &OsStr) -> PathBuf {
+    pub(in crate::chain) fn shown(&self, name: &OsStr) -> PathBuf {
         self.shown.join(name)
     }
 

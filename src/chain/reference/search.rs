@@ -30,7 +30,7 @@ use crate::storage::open::{Access, Caching, Flushing, Sharing, StorageOptions, a
 /// named.
 const MAX_LOOKED: usize = 4096;
 /// Most names of one directory that are read.
-const MAX_NAMES: usize = 1 << 16;
+pub(in crate::chain) const MAX_NAMES: usize = 1 << 16;
 /// The directory, below that of a disk, where VirtualBox keeps its children.
 const SNAPSHOTS: &str = "Snapshots";
 
@@ -371,7 +371,7 @@ fn elsewhere(above: &Namer, references: &References, driver: &Driver) -> Option<
 }
 
 /// Whether a file's name ends as those of the driver's images do.
-fn is_called(driver: &Driver, name: &OsStr) -> bool {
+pub(in crate::chain) fn is_called(driver: &Driver, name: &OsStr) -> bool {
     let extension = Path::new(name).extension().unwrap_or_default();
     let extension = extension.as_bytes().to_ascii_lowercase();
     driver.extensions.iter().any(|e| e.as_bytes() == extension)
@@ -381,7 +381,11 @@ fn is_called(driver: &Driver, name: &OsStr) -> bool {
 ///
 /// # Errors
 /// Why it is not looked at.
-fn open_in(home: &Home, name: &OsStr, owner: Option<u32>) -> Result<File, String> {
+pub(in crate::chain) fn open_in(
+    home: &Home,
+    name: &OsStr,
+    owner: Option<u32>,
+) -> Result<File, String> {
     let way = Path::new(name);
     let failed = |e: Errno| match e {
         Errno::XDEV => "a symbolic link that leads out of the directory".to_owned(),

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use crate::chain::Chain;
 use crate::chain::open::Home;
+use crate::cli::removed::parent;
 use crate::cli::target::look;
 use crate::error::{Error, Result};
 use crate::formats;
@@ -21,8 +22,8 @@ pub(super) fn home_of_new(file: &Path) -> Result<Home> {
 
 /// `path` without symbolic links and `..` on the way to its last part, where it leads anywhere.
 pub(super) fn clean(path: &Path) -> PathBuf {
-    match (path.parent().map(std::fs::canonicalize), path.file_name()) {
-        (Some(Ok(parent)), Some(name)) => parent.join(name),
+    match (std::fs::canonicalize(parent(path)), path.file_name()) {
+        (Ok(parent), Some(name)) => parent.join(name),
         _ => path.to_owned(),
     }
 }

@@ -405,8 +405,22 @@ fn carry_out(file: &Path, plan: &Plan, globals: &Globals) -> anyhow::Result<()> 
     let target = target(file, &plan.options, &plan.kept)?;
     target.note_replaced(globals);
     globals.say(&announcement(file, plan))?;
+    format(&target, plan.creator, &plan.options, &|storage| {
+        plan.hints.give(storage, file);
+    })?;
+    commit(target, Durable::Yes, plan.driver, &plan.options.values)?;
+    Ok(())
+}
+
+/// Makes an empty image where a target is written; `hint` is told of its file first.
+pub(super) fn format(
+    target: &Target,
+    creator: &Creator,
+    options: &CreateOptions,
+    hint: &dyn Fn(&dyn Storage),
+) -> Result<()> {
     let named = |e: Error| target.name(e.at(target.path()));
-    let bar = Arc::new(progress::hidden("create", plan.options.size));
+    let bar = Arc::new(progress::hidden("create", options.size));
     let watched = |path: &Path| -> Result<Arc<dyn Storage>> {
         let options = StorageOptions {
             access: Access::Write,
@@ -416,21 +430,18 @@ fn carry_out(file: &Path, plan: &Plan, globals: &Globals) -> anyhow::Result<()> 
         };
         let storage = open(path, &options).map_err(|e| target.name(e.at(path)))?;
         if path == target.path() {
-            plan.hints.give(&*storage, file);
+            hint(&*storage);
         }
         let bar: Arc<dyn Progress> = bar.clone();
         Ok(Arc::new(Interruptible::new(storage, Some(bar))))
     };
     let storage = watched(target.path())?;
-    let mut create = plan.options.clone();
+    let mut create = options.clone();
     create.files = target.others().map(watched).collect::<Result<_>>()?;
-    (plan.creator.create)(&*storage, &create).map_err(named)?;
+    (creator.create)(&*storage, &create).map_err(named)?;
     interrupt::check()?;
     settle(&*storage).map_err(named)?;
-    create.files.iter().try_for_each(|file| settle(&**file))?;
-    drop((storage, create));
-    commit(target, Durable::Yes, plan.driver, &plan.options.values)?;
-    Ok(())
+    create.files.iter().try_for_each(|file| settle(&**file))
 }
 
 /// A new image with the files that it is made of, on their way to their names; `files` may not be

@@ -27,6 +27,7 @@ pub mod create;
 pub mod ctl;
 pub mod dd;
 pub mod exit;
+pub mod fork;
 pub mod hints;
 pub mod info;
 pub mod interrupt;
@@ -156,6 +157,8 @@ pub enum Command {
     Resize(resize::Args),
     /// List, make, apply and delete internal snapshots.
     Snapshot(snapshot::Args),
+    /// Make a base of an image, with empty children over it.
+    Fork(fork::Args),
     /// Move what an image has into one below it.
     Commit(commit::Args),
     /// Give an image another backing image.
@@ -228,6 +231,7 @@ fn run(command: &Command, globals: &Globals) -> anyhow::Result<Exit> {
         Command::Measure(args) => measure::run(args, globals),
         Command::Resize(args) => resize::run(args, globals),
         Command::Snapshot(args) => snapshot::run(args, globals),
+        Command::Fork(args) => fork::run(args, globals),
         Command::Commit(args) => commit::run(args, globals),
         Command::Rebase(args) => rebase::run(args, globals),
         Command::Bitmap(args) => bitmap::run(args, globals),

@@ -19,6 +19,7 @@ use crate::storage::open::{Access, StorageOptions, open};
 use crate::storage::{self, Storage};
 
 mod adopt;
+mod exchange;
 #[cfg(test)]
 mod listed;
 mod look;

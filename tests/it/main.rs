@@ -16,6 +16,7 @@ mod device;
 mod docs;
 mod exercise;
 mod families;
+mod fork;
 mod fuzz;
 mod golden;
 mod info;

@@ -430,6 +430,18 @@ impl Family {
         self
     }
 
+    /// The images that have the one in the file `id` below them, whether what their names lead to is
+    /// what they want or not.
+    pub fn above(&self, id: HostId) -> Vec<&Member> {
+        let key = Key::Host(id);
+        let below = self.members.iter().position(|member| member.key == key);
+        let names_it = |member: &&Member| {
+            let mut leads = member.names.iter().filter_map(|n| n.leads_to.as_ref().ok());
+            below.is_some() && (member.parent == below || leads.any(|at| Some(*at) == below))
+        };
+        self.members.iter().filter(names_it).collect()
+    }
+
     /// By image, those right above it, in order.
     pub fn children(&self) -> Vec<Vec<usize>> {
         let mut children = vec![Vec::new(); self.members.len()];
@@ -495,7 +507,7 @@ fn again(found: &Found) -> Result<Found> {
 ///
 /// # Errors
 /// Those of [`Image::map`].
-fn own(image: &dyn Image) -> Result<u64> {
+pub fn own(image: &dyn Image) -> Result<u64> {
     let (size, mut at, mut sum) = (image.virtual_size(), 0, 0);
     while at < size {
         let run = image.map(at, size - at, Wait::Yes)?;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::chain::family::Member;
 use crate::error::{Error, ErrorKind};
+use crate::util::text::printable;
 
 /// What sort of thing is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -99,6 +100,7 @@ pub(super) fn judge(members: &mut [Member]) {
     for (index, (identified, called)) in found.into_iter().enumerate() {
         let replaced = is_replaced(members, index);
         let shorter = shorter(members, index);
+        let elsewhere = identified.and_then(|at| members[at].info.path.clone());
         let parent = members[index].parent;
         let member = &mut members[index];
         for trouble in &mut member.troubles {
@@ -117,11 +119,18 @@ pub(super) fn judge(members: &mut [Member]) {
             };
             trouble.remedy = match trouble.fault {
                 Fault::Changed => parent.map(likely),
-                Fault::Missing | Fault::Moved | Fault::Replaced | Fault::Outside => {
+                Fault::Missing | Fault::Moved | Fault::Replaced if !member.names.is_empty() => {
                     identified.map(sure).or(called.map(likely))
                 }
                 _ => None,
             };
+            if let (Fault::Moved, true, Some(path)) =
+                (trouble.fault, member.names.is_empty(), &elsewhere)
+            {
+                // There is no name in it that could be changed.
+                let found = format!("; that is {}", printable(path));
+                trouble.text.push_str(&found);
+            }
         }
         member.troubles.extend(shorter);
         if on_cycle[index] {

@@ -1,0 +1,165 @@
+//! Putting a new image under a name whose old file goes on under another one.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, RenameFlags, linkat, renameat_with};
+use rustix::io::Errno;
+
+use super::{Durable, Target, sync_directory};
+use crate::cli::removed::{Removed, open_directory, parent};
+use crate::error::{Error, Result};
+use crate::storage::HostId;
+
+impl Target {
+    /// As [`Target::commit`]; the file that it replaces, which is open as `old`, goes on as `new`,
+    /// which is free or a name of that file already.  At any moment both names are there or `new`
+    /// alone is missing; on a host without hard links `new` may for a moment be the new image.
+    ///
+    /// # Errors
+    /// The host's; then both names stand for what they stood for before.
+    pub fn commit_keeping(self, old: BorrowedFd<'_>, new: &Path) -> Result<()> {
+        let failed = |e: io::Error| Error::io("give the file another name", e).at(new);
+        let directory = open_directory(parent(new)).map_err(failed)?;
+        let directory = std::sync::Arc::new(directory);
+        let name = new.file_name().unwrap_or_default();
+        let id = HostId::of_fd(old);
+        if HostId::named(new) == id {
+            return self.commit(Durable::Yes);
+        }
+        let through = format!("/proc/self/fd/{}", old.as_raw_fd());
+        let linked = Removed::make(&directory, name, || {
+            Ok(linkat(
+                CWD,
+                &*through,
+                &*directory,
+                name,
+                AtFlags::SYMLINK_FOLLOW,
+            )?)
+        });
+        let removed = match linked {
+            Ok((removed, ())) => removed,
+            Err(e) if has_no_links(&e) => return self.exchange(name, new),
+            Err(e) => return Err(failed(e)),
+        };
+        if HostId::named(&self.image.path) != id {
+            let text = "was replaced while it was open";
+            return Err(Error::new(crate::ErrorKind::Io, text).at(&self.image.given));
+        }
+        // The old content has its other name for good before it loses the one it had.
+        sync_directory(&directory).map_err(failed)?;
+        self.commit(Durable::Yes)?;
+        removed.keep();
+        Ok(())
+    }
+
+    /// The same where no file has two names: the new image takes the free one, and then both are
+    /// exchanged.
+    fn exchange(self, name: &OsStr, new: &Path) -> Result<()> {
+        let failed = |e: io::Error| Error::io("exchange it with the new image", e).at(new);
+        let temp = match &self.image.temp {
+            Some(temp) if parent(new) == parent(&self.image.path) => temp,
+            _ => return Err(failed(io::ErrorKind::CrossesDevices.into())),
+        };
+        self.image.sync()?;
+        temp.place_new(name).map_err(failed)?;
+        let directory = temp.directory();
+        let own = self.image.file_name();
+        if let Err(e) = renameat_with(directory, name, directory, own, RenameFlags::EXCHANGE) {
+            drop(Removed::at(new));
+            return Err(failed(e.into()));
+        }
+        let synced = sync_directory(directory);
+        synced.map_err(|e| Error::io("sync the directory", e).at(parent(new)))?;
+        // What is renamed is not always in the directory's own blocks.
+        let file = File::open(new).and_then(|file| file.sync_all());
+        file.map_err(|e| Error::io("sync", e).at(new))
+    }
+}
+
+/// Whether a file cannot have two names there.
+fn has_no_links(error: &io::Error) -> bool {
+    let code = error.raw_os_error();
+    let codes = [Errno::PERM, Errno::OPNOTSUPP, Errno::MLINK, Errno::NOSYS];
+    codes.iter().any(|errno| Some(errno.raw_os_error()) == code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::listed::names;
+    use super::*;
+
+    /// An old file `a`, and a target that is to take its name.
+    fn target(dir: &Path) -> (Target, File) {
+        std::fs::write(dir.join("a"), b"old").expect("writes");
+        let target = Target::begin(&dir.join("a")).expect("begins");
+        std::fs::write(target.path(), b"new").expect("writes");
+        (target, File::open(dir.join("a")).expect("opens"))
+    }
+
+    fn read(dir: &Path, name: &str) -> Vec<u8> {
+        std::fs::read(dir.join(name)).expect("reads")
+    }
+
+    #[test]
+    fn the_old_file_goes_on_under_its_new_name() {
+        use std::os::fd::AsFd;
+        let dir = tempfile::tempdir().expect("a directory");
+        let dir = dir.path();
+        let (new, old) = target(dir);
+        new.commit_keeping(old.as_fd(), &dir.join("b"))
+            .expect("commits");
+        assert_eq!(
+            (read(dir, "a"), read(dir, "b")),
+            (b"new".to_vec(), b"old".to_vec())
+        );
+        assert_eq!(names(dir), ["a", "b"]);
+        std::fs::remove_file(dir.join("b")).expect("removes");
+        // A run that was killed had linked it.
+        let (new, old) = target(dir);
+        std::fs::hard_link(dir.join("a"), dir.join("b")).expect("links");
+        new.commit_keeping(old.as_fd(), &dir.join("b"))
+            .expect("commits");
+        assert_eq!(
+            (read(dir, "a"), read(dir, "b")),
+            (b"new".to_vec(), b"old".to_vec())
+        );
+        let (new, old) = target(dir);
+        new.commit_keeping(old.as_fd(), &dir.join("b"))
+            .expect_err("is taken");
+        assert_eq!(
+            (read(dir, "a"), read(dir, "b")),
+            (b"old".to_vec(), b"old".to_vec())
+        );
+        assert_eq!(names(dir), ["a", "b"]);
+    }
+
+    #[test]
+    fn without_hard_links_both_are_exchanged() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let dir = dir.path();
+        let (new, _) = target(dir);
+        new.exchange(OsStr::new("b"), &dir.join("b"))
+            .expect("exchanges");
+        assert_eq!(
+            (read(dir, "a"), read(dir, "b")),
+            (b"new".to_vec(), b"old".to_vec())
+        );
+        assert_eq!(names(dir), ["a", "b"]);
+        let (new, _) = target(dir);
+        new.exchange(OsStr::new("b"), &dir.join("b"))
+            .expect_err("is taken");
+        assert_eq!(
+            (read(dir, "a"), read(dir, "b")),
+            (b"old".to_vec(), b"old".to_vec())
+        );
+        let elsewhere = dir.join("no/where");
+        let (new, _) = target(dir);
+        new.exchange(OsStr::new("where"), &elsewhere)
+            .expect_err("lies elsewhere");
+        assert_eq!(names(dir), ["a", "b"]);
+    }
+}

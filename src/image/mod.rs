@@ -203,6 +203,17 @@ pub struct Part<'a> {
     pub storage: &'a dyn Storage,
 }
 
+/// Which of the host objects of open images one is: for comparing with others that are open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ObjectId(usize);
+
+impl ObjectId {
+    /// That of `storage`, for as long as it is open.
+    pub fn of(storage: &dyn Storage) -> Self {
+        Self(std::ptr::from_ref(storage).cast::<()>().addr())
+    }
+}
+
 /// One open image: one layer of a chain.
 ///
 /// All methods may be called from any number of threads.

@@ -45,7 +45,7 @@ pub use check::Check;
 pub use compact::Compact;
 pub use compress::Compress;
 pub use driver::Driver;
-pub use relink::{Empty, Relink};
+pub use relink::{Empty, Relink, Rename};
 pub use snapshot::{Snapshot, Snapshots};
 pub use store::Store;
 
@@ -370,6 +370,10 @@ pub trait Image: fmt::Debug + Send + Sync {
     }
     /// Naming another backing image, where the format can.
     fn as_relink(&mut self) -> Option<&mut dyn Relink> {
+        None
+    }
+    /// Naming its further files otherwise, where they are called after the image.
+    fn as_rename(&mut self) -> Option<&mut dyn Rename> {
         None
     }
     /// Dropping all that the image has itself, where the format can.

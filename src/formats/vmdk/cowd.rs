@@ -3,17 +3,20 @@
 use crate::error::{Error, Result};
 use crate::formats::vmdk::header::SECTOR;
 use crate::formats::vmdk::tables::Geometry;
-use crate::storage::Storage;
+use crate::storage::{Storage, start_over};
 
 /// Bytes of a header.
 const LEN: usize = 2048;
 const VERSION: usize = 4;
+const FLAGS: usize = 8;
 const CAPACITY: usize = 12;
 const GRAIN: usize = 16;
 const GD: usize = 20;
 const ENTRIES: usize = 24;
+/// The sector from which on others take space.
+pub(super) const FREE: u64 = 28;
 /// Entries of a table.
-const PER_TABLE: u64 = 4096;
+pub(super) const PER_TABLE: u64 = 4096;
 /// Largest grain in sectors, and largest directory.
 const MAX_GRAIN: u32 = 2048;
 const MAX_ENTRIES: u32 = 1 << 20;
@@ -85,4 +88,43 @@ impl Header {
         }
         Ok(geometry)
     }
+}
+
+/// Sectors before the first table of a new file: the header and the directory.
+pub(super) fn overhead(sectors: u64, grain: u64) -> u64 {
+    let entries = sectors.div_ceil(grain).div_ceil(PER_TABLE).max(1);
+    LEN as u64 / SECTOR + (entries * 4).div_ceil(SECTOR)
+}
+
+/// Makes a file without grains, and without tables: they come with the first grain of each.
+///
+/// # Errors
+/// `OutOfRange` for more sectors than the header can say; the host's.
+pub(super) fn create(storage: &dyn Storage, sectors: u64, grain: u64) -> Result<()> {
+    let end = overhead(sectors, grain);
+    let entries = sectors.div_ceil(grain).div_ceil(PER_TABLE);
+    let mut bytes = [0; LEN];
+    bytes[..4].copy_from_slice(b"COWD");
+    let mut put = |at: usize, value: u64| {
+        let value = u32::try_from(value).map_err(|_| {
+            let text =
+                format!("a copy-on-write extent of {sectors} sectors (allowed: less than 2^32)");
+            Error::new(crate::error::ErrorKind::OutOfRange, text)
+        })?;
+        bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        Ok::<_, Error>(())
+    };
+    for (at, value) in [
+        (VERSION, 1),
+        (FLAGS, 3),
+        (CAPACITY, sectors),
+        (GRAIN, grain),
+        (GD, LEN as u64 / SECTOR),
+        (ENTRIES, entries),
+        (FREE as usize, end),
+    ] {
+        put(at, value)?;
+    }
+    start_over(storage, end * SECTOR)?;
+    storage.write_at(&bytes, 0)
 }

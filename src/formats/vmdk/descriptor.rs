@@ -233,7 +233,120 @@ impl Descriptor {
     }
 }
 
+/// Changes; all that is not named stays as it is.
+impl Descriptor {
+    /// Gives a key this value: in its line where there is one, else in a new line.
+    pub(super) fn set(&mut self, key: &str, value: &[u8]) {
+        let wanted = key.to_ascii_lowercase();
+        let is_it = |line: &Line| matches!(&line.what, What::Pair(key, _) if *key == wanted);
+        match self.lines.iter().position(is_it) {
+            Some(at) => self.lines[at].set(value),
+            None => {
+                let is_ddb = wanted.starts_with("ddb.");
+                let plain = ["version", "cid", "parentcid"].contains(&&*wanted);
+                let (before, after) = match (is_ddb, plain) {
+                    (true, _) => (" = \"", "\""),
+                    (false, true) => ("=", ""),
+                    (false, false) => ("=\"", "\""),
+                };
+                let text = [key.as_bytes(), before.as_bytes(), value, after.as_bytes()].concat();
+                let line = Line {
+                    text,
+                    what: What::Pair(wanted, value.to_vec()),
+                };
+                let at = match is_ddb {
+                    true => self.lines.len(),
+                    false => self.head_end(),
+                };
+                self.lines.insert(at, line);
+            }
+        }
+    }
+
+    /// Behind the last pair that is not about the disk as a device.
+    fn head_end(&self) -> usize {
+        let is_head =
+            |line: &Line| matches!(&line.what, What::Pair(key, _) if !key.starts_with("ddb."));
+        self.lines.iter().rposition(is_head).map_or(0, |at| at + 1)
+    }
+
+    /// Drops the lines of a key, which is given in lower case.
+    pub(super) fn remove(&mut self, wanted: &str) {
+        let is_it = |line: &Line| matches!(&line.what, What::Pair(key, _) if key == wanted);
+        self.lines.retain(|line| !is_it(line));
+    }
+
+    /// Puts these extents in the place of those that it has.
+    pub(super) fn set_extents(&mut self, extents: Vec<ExtentLine>) {
+        let is_one = |line: &Line| matches!(line.what, What::Extent(_));
+        let at = self.lines.iter().position(is_one);
+        let at = at.unwrap_or_else(|| self.head_end());
+        let old: Vec<ExtentLine> = self.extents().cloned().collect();
+        // What did not change stays as it was written.
+        let same = old.iter().zip(&extents).take_while(|(a, b)| a == b).count();
+        let mut seen = 0;
+        self.lines.retain(|line| {
+            let counts = is_one(line);
+            seen += usize::from(counts);
+            !counts || seen <= same
+        });
+        let line = |extent: ExtentLine| Line {
+            text: extent.to_bytes(),
+            what: What::Extent(extent),
+        };
+        let last = self.lines.iter().rposition(is_one).map_or(at, |at| at + 1);
+        let new = extents.into_iter().skip(same).map(line);
+        let rest = self.lines.split_off(last.min(self.lines.len()));
+        self.lines.extend(new);
+        self.lines.extend(rest);
+    }
+
+    /// Has the disk be in another state, whose CID this is.
+    pub(super) fn set_cid(&mut self, cid: u32, longer: u128) {
+        self.set("CID", format!("{cid:08x}").as_bytes());
+        if self.get("ddb.longcontentid").is_some() {
+            let id = longer << 32 | u128::from(cid);
+            self.set("ddb.longContentID", format!("{id:032x}").as_bytes());
+        }
+    }
+
+    /// As it is in a file.
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        let end: &[u8] = if self.has_returns { b"\r\n" } else { b"\n" };
+        let lines = self.lines.iter().flat_map(|line| [&line.text, end]);
+        lines.flatten().copied().collect()
+    }
+}
+
+/// Whether a CID can be that of a disk.
+pub(super) fn is_cid(cid: u32) -> bool {
+    ![0, NEW_CID, NO_CID].contains(&cid)
+}
+
 impl Line {
+    /// Gives its pair this value, with blanks and quotes as they are.
+    fn set(&mut self, value: &[u8]) {
+        let What::Pair(_, old) = &mut self.what else {
+            return;
+        };
+        let equals = self.text.iter().position(|b| *b == b'=').unwrap_or(0);
+        let behind = equals + 1;
+        let at = match old.is_empty() {
+            true => self
+                .text
+                .iter()
+                .rposition(|b| *b == b'"')
+                .unwrap_or(self.text.len()),
+            false => {
+                let mut places = self.text[behind..].windows(old.len());
+                let at = places.position(|part| part == old.as_slice());
+                at.map_or(behind, |at| behind + at)
+            }
+        };
+        self.text.splice(at..at + old.len(), value.iter().copied());
+        *old = value.to_vec();
+    }
+
     fn parse(text: &[u8]) -> Result<Self> {
         let trimmed = text.trim_ascii();
         let what = if trimmed.is_empty() || trimmed.starts_with(b"#") {
@@ -278,6 +391,33 @@ fn hex(value: &[u8]) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_changes_is_changed_in_its_place_and_the_rest_stays_byte_for_byte() {
+        let text = "# Disk DescriptorFile\r\nversion=1\r\n CID = 1a2b \r\nparentCID=ffffffff\r\n\
+            x.y=\"\"\r\n# Extent description\r\nRW  8\tFLAT \"a\" 0\r\nRW 9 ZERO\r\n#DDB\r\n\
+            ddb.longContentID = \"0123456789abcdef0123456700001a2b\"\r\n";
+        let mut found = Descriptor::parse(text.as_bytes()).expect("parses");
+        assert_eq!(String::from_utf8_lossy(&found.to_bytes()), text);
+        found.set_cid(0xdead_beef, 7);
+        found.set("x.y", b"z");
+        found.set("parentFileNameHint", b"p.vmdk");
+        found.set("ddb.adapterType", b"ide");
+        let mut extents: Vec<ExtentLine> = found.extents().cloned().collect();
+        extents[1].sectors = 10;
+        extents.push(extents[1].clone());
+        found.set_extents(extents);
+        let wanted = "# Disk DescriptorFile\r\nversion=1\r\n CID = deadbeef \r\n\
+            parentCID=ffffffff\r\nx.y=\"z\"\r\nparentFileNameHint=\"p.vmdk\"\r\n\
+            # Extent description\r\nRW  8\tFLAT \"a\" 0\r\nRW 10 ZERO\r\nRW 10 ZERO\r\n#DDB\r\n\
+            ddb.longContentID = \"000000000000000000000007deadbeef\"\r\n\
+            ddb.adapterType = \"ide\"\r\n";
+        assert_eq!(String::from_utf8_lossy(&found.to_bytes()), wanted);
+        found.remove("parentfilenamehint");
+        assert_eq!(found.parent_name(), None);
+        let again = Descriptor::parse(&found.to_bytes()).expect("parses");
+        assert_eq!(again.to_bytes(), found.to_bytes());
+    }
 
     #[test]
     fn keys_are_read_in_any_sane_spelling() {

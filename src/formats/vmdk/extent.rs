@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::formats::vmdk::header;
 use crate::formats::vmdk::line::{Access, ExtentLine, Kind};
 use crate::formats::vmdk::sesparse::SeSparse;
+use crate::formats::vmdk::session::Session;
 use crate::formats::vmdk::sparse::Sparse;
 use crate::image::{Run, Source, Wait};
 use crate::storage::Storage;
@@ -21,6 +22,8 @@ pub(super) struct Extent {
     pub(super) data: Data,
     /// The file, which is the one that holds the descriptor where that is inside.
     pub(super) storage: Option<Arc<dyn Storage>>,
+    /// Of a disk that is written to.
+    pub(super) session: Option<Arc<Session>>,
 }
 
 /// Where an extent's bytes are.
@@ -109,7 +112,7 @@ impl Extent {
                 len,
                 source: Source::Zero,
             },
-            there => Run::in_place(&**storage, host, len.min(there), false),
+            there => Run::in_place(&**storage, host, len.min(there), self.is_open()),
         }
     }
 

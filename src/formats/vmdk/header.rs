@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
+use crate::formats::vmdk::create::{self, Shape};
 use crate::formats::vmdk::tables::Geometry;
 use crate::storage::Storage;
 
@@ -42,7 +43,8 @@ const PER_TABLE: usize = 44;
 const RGD: usize = 48;
 const GD: usize = 56;
 const OVERHEAD: usize = 64;
-const UNCLEAN: usize = 72;
+/// A byte that is not 0 while somebody writes.
+pub(super) const UNCLEAN: usize = 72;
 const LINES: usize = 73;
 const COMPRESSION: usize = 77;
 /// What a transfer as text would change.
@@ -55,6 +57,54 @@ pub(super) struct Header {
 }
 
 impl Header {
+    /// That of a new sparse file, which has this shape.
+    pub(super) fn new(shape: &Shape, zeroes: bool) -> Self {
+        let mut header = Self { bytes: [0; LEN] };
+        header.put(0, b"KDMV");
+        header.put(VERSION, &u32::to_le_bytes(if zeroes { 2 } else { 1 }));
+        let flags = NEWLINES | REDUNDANT | if zeroes { ZEROES } else { 0 };
+        header.put(FLAGS, &flags.to_le_bytes());
+        for (at, value) in [
+            (CAPACITY, shape.sectors),
+            (GRAIN, shape.grain),
+            (DESCRIPTOR, create::DESCRIPTOR),
+            (DESCRIPTOR_LEN, create::DESCRIPTOR_SECTORS),
+            (RGD, shape.rgd),
+            (GD, shape.gd),
+            (OVERHEAD, shape.overhead),
+        ] {
+            header.put(at, &value.to_le_bytes());
+        }
+        header.put(PER_TABLE, &(create::PER_TABLE as u32).to_le_bytes());
+        header.put(LINES, NEWLINE_TEST);
+        header
+    }
+
+    /// That of a stream, whose directory is in sector `gd`; [`AT_END`] in the header at its start.
+    pub(super) fn stream(shape: &Shape, overhead: u64, gd: u64) -> Self {
+        let mut header = Self::new(shape, false);
+        header.put(VERSION, &3_u32.to_le_bytes());
+        header.put(FLAGS, &(NEWLINES | COMPRESSED | MARKERS).to_le_bytes());
+        header.put(RGD, &[0; 8]);
+        header.put(GD, &gd.to_le_bytes());
+        header.put(OVERHEAD, &overhead.to_le_bytes());
+        header.put(COMPRESSION, &1_u16.to_le_bytes());
+        header
+    }
+
+    fn put(&mut self, at: usize, bytes: &[u8]) {
+        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// Has the disk have so many sectors, and the directories be there.
+    pub(super) fn set_shape(&mut self, sectors: u64, gd: u64, rgd: Option<u64>) {
+        self.put(CAPACITY, &sectors.to_le_bytes());
+        self.put(GD, &gd.to_le_bytes());
+        if let Some(rgd) = rgd {
+            self.put(RGD, &rgd.to_le_bytes());
+        }
+    }
+
     /// Reads the header at `host`, of a file that begins with one, and checks what does not depend on
     /// others.
     ///

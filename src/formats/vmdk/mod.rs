@@ -9,16 +9,24 @@
 //! (`createType`) is shown, and decides what is refused.
 
 mod cowd;
+mod create;
 mod descriptor;
 mod extent;
 mod header;
 mod image;
 mod line;
 mod open;
+mod options;
+mod relink;
+mod sequence;
 mod sesparse;
+mod session;
+mod space;
 mod sparse;
 mod stream;
 mod tables;
+mod units;
+mod write;
 
 use crate::image::Driver;
 use crate::image::probe::ProbeInput;
@@ -34,7 +42,7 @@ pub static DRIVER: Driver = Driver {
     probe,
     open: |storage, options| Ok(Box::new(open::open(storage, options)?)),
     open_options: &[],
-    creator: None,
+    creator: Some(create::CREATOR),
 };
 
 fn probe(input: &ProbeInput<'_>) -> u8 {

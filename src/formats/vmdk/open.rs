@@ -8,10 +8,11 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::formats::vmdk::descriptor::{self, Descriptor};
 use crate::formats::vmdk::extent::{Data, Extent};
 use crate::formats::vmdk::header::{Header, SECTOR};
-use crate::formats::vmdk::image::{Vmdk, Within};
+use crate::formats::vmdk::image::Vmdk;
 use crate::formats::vmdk::line::{Access, ExtentLine, Kind};
 use crate::formats::vmdk::sesparse;
 use crate::formats::vmdk::sesparse::SeSparse;
+use crate::formats::vmdk::session::Place;
 use crate::formats::vmdk::sparse::Sparse;
 use crate::image::open::{OpenOptions, Purpose};
 use crate::storage::Storage;
@@ -35,11 +36,14 @@ pub(super) fn open(storage: Arc<dyn Storage>, options: &OpenOptions) -> Result<V
         }
         _ => None,
     };
-    let (descriptor, within) = match &header {
-        Some(header) => (embedded(&*storage, header)?, Within::Sparse),
-        None if magic.starts_with(b"COWD") => (None, Within::Sparse),
-        None if u64::from_le_bytes(magic) == sesparse::MAGIC => (None, Within::Sparse),
-        None => (Some(apart(&storage)?), Within::File),
+    let (descriptor, place) = match &header {
+        Some(header) => (
+            embedded(&*storage, header)?,
+            header.descriptor().map_or(Place::Nowhere, Place::Inside),
+        ),
+        None if magic.starts_with(b"COWD") => (None, Place::Nowhere),
+        None if u64::from_le_bytes(magic) == sesparse::MAGIC => (None, Place::Nowhere),
+        None => (Some(apart(&storage)?), Place::File),
     };
     let Some(descriptor) = descriptor else {
         return alone(storage, header.as_ref(), options);
@@ -47,7 +51,7 @@ pub(super) fn open(storage: Arc<dyn Storage>, options: &OpenOptions) -> Result<V
     refuse(&descriptor, options)?;
     let itself = header.filter(|header| !header.is_only_descriptor());
     let extents = extents(&storage, &descriptor, itself.as_ref(), options)?;
-    Vmdk::new(storage, Some(descriptor), within, extents, options)
+    Vmdk::new(storage, Some(descriptor), place, extents, options)
 }
 
 /// The descriptor inside a sparse file; `None` where there is only room for one.
@@ -127,8 +131,9 @@ fn alone(
         },
         data,
         storage: Some(Arc::clone(&storage)),
+        session: None,
     };
-    Vmdk::new(storage, None, Within::Sparse, vec![extent], options)
+    Vmdk::new(storage, None, Place::Nowhere, vec![extent], options)
 }
 
 /// The extents of a disk, open as far as that is wanted.
@@ -172,6 +177,7 @@ fn extents(
             line: line.clone(),
             data,
             storage: file,
+            session: None,
         });
         start = end;
     }

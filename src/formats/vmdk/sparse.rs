@@ -1,14 +1,20 @@
 //! One sparse file: its grains, behind a directory of tables.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use crate::formats::vmdk::header::Header;
+use crate::formats::vmdk::session::Session;
+use crate::formats::vmdk::space::InUse;
 use crate::formats::vmdk::stream::Packed;
 use crate::formats::vmdk::tables::{Entry, Geometry, Tables};
 use crate::formats::vmdk::{cowd, stream};
+use crate::image::units::Allocator;
 use crate::image::{Run, Source, Wait};
 use crate::storage::Storage;
 
@@ -16,11 +22,31 @@ use crate::storage::Storage;
 #[derive(Debug)]
 pub(super) struct Sparse {
     pub(super) storage: Arc<dyn Storage>,
-    /// The last writer did not close it.
-    pub(super) unclean: bool,
+    /// The last writer did not close it, or is at work.
+    pub(super) unclean: AtomicBool,
+    /// Where its header says from where on others take space.
+    pub(super) free_field: Option<u64>,
+    /// Host bytes of the descriptor, where that is inside.
+    pub(super) kept: Option<Range<u64>>,
+    /// Flags of its header that are not known.
+    pub(super) odd_flags: u32,
+    /// What a writer needs.
+    pub(super) writer: Option<Writer>,
     pub(super) tables: ArcSwap<Tables>,
     /// What grains are decoded with, where they are compressed.
     pub(super) packed: Option<Packed>,
+}
+
+/// What a writer needs.
+#[derive(Debug)]
+pub(super) struct Writer {
+    pub(super) allocator: Allocator,
+    pub(super) session: Arc<Session>,
+    /// What no grain has is read from the parent.
+    pub(super) has_backing: bool,
+    pub(super) space: Mutex<InUse>,
+    /// Held while a table is made.
+    pub(super) making: Mutex<()>,
 }
 
 impl Sparse {
@@ -34,8 +60,11 @@ impl Sparse {
             false => header.geometry(storage.size())?,
         };
         let packed = header.is_stream().then(|| Packed::new(geometry.grain));
-        let unclean = header.is_unclean();
-        Ok(Self::new(storage, geometry, packed, unclean))
+        let mut sparse = Self::new(storage, geometry, packed);
+        sparse.unclean = AtomicBool::new(header.is_unclean());
+        sparse.odd_flags = header.odd_flags();
+        sparse.kept = header.descriptor();
+        Ok(sparse)
     }
 
     /// A copy-on-write file of ESX.
@@ -45,21 +74,35 @@ impl Sparse {
     pub(super) fn cowd(storage: Arc<dyn Storage>) -> Result<Self> {
         let header = cowd::Header::read(&*storage)?;
         let geometry = header.geometry(storage.size())?;
-        Ok(Self::new(storage, geometry, None, false))
+        let mut sparse = Self::new(storage, geometry, None);
+        sparse.free_field = Some(cowd::FREE);
+        Ok(sparse)
     }
 
-    fn new(
-        storage: Arc<dyn Storage>,
-        geometry: Geometry,
-        packed: Option<Packed>,
-        unclean: bool,
-    ) -> Self {
+    fn new(storage: Arc<dyn Storage>, geometry: Geometry, packed: Option<Packed>) -> Self {
         Self {
             storage,
-            unclean,
+            unclean: AtomicBool::new(false),
+            free_field: None,
+            kept: None,
+            odd_flags: 0,
+            writer: None,
             tables: ArcSwap::from_pointee(Tables::new(geometry)),
             packed,
         }
+    }
+
+    /// Whether it is a hosted one, with a flag that says whether somebody writes.
+    pub(super) fn is_hosted(&self) -> bool {
+        self.free_field.is_none()
+    }
+
+    /// What a writer needs.
+    ///
+    /// # Errors
+    /// `ReadOnly`.
+    pub(super) fn writer(&self) -> Result<&Writer> {
+        self.writer.as_ref().ok_or_else(Error::read_only)
     }
 
     /// What its header says.
@@ -122,7 +165,11 @@ impl Sparse {
         Source::Stored {
             storage: &*self.storage,
             host,
-            writable: false,
+            // The first change is made by `allocate`, which sees to the header.
+            writable: self
+                .writer
+                .as_ref()
+                .is_some_and(|w| w.allocator.has_begun()),
         }
     }
 

@@ -60,6 +60,8 @@ pub(super) enum Entry {
 pub(super) struct Tables {
     pub(super) geometry: Geometry,
     pub(super) gd: Table,
+    /// The directory of the second copies.
+    pub(super) rgd: Option<Table>,
     pub(super) words: Words<AtomicU32>,
 }
 
@@ -67,6 +69,9 @@ impl Tables {
     pub(super) fn new(geometry: Geometry) -> Self {
         Self {
             gd: Table::new(geometry.gd, geometry.tables(), Endian::Little),
+            rgd: geometry
+                .rgd
+                .map(|host| Table::new(host, geometry.tables(), Endian::Little)),
             words: Words::new(PAGE, PAGES, Endian::Little),
             geometry,
         }
@@ -95,6 +100,23 @@ impl Tables {
             false => Err(Error::corrupt(format!(
                 "entry {number} of the grain directory is {word:#x}: the table would be at {host:#x}..{end:#x} (allowed: inside the file of {} bytes)",
                 storage.size()
+            ))),
+        }
+    }
+
+    /// Where the second copy of table `number` is, where there are any.
+    ///
+    /// # Errors
+    /// `Corrupt` where there should be one, and is none; the host's.
+    pub(super) fn copy(&self, storage: &dyn Storage, number: u64) -> Result<Option<u64>> {
+        let Some(rgd) = &self.rgd else {
+            return Ok(None);
+        };
+        let word = rgd.get(storage, number, Wait::Yes)?;
+        match self.table_at(storage, number, word) {
+            Ok(Entry::At(host)) => Ok(Some(host)),
+            _ => Err(Error::corrupt(format!(
+                "entry {number} of the redundant grain directory is {word:#x}, which is no table (allowed: writing after `check -r all`)"
             ))),
         }
     }

@@ -32,7 +32,7 @@ pub struct Args {
     /// Format of the image; without it the content decides.
     #[arg(short, long, value_name = "FMT", value_parser = parse_driver)]
     pub format: Option<&'static Driver>,
-    /// Show the images below it as well, top first; otherwise no other file is opened.
+    /// Show the images below it as well, top first; otherwise no other than its own are opened.
     #[arg(short, long)]
     pub backing_chain: bool,
     /// How to print it.
@@ -54,7 +54,7 @@ pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
     let follow = if args.backing_chain {
         Follow::Yes
     } else {
-        Follow::No
+        Follow::Layers(1)
     };
     let options = ChainOptions {
         follow,

@@ -11,8 +11,8 @@ mod bytes;
 mod others;
 
 use bytes::{
-    ends, is_android_cow, is_cue, is_parallels_descriptor, is_sparse_extent, is_tar,
-    is_vmdk_descriptor, is_xml, mentions, short, starts, tar_name, word_be,
+    ends, is_android_cow, is_cue, is_parallels_descriptor, is_tar, is_xml, mentions, short, starts,
+    tar_name, word_be,
 };
 use others::OTHERS;
 
@@ -35,16 +35,6 @@ static DISKS: &[Refused] = &[
         "Hyper-V virtual hard disk",
         |i| starts(i, b"vhdxfile"),
     ),
-    row(
-        "sesparse",
-        &["vmdk-sesparse"],
-        &[],
-        "VMware space-efficient sparse extent",
-        is_sparse_extent,
-    ),
-    row("vmdk", &[], &["vmdk"], "VMware virtual disk", |i| {
-        short(i, b"KDMV") || short(i, b"kdmv") || short(i, b"COWD") || is_vmdk_descriptor(i)
-    }),
     row(
         "parallels",
         &["hdd"],

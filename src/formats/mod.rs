@@ -5,12 +5,19 @@ pub mod raw;
 pub mod refused;
 pub mod vdi;
 pub mod vhd;
+pub mod vhdx;
 
 use crate::error::{Error, Result};
 use crate::image::Driver;
 
 /// Every format, best first; `raw` last, because it accepts anything.
-pub static DRIVERS: &[&Driver] = &[&qcow2::DRIVER, &vhd::DRIVER, &vdi::DRIVER, &raw::DRIVER];
+pub static DRIVERS: &[&Driver] = &[
+    &qcow2::DRIVER,
+    &vhd::DRIVER,
+    &vhdx::DRIVER,
+    &vdi::DRIVER,
+    &raw::DRIVER,
+];
 
 /// The format of what nothing says it has another.
 pub static PLAIN: &Driver = &raw::DRIVER;

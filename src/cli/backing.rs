@@ -100,6 +100,7 @@ pub(super) fn describe(
         modified: modified.map_err(|e| Error::io("read its time", e).at(absolute))?,
         virtual_size: chain.virtual_size(),
         cluster_size: chain.top().cluster_size(),
+        sector_size: chain.top().sector_size(),
         absolute: absolute.to_owned(),
     })
 }

@@ -302,6 +302,7 @@ fn backing(
             modified: modified(&absolute).unwrap_or(SystemTime::UNIX_EPOCH),
             virtual_size,
             cluster_size: None,
+            sector_size: None,
             absolute,
         };
         return Ok((backing, files));

@@ -159,6 +159,7 @@ fn unopened(name: OsString, format: Option<&'static Driver>) -> CreateBacking {
         modified: SystemTime::UNIX_EPOCH,
         virtual_size: 0,
         cluster_size: None,
+        sector_size: None,
     }
 }
 

@@ -192,6 +192,7 @@ fn name_only(args: &Args) -> anyhow::Result<()> {
                 modified: modified.unwrap_or(SystemTime::UNIX_EPOCH),
                 virtual_size: 0,
                 cluster_size: None,
+                sector_size: None,
                 absolute,
             })
         }

@@ -6,6 +6,7 @@ pub mod refused;
 pub mod vdi;
 pub mod vhd;
 pub mod vmdk;
+pub mod vhdx;
 
 use crate::error::{Error, Result};
 use crate::image::Driver;
@@ -16,6 +17,7 @@ pub static DRIVERS: &[&Driver] = &[
     &vhd::DRIVER,
     &vdi::DRIVER,
     &vmdk::DRIVER,
+    &vhdx::DRIVER,
     &raw::DRIVER,
 ];
 

@@ -91,6 +91,8 @@ pub struct CreateBacking {
     pub virtual_size: u64,
     /// Its unit of allocation in bytes, where its format has one and it was opened.
     pub cluster_size: Option<u64>,
+    /// Bytes of a sector of its disk, where its format says so and it was opened.
+    pub sector_size: Option<u64>,
 }
 
 /// What a new image is made with.

@@ -37,6 +37,7 @@ pub mod snapshot;
 pub mod store;
 pub mod table;
 pub mod units;
+pub mod windows;
 pub mod words;
 
 pub use amend::Amend;
@@ -332,6 +333,15 @@ pub trait Image: fmt::Debug + Send + Sync {
     /// When it is: what is another after each session that changed its data, from before the first
     /// change on, where the format has such a thing.  A child holds the one it was made over.
     fn state(&self) -> Option<Uuid> {
+        None
+    }
+    /// Another state that the image below may be in, while it is changed on this one's behalf.
+    fn other_state(&self) -> Option<Uuid> {
+        None
+    }
+    /// Bytes of a sector of the disk, the smallest part that its users write, where the format says so:
+    /// that of the image below is the same.
+    fn sector_size(&self) -> Option<u64> {
         None
     }
     /// From here on what changes leaves the disk as it is: who recorded its state is told of no other.

@@ -26,6 +26,14 @@ pub trait Relink {
     fn accept_state(&mut self, _state: Uuid) -> Result<()> {
         Ok(())
     }
+    /// Makes the header say that the image below may be in this state too, since changes of it on this
+    /// one's behalf begin.  Durable when it returns.  Most formats have no place for it.
+    ///
+    /// # Errors
+    /// `ReadOnly`; the host's.
+    fn expect_state(&mut self, _state: Uuid) -> Result<()> {
+        Ok(())
+    }
     /// Gives the image another state, since what it reads as has changed with what lies below it.
     /// Durable when it returns.  Formats that have no state have nothing to say.
     ///

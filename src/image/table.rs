@@ -1,13 +1,13 @@
-//! One-level allocation tables of 32-bit words, shared by the formats that differ only in byte
-//! order and in what the words mean.
+//! One-level allocation tables of 32-bit or 64-bit words, shared by the formats that differ only in
+//! byte order and in what the words mean.
 
 use std::ops::Range;
 use std::sync::atomic::AtomicU32;
 
 use crate::error::Result;
 use crate::image::Wait;
-pub use crate::image::words::Endian;
 use crate::image::words::Words;
+pub use crate::image::words::{Endian, Word};
 use crate::storage::Storage;
 use crate::util::align::{clamp_len, len64};
 
@@ -24,16 +24,26 @@ const SLOTS: u64 = 257;
 
 /// A table of `len` words at `host` of a storage object.
 #[derive(Debug)]
-pub struct Table {
+pub struct Table<W = AtomicU32> {
     host: u64,
     len: u64,
-    words: Words<AtomicU32>,
+    words: Words<W>,
 }
 
 impl Table {
-    /// A table of `len` words at `host`, a multiple of 4; reads nothing yet.
+    /// A table of `len` words of 32 bits at `host`, a multiple of 4; reads nothing yet.
     pub fn new(host: u64, len: u64, endian: Endian) -> Self {
-        let slots = (len.saturating_mul(4).div_ceil(PAGE) + 1).min(SLOTS);
+        Self::of_words(host, len, endian)
+    }
+}
+
+impl<W: Word> Table<W> {
+    /// Bytes of a word.
+    const WORD: u64 = W::LEN as u64;
+
+    /// A table of `len` words at `host`, a multiple of their length; reads nothing yet.
+    pub fn of_words(host: u64, len: u64, endian: Endian) -> Self {
+        let slots = (len.saturating_mul(Self::WORD).div_ceil(PAGE) + 1).min(SLOTS);
         Self {
             host,
             len,
@@ -60,9 +70,10 @@ impl Table {
     ///
     /// # Errors
     /// The host's; `WouldBlock` where the page must be read and `wait` does not allow it.
-    pub fn get(&self, storage: &dyn Storage, index: u64, wait: Wait) -> Result<u32> {
+    pub fn get(&self, storage: &dyn Storage, index: u64, wait: Wait) -> Result<W::Value> {
         debug_assert!(index < self.len);
-        self.words.get(storage, self.host + index * 4, wait)
+        self.words
+            .get(storage, self.host + index * Self::WORD, wait)
     }
 
     /// Calls `f` with each word of the table, straight from the file.
@@ -72,17 +83,54 @@ impl Table {
     pub fn each(
         &self,
         storage: &dyn Storage,
-        mut f: impl FnMut(u64, u32) -> Result<()>,
+        f: impl FnMut(u64, W::Value) -> Result<()>,
     ) -> Result<()> {
-        let len = self.len * 4;
-        let mut bytes = vec![0; clamp_len(len.min(STEP), usize::MAX)];
+        self.each_of(storage, 0..self.len * Self::WORD, f)
+    }
+
+    /// As [`Table::each`], without words that lie in holes of the file: they are zero.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn each_stored(
+        &self,
+        storage: &dyn Storage,
+        mut f: impl FnMut(u64, W::Value) -> Result<()>,
+    ) -> Result<()> {
+        let len = self.len * Self::WORD;
         let mut at = 0;
         while at < len {
-            let step = clamp_len(len - at, bytes.len());
+            let run = storage.run(self.host + at, len - at)?;
+            let end = at + run.len;
+            // A word that lies in both is data.
+            let end = match run.data {
+                true => len.min(end.next_multiple_of(Self::WORD)),
+                false => end / Self::WORD * Self::WORD,
+            };
+            let next = end.max(at + Self::WORD);
+            if run.data || end <= at {
+                self.each_of(storage, at..next, &mut f)?;
+            }
+            at = next;
+        }
+        Ok(())
+    }
+
+    /// Calls `f` with the words in a range of bytes of the table.
+    fn each_of(
+        &self,
+        storage: &dyn Storage,
+        range: Range<u64>,
+        mut f: impl FnMut(u64, W::Value) -> Result<()>,
+    ) -> Result<()> {
+        let mut bytes = vec![0; clamp_len((range.end - range.start).min(STEP), usize::MAX)];
+        let mut at = range.start;
+        while at < range.end {
+            let step = clamp_len(range.end - at, bytes.len());
             let part = &mut bytes[..step];
             storage.read_at(part, self.host + at)?;
-            for (i, word) in part.as_chunks::<4>().0.iter().enumerate() {
-                f(at / 4 + len64(i), self.words.decode(word))?;
+            for (i, word) in part.chunks_exact(W::LEN).enumerate() {
+                f(at / Self::WORD + len64(i), self.words.decode(word))?;
             }
             at += len64(step);
         }
@@ -96,7 +144,7 @@ impl Table {
         &self,
         storage: &dyn Storage,
         indices: Range<u64>,
-        follows: impl Fn(u64, u32) -> bool,
+        follows: impl Fn(u64, W::Value) -> bool,
     ) -> u64 {
         let end = indices.end.min(indices.start + LOOK_AHEAD);
         let is_other = |index: &u64| match self.get(storage, *index, Wait::No) {
@@ -114,11 +162,11 @@ impl Table {
         &self,
         storage: &dyn Storage,
         indices: Range<u64>,
-        word: impl Fn(u64) -> Result<u32>,
+        word: impl Fn(u64) -> Result<W::Value>,
     ) -> Result<()> {
         for first in indices.clone().step_by(FILL) {
             let part = first..indices.end.min(first + len64(FILL));
-            let words: Result<Vec<u32>> = part.map(&word).collect();
+            let words: Result<Vec<W::Value>> = part.map(&word).collect();
             self.publish(storage, first, &words?)?;
         }
         Ok(())
@@ -128,9 +176,10 @@ impl Table {
     ///
     /// # Errors
     /// The host's; readers then see the old words.
-    pub fn publish(&self, storage: &dyn Storage, index: u64, values: &[u32]) -> Result<()> {
+    pub fn publish(&self, storage: &dyn Storage, index: u64, values: &[W::Value]) -> Result<()> {
         debug_assert!(index + len64(values.len()) <= self.len);
-        self.words.publish(storage, self.host + index * 4, values)
+        self.words
+            .publish(storage, self.host + index * Self::WORD, values)
     }
 }
 

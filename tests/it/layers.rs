@@ -141,6 +141,7 @@ impl Disk {
             modified: SystemTime::now(),
             virtual_size: image.virtual_size(),
             cluster_size: None,
+            sector_size: None,
         })
     }
 

@@ -294,6 +294,7 @@ fn a_vhd_that_is_given_another_parent_survives_a_kill_at_any_moment() {
         modified: std::time::SystemTime::now(),
         virtual_size: chain.virtual_size(),
         cluster_size: None,
+        sector_size: None,
         absolute: path,
     };
     let base = std::fs::read(dir.join("top.vhd")).expect("reads");

@@ -228,8 +228,22 @@ impl<'a> Walk<'a> {
                 shown(layer.image.identity())
             ));
         }
+        let own = self.layers.last().map(|layer| &layer.image);
+        let sectors = (
+            own.and_then(|image| image.sector_size()),
+            layer.image.sector_size(),
+        );
+        if let (Some(wanted), Some(found)) = sectors
+            && wanted != found
+        {
+            return wrong(format!(
+                "{said}, which has sectors of {found} bytes (allowed: {wanted}, as it has itself)"
+            ));
+        }
+        let other = own.and_then(|image| image.other_state());
         if let Some(wanted) = backing.state
             && layer.image.state() != Some(wanted)
+            && (other.is_none() || layer.image.state() != other)
             && self.options.changed == Changed::Refuse
         {
             return wrong(format!(

@@ -39,6 +39,7 @@ fn make(path: &Path, parent: Option<&Parent<'_>>) -> Uuid {
         modified: SystemTime::now(),
         virtual_size: SIZE,
         cluster_size: None,
+        sector_size: None,
     });
     let options = CreateOptions {
         size: SIZE,

@@ -28,13 +28,7 @@ static DISKS: &[Refused] = &[
     row("qed", &[], &["qed"], "QEMU enhanced disk", |i| {
         short(i, b"QED\0")
     }),
-    row(
-        "vhdx",
-        &[],
-        &["vhdx", "avhdx", "vhds"],
-        "Hyper-V virtual hard disk",
-        |i| starts(i, b"vhdxfile"),
-    ),
+    row("vhds", &[], &["vhds"], "Hyper-V VHD set", |_| false),
     row(
         "parallels",
         &["hdd"],

@@ -7,6 +7,7 @@ use zerocopy::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::image::BackingName;
+use crate::image::windows::{from_windows, to_windows};
 
 /// Bytes of an entry in the header.
 pub(super) const ENTRY_LEN: usize = 24;
@@ -183,34 +184,6 @@ pub(super) fn names(texts: &[(Code, OsString)], header: Option<&str>) -> Vec<Bac
     names
 }
 
-/// A path as Windows writes it, for here: separators translated; of a path with a drive letter or
-/// a server only the file name, which is looked for beside the image.  A path that begins with a
-/// slash was written here and is kept.
-fn from_windows(path: &str) -> Option<String> {
-    if path.is_empty() {
-        return None;
-    }
-    if path.starts_with('/') {
-        return Some(path.to_owned());
-    }
-    let path = path.replace('\\', "/");
-    let drive = path.as_bytes().get(1) == Some(&b':')
-        && path.as_bytes().first().is_some_and(u8::is_ascii_alphabetic);
-    if drive || path.starts_with('/') {
-        let name = path.rsplit(['/', ':']).next().unwrap_or_default();
-        return (!name.is_empty()).then(|| name.to_owned());
-    }
-    Some(strip_dots(&path))
-}
-
-fn strip_dots(path: &str) -> String {
-    let mut rest = path;
-    while let Some(after) = rest.strip_prefix("./") {
-        rest = after.trim_start_matches('/');
-    }
-    rest.to_owned()
-}
-
 /// The path of a file URL; libvhd writes relative ones too, and some leave the scheme out.
 fn from_url(url: &OsStr) -> Option<OsString> {
     let url = url.as_bytes();
@@ -253,19 +226,6 @@ pub(super) fn data(code: Code, path: &str) -> Vec<u8> {
             .encode_utf16()
             .flat_map(u16::to_le_bytes)
             .collect(),
-    }
-}
-
-/// A relative path as VirtualBox, Hyper-V and XenServer read it: `.\name`; an absolute one as it
-/// is, since there is no drive to name.
-fn to_windows(path: &str) -> String {
-    if path.starts_with('/') {
-        return path.to_owned();
-    }
-    let path = path.replace('/', "\\");
-    match path == ".." || path.starts_with("..\\") {
-        true => path,
-        false => format!(".\\{path}"),
     }
 }
 

@@ -31,7 +31,7 @@ const MAX_RUNS: usize = 64;
 #[derive(Debug)]
 pub struct Allocator {
     /// The order of writes.
-    pub order: Order,
+    pub order: Arc<Order>,
     pub(super) grace: Arc<Grace>,
     /// Guest ranges that some thread changes.
     pub reservations: Reservations,
@@ -86,9 +86,9 @@ fn untake<U: Units>(units: &U, moves: &[Move]) {
 
 impl Allocator {
     /// The allocator of an image that was just opened.
-    pub fn new(order: Order, grace: Arc<Grace>) -> Self {
+    pub fn new(order: impl Into<Arc<Order>>, grace: Arc<Grace>) -> Self {
         Self {
-            order,
+            order: order.into(),
             grace,
             reservations: Reservations::default(),
             followed: Followed::default(),

@@ -107,6 +107,23 @@ impl Slots {
         })
     }
 
+    /// As [`Slots::name`], for what takes several units, as far as they lie in the file.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn name_run(&mut self, grid: Grid, units: Range<u64>, size: u64) -> Result<Option<Fault>> {
+        if grid.host(units.start).start + grid.lead >= size {
+            return Ok(Some(Fault::Lost));
+        }
+        check_number(units.end)?;
+        let cut = grid.host(units.end).start > size;
+        let news = units.filter(|number| !self.add(*number)).count();
+        Ok(match news {
+            0 => cut.then_some(Fault::Cut),
+            _ => Some(Fault::Shared),
+        })
+    }
+
     /// Notes that a unit is in use; false where it was.
     pub fn add(&mut self, number: u64) -> bool {
         let word = clamp_len(number / 64, usize::MAX);
@@ -169,6 +186,40 @@ impl Slots {
         }
     }
 
+    /// Which units to take where `count` are wanted in one piece: those of the first gap that has room
+    /// for them, else at the end.
+    pub fn vacant_run(&mut self, count: u64) -> Range<u64> {
+        self.trim();
+        let Some(mut at) = self.gap() else {
+            return self.end..self.end + count;
+        };
+        let mut free = 0..0;
+        while at < self.end {
+            let word = self.bits.get(clamp_len(at / 64, usize::MAX));
+            let word = word.copied().unwrap_or_default() >> (at % 64);
+            let left = 64 - at % 64;
+            let (used, unused) = (word.trailing_ones(), word.trailing_zeros());
+            if used > 0 {
+                at += u64::from(used).min(left);
+                continue;
+            }
+            if free.end != at {
+                free = at..at;
+            }
+            at += u64::from(unused).min(left);
+            free.end = at;
+            if free.end - free.start >= count {
+                return free.start..free.start + count;
+            }
+        }
+        self.end..self.end + count
+    }
+
+    /// Notes that units are in no use any more.
+    pub fn give(&mut self, units: Range<u64>) {
+        units.for_each(|number| self.remove(number));
+    }
+
     /// Takes units that no entry names; they are in the file as a whole then.
     ///
     /// # Errors
@@ -193,7 +244,7 @@ impl Slots {
     /// Gives units back that were taken.
     pub fn untake(&mut self, grid: Grid, taken: &Taken) {
         let first = grid.number(taken.host);
-        (first..first + taken.count).for_each(|number| self.remove(number));
+        self.give(first..first + taken.count);
     }
 }
 
@@ -244,6 +295,31 @@ mod tests {
         slots
             .claim(&storage, GRID, MAX_UNITS..MAX_UNITS + 1)
             .expect_err("too far");
+    }
+
+    #[test]
+    fn units_in_one_piece_lie_in_the_first_gap_that_has_room() {
+        let mut slots = Slots::default();
+        for number in (0..300).filter(|n| ![3, 9, 10].contains(n) && !(62..70).contains(n)) {
+            slots.add(number);
+        }
+        for (count, first) in [(1, 3), (2, 9), (3, 62), (8, 62), (9, 300)] {
+            assert_eq!(slots.vacant_run(count), first..first + count);
+        }
+        slots.give(290..300);
+        assert_eq!(slots.vacant_run(9), 290..299, "the end is where use ends");
+        assert_eq!(
+            slots.name_run(GRID, 8..10, u64::MAX).ok(),
+            Some(Some(Fault::Shared))
+        );
+        assert_eq!(
+            slots.name_run(GRID, 62..64, 1000 + 63 * 110).ok(),
+            Some(Some(Fault::Cut))
+        );
+        assert_eq!(
+            slots.name_run(GRID, 62..64, 1000).ok(),
+            Some(Some(Fault::Lost))
+        );
     }
 
     #[test]

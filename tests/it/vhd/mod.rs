@@ -39,6 +39,7 @@ fn create(size: u64, texts: &[&str], parent: Option<Uuid>) -> Arc<MemoryStorage>
         modified: std::time::SystemTime::now(),
         virtual_size: size,
         cluster_size: None,
+        sector_size: None,
     });
     let options = CreateOptions {
         size,

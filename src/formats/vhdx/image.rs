@@ -1,0 +1,410 @@
+//! An open disk: where its bytes are.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+use crate::formats::vhdx::bat::{Block, Shape};
+use crate::formats::vhdx::bytes::MB;
+use crate::formats::vhdx::header;
+use crate::formats::vhdx::journal::Journal;
+use crate::formats::vhdx::locator::Locator;
+use crate::image::info::Detail;
+use crate::image::open::{OpenOptions, Purpose};
+use crate::image::units::{Allocator, Order, Slots, Units};
+use crate::image::words::{Endian, Words};
+use crate::image::{
+    Backing, Caps, Check, Compact, Driver, Image, Layout, Relink, Resize, Run, Source, Store, Wait,
+};
+use crate::storage::open::Access;
+use crate::storage::{Limits, Storage};
+
+/// Bytes of sector bitmaps in one page in memory, and how many pages there are.
+const PAGE: u64 = 4096;
+const PAGES: usize = 64;
+
+/// An open disk.
+#[derive(Debug)]
+pub(super) struct Vhdx {
+    pub(super) file: Arc<dyn Storage>,
+    /// Where metadata is read and written, with what the log holds.
+    pub(super) journal: Arc<Journal>,
+    /// Where guest data is.
+    pub(super) data: Arc<dyn Storage>,
+    pub(super) write: bool,
+    /// Bytes of a block.
+    pub(super) block: u64,
+    /// What is known of the parent, where there is one.
+    pub(super) locator: Option<Locator>,
+    pub(super) shape: ArcSwap<Shape>,
+    bitmaps: Words<AtomicU64>,
+    pub(super) allocator: Allocator,
+    /// Which MiB of the file are in use.
+    pub(super) slots: Mutex<Slots>,
+    /// Changes leave the disk as it is.
+    pub(super) keeps_state: AtomicBool,
+    /// Why the log cannot be replayed, where it cannot.
+    pub(super) log_fault: Mutex<Option<String>>,
+    creator: String,
+}
+
+impl Vhdx {
+    /// Opens the disk in `storage`.
+    pub(super) fn open(storage: Arc<dyn Storage>, options: &OpenOptions) -> Result<Self> {
+        let order = Arc::new(Order::new(options.order, Arc::clone(&storage), None));
+        let journal = Journal::open(Arc::clone(&storage), Arc::clone(&order))?;
+        let write = options.access == Access::Write;
+        let uses = write && options.purpose == Purpose::Use;
+        let log_fault = match (journal.load_log(), options.purpose) {
+            (Err(e), Purpose::Check) => Some(e.message().to_owned()),
+            (done, _) => {
+                done?;
+                None
+            }
+        };
+        if uses {
+            journal.replay()?;
+        }
+        let journal = Arc::new(journal);
+        let shape = Shape::read(&*journal, &journal.header().log())?;
+        let locator = match shape.metadata.has_parent {
+            true => Some(read_locator(&shape, &*journal)?),
+            false => None,
+        };
+        let data: Arc<dyn Storage> = match journal.is_dirty() {
+            true => Arc::clone(&journal) as Arc<dyn Storage>,
+            false => Arc::clone(&storage),
+        };
+        let image = Self {
+            write,
+            block: shape.metadata.block,
+            locator,
+            shape: ArcSwap::from_pointee(shape),
+            bitmaps: Words::new(PAGE, PAGES, Endian::Little),
+            allocator: Allocator::new(order, Arc::clone(&options.grace)),
+            slots: Mutex::default(),
+            keeps_state: AtomicBool::new(false),
+            log_fault: Mutex::new(log_fault),
+            creator: header::creator(&*storage)?,
+            file: storage,
+            journal,
+            data,
+        };
+        if uses {
+            image.learn()?;
+        }
+        Ok(image)
+    }
+
+    /// What the file says now of where everything is.  With no change under way.
+    pub(super) fn reread(&self) -> Result<Arc<Shape>> {
+        let shape = Shape::read(&*self.journal, &self.journal.header().log())?;
+        let shape = Arc::new(shape);
+        self.shape.store(Arc::clone(&shape));
+        Ok(shape)
+    }
+
+    /// What the table says of a block.
+    ///
+    /// # Errors
+    /// `Corrupt` where that cannot be; the host's; `WouldBlock`.
+    pub(super) fn find(&self, shape: &Shape, index: u64, wait: Wait) -> Result<Block> {
+        let block = shape.block(&*self.journal, index, wait)?;
+        let wrong = |text: String| Err(Error::corrupt(format!("block {index}: {text}")));
+        match block {
+            Block::Unknown(state) => wrong(format!(
+                "its BAT entry has the state {state} (allowed: 0 to 3, 6, 7)"
+            )),
+            Block::Partial(_) if self.locator.is_none() => {
+                wrong("it is partially present in a disk without a parent".to_owned())
+            }
+            Block::Present(host) | Block::Partial(host) => {
+                let size = self.journal.size();
+                let log = self.journal.header_log();
+                let host = host..host.saturating_add(self.block);
+                let meets = |other: &Range<u64>| host.start < other.end && other.start < host.end;
+                let regions = [&shape.regions.bat, &shape.regions.metadata, log];
+                let taken = host.start < MB || regions.into_iter().any(meets);
+                match taken || host.start >= size {
+                    false => Ok(block),
+                    true => wrong(format!(
+                        "its BAT entry puts it at {:#x}..{:#x} (allowed: inside the file of {size:#x} bytes, apart from its metadata)",
+                        host.start, host.end
+                    )),
+                }
+            }
+            Block::Absent | Block::Zero => Ok(block),
+        }
+    }
+
+    /// Bytes of `range`, which begins in block `index`, for which blocks go on as `follows` says.
+    fn alike(
+        &self,
+        shape: &Shape,
+        index: u64,
+        range: &Range<u64>,
+        follows: impl Fn(u64, Block) -> bool,
+    ) -> u64 {
+        let last = range.end.div_ceil(self.block);
+        let others = index + 1..last.min(shape.grid.chunk(index).end).max(index + 1);
+        let offset = shape.grid.index(index) - index;
+        let entries = others.start + offset..others.end + offset;
+        let end = shape.table.alike(&*self.journal, entries, |next, word| {
+            follows(next - offset - index, Block::from_word(word))
+        });
+        range.end.min((end - offset) * self.block) - range.start
+    }
+
+    /// The run of bytes that are stored from `at` on, in block `index` and those that follow it in the
+    /// file too.
+    fn stored(&self, shape: &Shape, index: u64, data: u64, range: &Range<u64>) -> Run<'_> {
+        let host = data + (range.start - index * self.block);
+        let len = self.alike(shape, index, range, |n, next| {
+            next == Block::Present(data.saturating_add(n * self.block))
+        });
+        self.in_file(host, len, true)
+    }
+
+    /// `len` bytes at `host`; the file may end before they do, and what it cuts off reads as zeroes.
+    fn in_file(&self, host: u64, len: u64, writable: bool) -> Run<'_> {
+        let there = self.data.size().saturating_sub(host);
+        if there == 0 {
+            let source = Source::Zero;
+            return Run { len, source };
+        }
+        let source = Source::Stored {
+            storage: &*self.data,
+            host,
+            // The first change is made by `allocate`, which sees to the headers.
+            writable: writable && self.write && self.allocator.has_begun(),
+        };
+        let len = len.min(there);
+        Run { len, source }
+    }
+
+    /// The sectors of a partially present block from `within` on, bytes of the block, that are all
+    /// here or all the parent's: which, and where that ends.
+    pub(super) fn sectors(
+        &self,
+        shape: &Shape,
+        index: u64,
+        within: Range<u64>,
+        wait: Wait,
+    ) -> Result<(bool, u64)> {
+        let sector = shape.grid.sector;
+        let bitmap = shape.bitmap(&*self.journal, index, wait)?;
+        let first = (index - shape.grid.chunk(index).start) * (self.block / sector);
+        let (start, end) = (
+            first + within.start / sector,
+            first + within.end.div_ceil(sector),
+        );
+        let word = |bit: u64| {
+            let host = bitmap + bit / 64 * 8;
+            let word = self.bitmaps.get(&*self.journal, host, wait)?;
+            Ok::<_, Error>(word >> (bit % 64))
+        };
+        let here = word(start)? & 1 == 1;
+        let mut bit = start;
+        while bit < end {
+            let rest = word(bit)?;
+            let same = if here {
+                rest.trailing_ones()
+            } else {
+                rest.trailing_zeros()
+            };
+            let left = 64 - bit % 64;
+            bit += u64::from(same).min(left);
+            if u64::from(same) < left {
+                break;
+            }
+        }
+        let end = (bit.min(end) - first) * sector;
+        Ok((here, end.min(within.end)))
+    }
+
+    /// A run of a partially present block.
+    fn partial(
+        &self,
+        shape: &Shape,
+        index: u64,
+        data: u64,
+        range: &Range<u64>,
+        wait: Wait,
+    ) -> Result<Run<'_>> {
+        let start = index * self.block;
+        let within = range.start - start..(range.end - start).min(self.block);
+        let (here, end) = self.sectors(shape, index, within.clone(), wait)?;
+        let len = end - within.start;
+        Ok(match here {
+            // All of it moves with the first change: sectors are given space as a whole block.
+            true => self.in_file(data + within.start, len, false),
+            false => Run {
+                len,
+                source: Source::Below,
+            },
+        })
+    }
+}
+
+/// What the file says of the parent.
+pub(super) fn read_locator(shape: &Shape, storage: &dyn Storage) -> Result<Locator> {
+    match shape.metadata.locator(storage)? {
+        Some(item) => Locator::from_bytes(&item),
+        None => Err(Error::corrupt(
+            "the disk is a differencing one, and its metadata has no parent locator",
+        )),
+    }
+}
+
+impl Image for Vhdx {
+    fn driver(&self) -> &'static Driver {
+        &super::DRIVER
+    }
+
+    fn virtual_size(&self) -> u64 {
+        self.shape.load().metadata.size
+    }
+
+    fn cluster_size(&self) -> Option<u64> {
+        Some(self.block)
+    }
+
+    fn limits(&self) -> Limits {
+        let unit = u32::try_from(self.block).unwrap_or(0);
+        Limits {
+            zero_align: unit,
+            discard_align: unit,
+            ..self.file.limits()
+        }
+    }
+
+    fn caps(&self) -> Caps {
+        Caps {
+            write: self.write,
+            backing: self.has_backing(),
+            ..Caps::STORED
+        }
+    }
+
+    fn storage(&self) -> &dyn Storage {
+        &*self.file
+    }
+
+    fn map(&self, at: u64, len: u64, wait: Wait) -> Result<Run<'_>> {
+        let shape = self.shape.load();
+        let range = at..at + len.min(shape.metadata.size.saturating_sub(at));
+        let index = at / self.block;
+        let block = self.find(&shape, index, wait)?;
+        let source = match block {
+            Block::Present(host) => return Ok(self.stored(&shape, index, host, &range)),
+            Block::Partial(host) => return self.partial(&shape, index, host, &range, wait),
+            Block::Absent => Source::Below,
+            _ => Source::Zero,
+        };
+        let len = self.alike(&shape, index, &range, |_, next| next == block);
+        Ok(Run { len, source })
+    }
+
+    fn store(&self) -> Option<&dyn Store> {
+        Some(self)
+    }
+
+    fn close(&self) -> Result<()> {
+        self.allocator.close(self)?;
+        self.end_session()
+    }
+
+    fn backing(&self) -> Option<Backing> {
+        self.locator.as_ref().map(Locator::backing)
+    }
+
+    fn other_state(&self) -> Option<Uuid> {
+        self.locator.as_ref().and_then(Locator::other_state)
+    }
+
+    fn sector_size(&self) -> Option<u64> {
+        Some(self.shape.load().grid.sector)
+    }
+
+    fn identity(&self) -> Option<Uuid> {
+        Some(self.shape.load().metadata.id)
+    }
+
+    fn keep_state(&self) {
+        self.keeps_state.store(true, Ordering::Relaxed);
+    }
+
+    fn state(&self) -> Option<Uuid> {
+        Some(self.journal.header().data_write)
+    }
+
+    fn is_dirty(&self) -> bool {
+        self.journal.is_dirty()
+    }
+
+    fn details(&self) -> Vec<Detail> {
+        let shape = self.shape.load();
+        let (metadata, header) = (&shape.metadata, self.journal.header());
+        let log = header.log();
+        let mut details = vec![
+            Detail::new("subformat", self.kind()),
+            Detail::new("block-size", self.block),
+            Detail::new("logical-sector-size", metadata.logical),
+            Detail::new("physical-sector-size", metadata.physical),
+            Detail::new("log-size", log.end - log.start),
+            Detail::new("virtual-disk-id", metadata.id.to_string()),
+            Detail::new("file-write-guid", header.file_write.to_string()),
+            Detail::new("data-write-guid", header.data_write.to_string()),
+        ];
+        if let Some(backing) = self.backing() {
+            let state = backing.state.unwrap_or_default();
+            details.push(Detail::new("parent-linkage", state.to_string()));
+        }
+        if let Some(state) = self.other_state() {
+            details.push(Detail::new("parent-linkage2", state.to_string()));
+        }
+        if metadata.unknown() > 0 {
+            details.push(Detail::new("other-metadata-items", metadata.unknown()));
+        }
+        if !self.creator.is_empty() {
+            details.push(Detail::new("creator", self.creator.clone()));
+        }
+        details
+    }
+
+    fn as_check(&self) -> Option<&dyn Check> {
+        Some(self)
+    }
+
+    fn as_relink(&mut self) -> Option<&mut dyn Relink> {
+        Some(self)
+    }
+
+    fn as_compact(&self) -> Option<&dyn Compact> {
+        Some(self)
+    }
+
+    fn as_resize(&self) -> Option<&dyn Resize> {
+        Some(self)
+    }
+
+    fn as_layout(&self) -> Option<&dyn Layout> {
+        self.write.then_some(self)
+    }
+}
+
+impl Vhdx {
+    /// The word that `info` shows.
+    pub(super) fn kind(&self) -> &'static str {
+        match (self.locator.is_some(), self.shape.load().metadata.fixed) {
+            (true, _) => "differencing",
+            (false, true) => "fixed",
+            (false, false) => "dynamic",
+        }
+    }
+}

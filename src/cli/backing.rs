@@ -5,13 +5,12 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use crate::chain::Chain;
 use crate::chain::open::Home;
 use crate::cli::removed::parent;
 use crate::cli::target::look;
 use crate::error::{Error, Result};
 use crate::formats;
-use crate::image::Driver;
+use crate::image::{Driver, Image};
 use crate::image::create::CreateBacking;
 use crate::nbd::uri::is_uri;
 
@@ -45,8 +44,8 @@ pub(super) fn modified(path: &Path) -> std::io::Result<SystemTime> {
 }
 
 /// When an open image was last changed.
-fn last_change(chain: &Chain, path: &Path) -> std::io::Result<SystemTime> {
-    match chain.top().storage().fd() {
+fn last_change(image: &dyn Image, path: &Path) -> std::io::Result<SystemTime> {
+    match image.storage().fd() {
         Some(fd) => File::from(fd.try_clone_to_owned()?).metadata()?.modified(),
         None => modified(path),
     }
@@ -82,25 +81,25 @@ pub(super) fn relative(directory: &Path, path: &Path) -> PathBuf {
     way
 }
 
-/// What the header of an image in `home` says about `chain`, found at `absolute` under the name
-/// `name`.
+/// What the header of an image in the directory `home` says about `image`, found at `absolute` under
+/// the name `name`.
 pub(super) fn describe(
     name: &OsStr,
-    home: &Home,
+    home: &Path,
     absolute: &Path,
-    chain: &Chain,
+    image: &dyn Image,
 ) -> Result<CreateBacking> {
-    let modified = last_change(chain, absolute);
+    let modified = last_change(image, absolute);
     Ok(CreateBacking {
         name: name.to_owned(),
-        relative: relative(home.path(), absolute),
-        format: chain.top().driver().name,
-        identity: chain.top().identity(),
-        state: chain.top().state(),
+        relative: relative(home, absolute),
+        format: image.driver().name,
+        identity: image.identity(),
+        state: image.state(),
         modified: modified.map_err(|e| Error::io("read its time", e).at(absolute))?,
-        virtual_size: chain.virtual_size(),
-        cluster_size: chain.top().cluster_size(),
-        sector_size: chain.top().sector_size(),
+        virtual_size: image.virtual_size(),
+        cluster_size: image.cluster_size(),
+        sector_size: image.sector_size(),
         absolute: absolute.to_owned(),
     })
 }

@@ -308,7 +308,8 @@ fn backing(
         return Ok((backing, files));
     }
     let chain = open_backing(args, home, name, &absolute, wanted.backing_format, globals)?;
-    Ok((describe(name, home, &absolute, &chain)?, chain.files()))
+    let described = describe(name, home.path(), &absolute, chain.top())?;
+    Ok((described, chain.files()))
 }
 
 /// The files of an image below that need not be there: as many as can be learnt.

@@ -1,13 +1,11 @@
 //! `vdtool fork`.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use crate::chain::family::{own, survey};
 use crate::chain::open::{ChainOptions, Follow, References};
 use crate::chain::{self, Chain};
-use crate::cli::backing::{clean, relative};
+use crate::cli::backing::{clean, describe, relative};
 use crate::cli::common::{OpenArgs, parse_driver};
 use crate::cli::create::{creator, format};
 use crate::cli::exit::Exit;
@@ -16,7 +14,6 @@ use crate::cli::target::{Durable, Existing, Target, look};
 use crate::cli::{Globals, interrupt, signal};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::create::{CreateBacking, CreateOptions};
-use crate::image::options::OptionValues;
 use crate::image::{Driver, Image};
 use crate::storage::HostId;
 use crate::storage::open::{Access, Sharing};
@@ -343,22 +340,8 @@ fn taken(path: &Path) -> Error {
 
 /// What the header of an image in the directory `home` says about `image` at the path `absolute`.
 fn named(image: &dyn Image, absolute: &Path, home: &Path) -> Result<CreateBacking> {
-    let modified = match image.storage().path().map(std::fs::metadata) {
-        Some(Ok(found)) => found.modified().ok(),
-        _ => None,
-    };
-    let relative = relative(home, absolute);
-    Ok(CreateBacking {
-        name: relative.clone().into(),
-        relative,
-        format: image.driver().name,
-        identity: image.identity(),
-        state: image.state(),
-        modified: modified.unwrap_or(SystemTime::UNIX_EPOCH),
-        virtual_size: image.virtual_size(),
-        cluster_size: image.cluster_size(),
-        absolute: absolute.to_owned(),
-    })
+    let name = relative(home, absolute);
+    describe(name.as_os_str(), home, absolute, image)
 }
 
 /// Makes an image that has nothing of its own where `target` is written.
@@ -368,8 +351,7 @@ fn empty_over(target: &Target, driver: &'static Driver, backing: CreateBacking) 
     let options = CreateOptions {
         size,
         backing: Some(backing),
-        values: OptionValues::parse(creator.options, driver.name, &[OsString::new(); 0])?,
-        files: Vec::new(),
+        ..CreateOptions::default()
     };
     let options = (creator.settle)(&options)?;
     if options.size != size {

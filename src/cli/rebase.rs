@@ -257,7 +257,7 @@ fn below(args: &Args, top: &Chain, name: &OsStr, globals: &Globals) -> anyhow::R
     args.open.parents.after([top]).give(&mut options);
     let chain = chain::open::open_from(&home, name, &absolute, &options)?;
     refuse_own(top, &chain.files(), &args.file)?;
-    let create = backing::describe(name, &home, &absolute, &chain)?;
+    let create = backing::describe(name, home.path(), &absolute, chain.top())?;
     if args.new_format().is_none() {
         globals.note(&format!(
             "{}: the content decided that its format is {} (-F names it)",

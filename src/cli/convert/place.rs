@@ -512,7 +512,7 @@ fn below(
     let mut options = args.open.plan(format, Access::Read)?;
     rest(args, sources).give(&mut options);
     let chain = chain::open::open_from(&home, name, &absolute, &options)?;
-    let create = backing::describe(name, &home, &absolute, &chain)?;
+    let create = backing::describe(name, home.path(), &absolute, chain.top())?;
     if format.is_none() {
         globals.note(&format!(
             "{}: the content decided that its format is {} (-F names it)",

@@ -81,7 +81,7 @@ fn what_cannot_be_forked_is_refused_and_nothing_is_changed() {
         (&["fork", "disk", "taken"][..], 1, "is there already"),
         (&["fork", "disk", "new", "new"], 1, "named twice"),
         (&["fork", "disk", "new", "taken"], 1, "is there already"),
-        (&["fork", "below.qcow2", "new"], 1, "lies below disk"),
+        (&["fork", "below.qcow2", "new"], 1, "disk (allowed"),
         (&["fork", "absent", "new"], 1, "No such file"),
         (&["fork", "disk", "no/where"], 1, "No such file"),
         (&["fork", ".", "new"], 1, "directory"),

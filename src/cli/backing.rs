@@ -10,8 +10,8 @@ use crate::cli::removed::parent;
 use crate::cli::target::look;
 use crate::error::{Error, Result};
 use crate::formats;
-use crate::image::{Driver, Image};
 use crate::image::create::CreateBacking;
+use crate::image::{Driver, Image};
 use crate::nbd::uri::is_uri;
 
 /// The directory from which a new image at `file` names others.

@@ -1,5 +1,8 @@
 //! `vdtool commit`.
 
+mod children;
+mod figures;
+
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
@@ -23,6 +26,7 @@ EXAMPLES:
   vdtool commit child.qcow2
   vdtool commit -d child.vhd
   vdtool commit -b base.qcow2 grandchild.qcow2
+  vdtool commit -b base.vhd --children top.vhd --remove middle.vhd
 
 NOTES:
   What the image has goes into its backing image, or, with -b, what all images above BASE have, the
@@ -32,6 +36,15 @@ NOTES:
   afterwards and are to be deleted. Of an image that records the state of its backing image, such as
   vdi, the record is brought up to date; where the program is killed before, --parent-changed accept
   reads it, and commit can be run again with it.
+
+  With --children FILE may lie in the middle of a chain. All that it and the images down to BASE have
+  goes into BASE, then each CHILD has BASE below it, and at every moment each CHILD reads as before
+  and is accepted by all checks. In the end FILE and the images between are emptied, in formats that
+  can, and read as FILE did; --remove removes them. Nothing may have any of these images below it but
+  the ones that are named; they are looked for in the directories of FILE and BASE, and images
+  elsewhere cannot be known. Where the program is killed, or the host fails, the same command goes on
+  from there; once all is done it says so, and changes nothing. The identity and the recorded state
+  of BASE stay what they are.
 
 EXIT STATUS:
   0              done
@@ -54,6 +67,16 @@ pub struct Args {
     /// Leave the image as it is instead of emptying it.
     #[arg(short, long)]
     pub drop: bool,
+    /// An image that has FILE below it, and is to have BASE below it instead; repeatable, one for
+    /// each. FILE may then lie in the middle of a chain.
+    #[arg(long, value_name = "CHILD", conflicts_with = "drop")]
+    pub children: Vec<PathBuf>,
+    /// Remove FILE and the images between it and BASE, once all is on stable media.
+    #[arg(long, requires = "children")]
+    pub remove: bool,
+    /// Say what would be moved, and change nothing.
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
     /// How the page cache is used.
     #[arg(short = 't', long, value_enum, value_name = "CACHE")]
     pub cache: Option<CacheMode>,
@@ -73,7 +96,18 @@ pub struct Args {
 /// # Errors
 /// Whatever keeps it from being done.
 pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
+    if !args.children.is_empty() {
+        return children::run(args, globals);
+    }
     let target = find(args)?;
+    if args.dry_run {
+        let options = args
+            .open
+            .plan_cached(args.format, Access::Read, args.cache)?;
+        let chain = chain::open::open(&args.file, &options)?;
+        figures::Figures::of(&chain, target.layer)?.say(globals)?;
+        return Ok(Exit::Done);
+    }
     let empties = !args.drop && args.base.is_none();
     let access = if empties { Access::Write } else { Access::Read };
     let options = args.open.plan_cached(args.format, access, args.cache)?;

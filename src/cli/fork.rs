@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use crate::chain::family::{own, survey};
-use crate::chain::open::{ChainOptions, Follow, References};
+use crate::chain::open::{ChainOptions, Follow};
 use crate::chain::{self, Chain};
 use crate::cli::backing::{clean, describe, relative};
 use crate::cli::common::{OpenArgs, parse_driver};
 use crate::cli::create::{creator, format};
 use crate::cli::exit::Exit;
+use crate::cli::reach::{has_names, refuse_unreachable};
 use crate::cli::removed::parent;
 use crate::cli::target::{Durable, Existing, Target, look};
 use crate::cli::{Globals, interrupt, signal};
@@ -224,30 +225,8 @@ impl<'a> Fork<'a> {
             format: None,
             ..self.options.clone()
         };
-        let backing = chain::open::open(image, &options)?.top().backing();
-        let has_names = backing.is_some_and(|backing| !backing.names.is_empty());
-        let is_near = match has_names {
-            true => below.starts_with(parent(file)),
-            // It is looked for in its own directory.
-            false => parent(below) == parent(file),
-        };
-        let allowed = match &self.options.references {
-            References::Any { .. } if has_names => true,
-            references => references.allowed().iter().any(|path| {
-                let path = clean(path);
-                path == below || (!has_names && path == parent(below))
-            }),
-        };
-        if is_near || allowed {
-            return Ok(());
-        }
-        let text = format!(
-            "{} is not in its directory or below, so that it could not be opened below it \
-             (--allow-ref '{}', which every later command needs as well, allows it)",
-            printable(below),
-            printable(below)
-        );
-        Err(Error::new(ErrorKind::Denied, text).at(file))
+        let has_names = has_names(chain::open::open(image, &options)?.top());
+        refuse_unreachable(has_names, below, file, &self.options.references)
     }
 
     /// What lies below the image, as it is to be named from where that moves; `None`: nothing, or it

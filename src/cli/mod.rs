@@ -37,6 +37,7 @@ pub mod map;
 pub mod measure;
 mod patient;
 pub mod progress;
+mod reach;
 pub mod rebase;
 pub mod removed;
 pub mod resize;

@@ -5,8 +5,8 @@ pub mod raw;
 pub mod refused;
 pub mod vdi;
 pub mod vhd;
-pub mod vmdk;
 pub mod vhdx;
+pub mod vmdk;
 
 use crate::error::{Error, Result};
 use crate::image::Driver;

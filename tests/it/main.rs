@@ -4,6 +4,7 @@ mod ahead;
 mod amend;
 mod bitmap;
 mod check;
+mod coalesce;
 mod compact;
 mod compare;
 mod compress;

@@ -67,6 +67,16 @@ pub struct Member {
     is_named: bool,
 }
 
+impl Member {
+    /// The file that holds its header; `None`: a server has it.
+    pub fn id(&self) -> Option<HostId> {
+        match self.key {
+            Key::Host(id) => Some(id),
+            Key::Uri(_) => None,
+        }
+    }
+}
+
 /// One name that an image has for what lies below it.
 #[derive(Debug)]
 pub struct Name {

@@ -1,0 +1,386 @@
+//! Images taken out of the middle of a chain: what they have goes into one below them, and those
+//! above are linked to that.
+//!
+//! The order is what makes it safe.  While data goes into the base, FILE still hides it, so that the
+//! children read as before; the base keeps the state that the image above it has recorded.  Once the
+//! base is on stable media each child is linked to it by one change of its header: before and after it
+//! reads the same.  Only when no child needs them are the images between emptied or removed, from the
+//! base up, so that what is left of them still reads as FILE did.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use crate::chain::family::{own, survey};
+use crate::chain::open::{ChainOptions, Follow};
+use crate::chain::{self, Chain};
+use crate::cli::backing::{clean, describe, relative};
+use crate::cli::commit::figures::Figures;
+use crate::cli::commit::{Args, depth_of};
+use crate::cli::exit::Exit;
+use crate::cli::reach::{has_names, refuse_unreachable};
+use crate::cli::removed::parent;
+use crate::cli::{Globals, interrupt, progress, signal};
+use crate::copy::{self, default_workers};
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::create::CreateBacking;
+use crate::image::{Driver, Role};
+use crate::storage::open::{Access, Sharing};
+use crate::storage::{HostId, Storage};
+use crate::util::text::printable;
+
+/// One of the images, by what it is and where.
+#[derive(Debug, Clone)]
+struct Node {
+    path: PathBuf,
+    id: Option<HostId>,
+    driver: &'static Driver,
+    /// Further files that it is made of.
+    others: Vec<(PathBuf, Option<HostId>)>,
+}
+
+impl Node {
+    fn of(chain: &Chain, layer: usize) -> Option<Self> {
+        let image = chain.layers().get(layer)?;
+        let place = |storage: &dyn Storage| Some((clean(storage.path()?), storage.host_id()));
+        let (path, id) = place(image.storage())?;
+        let parts = image
+            .parts()
+            .into_iter()
+            .filter(|part| part.role == Role::Data);
+        Some(Self {
+            path,
+            id,
+            driver: image.driver(),
+            others: parts.filter_map(|part| place(part.storage)).collect(),
+        })
+    }
+
+    /// Removes it, the file that names the others last.
+    fn remove(&self) -> Result<()> {
+        for (path, id) in self.others.iter().chain([&(self.path.clone(), self.id)]) {
+            let failed = |e| Error::io("remove", e).at(path);
+            if HostId::named(path) != *id {
+                return Err(Error::new(ErrorKind::Io, "was replaced meanwhile").at(path));
+            }
+            std::fs::remove_file(path).map_err(failed)?;
+            let directory = File::open(parent(path));
+            directory.and_then(|d| d.sync_all()).map_err(failed)?;
+        }
+        Ok(())
+    }
+}
+
+/// What there is to do.
+struct Plan<'a> {
+    args: &'a Args,
+    /// For looking, without locks.
+    look: ChainOptions,
+    /// FILE and the images between it and the base, top first, as far as they are there.
+    layers: Vec<Node>,
+    base: Node,
+    /// The children that have FILE below them.
+    waiting: Vec<Node>,
+    /// Those that have the base below them.
+    linked: Vec<Node>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Whatever keeps it from being done.
+pub(super) fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
+    signal::catch()?;
+    let plan = Plan::new(args)?;
+    plan.refuse_others()?;
+    if args.dry_run {
+        plan.say(globals)?;
+        return Ok(Exit::Done);
+    }
+    let mut done = false;
+    if !plan.waiting.is_empty() {
+        plan.merge(globals)?;
+        done = true;
+    }
+    done |= match args.remove {
+        true => plan.remove()?,
+        false => plan.empty(globals)?,
+    };
+    globals.note("images that have these below them and lie in other directories are not known");
+    globals.say(match done {
+        true => "Image committed.",
+        false => "Nothing is left to do.",
+    })?;
+    Ok(Exit::Done)
+}
+
+impl<'a> Plan<'a> {
+    fn new(args: &'a Args) -> anyhow::Result<Self> {
+        let mut look = args
+            .open
+            .plan_cached(args.format, Access::Read, args.cache)?;
+        look.storage.sharing = Sharing::Force;
+        let children = args.children.iter().map(|child| Child::open(child, &look));
+        let children = children.collect::<Result<Vec<_>>>()?;
+        let (layers, base) = find(args, &look, &children)?;
+        let mut plan = Self {
+            args,
+            look,
+            layers,
+            base,
+            waiting: Vec::new(),
+            linked: Vec::new(),
+        };
+        for child in children {
+            plan.add(child)?;
+        }
+        Ok(plan)
+    }
+
+    fn add(&mut self, child: Child) -> Result<()> {
+        let Child { node, below } = child;
+        let is = |other: Option<&Node>| other.is_some_and(|other| below.id == other.id);
+        let known = self
+            .waiting
+            .iter()
+            .chain(&self.linked)
+            .any(|n| n.id == node.id);
+        match (is(self.layers.first()), is(Some(&self.base)), known) {
+            (_, _, true) => {}
+            (true, ..) => self.waiting.push(node),
+            (_, true, _) => self.linked.push(node),
+            _ => {
+                let text = format!(
+                    "has {} below it (allowed as a child: an image that has {} below it)",
+                    printable(&below.path),
+                    printable(&self.args.file)
+                );
+                return Err(Error::invalid(text).at(&node.path));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses to leave an image over another disk than it was made over.
+    fn refuse_others(&self) -> Result<()> {
+        let nodes = || self.layers.iter().chain([&self.base]);
+        let mut places: Vec<PathBuf> = nodes().map(|n| parent(&n.path).to_owned()).collect();
+        places.sort();
+        places.dedup();
+        let family = survey(&places, &self.look, &interrupt::check)?;
+        let known = nodes().chain(&self.waiting).chain(&self.linked);
+        let known: Vec<Option<HostId>> = known.map(|n| n.id).collect();
+        for node in nodes() {
+            let Some(id) = node.id else {
+                continue;
+            };
+            let mut above = family.above(id).into_iter();
+            if let Some(other) = above.find(|member| !known.contains(&member.id())) {
+                let text = format!(
+                    "lies below {} too, which would read otherwise (--children names images that have \
+                     FILE below them; allowed: no others)",
+                    printable(other.info.path.as_deref().unwrap_or(Path::new("")))
+                );
+                return Err(Error::invalid(text).at(&node.path));
+            }
+        }
+        Ok(())
+    }
+
+    fn say(&self, globals: &Globals) -> anyhow::Result<()> {
+        if self.waiting.is_empty() {
+            return globals.say("All children are linked already.");
+        }
+        let chain = chain::open::open(&self.args.file, &self.look)?;
+        Figures::of(&chain, self.layers.len())?.say(globals)
+    }
+
+    /// Moves all data into the base, and links the children to it.
+    fn merge(&self, globals: &Globals) -> anyhow::Result<()> {
+        let args = self.args;
+        let mut options = args
+            .open
+            .plan_cached(args.format, Access::Read, args.cache)?;
+        // Whoever has one of them open keeps it, before anything is moved.
+        let mut children = Vec::new();
+        for child in &self.waiting {
+            let chain = self.for_writing(child)?;
+            let below = has_names(chain.top());
+            refuse_unreachable(below, &self.base.path, &child.path, &options.references)?;
+            children.push(chain);
+        }
+        for layer in &self.layers {
+            drop(self.for_writing(layer)?);
+        }
+        options.storage.access = Access::Read;
+        let full = chain::open::open(&args.file, &options)?;
+        let mut files = full.files().into_iter();
+        let target = files.find(|f| f.layer == self.layers.len() && f.role == Role::Header);
+        let target = target.filter(|target| target.id == self.base.id);
+        let target =
+            target.ok_or_else(|| Error::invalid("has changed meanwhile").at(&args.file))?;
+        drop(full);
+        let (upper, base) = chain::open::open_in_two(&args.file, &options, &target)?;
+        // The image above it has recorded that.
+        base.top().keep_state();
+        let bar = progress::start("commit", upper.virtual_size(), &args.progress, globals);
+        let moved = copy::commit(&upper, &base, default_workers(), &bar);
+        let closed = base.close();
+        moved?;
+        closed?;
+        bar.finish();
+        let backings = self.waiting.iter().map(|child| self.backing(&base, child));
+        let backings = backings.collect::<Result<Vec<_>>>()?;
+        drop((upper, base));
+        for ((child, backing), mut chain) in self.waiting.iter().zip(backings).zip(children) {
+            link(&mut chain, &backing).map_err(|e| e.at(&child.path))?;
+        }
+        Ok(())
+    }
+
+    /// What a child's header is to say of the base.
+    fn backing(&self, base: &Chain, child: &Node) -> Result<CreateBacking> {
+        let home = parent(&child.path);
+        let name = relative(home, &self.base.path);
+        describe(name.as_os_str(), home, &self.base.path, base.top())
+    }
+
+    /// Opens one image, and nothing below it; it must be the one that was looked at.
+    fn for_writing(&self, node: &Node) -> Result<Chain> {
+        let mut options = ChainOptions {
+            format: Some(node.driver),
+            follow: Follow::Layers(1),
+            ..self.look.clone()
+        };
+        options.storage.access = Access::Write;
+        options.storage.sharing = Sharing::Locked;
+        let chain = chain::open::open(&node.path, &options)?;
+        match chain.top().storage().host_id() == node.id {
+            true => Ok(chain),
+            false => Err(Error::new(ErrorKind::Io, "was replaced meanwhile").at(&node.path)),
+        }
+    }
+
+    /// Removes FILE and what lies between it and the base, the lowest first; whether there was any.
+    fn remove(&self) -> Result<bool> {
+        for node in self.layers.iter().rev() {
+            interrupt::check()?;
+            node.remove()?;
+        }
+        Ok(!self.layers.is_empty())
+    }
+
+    /// Empties them in the same order; whether any had something.
+    fn empty(&self, globals: &Globals) -> Result<bool> {
+        let mut done = false;
+        for node in self.layers.iter().rev() {
+            interrupt::check()?;
+            let mut chain = self.for_writing(node)?;
+            if own(chain.top())? == 0 {
+                continue;
+            }
+            chain.top().keep_state();
+            let emptied = match chain.top_mut().as_empty() {
+                Some(image) => image.empty(),
+                None => Err(Error::unsupported("the format cannot")),
+            };
+            match emptied {
+                Err(e) if e.kind() == ErrorKind::Unsupported => globals.note(&format!(
+                    "{}: is not emptied ({}, format '{}'); what it has is in the base too",
+                    printable(&node.path),
+                    e.message(),
+                    node.driver.name
+                )),
+                emptied => {
+                    emptied.map_err(|e| e.at(&node.path))?;
+                    done = true;
+                }
+            }
+            chain.close()?;
+        }
+        Ok(done)
+    }
+}
+
+/// Has an image lie over another, over which it reads the same.
+fn link(chain: &mut Chain, backing: &CreateBacking) -> Result<()> {
+    chain.top().keep_state();
+    let name = chain.top().driver().name;
+    let relink = chain.top_mut().as_relink().ok_or_else(|| {
+        let text = format!("images of format '{name}' cannot be given another backing image");
+        Error::unsupported(text)
+    })?;
+    relink.relink(Some(backing))?;
+    chain.close()
+}
+
+/// An image above, and what lies right below it.
+struct Child {
+    node: Node,
+    below: Node,
+}
+
+impl Child {
+    fn open(path: &Path, look: &ChainOptions) -> Result<Self> {
+        let options = ChainOptions {
+            format: None,
+            follow: Follow::Layers(2),
+            parents: Vec::new(),
+            ..look.clone()
+        };
+        let chain = chain::open::open(path, &options)?;
+        let nodes = Node::of(&chain, 0).zip(Node::of(&chain, 1));
+        let (node, below) =
+            nodes.ok_or_else(|| Error::invalid("has no image below it").at(path))?;
+        Ok(Self { node, below })
+    }
+}
+
+/// FILE and the images between it and the base, and the base: as the chain has them, or where a run
+/// that was killed has removed some, what is left of it, and what all children have below them.
+fn find(args: &Args, look: &ChainOptions, children: &[Child]) -> Result<(Vec<Node>, Node)> {
+    let refused = match chain::open::open(&args.file, look) {
+        Ok(chain) => {
+            let depth = match &args.base {
+                None => 1,
+                Some(base) => depth_of(&chain, base, &args.file)?,
+            };
+            let layers = (0..depth).filter_map(|layer| Node::of(&chain, layer));
+            let layers: Vec<Node> = layers.collect();
+            return match Node::of(&chain, depth) {
+                Some(base) if layers.len() == depth => Ok((layers, base)),
+                _ => Err(Error::invalid("has no backing file to commit into").at(&args.file)),
+            };
+        }
+        Err(e) if e.kind() == ErrorKind::NotFound => e,
+        Err(e) => return Err(e),
+    };
+    let Some(base) = children.first().map(|child| &child.below) else {
+        return Err(refused);
+    };
+    let named = args.base.as_deref().map(Path::new);
+    let is_named = |name: &Path| {
+        let beside = parent(&args.file).join(name);
+        HostId::named(name) == base.id || HostId::named(beside) == base.id
+    };
+    let agree = children.iter().all(|child| child.below.id == base.id);
+    if !agree || !named.is_none_or(is_named) || HostId::named(&args.file) == base.id {
+        return Err(refused);
+    }
+    Ok((left(&args.file, look, base), base.clone()))
+}
+
+/// What is left of the images from FILE down to the base.
+fn left(file: &Path, look: &ChainOptions, base: &Node) -> Vec<Node> {
+    let mut layers = Vec::new();
+    loop {
+        let options = ChainOptions {
+            follow: Follow::Layers(layers.len() + 1),
+            ..look.clone()
+        };
+        let opened = chain::open::open(file, &options);
+        match opened.ok().and_then(|chain| Node::of(&chain, layers.len())) {
+            Some(node) if node.id != base.id => layers.push(node),
+            _ => return layers,
+        }
+    }
+}

@@ -57,3 +57,4 @@ mod ublk;
 mod util;
 mod vdi;
 mod vhd;
+mod vmdk;

@@ -60,3 +60,4 @@ mod ublk;
 mod util;
 mod vdi;
 mod vhd;
+mod vmdk;

@@ -204,13 +204,15 @@ fn reads_right(row: &Row) {
 }
 
 #[test]
-fn vhds_and_vdis_by_other_producers_read_as_listed() {
+fn vhds_vhdxs_and_vdis_by_other_producers_read_as_listed() {
     let Some(corpus) = corpus() else { return };
     let rows = rows(&corpus);
-    for (format, least) in [("vhd", 15), ("vdi", 3)] {
+    for (format, least) in [("vhd", 15), ("vhdx", 5), ("vdi", 3)] {
         let right: Vec<&Row> = rows
             .iter()
-            .filter(|r| r.format == format && ["valid", "damaged"].contains(&&*r.class))
+            .filter(|r| {
+                r.format == format && ["valid", "damaged", "dirty-log"].contains(&&*r.class)
+            })
             .collect();
         assert!(right.len() >= least, "the list has {} of them", right.len());
         right.into_iter().for_each(reads_right);
@@ -218,12 +220,14 @@ fn vhds_and_vdis_by_other_producers_read_as_listed() {
 }
 
 #[test]
-fn vhds_that_are_malformed_or_truncated_are_refused() {
+fn vhds_and_vhdxs_that_are_malformed_or_truncated_are_refused() {
     let Some(corpus) = corpus() else { return };
     let rows = rows(&corpus);
-    let bad = |r: &&Row| r.format == "vhd" && ["malformed", "truncated"].contains(&&*r.class);
+    let formats = ["vhd", "vhdx"];
+    let bad =
+        |r: &&Row| formats.contains(&&*r.format) && ["malformed", "truncated"].contains(&&*r.class);
     let bad: Vec<&Row> = rows.iter().filter(bad).collect();
-    assert!(bad.len() >= 2, "the list has {} of them", bad.len());
+    assert!(bad.len() >= 3, "the list has {} of them", bad.len());
     for row in bad {
         let directory = scratch();
         let path = image(row, directory.path());
@@ -265,10 +269,11 @@ fn no_image_by_another_producer_makes_a_probe_or_a_read_panic() {
 
 /// What we write into images by others stays, and nothing else changes.
 #[test]
-fn vhds_and_vdis_by_other_producers_can_be_written() {
+fn vhds_vhdxs_and_vdis_by_other_producers_can_be_written() {
     let Some(corpus) = corpus() else { return };
     for row in rows(&corpus) {
-        if !["vhd", "vdi"].contains(&&*row.format) || row.class != "valid" {
+        let is_one = ["vhd", "vhdx", "vdi"].contains(&&*row.format);
+        if !is_one || !["valid", "dirty-log"].contains(&&*row.class) {
             continue;
         }
         let directory = scratch();

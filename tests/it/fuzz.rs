@@ -47,6 +47,7 @@ fn samples() -> Vec<Vec<u8>> {
         ("vhd", "block_size=4k"),
         ("vhd", "subformat=fixed"),
         ("vdi", "block_size=4k"),
+        ("vhdx", "block_size=1M"),
     ];
     let mut samples = Vec::new();
     for (format, options) in specs {

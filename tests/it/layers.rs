@@ -137,11 +137,11 @@ impl Disk {
             relative,
             format: below.driver.name,
             identity: image.identity(),
-            state: None,
+            state: image.state(),
             modified: SystemTime::now(),
             virtual_size: image.virtual_size(),
             cluster_size: None,
-            sector_size: None,
+            sector_size: image.sector_size(),
         })
     }
 

@@ -57,3 +57,7 @@ mod ublk;
 mod util;
 mod vdi;
 mod vhd;
+mod vhdx_made;
+mod vhdx_read;
+mod vhdx_walk;
+mod vhdx_write;

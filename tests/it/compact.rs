@@ -160,7 +160,7 @@ fn stored_zeroes_stay_where_they_are_not_looked_for() {
 
 #[test]
 fn a_child_is_packed_and_shows_nothing_of_its_parent() {
-    for format in ["vhd", "vdi", "qcow2"] {
+    for format in ["vhd", "vhdx", "vdi", "qcow2"] {
         let dir = scratch();
         let dir = dir.path();
         let create = ["create", "-q", "-f", format];

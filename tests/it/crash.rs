@@ -614,6 +614,36 @@ fn vdi(options: &'static str, size: u64) -> LayerSpec {
     }
 }
 
+fn vhdx(options: &'static str, size: u64) -> LayerSpec {
+    LayerSpec {
+        format: "vhdx",
+        ..vhd(options, size)
+    }
+}
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn a_vhdx_survives_kills_and_power_cuts() {
+    let small = [vhdx("block_size=1M", 2 * MIB + 8 * 512)];
+    sessions("vhdx", &small, Also::Nothing);
+    let child = [vhdx("block_size=1M", 2 * MIB), small[0]];
+    sessions("vhdx over vhdx", &child, Also::Nothing);
+    sessions_on(Place::Device(16 << 20), "vhdx", &small, Also::Nothing);
+}
+
+#[test]
+fn a_vhdx_that_is_resized_survives_kills_and_power_cuts() {
+    for options in ["block_size=1M", "block_size=1M,subformat=fixed"] {
+        sessions(options, &[vhdx(options, MIB + 130 * 512)], Also::Resizing);
+    }
+    let child = [
+        vhdx("block_size=1M", MIB + 130 * 512),
+        vhdx("block_size=1M", 2 * MIB),
+    ];
+    sessions("vhdx over vhdx", &child, Also::Resizing);
+}
+
 #[test]
 fn a_vdi_survives_kills_and_power_cuts() {
     sessions("vdi 4k", &[vdi("block_size=4k", 130 * 512)], Also::Nothing);
@@ -842,6 +872,7 @@ fn a_full_disk_loses_nothing_that_was_acknowledged() {
         ("child", &child[..]),
         ("vdi", &vdis[1..]),
         ("vdi over vdi", &vdis[..]),
+        ("vhdx", &[vhdx("block_size=1M", 3 * MIB)][..]),
     ] {
         with_faults(name, specs, Op::Change, libc::ENOSPC);
     }
@@ -859,6 +890,7 @@ fn a_host_that_fails_to_sync_loses_nothing_that_it_has() {
         ("dynamic", &dynamic[..]),
         ("child", &child[..]),
         ("vdi over vdi", &vdis[..]),
+        ("vhdx", &[vhdx("block_size=1M", 3 * MIB)][..]),
     ] {
         with_faults(name, specs, Op::Sync, libc::EIO);
     }

@@ -48,6 +48,7 @@ fn samples() -> Vec<Vec<u8>> {
         ("vhd", "subformat=fixed"),
         ("vdi", "block_size=4k"),
         ("vmdk", "grain_size=4k,zeroed_grain=on"),
+        ("vhdx", "block_size=1M"),
     ];
     let mut samples = Vec::new();
     for (format, options) in specs {

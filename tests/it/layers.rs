@@ -137,12 +137,12 @@ impl Disk {
             relative,
             format: below.driver.name,
             identity: image.identity(),
-            // A VMDK names its parent by that alone.
-            state: image.state().filter(|_| below.driver.name == "vmdk"),
+            // A VMDK names its parent by that alone, a VHDX by that of its data.
+            state: image.state().filter(|_| ["vmdk", "vhdx"].contains(&below.driver.name)),
             modified: SystemTime::now(),
             virtual_size: image.virtual_size(),
             cluster_size: None,
-            sector_size: None,
+            sector_size: image.sector_size(),
         })
     }
 

@@ -61,3 +61,7 @@ mod util;
 mod vdi;
 mod vhd;
 mod vmdk;
+mod vhdx_made;
+mod vhdx_read;
+mod vhdx_walk;
+mod vhdx_write;

@@ -102,6 +102,7 @@ fn shapes() -> Vec<Shape> {
         memory("vhd 4k", &[("vhd", "block_size=4k")], false),
         memory("vhd 64k", &[("vhd", "block_size=64k")], false),
         memory("vdi 64k", &[("vdi", "block_size=64k")], false),
+        memory("vhdx", &[("vhdx", "block_size=1M")], false),
         memory(
             "vdi over vdi",
             &[("vdi", "block_size=16k"), ("vdi", "block_size=4k")],

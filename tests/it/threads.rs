@@ -73,6 +73,24 @@ fn shapes() -> Vec<(&'static str, Place, Vec<LayerSpec>)> {
             }],
         ),
         (
+            "vhdx",
+            Place::Memory,
+            vec![LayerSpec {
+                format: "vhdx",
+                ..vhd("block_size=1M", 3 << 20)
+            }],
+        ),
+        (
+            "vhdx over vhdx",
+            Place::Memory,
+            ["block_size=1M", "block_size=2M"]
+                .map(|options| LayerSpec {
+                    format: "vhdx",
+                    ..vhd(options, 3 << 20)
+                })
+                .to_vec(),
+        ),
+        (
             "dynamic on a device",
             Place::Device(64 << 20),
             vec![vhd("block_size=16k", size)],

@@ -160,6 +160,14 @@ impl Error {
         &self.0.message
     }
 
+    /// What is wrong and why, without the path.
+    pub fn with_cause(&self) -> String {
+        match &self.0.source {
+            Some(cause) => format!("{}: {cause}", self.0.message),
+            None => self.0.message.clone(),
+        }
+    }
+
     /// The errno a client of a served disk gets.
     pub fn errno(&self) -> i32 {
         if let Some(code) = self.0.source.as_ref().and_then(io::Error::raw_os_error) {

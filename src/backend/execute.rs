@@ -12,8 +12,8 @@ use crate::util::buf::is_zero;
 
 /// Runs one request to its end.
 ///
-/// A flush that fails as a part of another request is noted in `lost`: that request may be made
-/// again, and what was written before it must not pass for durable at the next flush.
+/// Where an image was given up a sync of which had failed, `lost` says so until a flush has told of it:
+/// what was written before must not pass for durable.
 pub(super) fn run(
     chain: &Chain,
     request: &mut Request<'_>,
@@ -67,13 +67,14 @@ pub(super) fn run(
         }
     };
     match fua || settings.durability == Durability::EveryWrite {
-        true => flush(chain, settings).inspect_err(|_| lost.store(true, Ordering::SeqCst)),
+        true => flush(chain, settings),
         false => Ok(()),
     }
 }
 
 fn was_lost(chain: &Chain) -> Error {
-    let text = "an earlier flush failed: what was written before it may be lost";
+    let text =
+        "an earlier sync failed: what was written before the image was opened anew may be lost";
     Error::new(ErrorKind::Io, text).at_opt(chain.top().storage().path())
 }
 

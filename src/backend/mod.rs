@@ -188,7 +188,7 @@ pub struct Backend {
     /// Where blocking requests that have to wait for a limit stand in line.
     line: [Mutex<()>; 2],
     made: Instant,
-    /// A flush failed that no flush of a client was told of.
+    /// An image was given up a sync of which had failed, and no flush has told of it since.
     lost: AtomicBool,
     /// Held while the image, or its size, is changed.
     changing: Mutex<()>,
@@ -486,8 +486,7 @@ impl Backend {
         match action {
             Action::Report => Verdict::Answer(Err(error)),
             Action::Ignore => Verdict::Answer(Ok(())),
-            // What a failed flush was to make durable may be lost: one that is made again would
-            // succeed, and say that it is not.
+            // It fails again for as long as the image is open.
             Action::Stop if kind == Kind::Flush => Verdict::Answer(Err(error)),
             Action::Stop => Verdict::Hold,
         }

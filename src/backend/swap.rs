@@ -1,6 +1,7 @@
 //! Changing what requests go to: another image, another size; and the end.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::backend::gate::{ABSENT, BUSY, CLOSED};
@@ -75,11 +76,12 @@ impl Backend {
     /// and requests go to the new one from then on.  Tell the server where the size differs.
     ///
     /// # Errors
-    /// Those of flushing and closing the old image, which then stays in use.
+    /// Those of flushing and closing the old image, which then stays in use; one that has failed to
+    /// sync before is given up as it is, and the next flush tells of that.
     pub fn change(&self, next: Medium) -> Result<()> {
         self.exclusive(|| {
             if self.gate.flags() & ABSENT == 0 {
-                self.chain().close()?;
+                self.give_up()?;
             }
             self.install(next);
             self.gate.clear(ABSENT);
@@ -91,13 +93,13 @@ impl Backend {
     /// old one's locks.
     ///
     /// # Errors
-    /// Those of flushing and closing, and then the old image stays in use; `Locked` where somebody
+    /// As [`Backend::change`] for the old image; `Locked` where somebody
     /// does not let go of it, and those of `open`: then there is no image, and requests are held
     /// until a change to one succeeds.
     pub fn reopen(&self, open: impl FnOnce() -> Result<Medium>) -> Result<()> {
         self.exclusive(|| {
             if self.gate.flags() & ABSENT == 0 {
-                self.chain().close()?;
+                self.give_up()?;
                 self.gate.set(ABSENT);
                 let old = self.chain();
                 self.install(nothing(&old)?.into());
@@ -107,6 +109,18 @@ impl Backend {
             self.gate.clear(ABSENT);
             Ok(())
         })?
+    }
+
+    /// Closes the image before it goes.
+    fn give_up(&self) -> Result<()> {
+        let chain = self.chain();
+        match chain.sound() {
+            Ok(()) => chain.close(),
+            Err(_) => {
+                self.lost.store(true, Ordering::SeqCst);
+                Ok(())
+            }
+        }
     }
 
     /// Ends the use of the disk: further requests are refused, those under way end, the image is

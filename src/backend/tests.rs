@@ -432,8 +432,11 @@ fn a_request_that_meets_a_bug_fails_alone() {
         fn set_len(&self, len: u64) -> Result<()> {
             self.0.set_len(len)
         }
-        fn sync(&self) -> Result<()> {
-            self.0.sync()
+        fn sync_now(&self) -> Result<()> {
+            self.0.sync_now()
+        }
+        fn syncs(&self) -> &crate::storage::syncs::Syncs {
+            self.0.syncs()
         }
         fn reserve(&self, host: std::ops::Range<u64>) -> Result<()> {
             self.0.reserve(host)
@@ -570,12 +573,18 @@ fn a_flush_that_failed_is_told_of_and_never_made_again_in_silence() {
     };
     let (backend, storage) = recorded(&[0; 4096], settings);
     storage.inject(fault(Op::Sync, libc::EIO));
-    let error = backend.submit(QUEUE, Request::Flush);
-    assert_eq!(error.expect_err("is told").errno(), libc::EIO);
-    assert_eq!(backend.run_state(), RunState::Stopped);
-    backend.resume();
-    // A write with FUA is made again, and the next flush says what was lost.
-    storage.inject(fault(Op::Sync, libc::EIO));
+    let fails = || {
+        let error = backend.submit(QUEUE, Request::Flush);
+        assert_eq!(error.expect_err("is told").errno(), libc::EIO);
+        assert_eq!(backend.run_state(), RunState::Stopped);
+        backend.resume();
+    };
+    fails();
+    storage.heal();
+    // Until it is opened anew.
+    fails();
+    backend.flush().expect_err("for its owner too");
+    // A write with FUA is held until then.
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
             let request = Request::Write {
@@ -588,14 +597,39 @@ fn a_flush_that_failed_is_told_of_and_never_made_again_in_silence() {
         while backend.run_state() != RunState::Stopped {
             std::thread::yield_now();
         }
-        storage.heal();
+        let anew = || {
+            storage.open_anew();
+            Ok(chain(Arc::clone(&storage), Access::Write).into())
+        };
+        backend
+            .reopen(anew)
+            .expect("the old one is given up as it is");
         backend.resume();
         writer.join().expect("ends").expect("is made again");
     });
+    // What was written before may be lost all the same.
     let error = backend.submit(QUEUE, Request::Flush).expect_err("is told");
     assert!(error.message().contains("lost"), "{error}");
     backend.resume();
     backend.submit(QUEUE, Request::Flush).expect("but once");
+    backend.finish().expect("closes");
+}
+
+#[test]
+fn a_sync_that_failed_fails_all_that_is_to_be_durable() {
+    let (backend, storage) = recorded(&[0; 4096], Settings::default());
+    storage.inject(fault(Op::Sync, libc::EIO));
+    let errno = |done: Result<()>| done.expect_err("is not durable").errno();
+    assert_eq!(errno(backend.submit(QUEUE, Request::Flush)), libc::EIO);
+    storage.heal();
+    assert_eq!(errno(backend.submit(QUEUE, Request::Flush)), libc::EIO);
+    let write = |fua| {
+        let buf = &[1; 512];
+        backend.submit(QUEUE, Request::Write { at: 0, buf, fua })
+    };
+    assert_eq!(errno(write(true)), libc::EIO);
+    write(false).expect("need not be");
+    assert_eq!(errno(backend.finish()), libc::EIO);
 }
 
 #[test]

@@ -128,10 +128,19 @@ impl Chain {
         self.top().flush()
     }
 
+    /// Refuses a disk a file of which failed to sync: what was written to it may be lost.
+    ///
+    /// # Errors
+    /// `Io`, which names the file.
+    pub fn sound(&self) -> Result<()> {
+        let mut parts = self.layers.iter().flat_map(|layer| layer.parts());
+        parts.try_for_each(|part| part.storage.syncs().sound(part.storage.path()))
+    }
+
     /// Leaves the top layer's file as a clean close leaves it.  Does nothing on a read-only chain.
     ///
     /// # Errors
-    /// The host's.
+    /// The host's; where a sync has failed, the file is left as by a kill.
     pub fn close(&self) -> Result<()> {
         if self.top().caps().write {
             self.top().close()

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::cli::signal;
 use crate::copy::progress::Progress;
 use crate::error::{Error, ErrorKind, Result};
+use crate::storage::syncs::Syncs;
 use crate::storage::{HostId, HostRun, Limits, Storage, Zeroing};
 use crate::util::align::len64;
 
@@ -104,8 +105,12 @@ impl Storage for Interruptible {
         self.storage.set_len(len)
     }
 
-    fn sync(&self) -> Result<()> {
-        self.storage.sync()
+    fn sync_now(&self) -> Result<()> {
+        self.storage.sync_now()
+    }
+
+    fn syncs(&self) -> &Syncs {
+        self.storage.syncs()
     }
 
     fn write_back(&self, host: Range<u64>) {

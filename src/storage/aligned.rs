@@ -13,6 +13,7 @@ use parking_lot::{Condvar, Mutex};
 use rustix::fs::{AtFlags, OFlags, StatxFlags, fcntl_getfl, fcntl_setfl, statx};
 
 use crate::error::{Error, Result};
+use crate::storage::syncs::Syncs;
 use crate::storage::{HostId, HostRun, Limits, Storage, Zeroing};
 use crate::util::align::{clamp_len, down, is_aligned, len64, up};
 use crate::util::buf::AlignedBuf;
@@ -238,8 +239,12 @@ impl<S: Storage> Storage for AlignedStorage<S> {
         self.inner.set_len(len)
     }
 
-    fn sync(&self) -> Result<()> {
-        self.inner.sync()
+    fn sync_now(&self) -> Result<()> {
+        self.inner.sync_now()
+    }
+
+    fn syncs(&self) -> &Syncs {
+        self.inner.syncs()
     }
 
     fn reserve(&self, host: Range<u64>) -> Result<()> {

@@ -17,6 +17,7 @@ use crate::storage::file::MAPPED_READ;
 use crate::storage::mmap::Mapping;
 use crate::storage::open::{Access, Caching, Flushing};
 use crate::storage::positioned::Positioned;
+use crate::storage::syncs::Syncs;
 use crate::storage::{HostId, HostRun, Limits, Storage, Zeroing, zero_or_write};
 use crate::util::align::len64;
 use crate::util::range;
@@ -256,8 +257,12 @@ impl Storage for DeviceStorage {
         .at(&self.host.path))
     }
 
-    fn sync(&self) -> Result<()> {
+    fn sync_now(&self) -> Result<()> {
         self.host.sync()
+    }
+
+    fn syncs(&self) -> &Syncs {
+        &self.host.syncs
     }
 
     fn reserve(&self, host: Range<u64>) -> Result<()> {

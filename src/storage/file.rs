@@ -17,6 +17,7 @@ use crate::storage::known::{Found, Known, Next};
 use crate::storage::mmap::Mapping;
 use crate::storage::open::{Caching, Flushing};
 use crate::storage::positioned::Positioned;
+use crate::storage::syncs::Syncs;
 use crate::storage::{HostId, HostRun, Limits, Storage, Zeroing};
 use crate::util::align::len64;
 
@@ -256,8 +257,12 @@ impl Storage for FileStorage {
         Ok(())
     }
 
-    fn sync(&self) -> Result<()> {
+    fn sync_now(&self) -> Result<()> {
         self.host.sync()
+    }
+
+    fn syncs(&self) -> &Syncs {
+        &self.host.syncs
     }
 
     fn write_back(&self, host: Range<u64>) {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::Result;
+use crate::storage::syncs::Syncs;
 use crate::storage::{HostId, HostRun, Limits, Storage, Zeroing};
 use crate::util::align::len64;
 
@@ -142,8 +143,12 @@ impl Storage for Watched {
         self.inner.set_len(len)
     }
 
-    fn sync(&self) -> Result<()> {
-        self.inner.sync()
+    fn sync_now(&self) -> Result<()> {
+        self.inner.sync_now()
+    }
+
+    fn syncs(&self) -> &Syncs {
+        self.inner.syncs()
     }
 
     fn write_back(&self, host: Range<u64>) {

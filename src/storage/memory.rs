@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::storage::syncs::Syncs;
 use crate::storage::{HostId, HostRun, Limits, Storage, Zeroing};
 use crate::util::align::{clamp_len, down, len64};
 use crate::util::buf::is_zero;
@@ -73,6 +74,7 @@ struct Inner {
 #[derive(Debug, Default)]
 pub struct MemoryStorage {
     inner: Mutex<Inner>,
+    syncs: Syncs,
     path: Option<PathBuf>,
     fixed: bool,
 }
@@ -149,6 +151,11 @@ impl MemoryStorage {
     /// Removes all faults.
     pub fn heal(&self) {
         self.inner.lock().faults.clear();
+    }
+
+    /// It is opened anew: no sync of it has failed.
+    pub fn open_anew(&self) {
+        self.syncs.open_anew();
     }
 
     /// Makes a recorded change, as a replay does.
@@ -350,7 +357,11 @@ impl Storage for MemoryStorage {
         Ok(())
     }
 
-    fn sync(&self) -> Result<()> {
+    fn syncs(&self) -> &Syncs {
+        &self.syncs
+    }
+
+    fn sync_now(&self) -> Result<()> {
         let mut inner = self.inner.lock();
         inner.call(Op::Sync, "sync")?;
         inner.note(|| Change::Sync);

@@ -10,6 +10,7 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::storage::syncs::Syncs;
 use crate::util::align::{clamp_len, len64};
 use crate::util::buf::zeroes;
 
@@ -131,11 +132,23 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// # Errors
     /// The host's, and `Unsupported` for objects of fixed length.
     fn set_len(&self, len: u64) -> Result<()>;
+    /// Has the host put every completed write on stable media; called by [`Storage::sync`] alone.
+    ///
+    /// # Errors
+    /// The host's.
+    fn sync_now(&self) -> Result<()>;
+
+    /// The syncs of the object, which all its users share.
+    fn syncs(&self) -> &Syncs;
+
     /// Returns once every completed write is on stable media.
     ///
     /// # Errors
-    /// The host's; what was written since the last successful call may be lost.
-    fn sync(&self) -> Result<()>;
+    /// The host's; what was written since the last successful call may be lost, and every later call
+    /// fails, as `Io`, until the object is opened anew.
+    fn sync(&self) -> Result<()> {
+        self.syncs().wait(self.path(), || self.sync_now())
+    }
     /// Begins to write the range to stable media, and does not wait for it: a sync that follows soon
     /// has less to do then.
     fn write_back(&self, host: Range<u64>) {

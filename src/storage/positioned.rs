@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::storage::HostId;
 use crate::storage::lock::unlock;
 use crate::storage::open::Flushing;
+use crate::storage::syncs::Syncs;
 use crate::util::align::{clamp_len, len64};
 
 /// An open descriptor and the path that messages show.
@@ -21,6 +22,7 @@ pub(super) struct Positioned {
     /// Which object it is; what a descriptor is open on never changes.
     id: OnceLock<Option<HostId>>,
     pub(super) flushing: Flushing,
+    pub(super) syncs: Syncs,
 }
 
 impl Drop for Positioned {
@@ -36,10 +38,11 @@ impl Positioned {
             path: path.to_owned(),
             id: OnceLock::new(),
             flushing: Flushing::Needed,
+            syncs: Syncs::default(),
         }
     }
 
-    /// Returns once every completed write is on stable media, where anybody relies on that.
+    /// Has the kernel put every completed write on stable media, where anybody relies on that.
     pub(super) fn sync(&self) -> Result<()> {
         match self.flushing {
             Flushing::Needed => {

@@ -1,9 +1,20 @@
 //! Syncs shared by all that wait: however many threads need one at a moment, one is made.
+//!
+//! A sync that failed may have lost what was written before it for good: the kernel takes the pages
+//! that it could not write for clean, writes them to nowhere again, and the next `fsync` answers that
+//! all is well.  So a failure stays: every later sync of the object fails, until it is opened anew and
+//! shows what it has.
+//!
+//! That holds whatever the errno.  `ENOSPC` and `EDQUOT`, of hosts that find room only when they write
+//! (NFS, thin volumes), come with pages dropped like `EIO`, and room that is made later does not bring
+//! them back.  `EINTR` is no failure: the standard library makes the call again, and what could not be
+//! written until then is told to that one.
 
-use parking_lot::{Condvar, Mutex};
+use std::path::Path;
 
-use crate::error::{Error, Result};
-use crate::storage::Storage;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::error::{Error, ErrorKind, Result};
 
 #[derive(Debug, Default)]
 struct State {
@@ -13,12 +24,8 @@ struct State {
     done: u64,
     /// Whether one is under way.
     running: bool,
-    /// Syncs that failed.
-    failed: u64,
-    /// How the last of them failed.
-    errno: i32,
-    /// Failures that `flush` has told of.
-    told: u64,
+    /// How one of them failed.
+    failed: Option<String>,
 }
 
 /// Group commit for one storage object.
@@ -30,71 +37,62 @@ pub struct Syncs {
 
 /// The moment of a change; tells later whether it is on stable media.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stamp {
-    begun: u64,
-    failed: u64,
-}
+pub struct Stamp(u64);
 
 /// A sync that is under way; where it unwinds it has failed, and nobody waits for it.
 struct Running<'a> {
     syncs: &'a Syncs,
     number: u64,
     /// How it failed, as far as is known.
-    failure: Option<i32>,
+    failure: Option<String>,
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         let mut state = self.syncs.state.lock();
         state.running = false;
-        match self.failure {
+        match self.failure.take() {
             None => state.done = state.done.max(self.number),
-            Some(errno) => {
-                state.failed += 1;
-                state.errno = errno;
-            }
+            failure => state.failed = failure,
         }
         self.syncs.ended.notify_all();
     }
 }
 
 impl Syncs {
-    /// The present moment.  Take it before the writes for `wait`, after them for `is_durable`.
+    /// The present moment, after the writes that [`Syncs::is_durable`] is asked about.
     pub fn stamp(&self) -> Stamp {
-        let state = self.state.lock();
-        Stamp {
-            begun: state.begun,
-            failed: state.failed,
-        }
+        Stamp(self.state.lock().begun)
     }
 
     /// Whether what was written before `stamp` is known to be on stable media.
     pub fn is_durable(&self, stamp: Stamp) -> bool {
-        let state = self.state.lock();
-        state.done > stamp.begun && state.failed == stamp.failed
+        // None succeeds after one that failed.
+        self.state.lock().done > stamp.0
     }
 
-    /// As `is_durable`, of what was written from before `first` until `last`.
-    pub fn is_durable_since(&self, first: Stamp, last: Stamp) -> bool {
-        first.failed == last.failed && self.is_durable(last)
-    }
-
-    /// Whether a sync has failed since `stamp`: what was written before may be lost.
-    pub fn has_failed_since(&self, stamp: Stamp) -> bool {
-        self.state.lock().failed != stamp.failed
-    }
-
-    /// Returns once a sync that began after the call has ended.
+    /// Refuses an object, which is at `path`, a sync of which has failed.
     ///
     /// # Errors
-    /// The host's, and those of every sync since `since`: what it was to make durable is lost
-    /// even where a later one succeeds.
-    pub fn wait(&self, storage: &dyn Storage, since: Stamp) -> Result<()> {
+    /// `Io`.
+    pub fn sound(&self, path: Option<&Path>) -> Result<()> {
+        match &self.state.lock().failed {
+            None => Ok(()),
+            Some(why) => Err(lost(why, path)),
+        }
+    }
+
+    /// Returns once a sync that began after the call has ended; `sync` makes one of the object at
+    /// `path`.
+    ///
+    /// # Errors
+    /// That of `sync`; `Io` where one failed before.
+    pub fn wait(&self, path: Option<&Path>, sync: impl Fn() -> Result<()>) -> Result<()> {
         let mut state = self.state.lock();
         let need = state.begun + 1;
         loop {
-            if state.failed != since.failed {
-                return Err(failure(state.errno));
+            if let Some(why) = &state.failed {
+                return Err(lost(why, path));
             }
             if state.done >= need {
                 return Ok(());
@@ -108,11 +106,11 @@ impl Syncs {
             let mut running = Running {
                 syncs: self,
                 number: state.begun,
-                failure: Some(libc::EIO),
+                failure: Some("it met a bug".to_owned()),
             };
-            let result = parking_lot::MutexGuard::unlocked(&mut state, || {
-                let result = storage.sync();
-                running.failure = result.as_ref().err().map(Error::errno);
+            let result = MutexGuard::unlocked(&mut state, || {
+                let result = sync();
+                running.failure = result.as_ref().err().map(Error::with_cause);
                 drop(running);
                 result
             });
@@ -120,173 +118,101 @@ impl Syncs {
         }
     }
 
-    /// Makes all completed writes durable.
-    ///
-    /// # Errors
-    /// The host's; a sync that failed since the last flush is told of once.
-    pub fn flush(&self, storage: &dyn Storage) -> Result<()> {
-        let since = {
-            let mut state = self.state.lock();
-            if state.failed != state.told {
-                state.told = state.failed;
-                return Err(failure(state.errno));
-            }
-            Stamp {
-                begun: state.begun,
-                failed: state.failed,
-            }
-        };
-        let result = self.wait(storage, since);
-        if result.is_err() {
-            // Of one that failed since, the next flush tells.
-            self.state.lock().told = since.failed + 1;
-        }
-        result
+    /// Forgets a failure, as who opens the object anew does.
+    pub(super) fn open_anew(&self) {
+        self.state.lock().failed = None;
     }
 }
 
-fn failure(errno: i32) -> Error {
-    Error::io("sync", std::io::Error::from_raw_os_error(errno))
+fn lost(why: &str, path: Option<&Path>) -> Error {
+    let text = format!(
+        "a sync has failed before ({why}): what was written until then may be lost (allowed: opening it anew)"
+    );
+    Error::new(ErrorKind::Io, text).at_opt(path)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::ops::Range;
-    use std::os::fd::BorrowedFd;
     use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-    use std::path::Path;
     use std::sync::Barrier;
-    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
+    use crate::storage::Storage;
     use crate::storage::memory::{Change, Fault, MemoryStorage, Op};
-    use crate::storage::{HostId, HostRun, Limits, Zeroing};
-
-    fn fail_one(storage: &MemoryStorage) {
-        storage.inject(Fault {
-            op: Op::Sync,
-            after: 0,
-            count: 1,
-            errno: libc::EIO,
-        });
-    }
 
     #[test]
     fn a_wait_ends_with_a_sync_of_its_own_time() {
         let storage = MemoryStorage::new();
         storage.record();
-        let syncs = Syncs::default();
-        let stamp = syncs.stamp();
-        assert!(!syncs.is_durable(stamp));
-        syncs.wait(&storage, stamp).expect("syncs");
-        assert!(syncs.is_durable(stamp));
-        assert!(!syncs.is_durable(syncs.stamp()));
-        syncs.wait(&storage, stamp).expect("syncs again");
+        let stamp = storage.syncs().stamp();
+        assert!(!storage.syncs().is_durable(stamp));
+        storage.sync().expect("syncs");
+        assert!(storage.syncs().is_durable(stamp));
+        assert!(!storage.syncs().is_durable(storage.syncs().stamp()));
+        storage.sync().expect("syncs again");
         assert_eq!(storage.changes(), [Change::Sync, Change::Sync]);
     }
 
     #[test]
-    fn a_failure_reaches_everyone_whose_writes_it_may_have_lost() {
-        let storage = MemoryStorage::new();
-        let syncs = Syncs::default();
-        let early = syncs.stamp();
-        fail_one(&storage);
-        assert_eq!(
-            syncs.wait(&storage, early).expect_err("fails").errno(),
-            libc::EIO
-        );
-        syncs.wait(&storage, early).expect_err("was lost");
-        assert!(!syncs.is_durable(early));
-        syncs
-            .wait(&storage, syncs.stamp())
-            .expect("later writes are not");
-        assert!(!syncs.is_durable(early), "a later sync brings nothing back");
-        syncs.flush(&storage).expect_err("a flush tells of it");
-        syncs.flush(&storage).expect("but once");
-    }
-
-    /// Unwinds at its first sync.
-    #[derive(Debug)]
-    struct Unwinding(MemoryStorage, AtomicBool);
-
-    impl Storage for Unwinding {
-        fn size(&self) -> u64 {
-            self.0.size()
-        }
-        fn has_fixed_len(&self) -> bool {
-            self.0.has_fixed_len()
-        }
-        fn limits(&self) -> Limits {
-            self.0.limits()
-        }
-        fn path(&self) -> Option<&Path> {
-            None
-        }
-        fn host_id(&self) -> Option<HostId> {
-            None
-        }
-        fn fd(&self) -> Option<BorrowedFd<'_>> {
-            None
-        }
-        fn read_at(&self, buf: &mut [u8], host: u64) -> Result<()> {
-            self.0.read_at(buf, host)
-        }
-        fn write_at(&self, buf: &[u8], host: u64) -> Result<()> {
-            self.0.write_at(buf, host)
-        }
-        fn zero(&self, host: Range<u64>, how: Zeroing) -> Result<()> {
-            self.0.zero(host, how)
-        }
-        fn discard(&self, host: Range<u64>) -> Result<()> {
-            self.0.discard(host)
-        }
-        fn run(&self, host: u64, len: u64) -> Result<HostRun> {
-            self.0.run(host, len)
-        }
-        fn set_len(&self, len: u64) -> Result<()> {
-            self.0.set_len(len)
-        }
-        fn sync(&self) -> Result<()> {
-            if self.1.swap(false, Ordering::SeqCst) {
-                resume_unwind(Box::new("a bug"));
+    fn a_sync_that_failed_fails_all_that_follow_until_the_object_is_opened_anew() {
+        for errno in [libc::EIO, libc::ENOSPC, libc::EDQUOT] {
+            let storage = MemoryStorage::new().with_path("/a/disk");
+            storage.sync().expect("syncs");
+            let before = storage.syncs().stamp();
+            storage.sync().expect("syncs");
+            let stamp = storage.syncs().stamp();
+            storage.inject(Fault {
+                op: Op::Sync,
+                after: 0,
+                count: 1,
+                errno,
+            });
+            let error = storage.sync().expect_err("fails");
+            assert_eq!(error.errno(), errno);
+            for _ in 0..3 {
+                let error = storage.sync().expect_err("may be lost");
+                assert_eq!(error.errno(), libc::EIO);
+                let text = error.to_string();
+                assert!(
+                    text.starts_with("/a/disk: ") && text.contains("anew"),
+                    "{text}"
+                );
             }
-            self.0.sync()
-        }
-        fn reserve(&self, host: Range<u64>) -> Result<()> {
-            self.0.reserve(host)
+            storage.syncs().sound(None).expect_err("may be lost");
+            assert!(!storage.syncs().is_durable(stamp));
+            assert!(storage.syncs().is_durable(before), "it was before");
+            storage.open_anew();
+            storage.sync().expect("another object");
         }
     }
 
     #[test]
     fn a_sync_that_unwinds_has_failed_and_nobody_waits_for_it() {
-        let storage = Unwinding(MemoryStorage::new(), AtomicBool::new(true));
         let syncs = Syncs::default();
         let early = syncs.stamp();
-        let wait = || syncs.wait(&storage, early);
+        let wait = || syncs.wait(None, || resume_unwind(Box::new("a bug")));
         assert!(catch_unwind(AssertUnwindSafe(wait)).is_err());
-        let late = syncs.stamp();
         std::thread::scope(|scope| {
             let (sender, receiver) = std::sync::mpsc::channel();
-            let (syncs, storage) = (&syncs, &storage);
-            scope.spawn(move || sender.send(syncs.wait(storage, late).is_ok()));
+            let syncs = &syncs;
+            scope.spawn(move || sender.send(syncs.wait(None, || Ok(())).is_err()));
             assert_eq!(receiver.recv(), Ok(true));
         });
-        syncs.wait(&storage, early).expect_err("may be lost");
+        assert!(!syncs.is_durable(early));
     }
 
     #[test]
     fn many_waiters_share_few_syncs() {
         let storage = MemoryStorage::new();
         storage.record();
-        let syncs = Syncs::default();
         let barrier = Barrier::new(16);
         std::thread::scope(|scope| {
             for _ in 0..16 {
                 scope.spawn(|| {
-                    let stamp = syncs.stamp();
+                    let stamp = storage.syncs().stamp();
                     barrier.wait();
-                    syncs.wait(&storage, stamp).expect("syncs");
-                    assert!(syncs.is_durable(stamp));
+                    storage.sync().expect("syncs");
+                    assert!(storage.syncs().is_durable(stamp));
                 });
             }
         });

@@ -255,7 +255,10 @@ pub(crate) fn check(
 impl Layer {
     fn storage(&self, access: Access) -> Arc<dyn Storage> {
         match &self.home {
-            Home::Memory(storage) => storage.clone(),
+            Home::Memory(storage) => {
+                storage.open_anew();
+                storage.clone()
+            }
             Home::File(path) => {
                 let options = StorageOptions {
                     access,

@@ -169,32 +169,72 @@ fn a_shared_table_that_is_let_go_by_new_clusters() {
     look("table", disk, Some(kept), &acts);
 }
 
-#[test]
-fn what_a_failed_sync_may_have_brought_back_is_not_given_back() {
-    let disk = over(Place::Memory, &[spec("qcow2", "cluster_size=4k", SIZE)]);
-    write(&disk, 0..SIZE, 0);
-    snapshot(&disk);
-    let top = Arc::clone(&disk.memory()[0]);
-    let chain = disk.open(Access::Write, WriteOrder::Ordered);
-    chain.write_at(&[1; 4096], 0).expect("writes");
+/// Fails one sync of an open disk.
+fn lose(chain: &Chain, top: &MemoryStorage) {
     top.inject(one_fault(Op::Sync));
     chain.flush().expect_err("fails");
     top.heal();
-    chain.write_at(&[1; 4096], 8192).expect("writes");
-    chain.flush().expect("was told of it before");
-    chain.close().expect("closes");
-    let report = disk.check(Repair::Nothing).expect("checks");
-    assert_eq!(report.corruptions, 0);
-    assert!(report.leaks > 0, "its entry may still be there");
+}
+
+/// Whether something failed because a sync had failed before.
+fn is_lost(done: vdtool::Result<()>) -> bool {
+    let error = done.expect_err("rests on what may be lost");
+    let text = error.to_string();
+    error.errno() == libc::EIO && text.contains("/memory/") && text.contains("opening it anew")
+}
+
+const ALL: [(&str, &str); 3] = [
+    ("vhd", "block_size=16k"),
+    ("vdi", "block_size=16k"),
+    ("qcow2", "cluster_size=16k"),
+];
+
+#[test]
+fn after_a_sync_that_failed_nothing_is_durable_until_the_image_is_opened_anew() {
+    let flat = [("raw", ""), ("vhd", "subformat=fixed")];
+    for (format, options) in ALL.iter().chain(&flat) {
+        let disk = over(Place::Memory, &[spec(format, options, SIZE)]);
+        write(&disk, 0..20_000, 0);
+        let top = Arc::clone(&disk.memory()[0]);
+        let chain = disk.open(Access::Write, WriteOrder::Ordered);
+        chain.write_at(&[1; 500], 0).expect("writes");
+        lose(&chain, &top);
+        chain
+            .write_at(&[2; 500], 0)
+            .expect("is not said to be durable");
+        assert!(is_lost(chain.flush()) && is_lost(chain.flush()), "{format}");
+        if *format != "raw" {
+            assert!(is_lost(chain.resize(2 * SIZE)), "{format}");
+        }
+        top.record();
+        assert!(is_lost(chain.close()) && is_lost(chain.close()), "{format}");
+        assert!(top.changes().is_empty(), "{format}: {:x?}", top.changes());
+        drop(chain);
+        let chain = disk.open(Access::Write, WriteOrder::Ordered);
+        chain.flush().expect("has lost nothing that it shows");
+        chain.close().expect("closes");
+    }
 }
 
 #[test]
-fn a_failed_sync_is_told_of_once_and_what_it_may_have_lost_is_neither_reused_nor_cut_off() {
-    for (format, options) in [
-        ("vhd", "block_size=16k"),
-        ("vdi", "block_size=16k"),
-        ("qcow2", "cluster_size=16k"),
-    ] {
+fn what_waits_for_stable_media_is_not_published_after_a_sync_that_failed() {
+    for (name, disk) in that_wait() {
+        let top = Arc::clone(&disk.memory()[0]);
+        let chain = disk.open(Access::Write, WriteOrder::Ordered);
+        let layout = chain.top().as_layout().expect("has one");
+        drop(layout.assign(std::slice::from_ref(&(16_384..32_768))));
+        lose(&chain, &top);
+        let before = read_all(&chain);
+        assert!(is_lost(chain.write_at(&[3; 700], 16_500)), "{name}");
+        drop(chain);
+        let chain = disk.open(Access::Read, WriteOrder::Ordered);
+        assert!(read_all(&chain) == before, "{name}");
+    }
+}
+
+#[test]
+fn what_a_failed_sync_may_have_brought_back_is_neither_reused_nor_cut_off() {
+    for (format, options) in ALL {
         let disk = over(Place::Memory, &[spec(format, options, SIZE)]);
         write(&disk, 0..SIZE, 0);
         let top = Arc::clone(&disk.memory()[0]);
@@ -210,73 +250,51 @@ fn a_failed_sync_is_told_of_once_and_what_it_may_have_lost_is_neither_reused_nor
         chain.discard(3 * 16_384..SIZE).expect("discards");
         chain.flush().expect("flushes");
         chain.discard(2 * 16_384..3 * 16_384).expect("discards");
-        top.inject(one_fault(Op::Sync));
-        chain.flush().expect_err("fails");
-        top.heal();
-        chain.flush().expect("was told of it before");
-        chain.write_at(&[9; 16_384], 3 * 16_384).expect("writes");
+        lose(&chain, &top);
         let end = kept + 16_384;
-        let taken = host_of(&chain, 3 * 16_384);
-        assert!(
-            format == "vdi" || end <= taken || taken + 16_384 <= kept,
-            "{format}: space that stable media may still name is used again"
-        );
+        if chain.write_at(&[9; 16_384], 3 * 16_384).is_ok() {
+            let taken = host_of(&chain, 3 * 16_384);
+            assert!(
+                format == "vdi" || end <= taken || taken + 16_384 <= kept,
+                "{format}: space that stable media may still name is used again"
+            );
+        }
         chain.discard(3 * 16_384..SIZE).expect("discards");
-        chain.close().expect("was told of it before");
+        assert!(is_lost(chain.close()), "{format}");
         assert!(top.size() >= end, "{format}: it is cut off");
+        drop(chain);
         let report = disk.check(Repair::Nothing).expect("checks");
         assert_eq!(report.corruptions, 0, "{format}: {report:?}");
     }
 }
 
 #[test]
-fn the_count_of_blocks_is_written_again_after_a_sync_that_may_have_lost_it() {
-    let counts = |changes: &[Change]| {
-        let is_count = |c: &&Change| matches!(c, Change::Write { host: 388, .. });
-        changes.iter().filter(is_count).count()
-    };
-    let small = spec("vdi", "block_size=4k", SIZE);
-    let disk = over(Place::Memory, &[small]);
-    let top = Arc::clone(&disk.memory()[0]);
-    let chain = disk.open(Access::Write, WriteOrder::Ordered);
-    chain.write_at(&[1; 100], 0).expect("writes");
-    chain.flush().expect("flushes");
-    chain.write_at(&[1; 8192], 4096).expect("writes");
-    top.inject(one_fault(Op::Sync));
-    chain
-        .write_at(&[2; 5000], 20_000)
-        .expect_err("its space is not on stable media");
-    top.heal();
-    top.record();
-    chain.write_at(&[2; 5000], 20_000).expect("writes");
-    assert!(counts(&top.changes()) > 0, "ready ahead");
-    // A child's entries wait for their data; space may be set aside for them long before.
-    let disk = over(Place::Memory, &[small, small]);
-    let top = Arc::clone(&disk.memory()[0]);
-    let chain = disk.open(Access::Write, WriteOrder::Ordered);
-    let layout = chain.top().as_layout().expect("has one");
-    layout
-        .assign(std::slice::from_ref(&(0..3 * 4096)))
-        .expect("assigns");
-    top.inject(one_fault(Op::Sync));
-    chain.flush().expect_err("fails");
-    top.heal();
-    top.record();
-    chain.write_at(&[1; 100], 0).expect("writes");
-    assert!(counts(&top.changes()) > 0, "set aside");
-    chain.close().expect("closes");
-    let report = disk.check(Repair::Nothing).expect("checks");
-    assert_eq!((report.corruptions, report.leaks), (0, 0), "{report:?}");
+fn syncs_that_an_image_makes_by_itself_count_like_those_of_its_clients() {
+    // Its refcounts get a new block, which is made durable before anything names it.
+    let small = spec("qcow2", "cluster_size=512,refcount_bits=64", SIZE);
+    let mut failed = 0;
+    for after in 0..40 {
+        let disk = over(Place::Memory, &[small]);
+        let top = Arc::clone(&disk.memory()[0]);
+        let chain = disk.open(Access::Write, WriteOrder::Ordered);
+        chain.write_at(&[1; 512], 0).expect("writes");
+        top.inject(Fault {
+            after,
+            ..one_fault(Op::Sync)
+        });
+        let done = chain.write_at(&[1; 40_000], 512);
+        top.heal();
+        if done.is_err() {
+            failed += 1;
+            assert!(is_lost(chain.flush()), "{after}");
+        }
+    }
+    assert!(failed > 1, "{failed}");
 }
 
 #[test]
 fn space_is_set_aside_in_order_where_the_host_cannot_make_it_zero() {
-    let of_format = [
-        ("vhd", "block_size=16k"),
-        ("vdi", "block_size=16k"),
-        ("qcow2", "cluster_size=16k"),
-    ];
-    for (format, options) in of_format {
+    for (format, options) in ALL {
         for fails in 0..4 {
             let specs = [spec(format, options, SIZE)];
             let disk = Disk::create(Place::Device(4 << 20), &specs);
@@ -650,7 +668,8 @@ fn open_top(disk: &Disk) -> Box<dyn Image> {
         access: Access::Write,
         ..OpenOptions::default()
     };
-    let storage: Arc<dyn Storage> = disk.memory()[0].clone();
+    let storage = Arc::clone(&disk.memory()[0]);
+    storage.open_anew();
     (disk.driver().open)(storage, &options).expect("opens")
 }
 
@@ -713,6 +732,8 @@ fn a_sync_that_fails_while_a_writer_fills_fails_the_writer_too() {
         assert!(fills > 0, "{name}: nothing was filled");
         let error = done.expect_err("what was filled may be lost");
         assert_eq!(error.errno(), libc::EIO, "{name}");
+        drop(image);
+        let image = open_top(&disk);
         let mut end = 0;
         let done = image.allocate(16_384, 100, &mut |slot: Slot<'_>| {
             end = end.max(slot.host + slot.guest.end - slot.guest.start);
@@ -830,22 +851,20 @@ fn entries_and_flushes_wait_for_the_data_file_and_for_the_image() {
         companions: Some(Arc::new(DataFile(Arc::clone(&data)))),
         ..OpenOptions::default()
     };
-    let image = (driver.open)(file.clone(), &options).expect("opens");
-    // The table is there from now on.
-    image.allocate(0, 100, &mut |_| Ok(())).expect("writes");
-    let table = file.to_bytes();
     for failing in [&data, &file] {
+        let image = (driver.open)(file.clone(), &options).expect("opens");
+        // The table is there from now on.
+        image.allocate(0, 100, &mut |_| Ok(())).expect("writes");
+        let table = file.to_bytes();
         failing.inject(one_fault(Op::Sync));
         let done = image.allocate(32_768, 100, &mut |_| Ok(()));
         done.expect_err("its data is not on stable media");
         assert!(file.to_bytes() == table, "and no entry says that it is");
         failing.heal();
-        // Tells of the failure, once.
-        image.flush().expect_err("was not told of");
-        failing.inject(one_fault(Op::Sync));
         image.flush().expect_err("not all is on stable media");
-        failing.heal();
-        image.flush().expect("flushes");
+        image.close().expect_err("nor is it later");
+        drop(image);
+        failing.open_anew();
     }
 }
 
@@ -873,4 +892,101 @@ fn the_file_reaches_the_end_of_a_new_cluster_however_little_of_it_was_written() 
     chain.write_at(&[1; 100], 8192).expect("writes");
     let size = disk.memory()[0].size();
     assert!(size.is_multiple_of(4096), "{size:#x}");
+}
+
+#[test]
+fn what_a_killed_shrink_leaves_behind_the_end_does_not_show_when_the_disk_grows() {
+    let qcow2 = [
+        "cluster_size=512",
+        "cluster_size=4k",
+        "compat=0.10,cluster_size=512",
+        "extended_l2=on,cluster_size=16k",
+    ];
+    let qcow2 = qcow2.map(|options| ("qcow2", options));
+    for (format, options) in ALL.iter().chain(&qcow2) {
+        // Two tables of the smallest clusters, and a part of another.
+        let size = 80 << 10;
+        let disk = over(Place::Memory, &[spec(format, options, size)]);
+        write(&disk, 0..size, 0x80);
+        let top = Arc::clone(&disk.memory()[0]);
+        let before = top.to_bytes();
+        let chain = disk.open(Access::Write, WriteOrder::Ordered);
+        let old = read_all(&chain);
+        top.record();
+        chain.resize(18 << 10).expect("shrinks");
+        chain.close().expect("closes");
+        drop(chain);
+        let (mut long, mut short) = (0, 0);
+        for made in 0..=top.changes().len() {
+            let now = MemoryStorage::from_bytes(&before);
+            top.changes()[..made].iter().for_each(|c| now.apply(c));
+            let disk = Disk::of_bytes(format, &now.to_bytes());
+            let chain = disk.open(Access::Write, WriteOrder::Ordered);
+            let mut expected = old.clone();
+            if chain.virtual_size() == size {
+                long += 1;
+            } else {
+                short += 1;
+                expected[18 << 10..].fill(0);
+                chain.resize(size).expect("grows");
+            }
+            assert!(read_all(&chain) == expected, "{format} {options}: {made}");
+            chain.close().expect("closes");
+            drop(chain);
+            let report = disk.check(Repair::Nothing).expect("checks");
+            assert_eq!(report.corruptions, 0, "{format} {options}: {report:?}");
+        }
+        assert!(long > 0 && short > 1, "{format}: {long}, {short}");
+    }
+}
+
+#[test]
+fn a_first_level_table_that_moves_is_the_old_or_the_new_one_whatever_fails() {
+    // One cluster of it is full.
+    let size = 64 * 32_768;
+    for (op, errno) in [(Op::Change, libc::ENOSPC), (Op::Sync, libc::EIO)] {
+        let (mut failed, mut after) = (0, 0);
+        loop {
+            let disk = over(Place::Memory, &[spec("qcow2", "cluster_size=512", size)]);
+            write(&disk, 0..3000, 0);
+            write(&disk, size - 3000..size, 0x40);
+            let top = Arc::clone(&disk.memory()[0]);
+            let chain = disk.open(Access::Write, WriteOrder::Ordered);
+            let old = read_all(&chain);
+            let fault = one_fault(op);
+            top.inject(Fault {
+                after,
+                errno,
+                ..fault
+            });
+            let done = chain.resize(size + 102_400);
+            top.heal();
+            let mut wanted = old.clone();
+            wanted.resize(len(chain.virtual_size()), 0);
+            let is_long = wanted.len() > old.len();
+            assert!(read_all(&chain) == wanted, "{after}");
+            // Tables that go where the table of tables says.
+            let written = chain.write_at(&[9; 2000], 1 << 20);
+            if written.is_ok() {
+                wanted[1 << 20..(1 << 20) + 2000].fill(9);
+            }
+            let closed = chain.close();
+            assert_eq!(closed.is_ok(), done.is_ok() || op == Op::Change, "{after}");
+            drop(chain);
+            let report = disk.check(Repair::Nothing).expect("checks");
+            assert_eq!(report.corruptions, 0, "{after}: {report:?}");
+            let chain = disk.open(Access::Write, WriteOrder::Ordered);
+            assert!(read_all(&chain) == wanted, "{after}");
+            if done.is_ok() {
+                assert!(is_long, "{after}");
+                break;
+            }
+            chain.resize(size + 102_400).expect("grows");
+            wanted.resize(len(size) + 102_400, 0);
+            assert!(read_all(&chain) == wanted, "{after}");
+            chain.close().expect("closes");
+            (failed, after) = (failed + 1, after + 1);
+        }
+        assert!(failed > 3, "{failed}");
+    }
 }

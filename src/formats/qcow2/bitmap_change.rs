@@ -50,8 +50,6 @@ pub(super) struct Change<'a> {
     taken: Loose<'a>,
     /// Where their directory is, and its length.
     place: (u64, u64),
-    /// The header that the last switch replaced.
-    before: Option<Header>,
 }
 
 /// The parts of a table of `len` words that are moved at a time.
@@ -70,7 +68,6 @@ impl<'a> Change<'a> {
             old,
             taken: Loose::new(image),
             place: (0, 0),
-            before: None,
         })
     }
 
@@ -176,23 +173,13 @@ impl<'a> Change<'a> {
     pub(super) fn switch(&mut self, change: impl FnOnce(&mut Header)) -> Result<()> {
         self.write()?;
         let file = &*self.image.file;
-        let before = Header::read(file)?;
-        let mut header = before.clone();
+        let mut header = Header::read(file)?;
         change(&mut header);
         self.new.point(&mut header, self.place.0, self.place.1);
-        self.before = Some(before);
         self.taken.keep();
         let new_header = &self.image.writer()?.new_header;
         new_header.store(true, Ordering::Release);
         switch(file, &header)
-    }
-
-    /// Makes the header what it was before a switch that failed, perhaps.
-    pub(super) fn switch_back(&self) -> Result<()> {
-        match &self.before {
-            Some(before) => switch(&*self.image.file, before),
-            None => Ok(()),
-        }
     }
 
     /// Gives `gone` what the old bitmaps have alone: after the header points at the new ones

@@ -145,7 +145,6 @@ impl Compress for Qcow2 {
     fn place<'a>(&'a self, units: &[Unit], existing: Existing) -> Result<Box<dyn Placed + 'a>> {
         self.start_writing()?;
         self.check_units(units, existing)?;
-        let since = self.writer()?.allocator.order.now();
         // Tables come first, in guest order too.
         for table in self.tables_of(units) {
             self.own_table(table)?;
@@ -156,8 +155,7 @@ impl Compress for Qcow2 {
             units: units.to_vec(),
             hosts,
             existing,
-            since,
-            written: since,
+            written: self.allocator()?.order.now(),
             shown: false,
         }))
     }
@@ -169,9 +167,7 @@ struct Space<'a> {
     units: Vec<Unit>,
     hosts: Vec<u64>,
     existing: Existing,
-    /// Before the first write that the entries must come after.
-    since: Moment,
-    /// After the last of them.
+    /// After the last write that the entries must come after.
     written: Moment,
     /// Entries may show it.
     shown: bool,
@@ -197,8 +193,8 @@ impl Placed for Space<'_> {
         let size = image.layout.cluster_size();
         let span = first.at..last.at + size;
         let allocator = image.allocator()?;
-        if !allocator.order.is_settled(self.since, self.written) {
-            allocator.order.settle(self.since)?;
+        if !allocator.order.is_settled(self.written) {
+            allocator.order.settle()?;
         }
         let _reserved = allocator.reservations.wait(&span);
         let olds: Result<Vec<Old>> = self.units.iter().map(|u| image.entry(u.at)).collect();

@@ -222,6 +222,7 @@ impl Image for Qcow2 {
     }
 
     fn close(&self) -> Result<()> {
+        self.allocator()?.order.sound()?;
         self.release_assigned()?;
         self.finish_bitmaps()?;
         match self.allocator()?.order.policy() {

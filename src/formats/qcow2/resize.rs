@@ -1,14 +1,15 @@
 //! Change of a disk's size.
 //!
-//! What a longer disk shows is zeroed first, then there are table entries for it, then one write
-//! of the header says so.  A shorter disk loses what lies past its end before the header does.
+//! A longer disk gets table entries first, which the header names with the old size; then what it
+//! shows is zeroed, then one write of the header says so.  A shorter disk has its size first, then
+//! loses what lies past its end.  So whatever fails or is killed midway, nothing has to be undone.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use super::Qcow2;
 use super::bitmap_change::{Change, Recorded};
-use super::header::MAX_L1_BYTES;
+use super::header::{Header, MAX_L1_BYTES};
 use super::writer::Loose;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::units::{Target, Units};
@@ -109,7 +110,7 @@ impl Qcow2 {
         &self,
         new: Range<u64>,
         below: LayerBelow,
-        mut bitmaps: Option<&mut Change<'_>>,
+        bitmaps: Option<&mut Change<'_>>,
     ) -> Result<()> {
         let hidden = match below {
             LayerBelow::Nothing => new.start..new.start,
@@ -120,33 +121,13 @@ impl Qcow2 {
                 ));
             }
         };
-        let old = self.tables.first_level();
-        let table = self.longer_first_level(self.header.l1_needed(new.end))?;
-        self.tables.move_first_level(&table);
+        // What a shrink that was killed has left there, or a snapshot of a machine's state.
+        self.drop_behind(new.start)?;
+        self.lengthen_first_level(self.header.l1_needed(new.end))?;
         self.size.store(new.end, Ordering::Release);
-        let done = self
-            .zero_new(&new, &hidden)
-            .and_then(|()| self.settle())
-            .and_then(|()| self.write_size(new.end, &table, bitmaps.as_deref_mut()));
-        if let Err(e) = done {
-            self.size.store(new.start, Ordering::Release);
-            self.tables.move_first_level(&old);
-            if table.start != old.start {
-                // The old one names what the new one let go of.
-                self.writer()?.allocator.keep_freed();
-            }
-            // Which of the two the header has now is not known, so a new table stays a leak.
-            drop(match bitmaps {
-                Some(bitmaps) => bitmaps.switch_back(),
-                None => self.write_size(new.start, &old, None),
-            });
-            return Err(e);
-        }
-        if table.start != old.start {
-            // The size is changed; where this fails, the old table stays a leak.
-            drop(self.uncount(&old));
-        }
-        Ok(())
+        let zeroed = self.zero_new(&new, &hidden).and_then(|()| self.settle());
+        zeroed.inspect_err(|_| self.size.store(new.start, Ordering::Release))?;
+        self.write_size(new.end, &self.tables.first_level(), bitmaps)
     }
 
     /// Makes all of `new` read as zeroes; the image below has data in `hidden`.
@@ -232,29 +213,45 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// A first-level table of at least `len` entries: the present one, with what follows it in its
-    /// last cluster, or a copy of it elsewhere.  Nothing refers to the new entries yet.
-    fn longer_first_level(&self, len: u64) -> Result<Range<u64>> {
+    /// Has the header name a first-level table of at least `len` entries, durably: the present one, with
+    /// what follows it in its last cluster, or a copy of it elsewhere.  Nothing refers to the new
+    /// entries, which are 0.
+    fn lengthen_first_level(&self, len: u64) -> Result<()> {
         let (old, size) = (self.tables.first_level(), self.layout.cluster_size());
         let (end, used) = (old.start + len * 8, range::len(&old));
         if end <= old.end {
-            return Ok(old);
-        }
-        if len * 8 <= used.next_multiple_of(size) {
-            write_zeroes(&*self.file, old.end..end)?;
-            return Ok(old.start..end);
+            return Ok(());
         }
         let mut taken = Loose::new(self);
-        let host = taken.take_run(len * 8)?;
-        let mut bytes = be64::read_bytes(&*self.file, old)?;
-        bytes.resize(clamp_len(len * 8, usize::MAX), 0);
-        be64::write_padded(&*self.file, bytes, host, size)?;
+        let new = if len * 8 <= used.next_multiple_of(size) {
+            write_zeroes(&*self.file, old.end..end)?;
+            old.start..end
+        } else {
+            let host = taken.take_run(len * 8)?;
+            let mut bytes = be64::read_bytes(&*self.file, old.clone())?;
+            bytes.resize(clamp_len(len * 8, usize::MAX), 0);
+            be64::write_padded(&*self.file, bytes, host, size)?;
+            host..host + len * 8
+        };
+        self.settle()?;
+        // From here on the header may name it, whatever comes.
         taken.keep();
-        Ok(host..host + len * 8)
+        self.write_size(self.size(), &new, None)?;
+        if new.start == old.start {
+            return Ok(());
+        }
+        // Where this fails it stays a leak.
+        drop(self.uncount(&old));
+        // It is metadata no more.
+        self.prepare()
     }
 
     /// Says in the header, in one write, how long the disk is, where its table is and where the
-    /// bitmaps of that length are; on stable media when it returns.
+    /// bitmaps of that length are; on stable media when it returns.  What was written before need
+    /// not be.
+    ///
+    /// # Errors
+    /// The host's; the image then goes by what the header in the file says.
     fn write_size(
         &self,
         size: u64,
@@ -263,42 +260,64 @@ impl Qcow2 {
     ) -> Result<()> {
         let len = u32::try_from(range::len(table) / 8)
             .map_err(|_| Error::corrupt("the L1 table is too long for the header"))?;
-        if let Some(bitmaps) = bitmaps {
-            return bitmaps.switch(|header| {
+        let written = match bitmaps {
+            Some(bitmaps) => bitmaps.switch(|header| {
                 header.size = size;
                 header.l1_len = len;
                 header.l1_offset = table.start;
-            });
+            }),
+            None => {
+                let mut fields = size.to_be_bytes().to_vec();
+                fields.extend([0; 4]);
+                fields.extend(len.to_be_bytes());
+                fields.extend(table.start.to_be_bytes());
+                let written = self.file.write_at(&fields, SIZE_FIELD);
+                written.and_then(|()| self.file.sync())
+            }
+        };
+        if let Ok(header) = Header::read(&*self.file) {
+            self.size.store(header.size, Ordering::Release);
+            self.tables.move_first_level(&header.l1());
         }
-        let mut fields = size.to_be_bytes().to_vec();
-        fields.extend([0; 4]);
-        fields.extend(len.to_be_bytes());
-        fields.extend(table.start.to_be_bytes());
-        self.file.write_at(&fields, SIZE_FIELD)?;
-        self.file.sync()
+        written
     }
 
+    /// Shrinks: the size first, durably, with a table no longer than it needs, so that a kill leaves
+    /// leaks; then what it no longer shows goes.
     fn shrink(&self, size: u64, bitmaps: Option<&mut Change<'_>>) -> Result<()> {
-        let old = self.size();
-        let covered = self.layout.cluster_size() << self.header.l2_bits();
-        let first = size.next_multiple_of(self.layout.cluster_size());
-        let whole = first.next_multiple_of(covered);
-        if first < old {
-            self.drop_range(&(first..old.min(whole)), Target::Below)?;
-        }
-        let table = self.tables.first_level();
-        for index in whole / covered..range::len(&table) / 8 {
-            self.drop_table(index)?;
-        }
-        self.release_freed()?;
-        self.settle()?;
+        let old = self.tables.first_level();
+        let needed = self.header.l1_needed(size).max(1) * 8;
+        let table = old.start..old.end.min(old.start + needed);
         self.write_size(size, &table, bitmaps)?;
-        self.size.store(size, Ordering::Release);
+        self.tables.move_first_level(&old);
+        let dropped = self.drop_behind(size);
+        self.tables.move_first_level(&table);
+        dropped?;
+        let cluster = self.layout.cluster_size();
+        let rest = table.end.next_multiple_of(cluster)..old.end.next_multiple_of(cluster);
+        if !rest.is_empty() {
+            self.uncount(&rest)?;
+        }
         let raw = self.header.data_file_is_raw();
         match self.external().filter(|_| raw) {
             Some(data) if data.size() > size => data.set_len(size),
             _ => Ok(()),
         }
+    }
+
+    /// Lets go of all that the tables have behind a disk of `size` bytes.
+    fn drop_behind(&self, size: u64) -> Result<()> {
+        let covered = self.layout.cluster_size() << self.header.l2_bits();
+        let tables = range::len(&self.tables.first_level()) / 8;
+        let first = size.next_multiple_of(self.layout.cluster_size());
+        let whole = first.next_multiple_of(covered);
+        if first < whole && whole / covered <= tables {
+            self.drop_range(&(first..whole), Target::Below)?;
+        }
+        for index in whole / covered..tables {
+            self.drop_table(index)?;
+        }
+        self.release_freed()
     }
 
     /// Lets go of a whole second-level table and of all that it points at.

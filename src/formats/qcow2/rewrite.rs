@@ -396,23 +396,41 @@ impl<'a> Rewrite<'a> {
     }
 }
 
-/// The blocks of `1 << new_bits` counters that take the place of old ones.
+/// The blocks of `1 << new_bits` counters that take the place of old ones, which ascend.
 fn wanted(old: &[(u64, u64)], old_bits: u32, new_bits: u32) -> Result<BTreeSet<u64>> {
-    let wanted = old.iter().flat_map(|(index, _)| {
+    let of = |index: u64| {
         let last = ((index + 1) << old_bits) - 1;
         (index << old_bits) >> new_bits..=last >> new_bits
-    });
-    let wanted: BTreeSet<u64> = wanted.collect();
-    let len = wanted.last().map_or(0, |last| last + 1) * 8;
+    };
+    let len = old.last().map_or(0, |(last, _)| of(*last).end() + 1) * 8;
     if len > MAX_REFTABLE_BYTES {
         let text =
             format!("the refcount table would have {len} bytes (allowed: {MAX_REFTABLE_BYTES})");
         return Err(Error::new(ErrorKind::OutOfRange, text));
     }
-    Ok(wanted)
+    Ok(old.iter().flat_map(|(index, _)| of(*index)).collect())
 }
 
 /// Tables that a first-level table points at.
 pub(super) fn count_tables(l1: &[u64]) -> u64 {
     len64(l1.iter().filter(|e| **e != 0).count())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_structure_that_would_be_too_long_is_refused_before_it_is_made() {
+        // Each of them becomes 64, more than memory should hold.
+        let old: Vec<(u64, u64)> = (0..1 << 20).map(|index| (index, 0)).collect();
+        let begun = std::time::Instant::now();
+        let error = wanted(&old, 18, 12).expect_err("is too long");
+        assert_eq!(error.kind(), ErrorKind::OutOfRange);
+        assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
+        let same = wanted(&old[7..9], 12, 13).expect("is short");
+        assert!(same.iter().eq(&[3, 4]));
+        let more = wanted(&old[1..2], 13, 12).expect("is short");
+        assert!(more.iter().eq(&[2, 3]));
+    }
 }

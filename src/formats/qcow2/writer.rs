@@ -182,9 +182,8 @@ impl Qcow2 {
     }
 
     /// All writes so far, of metadata and data, come before those that follow, in a power cut too.
-    /// For operations that run alone; others take the moment before they write.
     pub(super) fn settle(&self) -> Result<()> {
-        self.writer()?.allocator.order.settle_all()
+        self.writer()?.allocator.order.settle()
     }
 
     /// Takes clusters of the image file.
@@ -242,15 +241,13 @@ impl Qcow2 {
     /// Where the second-level table of a first-level entry is, which may be changed in place:
     /// makes it, or copies it where snapshots share it.
     pub(super) fn own_table(&self, l1_index: u64) -> Result<u64> {
-        let order = &self.writer()?.allocator.order;
-        let since = order.now();
         let stripe = self.stripe(l1_index)?.lock();
         let table = self.change_table(l1_index, stripe, || {
             self.writer()?.allocator.ready_space(self, 0, 1)
         })?;
         let host = table.host;
         if !table.shows() {
-            order.settle(since)?;
+            self.settle()?;
         }
         self.show(table)?;
         Ok(host)

@@ -13,7 +13,7 @@ use crate::formats::vdi::header::{
 };
 use crate::formats::vdi::units::Counted;
 use crate::image::info::Detail;
-use crate::image::open::{OpenOptions, Purpose, WriteOrder};
+use crate::image::open::{OpenOptions, Purpose};
 use crate::image::table::{Endian, Table};
 use crate::image::units::{Allocator, Order, Units};
 use crate::image::{
@@ -82,10 +82,9 @@ impl Vdi {
     pub(super) fn rewrite(&self, change: impl FnOnce(&mut Header)) -> Result<()> {
         let mut header = Header::read(&*self.storage)?;
         change(&mut header);
-        let since = self.allocator.order.now();
         self.storage.write_at(&header.bytes, 0)?;
         self.shape.store(Arc::new(Shape::new(header)));
-        self.allocator.order.settle(since)
+        self.allocator.order.settle()
     }
 
     /// Where the data of block `index` is, of which the map says `number`.
@@ -204,10 +203,7 @@ impl Image for Vdi {
         if self.allocator.has_begun() {
             self.trim(&mut self.blocks.lock())?;
         }
-        match self.allocator.order.policy() {
-            WriteOrder::Ordered => Store::flush(self),
-            WriteOrder::Unordered => Ok(()),
-        }
+        self.allocator.order.settle()
     }
 
     fn backing(&self) -> Option<Backing> {

@@ -73,28 +73,26 @@ impl Vdi {
                 false => u64::from(FREE),
             })?,
         }
-        self.allocator.order.settle_all()?;
+        self.allocator.order.settle()?;
         self.rewrite(|header| header.set(DISK, &size.to_le_bytes()))?;
         self.learn()
     }
 
-    /// Shrinks: entries behind the new end go, then the last blocks of the file take the place of those
-    /// that they named, then the size.
+    /// Shrinks: the size first, durably; then entries behind the new end go, and the last blocks of the
+    /// file take the place of those that they named.
     fn shrink(&self, size: u64) -> Result<()> {
         self.allocator.begin(self)?;
         let blocks = size.div_ceil(self.block);
         let cut = size % self.block;
+        self.rewrite(|header| header.set(DISK, &size.to_le_bytes()))?;
         if cut != 0 && self.number(blocks - 1)? < ZERO {
             self.zero_within(blocks - 1, cut..self.block, Zeroing::MayUnmap)?;
         }
         self.drop_behind(blocks)?;
-        self.rewrite(|header| {
-            header.set(DISK, &size.to_le_bytes());
-            // Version 0 has its data right behind the last entry.
-            if header.has_places() {
-                header.set_word(ENTRIES, blocks);
-            }
-        })?;
+        // Version 0 has its data right behind the last entry.
+        if self.shape.load().header.has_places() {
+            self.rewrite(|header| header.set_word(ENTRIES, blocks))?;
+        }
         self.learn()
     }
 
@@ -103,7 +101,7 @@ impl Vdi {
     fn drop_behind(&self, first: u64) -> Result<()> {
         let entries = self.shape.load().header.entries();
         self.fill_map(first..entries, |_| u64::from(FREE))?;
-        self.allocator.order.settle_all()?;
+        self.allocator.order.settle()?;
         self.pack(&Silent)?;
         Ok(())
     }
@@ -126,7 +124,7 @@ impl Vdi {
             let host = taken.bytes(self.block);
             zero_or_write(&*self.storage, host, Zeroing::KeepSpace)?;
         }
-        self.allocator.order.settle_all()?;
+        self.allocator.order.settle()?;
         Ok(first)
     }
 
@@ -166,7 +164,7 @@ impl Vdi {
             }
             slots.end() - gone
         };
-        self.allocator.order.settle_all()?;
+        self.allocator.order.settle()?;
         self.rewrite(|header| {
             header.set_word(MAP, start);
             header.set_word(DATA, data);
@@ -222,7 +220,7 @@ impl Compact for Vdi {
     fn pack(&self, progress: &dyn Progress) -> Result<u64> {
         drop(self.allocator.release_unused(self));
         // Blocks that lost their entry are free only once that is on stable media.
-        self.allocator.order.settle_all()?;
+        self.allocator.order.settle()?;
         let mut moved = 0;
         loop {
             self.learn()?;

@@ -81,6 +81,7 @@ impl Vdi {
         if blocks.written != Some(end) {
             let at = self.shape.load().header.at(COUNT) as u64;
             let count = u32::try_from(end).unwrap_or(u32::MAX);
+            blocks.written = None;
             self.storage.write_at(&count.to_le_bytes(), at)?;
             blocks.written = Some(end);
         }
@@ -196,10 +197,7 @@ impl Units for Vdi {
 
     fn untake(&self, taken: &Taken) {
         let grid = self.shape.load().header.grid();
-        let mut blocks = self.blocks.lock();
-        blocks.slots.untake(grid, taken);
-        // A sync may have failed, and lost what was written of it.
-        blocks.written = None;
+        self.blocks.lock().slots.untake(grid, taken);
     }
 
     fn open(&self, units: Range<u64>, _first: u64, _waits: bool) -> Result<(Range<u64>, ())> {

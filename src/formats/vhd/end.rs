@@ -31,7 +31,8 @@ impl Sparse {
         self.trim(space, shape)
     }
 
-    /// Writes both footers anew, one after the other, so that one is whole at any time.
+    /// Writes both footers anew, one after the other, so that one is whole at any time; once the one at
+    /// the end is written the disk goes by it, whatever becomes of the rest.
     pub(super) fn replace_footers(
         &self,
         space: &Space,
@@ -44,13 +45,12 @@ impl Sparse {
             ));
         };
         let bytes = footer.sealed().to_bytes();
-        for at in [host, 0] {
-            self.write_in_order(&bytes, at)?;
-        }
         let batmap = batmap::read(&*self.storage, &footer, &shape.header)?;
         let shape = Shape::new(footer, shape.header, self.rule, batmap);
+        self.storage.write_at(&bytes, host)?;
         self.shape.store(Arc::new(shape));
-        Ok(())
+        self.allocator.order.settle()?;
+        self.write_in_order(&bytes, 0)
     }
 
     /// Refuses space past where table words end.
@@ -123,9 +123,8 @@ impl Sparse {
 
     /// Writes, and waits until that is on stable media, where order matters.
     pub(super) fn write_in_order(&self, bytes: &[u8], host: u64) -> Result<()> {
-        let since = self.allocator.order.now();
         self.storage.write_at(bytes, host)?;
-        self.allocator.order.settle(since)
+        self.allocator.order.settle()
     }
 
     fn erase_stale(&self, space: &mut Space) -> Result<()> {
@@ -209,7 +208,7 @@ impl Sparse {
     /// Leaves the file's end as a clean close leaves it: the footer right behind what is in use.
     pub(super) fn trim(&self, space: &mut Space, shape: &Shape) -> Result<()> {
         if !space.grown && space.ready.is_empty() && space.clean.is_empty() {
-            return self.end_durably();
+            return self.allocator.order.settle();
         }
         let mut tail = self.tail(space, shape)?;
         let floor = self.metadata_end(shape);
@@ -236,7 +235,7 @@ impl Sparse {
         match self.footer_place() {
             Some(place) => {
                 self.keep_within(space, shape, tail, place)?;
-                self.end_durably()?;
+                self.allocator.order.settle()?;
             }
             None => self.end_at(space, shape, tail)?,
         }
@@ -249,21 +248,13 @@ impl Sparse {
     fn end_at(&self, space: &mut Space, shape: &Shape, tail: u64) -> Result<()> {
         shape.footer.write(&*self.storage, tail)?;
         // The one that is cut off was good until now.
-        self.end_durably()?;
+        self.allocator.order.settle()?;
         self.storage.set_len(tail + footer::LEN64)?;
         // One that could not be erased was cut off, or the new one is in its place.
         space.stale = space.stale.filter(|old| *old + footer::LEN64 <= tail);
         space.footer = Some(tail);
         self.data_end.store(tail, Ordering::Release);
         Ok(())
-    }
-
-    /// Makes all completed writes durable, where order matters.
-    fn end_durably(&self) -> Result<()> {
-        match self.allocator.order.policy() {
-            WriteOrder::Ordered => self.allocator.order.flush(),
-            WriteOrder::Unordered => Ok(()),
-        }
     }
 
     /// Writes the footer where an unordered image has none, so that the file is whole.

@@ -52,10 +52,9 @@ impl Sparse {
         let host = self.take_bytes(&mut space, &shape, rooms + header::LEN64)?;
         let parent = backing.map(|b| new_parent(b, host)).transpose()?;
         let changed = shape.header.with_parent(parent.as_ref());
-        let stamp = self.allocator.order.now();
         let at = write_paths(&*self.storage, paths, host)?;
         self.storage.write_at(&changed.to_bytes(), at)?;
-        self.allocator.order.settle(stamp)?;
+        self.allocator.order.settle()?;
         let usual = shape.footer.header_offset();
         self.replace_footers(&space, &shape, shape.footer.with_header(at, kind))?;
         self.write_in_order(&changed.to_bytes(), usual)?;

@@ -160,14 +160,14 @@ impl Sparse {
         if entries > shape.table.len() {
             now = self.enlarge_table(shape, entries)?;
         }
-        self.allocator.order.settle_all()?;
+        self.allocator.order.settle()?;
         if !hidden.is_empty() {
             // Nobody else uses the disk meanwhile.
             self.growing.store(size, Ordering::Relaxed);
             let covered = self.cover(&now, hidden);
             self.growing.store(0, Ordering::Relaxed);
             covered?;
-            self.allocator.order.settle_all()?;
+            self.allocator.order.settle()?;
         }
         self.set_size(&now, size)
     }
@@ -255,14 +255,13 @@ impl Sparse {
         let header = shape.header.with_table(host, count);
         let fields = &header.to_bytes()[TABLE_FIELDS];
         let at = shape.footer.header_offset() + len64(TABLE_FIELDS.start);
-        let stamp = self.allocator.order.now();
         self.storage.write_at(fields, at)?;
         let unused = old..old + shape.table.len() * 4;
         let shape = Shape::new(shape.footer, header, self.rule, batmap::Found::None);
         let shape = Arc::new(shape);
         // It is what the file says, whatever becomes of the sync.
         self.shape.store(Arc::clone(&shape));
-        self.allocator.order.settle(stamp)?;
+        self.allocator.order.settle()?;
         if host != old {
             // Where it stays it is a leak.
             let _ = self.storage.zero(unused, Zeroing::MayUnmap);
@@ -279,7 +278,6 @@ impl Sparse {
         entries: u64,
         unnamed: &[Range<u64>],
     ) -> Result<u64> {
-        let stamp = self.allocator.order.now();
         let old = &shape.table;
         let (host, first) =
             match self.extend_in_place(space, shape, old.host() + entries * 4, unnamed)? {
@@ -294,7 +292,7 @@ impl Sparse {
                 false => Ok(UNUSED),
             }
         })?;
-        self.allocator.order.settle(stamp)?;
+        self.allocator.order.settle()?;
         Ok(host)
     }
 

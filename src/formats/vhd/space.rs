@@ -222,10 +222,12 @@ impl Sparse {
     pub(super) fn metadata(&self, shape: &Shape) -> Vec<Range<u64>> {
         let data_end = self.data_end.load(Ordering::Acquire);
         let locators = shape.header.locators();
-        let locators = locators
-            .iter()
-            .map(|l| l.offset..l.offset.saturating_add(l.space_bytes()))
-            .filter(|part| part.end <= data_end);
+        let locators = locators.iter().filter_map(|l| {
+            // Of room that does not fit, what it holds is there all the same.
+            let ends = [l.space_bytes(), l.len.into()].map(|len| l.offset.saturating_add(len));
+            let end = ends.into_iter().find(|end| *end <= data_end)?;
+            Some(l.offset..end)
+        });
         let batmap = shape.batmap().into_iter().flat_map(|map| map.ranges());
         let reserved = shape.reserved.iter().chain(batmap).cloned();
         reserved.chain(locators).collect()

@@ -228,6 +228,12 @@ fn read_header(storage: &dyn Storage, footer: &Footer, strictness: Strictness) -
 /// Refuses a table that is not inside the file, or lies upon the footer's copy or the header.
 fn check_table(footer: &Footer, header: &Header, size: u64) -> Result<()> {
     let table = header.table_offset();
+    // Sectors, by the format; what a word would straddle is read and written as words of other blocks.
+    if !table.is_multiple_of(4) {
+        return Err(Error::corrupt(format!(
+            "the table begins at {table:#x} (allowed: a multiple of 512, or at least of 4)"
+        )));
+    }
     let end = table.checked_add(header.max_entries() * 4);
     let Some(end) = end.filter(|e| *e <= size) else {
         return Err(Error::corrupt(format!(

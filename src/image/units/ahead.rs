@@ -81,7 +81,6 @@ impl Allocator {
     /// Takes some `want` units and sees to it that they may be used at once, the first of them last;
     /// none where the host cannot make them zero.
     fn make_ready<U: Units>(&self, units: &U, first: u64, want: u64) -> Result<Vec<Taken>> {
-        let since = self.order.now();
         let mut unnamed = Unnamed::new(units, Vec::new());
         let mut left = want;
         while left > 0 && unnamed.runs.len() < MAX_RUNS {
@@ -95,7 +94,7 @@ impl Allocator {
                 return Ok(Vec::new());
             }
         }
-        self.order.settle(since)?;
+        self.order.settle()?;
         let mut runs = unnamed.named();
         for run in &mut runs {
             (run.zeroed, run.ready) = (true, true);

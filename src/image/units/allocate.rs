@@ -214,7 +214,6 @@ impl Allocator {
         fill: &mut Fill<'_>,
     ) -> Result<u64> {
         let units = goal.units;
-        let since = self.order.now();
         let asked = goal.request.start / units.unit_len();
         let (open, entries) = units.open(batch.span(), asked, goal.waits)?;
         batch.keep(|_, unit| open.contains(&unit.index));
@@ -231,7 +230,7 @@ impl Allocator {
         units.complete(&entries, &new)?;
         // Ready space says nothing of what a unit held until now.
         if goal.waits || !batch.moves.iter().all(Move::is_ready) {
-            self.order.settle(since)?;
+            self.order.settle()?;
         }
         // From here on the file may name the space, whatever the answer.
         batch.named = new.len();
@@ -246,9 +245,8 @@ impl Allocator {
             self.followed.worked_on(start..end);
         }
         let moved = new.iter().filter(|new| new.has_moved());
-        for host in moved.filter_map(|new| units.unnamed(new.old.space)) {
-            self.free(units, host)?;
-        }
+        let hosts = moved.filter_map(|new| units.unnamed(new.old.space));
+        self.free_all(units, hosts)?;
         Ok(end.min(goal.request.end) - goal.request.start)
     }
 
@@ -313,19 +311,8 @@ impl Allocator {
 
     /// Space for up to `count` units: set aside, ready, or new.
     fn space<U: Units>(&self, units: &U, first: u64, count: u64, waits: bool) -> Result<Taken> {
-        let (space, since) = {
-            let mut assigned = self.assigned.lock();
-            (assigned.take(first, count), assigned.since())
-        };
-        match space {
-            // What counts it may be lost.
-            Some(space)
-                if !space.ready && since.is_some_and(|m| self.order.has_failed_since(m)) =>
-            {
-                units.untake(&space);
-            }
-            Some(space) => return Ok(space),
-            None => {}
+        if let Some(space) = self.assigned.lock().take(first, count) {
+            return Ok(space);
         }
         if !waits && let Some(space) = self.ready_space(units, first, count)? {
             return Ok(space);

@@ -3,14 +3,12 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::image::units::{Moment, Taken};
+use crate::image::units::Taken;
 
 /// Runs of units that have space set aside, by the first of each.
 #[derive(Debug, Default)]
 pub(super) struct Assigned {
     runs: BTreeMap<u64, Taken>,
-    /// From before what was written for those of them that are not ready.
-    since: Option<Moment>,
 }
 
 impl Assigned {
@@ -19,17 +17,6 @@ impl Assigned {
         if space.count > 0 {
             self.runs.insert(first, space);
         }
-    }
-
-    /// What follows is set aside after `moment`.
-    pub(super) fn begin(&mut self, moment: Moment) {
-        let since = self.since.filter(|_| !self.runs.is_empty());
-        self.since = since.or(Some(moment));
-    }
-
-    /// From before what was written for all that is set aside.
-    pub(super) fn since(&self) -> Option<Moment> {
-        self.since
     }
 
     /// Takes the space of up to `count` units from `index` on.

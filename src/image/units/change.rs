@@ -48,9 +48,7 @@ impl Allocator {
             let _reserved = self.reservations.wait(&span);
             let mut freed = Vec::new();
             let dropped = units.drop_units(&(at..end), target, &mut freed);
-            // One error is told, and no space is forgotten for it.
-            let freed = freed.into_iter().map(|host| self.free(units, host));
-            freed.fold(dropped, Result::and)?;
+            dropped.and(self.free_all(units, freed))?;
             at = end;
         }
     }
@@ -71,6 +69,16 @@ impl Allocator {
         }
     }
 
+    /// As [`Allocator::free`], of all of them, whatever becomes of the first.
+    pub(super) fn free_all<U: Units>(
+        &self,
+        units: &U,
+        hosts: impl IntoIterator<Item = Range<u64>>,
+    ) -> Result<()> {
+        let freed = hosts.into_iter().map(|host| self.free(units, host));
+        freed.fold(Ok(()), Result::and)
+    }
+
     /// As [`Allocator::release`], where so much was freed that it should not wait for a flush.
     fn release_much<U: Units>(&self, units: &U) -> Result<()> {
         // Who comes next does not hold up what was freed now.
@@ -85,11 +93,6 @@ impl Allocator {
     /// Host ranges that wait to be given back.
     pub fn waiting(&self) -> Vec<Range<u64>> {
         self.freed.lock().iter().cloned().collect()
-    }
-
-    /// Never gives back what was freed so far: a change that freed it is undone.
-    pub fn keep_freed(&self) {
-        self.freed.lock().keep_all();
     }
 
     /// Gives back what was freed, and what was made ready for others; whether that was anything.
@@ -148,16 +151,14 @@ impl Allocator {
             self.want(units, guest, &mut wanted)?;
         }
         let mut ready = self.order.policy() == WriteOrder::Ordered && !units.has_backing();
-        let since = self.order.now();
         let mut unnamed = Unnamed::new(units, Vec::new());
         let mut runs = take_wanted(&mut unnamed, &wanted, &mut ready)?;
         reserve(units, ranges, &runs)?;
         if ready && !runs.is_empty() {
-            self.order.settle(since)?;
+            self.order.settle()?;
         }
         unnamed.named();
         let mut assigned = self.assigned.lock();
-        assigned.begin(since);
         for (first, run) in &mut runs {
             (run.zeroed, run.ready) = (run.zeroed || ready, ready);
             assigned.insert(*first, *run);
@@ -224,8 +225,9 @@ impl Allocator {
     /// request under way.
     ///
     /// # Errors
-    /// The host's.
+    /// The host's.  Where a sync has failed nothing is changed: it is left as by a kill.
     pub fn close<U: Units>(&self, units: &U) -> Result<()> {
+        self.order.sound()?;
         drop(self.release_unused(units));
         self.release(units)
     }

@@ -2,9 +2,8 @@
 //!
 //! A reader that looked an entry up before it changed may still be reading there, and a power cut
 //! may bring the old entry back.  So freed space waits for two things: that all requests that had
-//! begun have ended (its grace point), and that the change that freed it is on stable media.  Where a
-//! sync has failed since, nobody knows whether it is, however many succeed after it: such space is
-//! kept until the image is opened anew.
+//! begun have ended (its grace point), and that the change that freed it is on stable media.  After a
+//! sync that failed nothing gets there: such space is kept until the image is opened anew.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -21,8 +20,6 @@ pub struct Freed {
     batches: VecDeque<Batch>,
     ranges: usize,
     bytes: u64,
-    /// What stable media may still name.
-    lost: Vec<Range<u64>>,
 }
 
 /// What was freed in one moment.
@@ -72,20 +69,21 @@ impl Freed {
         self.ranges == 0
     }
 
-    /// All ranges that wait, or that are kept, in no order.
+    /// All ranges that wait.
     pub fn iter(&self) -> impl Iterator<Item = &Range<u64>> {
-        self.batches
-            .iter()
-            .flat_map(|b| &b.ranges)
-            .chain(&self.lost)
+        self.batches.iter().flat_map(|b| &b.ranges)
     }
 
     /// Takes out what has passed its grace point and is known to be gone from stable media.
     pub fn ready(&mut self, order: &Order, grace: &Grace) -> Vec<Range<u64>> {
-        self.keep_lost(order);
-        self.take(|batch| {
-            order.is_settled(batch.written, batch.written) && grace.passed(batch.grace)
-        })
+        let mut taken = Vec::new();
+        let may_go = |b: &mut Batch| order.is_settled(b.written) && grace.passed(b.grace);
+        while let Some(batch) = self.batches.pop_front_if(may_go) {
+            self.ranges -= batch.ranges.len();
+            self.bytes -= batch.ranges.iter().map(range::len).sum::<u64>();
+            taken.extend(batch.ranges);
+        }
+        taken
     }
 
     /// As `ready`, having waited until all that has passed its grace point is gone from stable media
@@ -98,55 +96,12 @@ impl Freed {
         order: &Order,
         grace: &Grace,
     ) -> Result<Vec<Range<u64>>> {
-        let (oldest, ranges) = {
-            let mut freed = freed.lock();
-            freed.keep_lost(order);
-            let unsettled = freed
-                .batches
-                .iter()
-                .find(|b| !order.is_settled(b.written, b.written));
-            let oldest = unsettled.map(|b| b.written);
-            (oldest, freed.take(|b| grace.passed(b.grace)))
-        };
-        if let Some(oldest) = oldest.filter(|_| !ranges.is_empty())
-            && let Err(e) = order.settle(oldest)
-        {
-            freed.lock().lost.extend(ranges);
-            return Err(e);
+        let waits = |b: &Batch| grace.passed(b.grace) && !order.is_settled(b.written);
+        let waits = freed.lock().batches.iter().any(waits);
+        if waits {
+            order.settle()?;
         }
-        Ok(ranges)
-    }
-
-    /// Keeps for good all that waits: what named it before may do so again.
-    pub fn keep_all(&mut self) {
-        self.keep(self.batches.len());
-    }
-
-    /// Keeps for good what was freed before a sync that failed.
-    fn keep_lost(&mut self, order: &Order) {
-        let lost = |b: &Batch| order.has_failed_since(b.written);
-        self.keep(self.batches.iter().take_while(|b| lost(b)).count());
-    }
-
-    fn keep(&mut self, count: usize) {
-        for batch in self.batches.drain(..count) {
-            self.ranges -= batch.ranges.len();
-            self.bytes -= batch.ranges.iter().map(range::len).sum::<u64>();
-            self.lost.extend(batch.ranges);
-        }
-    }
-
-    /// Takes the oldest out for as long as `may_go` says so.
-    fn take(&mut self, may_go: impl Fn(&Batch) -> bool) -> Vec<Range<u64>> {
-        let mut taken = Vec::new();
-        while self.batches.front().is_some_and(&may_go) {
-            if let Some(batch) = self.batches.pop_front() {
-                self.ranges -= batch.ranges.len();
-                self.bytes -= batch.ranges.iter().map(range::len).sum::<u64>();
-                taken.extend(batch.ranges);
-            }
-        }
-        taken
+        Ok(freed.lock().ready(order, grace))
     }
 }
 

@@ -1,29 +1,23 @@
 //! The order of writes to the files of one image: what is on stable media before what.
 //!
-//! An image is one file, or two: its metadata, and a data file.  A [`Moment`] is taken before the
-//! first write that something later depends on; [`Order::settle`] then returns once all that was
-//! written since is on stable media.  However many threads wait, one sync serves them.
+//! An image is one file, or two: its metadata, and a data file.  [`Order::settle`] returns once all
+//! that was written to them is on stable media; however many threads wait, one sync serves them.  Where
+//! one has ever failed, none succeeds ([`crate::storage::syncs`]): nothing that rests on it is published.
 
 use std::sync::Arc;
 
 use crate::error::Result;
 use crate::image::open::WriteOrder;
 use crate::storage::Storage;
-use crate::storage::syncs::{Stamp, Syncs};
+use crate::storage::syncs::Stamp;
 
 /// Who waits for whom among the writes to an image.
 #[derive(Debug)]
 pub struct Order {
     policy: WriteOrder,
-    metadata: Ordered,
+    metadata: Arc<dyn Storage>,
     /// Where guest data is, when that is another file.
-    data: Option<Ordered>,
-}
-
-#[derive(Debug)]
-struct Ordered {
-    file: Arc<dyn Storage>,
-    syncs: Syncs,
+    data: Option<Arc<dyn Storage>>,
 }
 
 /// A moment in the life of all files of an image.
@@ -31,15 +25,6 @@ struct Ordered {
 pub struct Moment {
     metadata: Stamp,
     data: Option<Stamp>,
-}
-
-impl Ordered {
-    fn new(file: Arc<dyn Storage>) -> Self {
-        Self {
-            file,
-            syncs: Syncs::default(),
-        }
-    }
 }
 
 impl Order {
@@ -52,8 +37,8 @@ impl Order {
     ) -> Self {
         Self {
             policy,
-            metadata: Ordered::new(metadata),
-            data: data.map(Ordered::new),
+            metadata,
+            data,
         }
     }
 
@@ -62,72 +47,53 @@ impl Order {
         self.policy
     }
 
-    /// The present moment: to be taken before the writes that [`Order::settle`] waits for, and after
-    /// those that [`Order::is_settled`] is asked about.
+    /// The present moment, after the writes that [`Order::is_settled`] is asked about.
     pub fn now(&self) -> Moment {
         Moment {
-            metadata: self.metadata.syncs.stamp(),
-            data: self.data.as_ref().map(|d| d.syncs.stamp()),
+            metadata: self.metadata.syncs().stamp(),
+            data: self.data.as_ref().map(|d| d.syncs().stamp()),
         }
     }
 
-    /// Returns once all writes since `since` come before those that follow, in a power cut too; at
-    /// once where no order was asked for.
+    /// Returns once all writes so far come before those that follow, in a power cut too; at once where
+    /// no order was asked for.
     ///
     /// # Errors
-    /// The host's, and that of any sync since then: it may have lost the writes.
-    pub fn settle(&self, since: Moment) -> Result<()> {
-        if self.policy == WriteOrder::Unordered {
-            return Ok(());
+    /// Those of [`Order::flush`].
+    pub fn settle(&self) -> Result<()> {
+        match self.policy {
+            WriteOrder::Ordered => self.flush(),
+            WriteOrder::Unordered => Ok(()),
         }
-        if let (Some(data), Some(stamp)) = (&self.data, since.data) {
-            data.syncs.wait(&*data.file, stamp)?;
-        }
-        let metadata = &self.metadata;
-        metadata.syncs.wait(&*metadata.file, since.metadata)
     }
 
-    /// As [`Order::settle`], for all writes so far; for who runs alone.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn settle_all(&self) -> Result<()> {
-        self.settle(self.now())
-    }
-
-    /// Whether all that was written from before `first` until `last` is known to be on stable media,
-    /// or nobody asked for an order.
-    pub fn is_settled(&self, first: Moment, last: Moment) -> bool {
-        let data = match (&self.data, first.data, last.data) {
-            (Some(data), Some(first), Some(last)) => data.syncs.is_durable_since(first, last),
+    /// Whether all that was written until `moment` is known to be on stable media, or nobody asked for
+    /// an order.
+    pub fn is_settled(&self, moment: Moment) -> bool {
+        let data = match (&self.data, moment.data) {
+            (Some(data), Some(stamp)) => data.syncs().is_durable(stamp),
             _ => true,
         };
-        let metadata = &self.metadata.syncs;
         self.policy == WriteOrder::Unordered
-            || (data && metadata.is_durable_since(first.metadata, last.metadata))
+            || (data && self.metadata.syncs().is_durable(moment.metadata))
     }
 
-    /// Whether a sync has failed since `moment`, so that what was written before may be lost whatever
-    /// follows; never where nobody asked for an order.
-    pub fn has_failed_since(&self, moment: Moment) -> bool {
-        let files = [
-            (Some(&self.metadata), Some(moment.metadata)),
-            (self.data.as_ref(), moment.data),
-        ];
-        let mut files = files.iter().filter_map(|(file, stamp)| (*file).zip(*stamp));
-        self.policy == WriteOrder::Ordered
-            && files.any(|(file, stamp)| file.syncs.has_failed_since(stamp))
+    /// Refuses an image a sync of which has failed.
+    ///
+    /// # Errors
+    /// `Io`, which names the file.
+    pub fn sound(&self) -> Result<()> {
+        let mut files = self.data.iter().chain([&self.metadata]);
+        files.try_for_each(|file| file.syncs().sound(file.path()))
     }
 
     /// Makes all completed writes durable.
     ///
     /// # Errors
-    /// The host's; a sync that failed since the last flush is told of once.
+    /// The host's; where a sync has failed, for as long as the image is open.
     pub fn flush(&self) -> Result<()> {
-        if let Some(data) = &self.data {
-            data.syncs.flush(&*data.file)?;
-        }
-        self.metadata.syncs.flush(&*self.metadata.file)
+        let mut files = self.data.iter().chain([&self.metadata]);
+        files.try_for_each(|file| file.sync())
     }
 }
 
@@ -148,30 +114,29 @@ mod tests {
         let (metadata, data) = files();
         let order = Order::new(WriteOrder::Ordered, metadata.clone(), Some(data.clone()));
         let since = order.now();
-        assert!(!order.is_settled(since, since));
+        assert!(!order.is_settled(since));
         data.inject(Fault {
             op: Op::Sync,
             after: 0,
             count: 1,
             errno: libc::EIO,
         });
-        order.settle(since).expect_err("the data was lost");
+        order.settle().expect_err("the data was lost");
+        order.settle().expect_err("for good");
         assert!(metadata.changes().is_empty(), "nothing follows lost data");
-        order
-            .settle(order.now())
-            .expect("later writes are not lost");
-        assert!(!order.is_settled(since, since));
+        order.sound().expect_err("may be lost");
+        data.open_anew();
+        order.settle().expect("is another file");
+        assert!(order.is_settled(since));
         assert_eq!(metadata.changes(), [Change::Sync]);
-        order.flush().expect_err("a flush tells of it");
-        order.flush().expect("once");
     }
 
     #[test]
     fn without_an_order_nothing_waits() {
         let (metadata, _) = files();
         let order = Order::new(WriteOrder::Unordered, metadata.clone(), None);
-        order.settle(order.now()).expect("does nothing");
-        assert!(order.is_settled(order.now(), order.now()));
+        order.settle().expect("does nothing");
+        assert!(order.is_settled(order.now()));
         assert!(metadata.changes().is_empty());
     }
 }

@@ -68,7 +68,6 @@ impl Allocator {
         let batch = clamp_len((TOGETHER / size).max(1), usize::MAX);
         for batch in moves.chunks(batch) {
             progress.check()?;
-            let since = self.order.now();
             let mut new = Vec::with_capacity(batch.len());
             for (index, space) in batch {
                 let old = units.unit(*index)?;
@@ -91,13 +90,13 @@ impl Allocator {
                 };
                 new.push(entry);
             }
-            self.order.settle(since)?;
+            self.order.settle()?;
             for entry in &new {
                 let (_, entries) = units.open(entry.index..entry.index + 1, entry.index, true)?;
                 units.publish(entries, std::slice::from_ref(entry), &mut 1)?;
             }
         }
-        self.order.settle_all()
+        self.order.settle()
     }
 }
 

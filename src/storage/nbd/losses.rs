@@ -1,8 +1,8 @@
 //! What may be lost: changes that a server acknowledged and did not flush before its connection
 //! was gone.
 //!
-//! Whether the server is still the same one, with its caches, cannot be told from here.  So the
-//! next flush fails, once, as that of a file does whose pages the kernel could not write.
+//! Whether the server is still the same one, with its caches, cannot be told from here.  So all
+//! flushes fail from then on, as those of a file do whose pages the kernel could not write.
 
 use parking_lot::Mutex;
 
@@ -45,48 +45,27 @@ impl Changes {
     }
 }
 
-/// The losses of all connections to one export.
+/// Why connections to one export were lost that had such changes.
 #[derive(Debug, Default)]
-pub(super) struct Losses {
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    noted: u64,
-    /// How many a flush has told of.
-    told: u64,
-    /// Why the last connection was lost.
-    why: String,
-}
+pub(super) struct Losses(Mutex<Option<String>>);
 
 impl Losses {
     /// A connection is gone, with changes that were not flushed.
     pub(super) fn note(&self, why: &str) {
-        let mut state = self.state.lock();
-        state.noted += 1;
-        why.clone_into(&mut state.why);
+        *self.0.lock() = Some(why.to_owned());
     }
 
-    /// A flush begins: how many losses have been told of.
-    pub(super) fn told(&self) -> u64 {
-        self.state.lock().told
-    }
-
-    /// The flush ends before which `told` losses had been told of.
+    /// Refuses where there is one; asked when a flush ends.
     ///
     /// # Errors
-    /// All losses but those, whoever else was told of them meanwhile.
-    pub(super) fn tell(&self, told: u64) -> Result<()> {
-        let mut state = self.state.lock();
-        if state.noted == told {
+    /// `Io`.
+    pub(super) fn none(&self) -> Result<()> {
+        let Some(why) = &*self.0.lock() else {
             return Ok(());
-        }
-        state.told = state.noted;
+        };
         let text = format!(
             "the connection was lost, and what was written since the last flush may be lost with \
-             it: {}",
-            state.why
+             it: {why}"
         );
         Err(Error::new(ErrorKind::Io, text))
     }
@@ -112,20 +91,5 @@ mod tests {
         changes.add();
         assert!(changes.give_up());
         assert!(!changes.give_up(), "noted once");
-    }
-
-    #[test]
-    fn a_loss_is_told_once_but_to_every_flush_it_came_in_the_way_of() {
-        let losses = Losses::default();
-        let (first, second) = (losses.told(), losses.told());
-        losses.note("gone");
-        let third = losses.told();
-        losses.note("gone too");
-        let error = losses.tell(first).expect_err("lost");
-        assert!(error.message().contains("gone too"), "{error}");
-        assert_eq!(error.errno(), libc::EIO);
-        losses.tell(second).expect_err("was under way");
-        losses.tell(third).expect_err("began before it was told");
-        losses.tell(losses.told()).expect("was told");
     }
 }

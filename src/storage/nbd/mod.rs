@@ -3,7 +3,7 @@
 //! Any number of threads have requests under way, over one connection or, where the server allows
 //! it, several.  A connection that is lost is made again, and what was under way is asked again:
 //! all requests may be repeated.  What a server had acknowledged and not flushed by then may be
-//! lost, so the next `sync` fails, once.  A server without flushes is sent writes that are durable
+//! lost, so all syncs fail from then on.  A server without flushes is sent writes that are durable
 //! when they are answered (FUA); where it has neither, it is not opened for writing unless nobody
 //! relies on flushes.  The server is not trusted: what it says is checked, nothing it
 //! says makes us allocate without bound, and it has to answer within a time.
@@ -20,6 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::nbd::Uri;
 use crate::nbd::wire::{MAX_PAYLOAD, can};
 use crate::storage::open::{Access, Flushing};
+use crate::storage::syncs::Syncs;
 use crate::storage::{HostId, HostRun, Limits, Storage, Zeroing};
 use crate::util::align::{clamp_len, down, is_aligned, len64, up};
 
@@ -74,6 +75,7 @@ pub struct NbdStorage {
     extents: Extents,
     /// Whole blocks are written under a shared lock, parts of blocks under an exclusive one.
     edges: RwLock<()>,
+    syncs: Syncs,
 }
 
 /// Opens the export that a URI names.
@@ -98,6 +100,7 @@ impl NbdStorage {
             pool,
             extents: Extents::default(),
             edges: RwLock::new(()),
+            syncs: Syncs::default(),
         };
         if options.access == Access::Write {
             storage.check_writable(options.flushing)?;
@@ -372,7 +375,11 @@ impl Storage for NbdStorage {
         }
     }
 
-    fn sync(&self) -> Result<()> {
+    fn syncs(&self) -> &Syncs {
+        &self.syncs
+    }
+
+    fn sync_now(&self) -> Result<()> {
         match self.can(can::FLUSH) {
             true => self.pool.flush().map_err(|e| e.at(&self.name)),
             // All that was answered is durable, or nobody needs it to be.

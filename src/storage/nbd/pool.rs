@@ -84,9 +84,8 @@ impl Pool {
     /// Makes all completed changes durable.
     ///
     /// # Errors
-    /// The server's; once, that connections were lost with changes that were not flushed.
+    /// The server's; that connections were lost with changes that were not flushed.
     pub(super) fn flush(&self) -> Result<()> {
-        let told = self.losses.told();
         let mut sent = false;
         for place in &self.places {
             let current = place.current.lock().clone();
@@ -105,7 +104,7 @@ impl Pool {
             // There may be what others wrote; and nothing of ours, so that any server will do.
             self.call(&mut Op::Flush)?;
         }
-        self.losses.tell(told)
+        self.losses.none()
     }
 
     /// Makes a request, again where its connection is lost.

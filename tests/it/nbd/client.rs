@@ -284,7 +284,7 @@ fn a_connection_that_is_lost_is_made_again() {
     std::thread::sleep(Duration::from_millis(500));
     let error = storage.sync().expect_err("writes may be lost");
     assert!(error.message().contains("may be lost"), "{error}");
-    storage.sync().expect("told once");
+    storage.sync().expect_err("until it is opened anew");
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     for thread in threads {
         assert!(thread.join().expect("goes on") > 0);

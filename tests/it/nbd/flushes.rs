@@ -3,6 +3,7 @@
 use std::sync::Barrier;
 use std::time::Duration;
 
+use vdtool::chain::open::ChainOptions;
 use vdtool::nbd::wire::{can, command, flag};
 use vdtool::storage::nbd::{NbdStorage, Options};
 use vdtool::storage::open::{Access, Flushing};
@@ -10,7 +11,7 @@ use vdtool::storage::{Storage, Zeroing};
 use vdtool::{ErrorKind, Result};
 
 use super::fake::{CHANGES, Ends, Fake, Manners};
-use super::{Peer, until, uri};
+use super::{Peer, Serving, export, lasting, until, uri};
 use crate::util::{requires, scratch, vdtool};
 
 const SIZE: usize = 1 << 20;
@@ -39,12 +40,13 @@ fn connect_for(fake: &Fake, ends: Ends) -> NbdStorage {
     NbdStorage::connect(&fake.uri(), &options).expect("connects")
 }
 
-/// A flush that tells of a loss, and the next, which has nothing to tell.
-fn loses_once(storage: &dyn Storage) {
-    let error = storage.sync().expect_err("something may be lost");
-    assert_eq!((error.kind(), error.errno()), (ErrorKind::Io, libc::EIO));
-    assert!(error.message().contains("may be lost"), "{error}");
-    storage.sync().expect("told once");
+/// Flushes that tell of a loss: all of them, until the export is opened anew.
+fn has_lost(storage: &dyn Storage) {
+    for _ in 0..3 {
+        let error = storage.sync().expect_err("something may be lost");
+        assert_eq!((error.kind(), error.errno()), (ErrorKind::Io, libc::EIO));
+        assert!(error.message().contains("may be lost"), "{error}");
+    }
 }
 
 fn byte(storage: &dyn Storage, at: u64) -> u8 {
@@ -63,7 +65,7 @@ const ALL: [(&str, Change); 4] = [
 ];
 
 #[test]
-fn a_change_that_was_not_flushed_when_the_server_died_fails_the_next_flush_once() {
+fn a_change_that_was_not_flushed_when_the_server_died_fails_all_flushes_that_follow() {
     for ends in [Ends::Told, Ends::Silent] {
         for (what, change) in ALL {
             let fake = Fake::start(SIZE, Manners::flags(FLUSHES));
@@ -72,7 +74,7 @@ fn a_change_that_was_not_flushed_when_the_server_died_fails_the_next_flush_once(
             storage.sync().expect("flushes");
             change(&storage).expect("is acknowledged");
             fake.crash(ends);
-            loses_once(&storage);
+            has_lost(&storage);
             assert_eq!(byte(&storage, 0), 7, "{what}: the server has lost it");
         }
     }
@@ -103,15 +105,16 @@ fn requests_that_go_on_after_a_loss_do_not_hide_it() {
     // Both find a new connection.
     assert_eq!(byte(&storage, 0), 0);
     storage.write_at(&[9; 512], 512).expect("writes");
-    loses_once(&storage);
+    has_lost(&storage);
     assert_eq!((byte(&storage, 0), byte(&storage, 512)), (0, 9));
+    let storage = connect(&fake);
     // Two losses before the next flush are told as one.
     for _ in 0..2 {
         storage.write_at(&[9; 512], 0).expect("writes");
         fake.crash(Ends::Told);
         assert_eq!(byte(&storage, 512), 9);
     }
-    loses_once(&storage);
+    has_lost(&storage);
 }
 
 /// Has threads write until several connections have brought writes.
@@ -146,7 +149,7 @@ fn a_loss_is_found_though_other_connections_to_the_new_server_work() {
         storage.sync().expect("flushes");
         write_on_several_connections(&fake, &storage);
         fake.crash(ends);
-        loses_once(&storage);
+        has_lost(&storage);
     }
 }
 
@@ -198,15 +201,15 @@ fn a_flush_does_not_cover_what_is_written_while_it_is_under_way() {
 }
 
 #[test]
-fn a_flush_that_the_server_refuses_is_made_again_by_the_next() {
+fn a_flush_that_the_server_refuses_fails_those_that_follow() {
     let fake = Fake::start(SIZE, Manners::flags(FLUSHES));
     let storage = connect(&fake);
     storage.write_at(&[1; 512], 0).expect("writes");
     fake.fail_flush();
     let error = storage.sync().expect_err("refused");
     assert!(!error.message().contains("may be lost"), "{error}");
-    fake.crash(Ends::Told);
-    loses_once(&storage);
+    has_lost(&storage);
+    connect(&fake).sync().expect("is opened anew");
 }
 
 #[test]
@@ -356,7 +359,8 @@ fn killed_and_restarted(tool: &str, arguments: impl Fn(&str, &str) -> Vec<String
     };
     storage.write_at(&[1; 512], 0).expect("writes");
     restart(&mut server);
-    loses_once(&storage);
+    has_lost(&storage);
+    let storage = NbdStorage::connect(&uri(&socket, ""), &options()).expect("connects");
     storage.write_at(&[2; 512], 0).expect("writes");
     storage.sync().expect("flushes");
     restart(&mut server);
@@ -365,7 +369,7 @@ fn killed_and_restarted(tool: &str, arguments: impl Fn(&str, &str) -> Vec<String
     storage.discard(0..65_536).expect("discards");
     restart(&mut server);
     storage.write_at(&[3; 512], 4096).expect("writes on");
-    loses_once(&storage);
+    has_lost(&storage);
 }
 
 #[test]
@@ -392,4 +396,54 @@ fn qemu_nbd_killed_and_restarted_has_lost_what_was_not_flushed() {
         ];
         arguments.map(ToOwned::to_owned).to_vec()
     });
+}
+
+#[test]
+fn a_flush_that_failed_fails_sessions_jobs_and_clients() {
+    let fake = Fake::start(SIZE, Manners::flags(FLUSHES));
+    let told = |arguments: &[&str]| {
+        fake.fail_flush();
+        let done = vdtool().args(arguments).arg(fake.uri()).assert().code(1);
+        let output = done.get_output();
+        [&*output.stdout, &*output.stderr]
+            .map(String::from_utf8_lossy)
+            .concat()
+    };
+    let text = told(&[
+        "io",
+        "-f",
+        "raw",
+        "-c",
+        "write 0 512",
+        "-c",
+        "flush",
+        "-c",
+        "flush",
+    ]);
+    assert!(text.contains("opening it anew"), "{text}");
+    let dir = scratch();
+    let from = dir.path().join("from.raw");
+    std::fs::write(&from, vec![1; SIZE]).expect("writes");
+    told(&[
+        "convert",
+        "-n",
+        "-f",
+        "raw",
+        "-O",
+        "raw",
+        from.to_str().expect("UTF-8"),
+    ]);
+    // All clients of a server in front of it.
+    let options = ChainOptions {
+        format: vdtool::formats::by_name("raw"),
+        ..ChainOptions::write()
+    };
+    let backed = export("", fake.uri().as_ref(), &options);
+    let serving = Serving::new(scratch(), vec![backed], lasting());
+    fake.fail_flush();
+    for _ in 0..3 {
+        let client = NbdStorage::connect(&uri(&serving.socket, ""), &self::options());
+        let error = client.expect("connects").sync().expect_err("was lost");
+        assert_eq!(error.errno(), libc::EIO);
+    }
 }

@@ -317,9 +317,16 @@ fn a_failed_sync_is_the_failure_of_the_write_that_needed_it() {
         .write_at(&[1; 512], 0)
         .expect_err("was not made durable");
     assert!(content(&chain).iter().all(|b| *b == 0));
-    chain.write_at(&[1; 512], 0).expect("a later one is");
-    chain.flush().expect_err("the failure is told of");
-    chain.flush().expect("once");
+    chain
+        .write_at(&[1; 512], 0)
+        .expect_err("nor is a later one");
+    chain.flush().expect_err("until it is opened anew");
+    chain.close().expect_err("as it is");
+    drop(chain);
+    storage.open_anew();
+    let chain = self::chain(&[&storage], WriteOrder::Ordered);
+    chain.write_at(&[1; 512], 0).expect("is made durable");
+    chain.flush().expect("flushes");
     let run = chain.top().map(0, 512, Wait::Yes).expect("maps");
     assert!(matches!(run.source, Source::Stored { writable: true, .. }));
 }

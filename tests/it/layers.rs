@@ -138,7 +138,9 @@ impl Disk {
             format: below.driver.name,
             identity: image.identity(),
             // A VMDK names its parent by that alone, a VHDX by that of its data.
-            state: image.state().filter(|_| ["vmdk", "vhdx"].contains(&below.driver.name)),
+            state: image
+                .state()
+                .filter(|_| ["vmdk", "vhdx"].contains(&below.driver.name)),
             modified: SystemTime::now(),
             virtual_size: image.virtual_size(),
             cluster_size: None,

@@ -61,7 +61,7 @@ impl Compact for Vhdx {
     fn pack(&self, progress: &dyn Progress) -> Result<u64> {
         drop(self.allocator.release_unused(self));
         // Blocks that lost their entry are free only once that is on stable media.
-        self.allocator.order.settle_all()?;
+        self.allocator.order.settle()?;
         let mut moved = 0;
         loop {
             self.learn()?;

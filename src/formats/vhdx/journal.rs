@@ -20,7 +20,8 @@ use crate::formats::vhdx::entry::{self, Head, MAX_DESCRIPTORS, NewEntry, PAGE, R
 use crate::formats::vhdx::header::{Current, Header};
 use crate::formats::vhdx::patches::Patches;
 use crate::image::open::WriteOrder;
-use crate::image::units::{Moment, Order};
+use crate::image::units::Order;
+use crate::storage::syncs::Syncs;
 use crate::storage::{HostId, HostRun, Limits, Storage, Zeroing};
 use crate::util::align::{clamp_len, down, len64};
 use crate::util::random;
@@ -57,10 +58,6 @@ struct State {
 /// A log that is written to.
 #[derive(Debug)]
 struct Session {
-    /// Before anything was written to it.
-    began: Moment,
-    /// Before anything was written to it that is not known to be on stable media.
-    since: Moment,
     guid: Uuid,
     /// The next entry's.
     sequence: u64,
@@ -220,9 +217,8 @@ impl Journal {
     }
 
     fn write_header(&self, state: &mut State, change: impl FnOnce(&mut Header)) -> Result<()> {
-        let since = self.order.now();
         state.current.write(&*self.file, change)?;
-        self.order.settle(since)
+        self.order.settle()
     }
 
     /// Changes both headers, one after the other.
@@ -237,9 +233,8 @@ impl Journal {
 
     /// Writes what is logged where it belongs; on stable media when it returns.
     fn put_in_place(&self) -> Result<()> {
-        let since = self.order.now();
         self.patches.read().apply(&*self.file, &self.ring)?;
-        self.order.settle(since)
+        self.order.settle()
     }
 
     /// Says that the file is written to from now on, and its data changed where there is `new_state`.
@@ -274,10 +269,7 @@ impl Journal {
                 "the file has no log, or one that was not replayed (allowed: a copy)",
             ));
         }
-        let since = self.order.now();
         let mut session = Session {
-            began: since,
-            since,
             guid: random::uuid()?,
             sequence: 1,
             tail: 0,
@@ -287,7 +279,7 @@ impl Journal {
         let size = self.file.size();
         // The headers name it only once there is an entry.
         session.append(self, self.ring.host.end, &Vec::new())?;
-        self.order.settle(since)?;
+        self.order.settle()?;
         let guid = session.guid;
         self.write_headers(state, |header| {
             change(header);
@@ -300,11 +292,6 @@ impl Journal {
 
     /// Has room for an entry of `pages` pages.
     fn make_room(&self, state: &mut State, pages: usize) -> Result<()> {
-        let lost = |session: &Session| self.order.has_failed_since(session.began);
-        if state.session.as_ref().is_some_and(lost) {
-            // Entries may be lost, and all that follow them with them.
-            self.end(state)?;
-        }
         if state.session.is_none() {
             let guid = (!state.named).then(random::uuid).transpose()?;
             self.begin(state, |header| {
@@ -327,25 +314,23 @@ impl Journal {
 
     /// Puts in place what is logged, and gives its part of the log to others.
     fn checkpoint(&self, state: &mut State) -> Result<()> {
-        let Some(since) = state.session.as_ref().map(|session| session.since) else {
+        if state.session.is_none() {
             return Ok(());
-        };
+        }
         let size = self.file.size();
-        self.order.settle(since)?;
+        self.order.settle()?;
         state.stable = size;
         self.put_in_place()?;
-        let since = self.order.now();
         if let Some(session) = &mut state.session {
             let old = (session.tail, session.used);
             (session.tail, session.used) = (session.head, 0);
             let done = session.append(self, size, &Vec::new());
-            let done = done.and_then(|()| self.order.settle(since));
+            let done = done.and_then(|()| self.order.settle());
             if let Err(e) = done {
                 // What is before it may be wanted still.
                 (session.tail, session.used) = (old.0, old.1 + session.used);
                 return Err(e);
             }
-            session.since = since;
         }
         *self.patches.write() = Patches::default();
         Ok(())
@@ -353,12 +338,10 @@ impl Journal {
 
     /// Puts in place what is logged, and says that nothing is.
     fn end(&self, state: &mut State) -> Result<()> {
-        let Some(session) = &state.session else {
+        if state.session.is_none() {
             return Ok(());
-        };
-        if !self.order.has_failed_since(session.began) {
-            self.order.settle(session.since)?;
         }
+        self.order.settle()?;
         self.put_in_place()?;
         self.end_log(state)?;
         state.session = None;
@@ -502,8 +485,12 @@ impl Storage for Journal {
         ))
     }
 
-    fn sync(&self) -> Result<()> {
-        self.file.sync()
+    fn sync_now(&self) -> Result<()> {
+        self.file.sync_now()
+    }
+
+    fn syncs(&self) -> &Syncs {
+        self.file.syncs()
     }
 
     fn reserve(&self, host: Range<u64>) -> Result<()> {

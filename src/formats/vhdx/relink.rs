@@ -80,7 +80,7 @@ impl Vhdx {
         let changes = shape.metadata.with_locator(region, item.as_deref())?;
         let changes: Vec<(u64, &[u8])> = changes.iter().map(|(at, b)| (*at, &**b)).collect();
         self.journal.change(&changes)?;
-        self.allocator.order.settle_all()?;
+        self.allocator.order.settle()?;
         let shape = self.reread()?;
         self.locator = match shape.metadata.has_parent {
             true => Some(read_locator(&shape, &*self.journal)?),
@@ -105,7 +105,7 @@ impl Vhdx {
         for block in &partial {
             self.complete(&shape, *block)?;
         }
-        self.allocator.order.settle_all()?;
+        self.allocator.order.settle()?;
         for block in partial {
             if let Block::Partial(host) = self.find(&shape, block, Wait::Yes)? {
                 let word = Block::Present(host).word();

@@ -152,7 +152,7 @@ impl Vhdx {
         );
         self.clear_from(shape, growth.blocks.start)?;
         self.write_entries(&table, grid, growth)?;
-        self.allocator.order.settle_all()?;
+        self.allocator.order.settle()?;
         let size = growth.size.to_le_bytes();
         self.journal.change(&[(shape.metadata.size_at(), &size)])
     }
@@ -236,7 +236,7 @@ impl Vhdx {
         })?;
         table.publish(&*self.file, first, &words)?;
         self.write_entries(&table, grid, growth)?;
-        self.allocator.order.settle_all()?;
+        self.allocator.order.settle()?;
         let regions = shape.regions.with_bat(run).to_bytes();
         let size = growth.size.to_le_bytes();
         self.journal.change(&[
@@ -256,7 +256,7 @@ impl Vhdx {
         // Before entries are cleared and space is given away.
         self.journal.finish()?;
         self.clear_from(shape, blocks)?;
-        self.allocator.order.settle_all()?;
+        self.allocator.order.settle()?;
         self.learn()?;
         self.trim()
     }

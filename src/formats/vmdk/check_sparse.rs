@@ -145,7 +145,7 @@ impl Sparse {
         storage.read_at(&mut bytes, copy)?;
         let host = self.take_table(1)?;
         storage.write_at(&bytes, host)?;
-        self.allocator()?.order.settle_all()?;
+        self.allocator()?.order.settle()?;
         tables.words.forget(host..host + len64(bytes.len()));
         tables.publish_table(storage, number, host)
     }
@@ -305,7 +305,7 @@ impl Sparse {
         }
         let clean = report.corruptions == 0;
         if repair != Repair::Nothing && clean {
-            self.allocator()?.order.settle_all()?;
+            self.allocator()?.order.settle()?;
             self.storage.write_at(&[0], UNCLEAN as u64)?;
             self.unclean.store(false, Ordering::Release);
             report.note("the file was not closed; its flag was cleared");

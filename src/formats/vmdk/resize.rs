@@ -264,9 +264,9 @@ impl Sparse {
         header.set_shape(len / SECTOR, gd / SECTOR, rgd.map(|host| host / SECTOR));
         let geometry = header.geometry(self.storage.size())?;
         fill(&Tables::new(geometry))?;
-        self.allocator()?.order.settle_all()?;
+        self.allocator()?.order.settle()?;
         self.storage.write_at(&header.bytes, 0)?;
-        self.allocator()?.order.settle_all()?;
+        self.allocator()?.order.settle()?;
         self.tables
             .store(std::sync::Arc::new(Tables::new(geometry)));
         self.learn()

@@ -272,9 +272,8 @@ impl Sparse {
             self.align_copies()?;
         }
         let order = &self.writer()?.allocator.order;
-        let since = order.now();
         self.storage.write_at(&[1], UNCLEAN as u64)?;
-        order.settle(since)?;
+        order.settle()?;
         self.unclean.store(true, Ordering::Release);
         Ok(())
     }
@@ -340,6 +339,6 @@ impl Sparse {
     pub(super) fn release(&self) -> Result<()> {
         let allocator = self.allocator()?;
         drop(allocator.release_unused(self));
-        allocator.order.settle_all()
+        allocator.order.settle()
     }
 }

@@ -63,7 +63,6 @@ impl Sparse {
     pub(super) fn take_table(&self, count: u64) -> Result<u64> {
         let (storage, writer) = (&*self.storage, self.writer()?);
         let len = self.geometry().per_table * 4 * count;
-        let since = writer.allocator.order.now();
         let mut space = writer.space.lock();
         let grid = space.grid;
         let count = len.div_ceil(grid.stride);
@@ -79,7 +78,7 @@ impl Sparse {
         let noted = zeroed.and_then(|()| self.write_free(grid, space.slots.end()));
         noted.inspect_err(|_| space.slots.untake(grid, &taken))?;
         drop(space);
-        writer.allocator.order.settle(since)?;
+        writer.allocator.order.settle()?;
         Ok(taken.host)
     }
 

@@ -19,10 +19,12 @@ use crate::image::open::{OpenOptions, Purpose};
 use crate::image::units::{Allocator, Order, Slots, Units};
 use crate::image::words::{Endian, Words};
 use crate::image::{
-    Backing, Caps, Check, Compact, Driver, Image, Layout, Relink, Resize, Run, Source, Store, Wait,
+    Backing, Caps, Check, Compact, Driver, Empty, Image, Layout, Relink, Resize, Run, Source,
+    Store, Wait,
 };
 use crate::storage::open::Access;
 use crate::storage::{Limits, Storage};
+use crate::util::random;
 
 /// Bytes of sector bitmaps in one page in memory, and how many pages there are.
 const PAGE: u64 = 4096;
@@ -48,6 +50,8 @@ pub(super) struct Vhdx {
     pub(super) slots: Mutex<Slots>,
     /// Changes leave the disk as it is.
     pub(super) keeps_state: AtomicBool,
+    /// The state that it comes to with the next change, where somebody was told.
+    pub(super) next: Mutex<Option<Uuid>>,
     /// Why the log cannot be replayed, where it cannot.
     pub(super) log_fault: Mutex<Option<String>>,
     creator: String,
@@ -89,6 +93,7 @@ impl Vhdx {
             allocator: Allocator::new(order, Arc::clone(&options.grace)),
             slots: Mutex::default(),
             keeps_state: AtomicBool::new(false),
+            next: Mutex::default(),
             log_fault: Mutex::new(log_fault),
             creator: header::creator(&*storage)?,
             file: storage,
@@ -343,6 +348,14 @@ impl Image for Vhdx {
         Some(self.journal.header().data_write)
     }
 
+    fn next_state(&self) -> Result<Option<Uuid>> {
+        let mut next = self.next.lock();
+        if next.is_none() {
+            *next = Some(random::uuid()?);
+        }
+        Ok(*next)
+    }
+
     fn is_dirty(&self) -> bool {
         self.journal.is_dirty()
     }
@@ -382,6 +395,10 @@ impl Image for Vhdx {
     }
 
     fn as_relink(&mut self) -> Option<&mut dyn Relink> {
+        Some(self)
+    }
+
+    fn as_empty(&mut self) -> Option<&mut dyn Empty> {
         Some(self)
     }
 

@@ -26,7 +26,7 @@ use crate::util::align::{clamp_len, down, len64};
 use crate::util::random;
 
 /// Most pages of an entry, so that the smallest log has room for it.
-const MAX_PAGES: usize = 192;
+pub(super) const MAX_PAGES: usize = 192;
 
 /// Bytes of the log that are used before they are put in place: as much is kept in memory.
 const MAX_LOGGED: u64 = 16 << 20;
@@ -242,17 +242,17 @@ impl Journal {
         self.order.settle(since)
     }
 
-    /// Says that the file is written to from now on, and its data changed where there is `new_state`.
+    /// Says that the file is written to from now on, and that its data is in this state, where there is
+    /// one.
     ///
     /// # Errors
     /// The host's; then nothing is changed.
-    pub(super) fn announce(&self, new_state: bool) -> Result<()> {
+    pub(super) fn announce(&self, data_write: Option<Uuid>) -> Result<()> {
         let mut state = self.state.lock();
-        let guid = new_state.then(random::uuid).transpose()?;
         let file_write = random::uuid()?;
         let named = std::mem::replace(&mut state.named, true);
         let change = |header: &mut Header| {
-            header.data_write = guid.unwrap_or(header.data_write);
+            header.data_write = data_write.unwrap_or(header.data_write);
             if !named {
                 header.file_write = file_write;
             }

@@ -30,8 +30,8 @@ NOTES:
   the image is emptied afterwards, in formats that can; its disk reads the same before, during and
   after. Images between the top and BASE, and others that have BASE below them, hold nonsense
   afterwards and are to be deleted. Of an image that records the state of its backing image, such as
-  vdi, the record is brought up to date; where the program is killed before, --parent-changed accept
-  reads it, and commit can be run again with it.
+  vdi and vhdx, the record is brought up to date; where the program is killed before,
+  --parent-changed accept reads it, and commit can be run again with it.
 
 EXIT STATUS:
   0              done

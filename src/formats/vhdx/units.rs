@@ -225,7 +225,11 @@ impl Units for Vhdx {
         let mut slots = self.slots.lock();
         let mut run = slots.vacant_run(each);
         if run.end > slots.end() {
-            run.end = run.start + each.saturating_mul(count);
+            let room = match self.file.has_fixed_len() {
+                true => (self.file.size() / MB).saturating_sub(run.start) / each,
+                false => count,
+            };
+            run.end = run.start + each.saturating_mul(count.min(room).max(1));
         }
         // The entry has room for a number of 44 bits.
         if run.end >= 1 << 44 {

@@ -34,8 +34,8 @@ NOTES:
   the image is emptied afterwards, in formats that can; its disk reads the same before, during and
   after. Images between the top and BASE, and others that have BASE below them, hold nonsense
   afterwards and are to be deleted. Of an image that records the state of its backing image, such as
-  vdi, the record is brought up to date; where the program is killed before, --parent-changed accept
-  reads it, and commit can be run again with it.
+  vdi and vhdx, the record is brought up to date; where the program is killed before,
+  --parent-changed accept reads it, and commit can be run again with it.
 
   With --children FILE may lie in the middle of a chain. All that it and the images down to BASE have
   goes into BASE, then each CHILD has BASE below it, and at every moment each CHILD reads as before
@@ -112,6 +112,9 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     let access = if empties { Access::Write } else { Access::Read };
     let options = args.open.plan_cached(args.format, access, args.cache)?;
     let (mut upper, base) = chain::open::open_in_two(&args.file, &options, &target)?;
+    if empties {
+        expect(&mut upper, &base).map_err(|e| e.at(&args.file))?;
+    }
     signal::catch()?;
     let total = upper.virtual_size();
     let bar = progress::start("commit", total, &args.progress, globals);
@@ -182,6 +185,18 @@ fn depth_of(chain: &Chain, base: &OsStr, file: &Path) -> Result<usize> {
     })
 }
 
+/// Has the image right above the base say which state the base is about to come to, where its format has
+/// a place for that: whatever ends the program, both are one disk then.
+fn expect(upper: &mut Chain, base: &Chain) -> Result<()> {
+    match (upper.layers().len(), base.top().next_state()?) {
+        (1, Some(state)) => match upper.top_mut().as_relink() {
+            Some(relink) => relink.expect_state(state),
+            None => Ok(()),
+        },
+        _ => Ok(()),
+    }
+}
+
 /// A layer above the base.
 struct Above {
     driver: &'static Driver,
@@ -189,6 +204,8 @@ struct Above {
     id: Option<HostId>,
     /// The state that it says the image below it is in.
     recorded: Option<Uuid>,
+    /// Another one that it may be in.
+    other: Option<Uuid>,
 }
 
 /// Has the images above the base, up to the one that was committed, say that what is below them is in
@@ -204,6 +221,7 @@ fn accept(upper: Chain, base: &Chain, options: &ChainOptions, globals: &Globals)
             .unwrap_or_default(),
         id: layer.storage().host_id(),
         recorded: layer.backing().and_then(|backing| backing.state),
+        other: layer.other_state(),
     };
     let mut layers: Vec<Above> = upper.layers().iter().map(|l| above(&**l)).collect();
     // Their own locks would keep it out.
@@ -213,7 +231,7 @@ fn accept(upper: Chain, base: &Chain, options: &ChainOptions, globals: &Globals)
         let Some(state) = below.filter(|_| layer.recorded.is_some()) else {
             return;
         };
-        if layer.recorded == Some(state) {
+        if layer.recorded == Some(state) && layer.other.is_none() {
             return;
         }
         match tell(&layer, state, !layers.is_empty(), options) {

@@ -27,9 +27,9 @@ NOTES:
   What the disk reads as does not change, whatever stops the command. First the image is checked:
   where more than leaks is found nothing is done, and leaks are given back. Then space that holds
   zeroes is freed, unless --no-scan is given: file systems write zeroes where they are told to (for
-  example by zerofree), not where files are deleted. In the end blocks of a VDI or VHD that lie last
-  in the file are moved to free places and the file is cut; free clusters of a qcow2 are given back
-  to the host where they are, and its end is cut. Layers below are not opened.
+  example by zerofree), not where files are deleted. In the end blocks of a VDI, VHD or VHDX that
+  lie last in the file are moved to free places and the file is cut; free clusters of a qcow2 are
+  given back to the host where they are, and its end is cut. Layers below are not opened.
 
 EXIT STATUS:
   0              done

@@ -33,7 +33,7 @@ NOTES:
   not have is copied into FILE first. With -b '' all of it is, and FILE needs no backing image any
   more. With -u only the name is changed, and no data of the backing images is read: for one that
   was moved or renamed. Of FILE in a format that records the identity of its backing image, such as
-  vhd and vdi, the new one must be there. The name is relative to the directory of FILE.
+  vhd, vhdx and vdi, the new one must be there. The name is relative to the directory of FILE.
 
 EXIT STATUS:
   0              done

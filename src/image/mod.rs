@@ -335,6 +335,14 @@ pub trait Image: fmt::Debug + Send + Sync {
     fn state(&self) -> Option<Uuid> {
         None
     }
+    /// The state that the first change to come puts it in, where the format has such a thing: who records
+    /// it may be told before.
+    ///
+    /// # Errors
+    /// The host's, where it gives no random bytes.
+    fn next_state(&self) -> Result<Option<Uuid>> {
+        Ok(None)
+    }
     /// Another state that the image below may be in, while it is changed on this one's behalf.
     fn other_state(&self) -> Option<Uuid> {
         None

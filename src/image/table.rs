@@ -185,6 +185,8 @@ impl<W: Word> Table<W> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicU64;
+
     use super::*;
     use crate::error::ErrorKind;
     use crate::storage::memory::MemoryStorage;
@@ -224,6 +226,32 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::WouldBlock);
         assert_eq!(table.get(&storage, 0, Wait::Yes).expect("reads"), 9);
         assert_eq!(table.get(&storage, 0, Wait::No).expect("is there now"), 9);
+    }
+
+    #[test]
+    fn words_in_holes_are_left_out_and_no_others() {
+        let storage = MemoryStorage::new();
+        storage.set_len(1 << 20).expect("has room");
+        let table: Table<AtomicU64> = Table::of_words(24, 100_000, Endian::Little);
+        let wanted = [0, 1, 20_000, 20_001, 50_509, 99_999];
+        for index in wanted {
+            table
+                .publish(&storage, index, &[index + 7])
+                .expect("has room");
+        }
+        let (mut found, mut seen) = (Vec::new(), 0);
+        table
+            .each_stored(&storage, |index, word| {
+                seen += 1;
+                if word != 0 {
+                    assert_eq!(word, index + 7);
+                    found.push(index);
+                }
+                Ok(())
+            })
+            .expect("reads");
+        assert_eq!(found, wanted);
+        assert!(seen < 10_000, "{seen}");
     }
 
     #[test]

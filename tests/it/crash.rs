@@ -620,9 +620,9 @@ const MIB: u64 = 1 << 20;
 
 #[test]
 fn a_vhdx_survives_kills_and_power_cuts() {
-    let small = [vhdx("block_size=1M", 2 * MIB + 8 * 512)];
+    let small = [vhdx("block_size=1M", MIB + 8 * 512)];
     sessions("vhdx", &small, Also::Nothing);
-    let child = [vhdx("block_size=1M", 2 * MIB), small[0]];
+    let child = [vhdx("block_size=1M", MIB + 16 * 512), small[0]];
     sessions("vhdx over vhdx", &child, Also::Nothing);
     sessions_on(Place::Device(16 << 20), "vhdx", &small, Also::Nothing);
 }
@@ -630,11 +630,11 @@ fn a_vhdx_survives_kills_and_power_cuts() {
 #[test]
 fn a_vhdx_that_is_resized_survives_kills_and_power_cuts() {
     for options in ["block_size=1M", "block_size=1M,subformat=fixed"] {
-        sessions(options, &[vhdx(options, MIB + 130 * 512)], Also::Resizing);
+        sessions(options, &[vhdx(options, MIB / 2)], Also::Resizing);
     }
     let child = [
+        vhdx("block_size=1M", MIB / 2),
         vhdx("block_size=1M", MIB + 130 * 512),
-        vhdx("block_size=1M", 2 * MIB),
     ];
     sessions("vhdx over vhdx", &child, Also::Resizing);
 }

@@ -777,7 +777,7 @@ fn a_changed_byte_of_the_metadata_is_an_error_or_harmless() {
             len(2 * MIB) + 65_536..len(2 * MIB) + 65_600,
             len(BAT)..len(BAT) + 64,
         ];
-        for _ in 0..rounds(60) {
+        for _ in 0..rounds(20) {
             let place = places[rng.usize(0..places.len())].clone();
             let at = rng.usize(place);
             let bit = 1 << rng.u32(0..8);

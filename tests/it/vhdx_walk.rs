@@ -18,7 +18,6 @@ pub(crate) struct Walked {
     pub(crate) blocks: BTreeMap<u64, Option<u64>>,
     pub(crate) pairs: BTreeMap<String, String>,
     pub(crate) state: [u8; 16],
-    pub(crate) sequences: [u64; 2],
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -151,7 +150,6 @@ pub(crate) fn walk(file: &[u8]) -> Walked {
         blocks,
         pairs,
         state: heads[0][32..48].try_into().expect("sixteen"),
-        sequences: heads.map(|head| u64_at(head, 8)),
     }
 }
 

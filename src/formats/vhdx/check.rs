@@ -73,7 +73,7 @@ impl Vhdx {
         report.note(match repair {
             Repair::Nothing => fault,
             Repair::Leaks | Repair::All => {
-                self.journal.announce(false)?;
+                self.journal.announce(None)?;
                 format!("{fault}; it was written anew")
             }
         });
@@ -98,7 +98,7 @@ impl Vhdx {
         let (used, end) = (slots.used(), slots.end() * MB);
         report.allocated_clusters = self.count(&shape)?;
         report.image_end_offset = end;
-        *self.slots.lock() = slots;
+        self.adopt(slots);
         self.check_entries(&mut report, &shape, faults, more > 0, repair)?;
         if more > 0 {
             let text = format!("{more} more BAT entries are wrong");

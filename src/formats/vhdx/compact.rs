@@ -5,11 +5,14 @@ use std::ops::Range;
 use crate::error::{Error, Result};
 use crate::formats::vhdx::bat::Block;
 use crate::formats::vhdx::bytes::MB;
+use crate::formats::vhdx::entry::{PAGE, SECTOR};
 use crate::formats::vhdx::image::Vhdx;
+use crate::formats::vhdx::journal::MAX_PAGES;
 use crate::formats::vhdx::scan;
 use crate::formats::vhdx::units::MIBS;
-use crate::image::Compact;
 use crate::image::units::{Taken, Units};
+use crate::image::{Compact, Empty};
+use crate::util::align::{clamp_len, down};
 use crate::util::progress::Progress;
 
 /// Blocks moved in one go.
@@ -76,6 +79,46 @@ impl Compact for Vhdx {
         self.journal.finish()?;
         self.trim()?;
         Ok(moved)
+    }
+}
+
+impl Empty for Vhdx {
+    fn empty(&mut self) -> Result<()> {
+        self.allocator()?;
+        let shape = self.shape.load_full();
+        if shape.metadata.fixed {
+            return Err(Error::unsupported(
+                "a fixed VHDX keeps the space of all blocks",
+            ));
+        }
+        let mut pages = Vec::new();
+        shape.table.each_stored(&*self.journal, |index, word| {
+            let page = down(shape.table.host() + index * 8, SECTOR);
+            if word != 0 && pages.last() != Some(&page) {
+                pages.push(page);
+            }
+            Ok(())
+        })?;
+        if pages.len() > MAX_PAGES {
+            return Err(Error::unsupported(format!(
+                "its table has blocks in {} pages, which do not change at once (allowed: {MAX_PAGES})",
+                pages.len()
+            )));
+        }
+        drop(self.allocator.release_unused(&*self));
+        // It reads as before, so its state is not another.
+        let zeroes = [0; PAGE];
+        let end = shape.table.host() + shape.table.len() * 8;
+        let changes = pages.iter().map(|page| {
+            let len = clamp_len(end - page, PAGE);
+            (*page, &zeroes[..len])
+        });
+        let changes: Vec<(u64, &[u8])> = changes.collect();
+        self.journal.change(&changes)?;
+        self.journal.finish()?;
+        self.learn()?;
+        self.trim()?;
+        self.allocator.order.settle()
     }
 }
 

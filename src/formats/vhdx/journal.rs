@@ -15,10 +15,11 @@ use parking_lot::{Mutex, RwLock};
 use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::formats::vhdx::bytes::MB;
-use crate::formats::vhdx::entry::{self, Head, MAX_DESCRIPTORS, NewEntry, PAGE, Ring, SECTOR};
+use crate::formats::vhdx::active::active;
+use crate::formats::vhdx::entry::{Head, MAX_DESCRIPTORS, PAGE, Ring, SECTOR};
 use crate::formats::vhdx::header::{Current, Header};
 use crate::formats::vhdx::patches::Patches;
+use crate::formats::vhdx::session::State;
 use crate::image::open::WriteOrder;
 use crate::image::units::Order;
 use crate::storage::syncs::Syncs;
@@ -27,65 +28,19 @@ use crate::util::align::{clamp_len, down, len64};
 use crate::util::random;
 
 /// Most pages of an entry, so that the smallest log has room for it.
-const MAX_PAGES: usize = 192;
-
-/// Bytes of the log that are used before they are put in place: as much is kept in memory.
-const MAX_LOGGED: u64 = 16 << 20;
+pub(super) const MAX_PAGES: usize = 192;
 
 /// Pages by their place in the file.
-type Pages = Vec<(u64, Box<[u8; PAGE]>)>;
+pub(super) type Pages = Vec<(u64, Box<[u8; PAGE]>)>;
 
 /// A file and its log.  Locks, outermost first: `state`, `patches`.
 #[derive(Debug)]
 pub(super) struct Journal {
-    file: Arc<dyn Storage>,
-    order: Arc<Order>,
-    ring: Ring,
+    pub(super) file: Arc<dyn Storage>,
+    pub(super) order: Arc<Order>,
+    pub(super) ring: Ring,
     state: Mutex<State>,
-    patches: RwLock<Patches>,
-}
-
-#[derive(Debug)]
-struct State {
-    current: Current,
-    /// The header says that somebody else than before writes to the file.
-    named: bool,
-    session: Option<Session>,
-    /// The file is as long as this on stable media.
-    stable: u64,
-}
-
-/// A log that is written to.
-#[derive(Debug)]
-struct Session {
-    guid: Uuid,
-    /// The next entry's.
-    sequence: u64,
-    /// Where the oldest entry is that is not in place yet, and where the next one goes.
-    tail: u64,
-    head: u64,
-    /// Bytes from the one to the other.
-    used: u64,
-}
-
-impl Session {
-    /// Writes an entry, unless it is too long.
-    fn append(&mut self, journal: &Journal, stable: u64, pages: &Pages) -> Result<()> {
-        let entry = NewEntry {
-            guid: self.guid,
-            sequence: self.sequence,
-            tail: self.tail,
-            flushed: stable,
-            last: journal.file.size().next_multiple_of(MB),
-        };
-        let bytes = entry.to_bytes(pages);
-        journal.ring.write(&*journal.file, &bytes, self.head)?;
-        let len = len64(bytes.len());
-        self.sequence += 1;
-        self.head = journal.ring.step(self.head, len);
-        self.used += len;
-        Ok(())
-    }
+    pub(super) patches: RwLock<Patches>,
 }
 
 impl Journal {
@@ -120,7 +75,7 @@ impl Journal {
         if !header.has_log() {
             return Ok(());
         }
-        let run = entry::active(&*self.file, &self.ring, header.log_guid)?;
+        let run = active(&*self.file, &self.ring, header.log_guid)?;
         let Some(last) = run.last() else {
             return Err(Error::corrupt(
                 "the header says that the log holds changes, and it has no entries that go together (allowed: after `check -r all`, which drops the log)",
@@ -205,49 +160,17 @@ impl Journal {
         Ok(())
     }
 
-    /// Says in one of the headers that somebody else writes now, once.
-    fn rename(&self, state: &mut State) -> Result<()> {
-        if state.named {
-            return Ok(());
-        }
-        let guid = random::uuid()?;
-        self.write_header(state, |header| header.file_write = guid)?;
-        state.named = true;
-        Ok(())
-    }
-
-    fn write_header(&self, state: &mut State, change: impl FnOnce(&mut Header)) -> Result<()> {
-        state.current.write(&*self.file, change)?;
-        self.order.settle()
-    }
-
-    /// Changes both headers, one after the other.
-    fn write_headers(&self, state: &mut State, change: impl Fn(&mut Header)) -> Result<()> {
-        self.write_header(state, &change)?;
-        self.write_header(state, |_| {})
-    }
-
-    fn end_log(&self, state: &mut State) -> Result<()> {
-        self.write_headers(state, |header| header.log_guid = Uuid::nil())
-    }
-
-    /// Writes what is logged where it belongs; on stable media when it returns.
-    fn put_in_place(&self) -> Result<()> {
-        self.patches.read().apply(&*self.file, &self.ring)?;
-        self.order.settle()
-    }
-
-    /// Says that the file is written to from now on, and its data changed where there is `new_state`.
+    /// Says that the file is written to from now on, and that its data is in this state, where there is
+    /// one.
     ///
     /// # Errors
     /// The host's; then nothing is changed.
-    pub(super) fn announce(&self, new_state: bool) -> Result<()> {
+    pub(super) fn announce(&self, data_write: Option<Uuid>) -> Result<()> {
         let mut state = self.state.lock();
-        let guid = new_state.then(random::uuid).transpose()?;
         let file_write = random::uuid()?;
         let named = std::mem::replace(&mut state.named, true);
         let change = |header: &mut Header| {
-            header.data_write = guid.unwrap_or(header.data_write);
+            header.data_write = data_write.unwrap_or(header.data_write);
             if !named {
                 header.file_write = file_write;
             }
@@ -260,93 +183,6 @@ impl Journal {
             state.named = named;
         }
         done
-    }
-
-    /// Begins a log, and changes the headers as they name it.
-    fn begin(&self, state: &mut State, change: impl Fn(&mut Header)) -> Result<()> {
-        if self.ring.len() == 0 || state.current.header.has_log() {
-            return Err(Error::unsupported(
-                "the file has no log, or one that was not replayed (allowed: a copy)",
-            ));
-        }
-        let mut session = Session {
-            guid: random::uuid()?,
-            sequence: 1,
-            tail: 0,
-            head: 0,
-            used: 0,
-        };
-        let size = self.file.size();
-        // The headers name it only once there is an entry.
-        session.append(self, self.ring.host.end, &Vec::new())?;
-        self.order.settle()?;
-        let guid = session.guid;
-        self.write_headers(state, |header| {
-            change(header);
-            header.log_guid = guid;
-        })?;
-        state.stable = size;
-        state.session = Some(session);
-        Ok(())
-    }
-
-    /// Has room for an entry of `pages` pages.
-    fn make_room(&self, state: &mut State, pages: usize) -> Result<()> {
-        if state.session.is_none() {
-            let guid = (!state.named).then(random::uuid).transpose()?;
-            self.begin(state, |header| {
-                header.file_write = guid.unwrap_or(header.file_write)
-            })?;
-            state.named = true;
-        }
-        // An entry that says where the tail is must have room behind it.
-        let wanted = entry::len(pages) + SECTOR;
-        let room = self.ring.len().min(MAX_LOGGED);
-        if state
-            .session
-            .as_ref()
-            .is_some_and(|s| s.used + wanted > room)
-        {
-            self.checkpoint(state)?;
-        }
-        Ok(())
-    }
-
-    /// Puts in place what is logged, and gives its part of the log to others.
-    fn checkpoint(&self, state: &mut State) -> Result<()> {
-        if state.session.is_none() {
-            return Ok(());
-        }
-        let size = self.file.size();
-        self.order.settle()?;
-        state.stable = size;
-        self.put_in_place()?;
-        if let Some(session) = &mut state.session {
-            let old = (session.tail, session.used);
-            (session.tail, session.used) = (session.head, 0);
-            let done = session.append(self, size, &Vec::new());
-            let done = done.and_then(|()| self.order.settle());
-            if let Err(e) = done {
-                // What is before it may be wanted still.
-                (session.tail, session.used) = (old.0, old.1 + session.used);
-                return Err(e);
-            }
-        }
-        *self.patches.write() = Patches::default();
-        Ok(())
-    }
-
-    /// Puts in place what is logged, and says that nothing is.
-    fn end(&self, state: &mut State) -> Result<()> {
-        if state.session.is_none() {
-            return Ok(());
-        }
-        self.order.settle()?;
-        self.put_in_place()?;
-        self.end_log(state)?;
-        state.session = None;
-        *self.patches.write() = Patches::default();
-        Ok(())
     }
 
     /// Puts in place all that is logged, on stable media, and says so in the headers.  The file may be

@@ -5,6 +5,7 @@
 //! MiB, and in differencing disks sector bitmaps for blocks that are here in part.  All metadata but
 //! the headers changes through a log: entries of whole pages, which whoever opens the file replays.
 
+mod active;
 mod bat;
 mod bytes;
 mod check;
@@ -13,14 +14,17 @@ mod create;
 mod entry;
 mod header;
 mod image;
+mod items;
 mod journal;
 mod locator;
+mod lookup;
 mod metadata;
 mod patches;
 mod region;
 mod relink;
 mod resize;
 mod scan;
+mod session;
 mod units;
 
 use crate::image::Driver;

@@ -11,6 +11,7 @@ use crate::image::create::CreateBacking;
 use crate::image::relink::Relink;
 use crate::image::units::Units;
 use crate::storage::Zeroing;
+use crate::util::random;
 
 impl Relink for Vhdx {
     fn relink(&mut self, backing: Option<&CreateBacking>) -> Result<()> {
@@ -67,7 +68,7 @@ impl Relink for Vhdx {
 
     fn renew_state(&mut self) -> Result<()> {
         self.allocator()?;
-        self.journal.announce(true)
+        self.journal.announce(Some(random::uuid()?))
     }
 }
 

@@ -153,8 +153,7 @@ impl Vhdx {
         self.clear_from(shape, growth.blocks.start)?;
         self.write_entries(&table, grid, growth)?;
         self.allocator.order.settle()?;
-        let size = growth.size.to_le_bytes();
-        self.journal.change(&[(shape.metadata.size_at(), &size)])
+        self.switch(&[(shape.metadata.size_at(), &growth.size.to_le_bytes())])
     }
 
     /// Writes the new entries that are not zero.
@@ -238,12 +237,18 @@ impl Vhdx {
         self.write_entries(&table, grid, growth)?;
         self.allocator.order.settle()?;
         let regions = shape.regions.with_bat(run).to_bytes();
-        let size = growth.size.to_le_bytes();
-        self.journal.change(&[
+        self.switch(&[
             (PLACES[0], &regions),
             (PLACES[1], &regions),
-            (shape.metadata.size_at(), &size),
+            (shape.metadata.size_at(), &growth.size.to_le_bytes()),
         ])
+    }
+
+    /// Changes what says how large the disk is.  Whatever fails after it, that is its size.
+    fn switch(&self, changes: &[(u64, &[u8])]) -> Result<()> {
+        self.journal.change(changes)?;
+        self.reread()?;
+        Ok(())
     }
 
     /// Shrinks: the size first, behind which nobody looks at entries.
@@ -251,8 +256,7 @@ impl Vhdx {
         let blocks = shape.grid.blocks(size);
         self.allocator.begin(self)?;
         self.zero_tail(shape, size, Zeroing::MayUnmap)?;
-        self.journal
-            .change(&[(shape.metadata.size_at(), &size.to_le_bytes())])?;
+        self.switch(&[(shape.metadata.size_at(), &size.to_le_bytes())])?;
         // Before entries are cleared and space is given away.
         self.journal.finish()?;
         self.clear_from(shape, blocks)?;

@@ -9,8 +9,10 @@ use crate::formats::vhdx::bytes::MB;
 use crate::formats::vhdx::image::Vhdx;
 use crate::formats::vhdx::scan;
 use crate::image::open::WriteOrder;
-use crate::image::units::{Allocator, Content, Grid, New, Space, Taken, Target, Unit, Units};
-use crate::image::{Layout, Store, Wait};
+use crate::image::units::{
+    Allocator, Content, Grid, New, Slots, Space, Taken, Target, Unit, Units,
+};
+use crate::image::{Image, Layout, Store, Wait};
 use crate::storage::{Storage, Zeroing, zero_or_write};
 
 /// Blocks made ready ahead at most, and their bytes.
@@ -39,8 +41,18 @@ impl Vhdx {
             let allowed = "allowed: writing after `check -r all`";
             Err(Error::corrupt(format!("{} ({allowed})", wrong.text())))
         })?;
-        *self.slots.lock() = slots;
+        self.adopt(slots);
         Ok(())
+    }
+
+    /// Goes by these parts of the file as those that are in use, with what waits to be given back.
+    pub(super) fn adopt(&self, mut slots: Slots) {
+        for host in self.allocator.unnamed(self) {
+            mibs(&host).for_each(|number| {
+                slots.add(number);
+            });
+        }
+        *self.slots.lock() = slots;
     }
 
     /// Ends what was written through the log, and has the file end behind what is in use.
@@ -195,8 +207,13 @@ impl Units for Vhdx {
 
     /// The data is another from now on, unless it only moves.
     fn announce(&self) -> Result<()> {
-        self.journal
-            .announce(!self.keeps_state.load(Ordering::Relaxed))
+        let next = match self.keeps_state.load(Ordering::Relaxed) {
+            true => None,
+            false => self.next_state()?,
+        };
+        self.journal.announce(next)?;
+        *self.next.lock() = None;
+        Ok(())
     }
 
     fn ahead(&self) -> Range<u64> {
@@ -208,7 +225,11 @@ impl Units for Vhdx {
         let mut slots = self.slots.lock();
         let mut run = slots.vacant_run(each);
         if run.end > slots.end() {
-            run.end = run.start + each.saturating_mul(count);
+            let room = match self.file.has_fixed_len() {
+                true => (self.file.size() / MB).saturating_sub(run.start) / each,
+                false => count,
+            };
+            run.end = run.start + each.saturating_mul(count.min(room).max(1));
         }
         // The entry has room for a number of 44 bits.
         if run.end >= 1 << 44 {

@@ -112,11 +112,16 @@ impl Slots {
     /// # Errors
     /// As there.
     pub fn name_run(&mut self, grid: Grid, units: Range<u64>, size: u64) -> Result<Option<Fault>> {
-        if grid.host(units.start).start + grid.lead >= size {
+        let start = |number: u64| {
+            number
+                .saturating_mul(grid.stride)
+                .saturating_add(grid.start)
+        };
+        if start(units.start).saturating_add(grid.lead) >= size {
             return Ok(Some(Fault::Lost));
         }
         check_number(units.end)?;
-        let cut = grid.host(units.end).start > size;
+        let cut = start(units.end) > size;
         let news = units.filter(|number| !self.add(*number)).count();
         Ok(match news {
             0 => cut.then_some(Fault::Cut),

@@ -987,6 +987,6 @@ fn a_first_level_table_that_moves_is_the_old_or_the_new_one_whatever_fails() {
             chain.close().expect("closes");
             (failed, after) = (failed + 1, after + 1);
         }
-        assert!(failed > 3, "{failed}");
+        assert!(failed > 2, "{failed}");
     }
 }

@@ -79,6 +79,7 @@ mod tests {
     use crate::util::progress::Silent;
 
     const BLOCK: u64 = 16 << 10;
+    const LEN: usize = 16 << 10;
     const TEXT: &[u8] = b"a parent's name";
 
     fn open_for_writing(storage: &Arc<MemoryStorage>) -> Box<dyn Image> {
@@ -135,7 +136,7 @@ mod tests {
         for index in 0..5u8 {
             let at = u64::from(index) * BLOCK;
             let mut fill = |slot: crate::image::Slot<'_>| {
-                let bytes = [index + 1; BLOCK as usize];
+                let bytes = [index + 1; LEN];
                 slot.storage.write_at(&bytes, slot.host)
             };
             image.allocate(at, BLOCK, &mut fill).expect("has room");
@@ -161,7 +162,7 @@ mod tests {
             let Source::Stored { host, .. } = run.expect("maps").source else {
                 panic!("block {index} is gone");
             };
-            let mut bytes = [0; BLOCK as usize];
+            let mut bytes = [0; LEN];
             storage.read_at(&mut bytes, host).expect("reads");
             assert!(bytes.iter().all(|b| *b == index + 1), "block {index}");
         }

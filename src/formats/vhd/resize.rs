@@ -92,11 +92,17 @@ impl Fixed {
     /// file behind it; on storage of fixed length it stays where it is.
     pub(super) fn put_footer(&self, footer: Footer, end: u64) -> Result<()> {
         let state = *self.state.lock();
-        if self.disk.storage.has_fixed_len() {
-            // One sector, which a device writes whole or not at all.
+        let (stays, shrinks) = (self.disk.storage.has_fixed_len(), end < self.disk.size());
+        if stays || shrinks && state.data_end.is_multiple_of(SECTOR) {
+            // One sector, which is written whole or not at all.  Of a disk that shrinks nothing is
+            // overwritten before it is shorter.
             footer.write(&*self.disk.storage, state.data_end)?;
             self.state.lock().footer = footer.sealed();
-            return self.disk.storage.sync();
+            self.disk.set_size(end.min(self.disk.size()));
+            self.disk.storage.sync()?;
+            if stays {
+                return Ok(());
+            }
         }
         if end + footer::LEN64 > state.data_end {
             // The old one is in the way: first it steps aside as it is, and its place, which the

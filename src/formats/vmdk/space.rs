@@ -272,7 +272,7 @@ impl Sparse {
             self.align_copies()?;
         }
         let order = &self.writer()?.allocator.order;
-        self.storage.write_at(&[1], UNCLEAN as u64)?;
+        self.storage.write_at(&[1], UNCLEAN)?;
         order.settle()?;
         self.unclean.store(true, Ordering::Release);
         Ok(())
@@ -314,7 +314,7 @@ impl Sparse {
         let order = &writer.allocator.order;
         order.flush()?;
         if self.is_hosted() {
-            self.storage.write_at(&[0], UNCLEAN as u64)?;
+            self.storage.write_at(&[0], UNCLEAN)?;
             self.unclean.store(false, Ordering::Release);
         }
         match order.policy() {
@@ -335,10 +335,11 @@ impl Sparse {
         }
     }
 
-    /// Drops what is set aside, for changes of the file as a whole.
+    /// Drops what is set aside and what was freed, for changes of the file as a whole, after which
+    /// all is counted anew.  With no request under way.
     pub(super) fn release(&self) -> Result<()> {
         let allocator = self.allocator()?;
-        drop(allocator.release_unused(self));
+        allocator.close(self)?;
         allocator.order.settle()
     }
 }

@@ -185,16 +185,22 @@ fn depth_of(chain: &Chain, base: &OsStr, file: &Path) -> Result<usize> {
     })
 }
 
-/// Has the image right above the base say which state the base is about to come to, where its format has
-/// a place for that: whatever ends the program, both are one disk then.
-fn expect(upper: &mut Chain, base: &Chain) -> Result<()> {
-    match (upper.layers().len(), base.top().next_state()?) {
-        (1, Some(state)) => match upper.top_mut().as_relink() {
-            Some(relink) => relink.expect_state(state),
-            None => Ok(()),
-        },
-        _ => Ok(()),
+/// Has the image right above the base, if that is the only one above it, say which state the base is
+/// about to come to, where its format has a place for that: whatever ends the program, both are one disk
+/// then.  Whether it says so.
+fn expect(upper: &mut Chain, base: &Chain) -> Result<bool> {
+    let (now, next) = (base.top().state(), base.top().next_state()?);
+    let recorded = upper.top().backing().and_then(|backing| backing.state);
+    let (1, Some(next), Some(relink)) = (upper.layers().len(), next, upper.top_mut().as_relink())
+    else {
+        return Ok(false);
+    };
+    // Where a run that was killed had brought it to another state.
+    if let Some(now) = now.filter(|now| recorded != Some(*now)) {
+        relink.accept_state(now)?;
     }
+    relink.expect_state(next)?;
+    Ok(true)
 }
 
 /// A layer above the base.
@@ -282,6 +288,8 @@ fn tell(
 /// Takes from the top image what its backing image has now.
 fn empty(upper: &mut Chain, file: &Path, globals: &Globals) -> anyhow::Result<()> {
     let format = upper.top().driver().name;
+    // It reads as before.
+    upper.top().keep_state();
     let done = match upper.top_mut().as_empty() {
         Some(top) => top.empty(),
         None => Err(Error::unsupported("the format cannot")),

@@ -106,7 +106,7 @@ impl<'a> Fork<'a> {
         match existing {
             Existing::File(_) => {}
             Existing::Nothing => {
-                let missing = std::io::ErrorKind::NotFound.into();
+                let missing = rustix::io::Errno::NOENT.into();
                 return Err(Error::io("open", missing).at(&args.file));
             }
             _ => {
@@ -128,6 +128,8 @@ impl<'a> Fork<'a> {
         {
             return refused("is named twice", second);
         }
+        let directory = std::fs::metadata(parent(&new));
+        directory.map_err(|e| Error::io("open the directory", e).at(&args.new))?;
         options.storage.sharing = Sharing::Force;
         Ok(Self {
             file: clean(&file),

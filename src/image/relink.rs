@@ -57,8 +57,9 @@ pub trait Rename {
 
 /// Dropping all that an image has itself.
 pub trait Empty {
-    /// Gives back the space of all guest data, so that all of it is read below; what snapshots
-    /// keep stays.  Durable when it returns, and there as a whole or not at all.
+    /// Gives back the space of all guest data, so that all of it is read below, where it is to be
+    /// already; what snapshots keep stays.  Durable when it returns; where it fails, or is killed, a
+    /// part of the data may be gone.
     ///
     /// # Errors
     /// `Unsupported`, with nothing changed; the host's.

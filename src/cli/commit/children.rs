@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 
 use crate::chain::family::{own, survey};
 use crate::chain::open::{ChainOptions, Follow};
-use crate::chain::{self, Chain};
+use crate::chain::{self, Chain, HostFile};
 use crate::cli::backing::{clean, describe, relative};
 use crate::cli::commit::figures::Figures;
-use crate::cli::commit::{Args, depth_of};
+use crate::cli::commit::{Args, depth_of, expect};
 use crate::cli::exit::Exit;
 use crate::cli::reach::{has_names, refuse_unreachable};
 use crate::cli::removed::parent;
@@ -219,9 +219,7 @@ impl<'a> Plan<'a> {
         let target =
             target.ok_or_else(|| Error::invalid("has changed meanwhile").at(&args.file))?;
         drop(full);
-        let (upper, base) = chain::open::open_in_two(&args.file, &options, &target)?;
-        // The image above it has recorded that.
-        base.top().keep_state();
+        let (upper, base) = self.open_in_two(options, &target)?;
         let bar = progress::start("commit", upper.virtual_size(), &args.progress, globals);
         let moved = copy::commit(&upper, &base, default_workers(), &bar);
         let closed = base.close();
@@ -235,6 +233,22 @@ impl<'a> Plan<'a> {
             link(&mut chain, &backing).map_err(|e| e.at(&child.path))?;
         }
         Ok(())
+    }
+
+    /// Opens FILE and the images down to the base, and the base, which may be written to: the image
+    /// right above it accepts it at every moment.
+    fn open_in_two(&self, mut options: ChainOptions, target: &HostFile) -> Result<(Chain, Chain)> {
+        let file = &self.args.file;
+        let is_only = self.layers.len() == 1;
+        if is_only {
+            options.storage.access = Access::Write;
+        }
+        let (mut upper, base) = chain::open::open_in_two(file, &options, target)?;
+        if !expect(&mut upper, &base).map_err(|e| e.at(file))? {
+            // What it has recorded stays right, and nobody else may have recorded it.
+            base.top().keep_state();
+        }
+        Ok((upper, base))
     }
 
     /// What a child's header is to say of the base.

@@ -14,7 +14,7 @@ use crate::formats::vmdk::session::{Place, Session};
 use crate::image::info::Detail;
 use crate::image::open::{OpenOptions, Purpose, WriteOrder};
 use crate::image::{
-    Backing, BackingName, Caps, Check, Compact, Driver, Image, Layout, Part, Relink, Rename,
+    Backing, BackingName, Caps, Check, Compact, Driver, Empty, Image, Layout, Part, Relink, Rename,
     Resize, Role, Run, Store, Wait,
 };
 use crate::storage::open::Access;
@@ -300,6 +300,10 @@ impl Image for Vmdk {
     }
 
     fn as_relink(&mut self) -> Option<&mut dyn Relink> {
+        self.session.is_some().then_some(self)
+    }
+
+    fn as_empty(&mut self) -> Option<&mut dyn Empty> {
         self.session.is_some().then_some(self)
     }
 

@@ -12,7 +12,8 @@ use crate::formats::vmdk::image::Vmdk;
 use crate::formats::vmdk::line::ExtentLine;
 use crate::formats::vmdk::session::Session;
 use crate::image::create::CreateBacking;
-use crate::image::relink::{Relink, Rename};
+use crate::image::relink::{Empty, Relink, Rename};
+use crate::image::units::Units;
 use crate::util::text::printable;
 
 impl Vmdk {
@@ -20,6 +21,18 @@ impl Vmdk {
     pub(super) fn changed(&self) -> Result<&Session> {
         let session = self.session.as_deref();
         session.filter(|_| self.write).ok_or_else(Error::read_only)
+    }
+}
+
+impl Empty for Vmdk {
+    fn empty(&mut self) -> Result<()> {
+        self.changed()?;
+        self.extents
+            .iter()
+            .try_for_each(|extent| match &extent.data {
+                Data::Sparse(sparse) => sparse.allocator()?.empty(&**sparse),
+                _ => Err(Error::unsupported("an extent of it has all of its part")),
+            })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::image::open::WriteOrder;
 use crate::image::units::ahead::make_zero;
 use crate::image::units::{Allocator, Freed, Taken, Target, Units, Unnamed};
@@ -51,6 +51,19 @@ impl Allocator {
             dropped.and(self.free_all(units, freed))?;
             at = end;
         }
+    }
+
+    /// Drops all that units have, so that what lies below is read; on stable media when it returns.
+    /// Where it fails, or is killed, a part of them is dropped.
+    ///
+    /// # Errors
+    /// `Unsupported` where nothing lies below; those of [`Allocator::drop_units`].
+    pub fn empty<U: Units>(&self, units: &U) -> Result<()> {
+        if !units.has_backing() {
+            return Err(Error::unsupported("nothing lies below it"));
+        }
+        self.drop_units(units, &(0..units.disk_end()), Target::Below)?;
+        self.flush(units)
     }
 
     /// Lets go of a host range that no entry names any more: it is given back once no reader can be

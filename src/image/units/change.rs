@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::image::open::WriteOrder;
 use crate::image::units::ahead::make_zero;
 use crate::image::units::{Allocator, Freed, Taken, Target, Units, Unnamed};

@@ -44,6 +44,8 @@ fn writes_into_a_thousand_new_clusters_share_a_few_syncs() {
         ("qcow2", "cluster_size=4k", 64 << 10, 30),
         ("vhd", "", 2 << 20, 12),
         ("vhd", "block_size=512k", 512 << 10, 40),
+        ("vhdx", "", 2 << 20, 12),
+        ("vhdx", "block_size=1M", 1 << 20, 12),
         ("vdi", "", 1 << 20, 12),
         ("vdi", "block_size=64k", 64 << 10, 80),
     ];

@@ -43,7 +43,10 @@ impl Session {
         let cluster = chain.top().cluster_size().unwrap_or(4096).max(512);
         Self {
             largest: model.len() as u64 * 3 / 2,
-            size_unit: if disk.driver().name == "raw" { 1 } else { 512 },
+            size_unit: match disk.driver().name {
+                "raw" => 1,
+                _ => chain.top().sector_size().unwrap_or(512),
+            },
             disk,
             chain: Some(chain),
             model,

@@ -7,7 +7,7 @@ use crate::formats::vhdx::bytes::{guid_at, put, u16_at, u32_at, utf16};
 use crate::image::create::CreateBacking;
 use crate::image::windows;
 use crate::image::{Backing, BackingName};
-use crate::util::align::len64;
+use crate::util::align::{clamp_len, len64};
 use crate::util::text::printable;
 
 /// The locator of a VHDX.
@@ -47,7 +47,7 @@ impl Locator {
             )));
         }
         let text = |at: usize, len: usize| {
-            let at = u32_at(item, at) as usize;
+            let at = clamp_len(u32_at(item, at).into(), usize::MAX);
             let len = usize::from(u16_at(item, len));
             let bytes = at.checked_add(len).and_then(|end| item.get(at..end));
             let bytes = bytes.filter(|bytes| bytes.len().is_multiple_of(2));

@@ -7,7 +7,7 @@ use uuid::{Uuid, uuid};
 use crate::error::{Error, Result};
 use crate::formats::vhdx::bytes::{self, MB, guid_at, is_sound, put, u32_at, u64_at};
 use crate::storage::Storage;
-use crate::util::align::len64;
+use crate::util::align::{clamp_len, len64};
 
 const SIGNATURE: &[u8; 4] = b"regi";
 /// Where the two copies are.
@@ -154,7 +154,9 @@ fn parse(bytes: &[u8]) -> Result<Vec<Region>> {
             "the region table has {count} entries (allowed: up to {MAX_ENTRIES})"
         )));
     }
-    let places = (FIRST..).step_by(ENTRY).take(count as usize);
+    let places = (FIRST..)
+        .step_by(ENTRY)
+        .take(clamp_len(count.into(), usize::MAX));
     let entry = |at: usize| {
         let (guid, flags) = (guid_at(bytes, at), u32_at(bytes, at + 28));
         let (start, len) = (u64_at(bytes, at + 16), u32_at(bytes, at + 24));

@@ -14,6 +14,10 @@ use crate::image::table::{Endian, Table};
 use crate::image::units::Units;
 use crate::image::{LayerBelow, Resize, Wait};
 use crate::storage::{Zeroing, zero_or_write};
+use crate::util::align::len64;
+
+/// Words copied by one write.
+const TOGETHER: usize = 4096;
 
 impl Resize for Vhdx {
     fn resize(&self, virtual_size: u64, below: LayerBelow) -> Result<()> {
@@ -226,7 +230,7 @@ impl Vhdx {
             if word == 0 || !counts {
                 return Ok(());
             }
-            if index != first + words.len() as u64 || words.len() >= 4096 {
+            if index != first + len64(words.len()) || words.len() >= TOGETHER {
                 table.publish(&*self.file, first, &words)?;
                 (first, words) = (index, Vec::new());
             }

@@ -17,6 +17,7 @@ use crate::output;
 
 mod options;
 mod place;
+mod sealed;
 mod source;
 mod stream;
 
@@ -32,6 +33,7 @@ EXAMPLES:
   vdtool convert -c -o compression_type=zstd disk.raw disk.qcow2
   vdtool convert -c -O qcow2 disk.raw - | ssh host 'cat > disk.qcow2'
   vdtool convert -n disk.vhd /dev/sdb
+  vdtool convert --member 2 appliance.ova disk.qcow2
 
 The new image is written beside its name and renamed into place once it is whole; of a file that it
 replaces it keeps owner, mode, access control list and user attributes, and other names (hard links)
@@ -49,6 +51,12 @@ job that is stuck, one that comes a second later is the end.
 
 What comes from stdin (-) is raw. Where it begins or ends as an image in some format, it is refused;
 -f raw takes its bytes as they are.
+
+APPLIANCES:
+  A disk of an OVA, or beside an OVF, is read where it is: nothing is unpacked. Where there are
+  several, --member says which; info lists them. Where there is a manifest, the digests of the
+  descriptor and of what holds the disk are compared meanwhile: another one is an error, and nothing
+  new is under the target's name. --no-manifest leaves that out.
 
 COMPRESSION:
   With -c whole clusters are compressed, on all cores; those that do not shrink are stored as they
@@ -126,6 +134,9 @@ pub struct Args {
     /// Write zeroes for what cannot be read, say where, and go on.
     #[arg(long)]
     pub salvage: bool,
+    /// Do not compare the sources with the digests that a manifest has of them.
+    #[arg(long)]
+    pub no_manifest: bool,
     /// Copy dirty bitmaps, in formats that have them.
     #[arg(long)]
     pub bitmaps: bool,

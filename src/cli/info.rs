@@ -18,6 +18,7 @@ EXAMPLES:
   vdtool info disk.vhd
   vdtool info --output json disk.vhd | jq '.\"virtual-size\"'
   vdtool info --backing-chain child.vhd
+  vdtool info --member 2 appliance.ova
 
 EXIT STATUS:
   0   done
@@ -51,16 +52,27 @@ pub struct Args {
 /// # Errors
 /// Whatever keeps it from being done.
 pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
-    let follow = if args.backing_chain {
-        Follow::Yes
-    } else {
-        Follow::No
+    let follow = match (args.backing_chain, &args.open.member) {
+        (true, _) => Follow::Yes,
+        // Whoever names a disk names the file that holds it.
+        (false, Some(_)) => Follow::Layers(1),
+        (false, None) => Follow::No,
     };
     let options = ChainOptions {
         follow,
         purpose: Purpose::Describe,
         ..args.open.plan(args.format, Access::Read)?
     };
+    if let Some(contents) = chain::open::contents(&args.file, &options)? {
+        print(|out| {
+            match args.output.output {
+                OutputFormat::Human => output::contents::human(out, &contents)?,
+                OutputFormat::Json => output::contents::json(out, &contents)?,
+            }
+            Ok(())
+        })?;
+        return Ok(Exit::Done);
+    }
     let chain = chain::open::open(&args.file, &options)?;
     let layers = describe(&chain)?;
     print(|out| {

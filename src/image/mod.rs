@@ -22,6 +22,7 @@ pub mod check;
 pub mod codec;
 pub mod compact;
 pub mod compress;
+pub mod contents;
 pub mod create;
 pub mod driver;
 pub mod flat;
@@ -386,6 +387,11 @@ pub trait Image: fmt::Debug + Send + Sync {
     }
     /// Making, applying and deleting internal snapshots, where the format has them.
     fn as_snapshots(&mut self) -> Option<&mut dyn Snapshots> {
+        None
+    }
+    /// What was recorded of the bytes that it is kept in, where something was: whoever reads the
+    /// whole disk compares them.
+    fn sealed(&self) -> Option<&dyn contents::Sealed> {
         None
     }
     /// Storing clusters compressed.

@@ -5,6 +5,7 @@
 
 pub mod bar;
 pub mod check;
+pub mod contents;
 pub mod info;
 pub mod json;
 pub mod map;

@@ -10,8 +10,8 @@ use crate::chain::{self, Chain, HostFile};
 use crate::cli::backing;
 use crate::cli::cache::CacheMode;
 use crate::cli::common::ParentArgs;
-use crate::cli::convert::Args;
 use crate::cli::convert::options::{Given, given};
+use crate::cli::convert::{Args, sealed};
 use crate::cli::create::{self, Generic, creator};
 use crate::cli::exit::{complain, usage};
 use crate::cli::hints::Hints;
@@ -113,9 +113,10 @@ pub(super) fn convert(
         files: names.zip(new.others().map(Path::to_owned)).collect(),
         hints,
     };
-    let done = place
-        .create(&mut options)
-        .and_then(|()| place.fill(sources, backing.as_ref().map(|b| &b.disk)));
+    let done = place.create(&mut options).and_then(|()| {
+        let backing = backing.as_ref().map(|b| &b.disk);
+        sealed::beside(args, sources, || place.fill(sources, backing))
+    });
     done.map_err(|e| named(e, &new))?;
     Ok(create::commit(
         new,
@@ -162,7 +163,7 @@ fn in_place(
         files: Vec::new(),
         hints: Hints::default(),
     };
-    place.fill(sources, None)
+    sealed::beside(args, sources, || place.fill(sources, None))
 }
 
 impl Place<'_> {

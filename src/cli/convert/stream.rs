@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::chain::{Base, Chain};
 use crate::cli::convert::options::{Given, codec_options, given, refuse};
-use crate::cli::convert::{Args, is_stream, place, source};
+use crate::cli::convert::{Args, is_stream, place, sealed, source};
 use crate::cli::create::creator;
 use crate::cli::exit::{self, usage};
 use crate::cli::patient::Patient;
@@ -112,7 +112,7 @@ pub(super) fn send(
         closed: &closed,
     };
     let mut out = BufWriter::with_capacity(BUFFER, out);
-    let sent = match sequence {
+    let sent = sealed::beside(args, &sources, || match sequence {
         None => {
             let bar = progress::start("convert", sources.len(), &args.progress, globals);
             let sent = stream::send(&sources, &mut out, args.workers(), salvage, &bar);
@@ -127,7 +127,7 @@ pub(super) fn send(
             };
             image.send(&sources, &mut out, salvage, globals)
         }
-    };
+    });
     sent.map_err(|e| match closed.load(Ordering::Relaxed) {
         true => exit::NobodyReads.into(),
         false => e,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::image::Driver;
+use crate::image::assemble::Assembler;
 use crate::image::info::{Detail, HostInfo};
 use crate::image::open::OpenOptions;
 use crate::storage::Storage;
@@ -23,6 +24,8 @@ pub struct Container {
     /// # Errors
     /// As opening it; a disk that cannot be opened is listed, and says why.
     pub contents: fn(Arc<dyn Storage>, &OpenOptions) -> Result<Contents>,
+    /// Makes new files, where vdtool can.
+    pub assembler: Option<&'static Assembler>,
 }
 
 /// What is in a file.

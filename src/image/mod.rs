@@ -16,6 +16,7 @@ use crate::storage::{Limits, Storage, Zeroing};
 use crate::util::progress::Watcher;
 
 pub mod amend;
+pub mod assemble;
 pub mod be64;
 pub mod bitmap;
 pub mod check;

@@ -30,6 +30,7 @@ mod names;
 mod nbd;
 mod oracle;
 mod order;
+mod ova;
 mod parents;
 mod qcow2_agree;
 mod qcow2_attack;

@@ -19,6 +19,7 @@ use crate::util::text::printable;
 
 mod header;
 mod pax;
+pub mod write;
 
 use header::Header;
 use pax::Records;

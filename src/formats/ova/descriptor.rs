@@ -15,7 +15,7 @@ use crate::util::text::printable;
 /// Most bytes of a descriptor.
 pub(super) const MAX_BYTES: u64 = 16 << 20;
 /// Most elements and pieces of text.
-const MAX_NODES: u32 = 300_000;
+pub(super) const MAX_NODES: u32 = 300_000;
 /// Most files that it may refer to, and most disks.
 const MAX_FILES: usize = 10_000;
 /// What the namespaces of DMTF begin with; a version follows.

@@ -6,12 +6,10 @@ use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
-use sha1::Sha1;
-use sha2::{Digest as _, Sha256, Sha512};
-
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 use crate::util::align::{clamp_len, len64};
+use crate::util::digest::{Algorithm, Hasher};
 use crate::util::progress::Progress;
 use crate::util::text::printable;
 
@@ -19,79 +17,6 @@ use crate::util::text::printable;
 pub(super) const MAX_BYTES: u64 = 4 << 20;
 /// Bytes that are read at a time.
 const PIECE: usize = 1 << 20;
-
-/// How a digest is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Algorithm {
-    Sha1,
-    Sha256,
-    Sha512,
-}
-
-impl Algorithm {
-    /// As manifests have it.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Sha1 => "SHA1",
-            Self::Sha256 => "SHA256",
-            Self::Sha512 => "SHA512",
-        }
-    }
-
-    fn of(word: &str) -> Option<Self> {
-        match &*word.to_ascii_uppercase().replace('-', "") {
-            "SHA1" => Some(Self::Sha1),
-            // The second as OpenSSL 3 has it.
-            "SHA256" | "SHA2256" => Some(Self::Sha256),
-            "SHA512" | "SHA2512" => Some(Self::Sha512),
-            _ => None,
-        }
-    }
-
-    fn digits(self) -> usize {
-        match self {
-            Self::Sha1 => 40,
-            Self::Sha256 => 64,
-            Self::Sha512 => 128,
-        }
-    }
-}
-
-/// A digest that is being made.
-#[derive(Debug, Clone)]
-pub(super) enum Hasher {
-    Sha1(Sha1),
-    Sha256(Sha256),
-    Sha512(Sha512),
-}
-
-impl Hasher {
-    pub(super) fn new(algorithm: Algorithm) -> Self {
-        match algorithm {
-            Algorithm::Sha1 => Self::Sha1(Sha1::new()),
-            Algorithm::Sha256 => Self::Sha256(Sha256::new()),
-            Algorithm::Sha512 => Self::Sha512(Sha512::new()),
-        }
-    }
-
-    pub(super) fn update(&mut self, bytes: &[u8]) {
-        match self {
-            Self::Sha1(hash) => hash.update(bytes),
-            Self::Sha256(hash) => hash.update(bytes),
-            Self::Sha512(hash) => hash.update(bytes),
-        }
-    }
-
-    /// The digest in hexadecimal digits, lower case.
-    pub(super) fn finish(self) -> String {
-        let bytes = match self {
-            Self::Sha1(hash) => hash.finalize().to_vec(),
-            Self::Sha256(hash) => hash.finalize().to_vec(),
-            Self::Sha512(hash) => hash.finalize().to_vec(),
-        };
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-}
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,6 +11,7 @@ mod manifest;
 mod member;
 mod open;
 mod package;
+mod write;
 
 use crate::container::tar;
 use crate::image::Driver;
@@ -51,10 +52,12 @@ pub static CONTAINERS: [Container; 2] = [
     Container {
         driver: &DRIVER,
         contents: list::archive,
+        assembler: Some(&write::ASSEMBLER),
     },
     Container {
         driver: &LOOSE,
         contents: list::beside,
+        assembler: None,
     },
 ];
 

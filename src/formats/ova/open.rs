@@ -5,9 +5,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::container::gzip::Gunzipped;
 use crate::error::{Error, Result};
 use crate::formats;
-use crate::formats::ova::descriptor::{Disk, File};
+use crate::formats::ova::descriptor::{Capacity, Disk, File};
 use crate::formats::ova::member::{Held, Inside};
 use crate::formats::ova::package::Package;
 use crate::formats::refused::REFUSED;
@@ -18,12 +19,17 @@ use crate::storage::Storage;
 use crate::storage::open::Access;
 use crate::util::text::printable;
 
+/// Bytes by which what is compressed may be longer than its disk and an eighth of it: tables.
+const MORE_THAN_CAPACITY: u64 = 64 << 20;
+
 /// A file that holds a disk.
 #[derive(Debug)]
 pub(super) struct Source<'a> {
     /// As the descriptor calls it.
     pub(super) name: OsString,
     pub(super) file: Option<&'a File>,
+    /// Size of the disk, as the descriptor has it.
+    pub(super) capacity: Option<u64>,
 }
 
 /// Opens the disk that is wanted of the archive in `storage`.
@@ -70,6 +76,7 @@ fn pick<'a>(package: &'a Package, wanted: Option<&OsStr>) -> Result<Source<'a>> 
                 Some(name) => Ok(Source {
                     name: name.to_owned(),
                     file: None,
+                    capacity: None,
                 }),
                 None => Err(Error::invalid(why)),
             }
@@ -97,6 +104,10 @@ pub(super) fn source_of<'a>(package: &'a Package, disk: &'a Disk) -> Result<Sour
     Ok(Source {
         name: package.file_name(place)?,
         file: package.envelope.files.get(place),
+        capacity: match disk.capacity {
+            Capacity::Bytes(bytes) => Some(bytes),
+            Capacity::Unknown(_) => None,
+        },
     })
 }
 
@@ -148,6 +159,14 @@ fn plain(stored: Arc<dyn Storage>, source: &Source<'_>) -> Result<Arc<dyn Storag
     }
     match file.compression.as_deref() {
         None | Some("" | "identity") => Ok(stored),
+        Some("gzip") => {
+            let most = source.capacity.map_or(u64::MAX, |capacity| {
+                capacity
+                    .saturating_add(capacity / 8)
+                    .saturating_add(MORE_THAN_CAPACITY)
+            });
+            Ok(Arc::new(Gunzipped::open(stored, most)?))
+        }
         Some(other) => Err(Error::unsupported(format!(
             "'{shown}' is compressed by '{}', which is not supported",
             printable(other)

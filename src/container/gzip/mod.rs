@@ -56,8 +56,13 @@ impl Gunzipped {
     /// `WrongFormat` where it is not gzip; `Corrupt` where it is damaged or cut; `OutOfRange` where it
     /// gives more; the host's.
     pub fn open(inner: Arc<dyn Storage>, most: u64) -> Result<Self> {
+        Self::spaced(inner, most, FIRST_SPACING)
+    }
+
+    /// As [`Gunzipped::open`], with places `spacing` bytes apart at first.
+    fn spaced(inner: Arc<dyn Storage>, most: u64, mut spacing: u64) -> Result<Self> {
         let mut cursor = Cursor::new(Arc::clone(&inner), true);
-        let (mut points, mut spacing): (Vec<Point>, u64) = (Vec::new(), FIRST_SPACING);
+        let mut points: Vec<Point> = Vec::new();
         let mut buf = vec![0; CHUNK];
         loop {
             let len = cursor.read(&mut buf)?;

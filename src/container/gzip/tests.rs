@@ -81,10 +81,14 @@ fn threads_read_at_the_same_time() {
 
 #[test]
 fn places_to_go_on_from_are_bounded_however_long_it_is() {
-    // A thousand MiB of zeroes are one of gzip.
-    let file = gz(&vec![0; 64 << 20]).repeat(16);
-    let storage = open(&file).expect("is right");
-    assert_eq!(storage.size(), 1 << 30);
+    let memory = |bytes: &[u8]| Arc::new(MemoryStorage::from_bytes(bytes));
+    let file = gz(&vec![0; 1 << 20]).repeat(40);
+    // Pieces are as long as the least spacing.
+    let storage = Gunzipped::spaced(memory(&file), u64::MAX, 1).expect("is right");
+    assert_eq!(storage.size(), 40 << 20);
+    assert!(storage.points.len() > 100, "{}", storage.points.len());
+    let file = gz(&vec![0; 1 << 20]).repeat(160);
+    let storage = Gunzipped::spaced(memory(&file), u64::MAX, 1).expect("is right");
     assert!(
         storage.points.len() <= MAX_POINTS,
         "{}",
@@ -95,7 +99,7 @@ fn places_to_go_on_from_are_bounded_however_long_it_is() {
         "{}",
         storage.points.len()
     );
-    let error = Gunzipped::open(Arc::new(MemoryStorage::from_bytes(&file)), 1 << 29);
+    let error = Gunzipped::open(memory(&file), 20 << 20);
     assert_eq!(error.expect_err("is more").kind(), ErrorKind::OutOfRange);
 }
 

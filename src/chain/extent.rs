@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::chain::Chain;
 use crate::error::Result;
-use crate::image::{Source, Wait};
+use crate::image::{ObjectId, Source, Wait};
 
 /// How an extent reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,8 +30,10 @@ pub struct Extent {
     pub state: State,
     /// Layer that decides it: 0 is the top; the chain's length where no layer does.
     pub depth: usize,
-    /// Offset in that layer's file, where the bytes are stored as they are.
+    /// Offset in a file of that layer, where the bytes are stored as they are.
     pub host: Option<u64>,
+    /// Which of its files that is.
+    pub object: Option<ObjectId>,
 }
 
 impl Extent {
@@ -46,6 +48,7 @@ impl Extent {
         self.end() == next.start
             && self.state == next.state
             && self.depth == next.depth
+            && self.object == next.object
             && self.host.map(|h| h.wrapping_add(self.len)) == next.host
     }
 }
@@ -74,12 +77,17 @@ impl Chain {
     fn extent_where(&self, at: u64, len: u64, asks: impl Fn(usize) -> bool) -> Result<Extent> {
         let _ticket = self.enter();
         let found = self.resolve(at, len, Wait::Yes)?;
+        let object = match found.source {
+            Source::Stored { storage, .. } => Some(ObjectId::of(storage)),
+            _ => None,
+        };
         let extent = |state, len, host| Extent {
             start: at,
             len,
             state,
             depth: found.depth,
             host,
+            object,
         };
         Ok(match found.source {
             Source::Stored { host, .. } if !asks(found.depth) => {

@@ -184,7 +184,8 @@ fn plan(args: &Args, file: &Path, globals: &Globals) -> anyhow::Result<Plan> {
             size,
             backing,
             values,
-            files: Vec::new(),
+            name: file.file_name().unwrap_or_default().to_owned(),
+            ..CreateOptions::default()
         },
         kept,
     })
@@ -429,14 +430,14 @@ fn carry_out(file: &Path, plan: &Plan, globals: &Globals) -> anyhow::Result<()> 
     settle(&*storage).map_err(named)?;
     create.files.iter().try_for_each(|file| settle(&**file))?;
     drop((storage, create));
-    commit(target, Durable::Yes, plan.driver, &plan.options.values)?;
+    commit(target, Durable::Yes, plan.driver, &plan.options)?;
     Ok(())
 }
 
 /// A new image with the files that it is made of, on their way to their names; `files` may not be
 /// replaced.
 pub(super) fn target(file: &Path, options: &CreateOptions, files: &[HostFile]) -> Result<Target> {
-    let further = further(file, &options.values, files)?;
+    let further = further(file, options, files)?;
     if !further.is_empty() {
         refuse_open(file, "a data file")?;
     }
@@ -444,29 +445,29 @@ pub(super) fn target(file: &Path, options: &CreateOptions, files: &[HostFile]) -
         refuse_falloc(file)?;
     }
     let mut target = Target::begin(file)?;
-    for (path, (_, name)) in further.iter().zip(options.values.files()) {
+    for (path, (_, name)) in further.iter().zip(options.further()) {
         target.add(path, Path::new(name))?;
     }
     Ok(target)
 }
 
-/// Puts the new image into place, with the further files that its options name.
+/// Puts the new image into place, with its further files.
 pub(super) fn commit(
     target: Target,
     durable: Durable,
     driver: &'static Driver,
-    values: &OptionValues,
+    options: &CreateOptions,
 ) -> Result<()> {
     target.commit_named(durable, &|path, names| {
-        let keys = values.files().map(|(key, _)| key);
+        let keys = options.further().map(|(key, _)| key);
         rename_files(path, driver, keys.zip(names.iter().map(PathBuf::as_path)))
     })
 }
 
 /// Where the further files of `file` are to be made; `files` may not be replaced.
-fn further(file: &Path, values: &OptionValues, files: &[HostFile]) -> Result<Vec<PathBuf>> {
+fn further(file: &Path, options: &CreateOptions, files: &[HostFile]) -> Result<Vec<PathBuf>> {
     let mut paths: Vec<PathBuf> = Vec::new();
-    for (key, name) in values.files() {
+    for (key, name) in options.further() {
         let path = clean(&home_of_new(file)?.path().join(name));
         if kept::is_same_place(&path, file)? {
             return Err(itself(key).at(file));
@@ -506,7 +507,7 @@ pub(super) fn refuse_falloc(file: &Path) -> Result<()> {
 fn rename_files<'a>(
     path: &Path,
     driver: &'static Driver,
-    names: impl Iterator<Item = (&'static str, &'a Path)>,
+    names: impl Iterator<Item = (&'a str, &'a Path)>,
 ) -> Result<()> {
     let options = ChainOptions {
         format: Some(driver),
@@ -514,6 +515,10 @@ fn rename_files<'a>(
         ..ChainOptions::write()
     };
     let mut chain = chain::open::open(path, &options)?;
+    if let Some(image) = chain.top_mut().as_rename() {
+        let names: Vec<&OsStr> = names.map(|(_, name)| name.as_os_str()).collect();
+        return image.rename(&names);
+    }
     let image = chain.top_mut().as_amend();
     let image = image.ok_or_else(|| Error::unsupported("its files cannot be renamed"))?;
     let pairs = names.map(|(key, name)| {

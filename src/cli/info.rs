@@ -33,7 +33,7 @@ pub struct Args {
     /// Format of the image; without it the content decides.
     #[arg(short, long, value_name = "FMT", value_parser = parse_driver)]
     pub format: Option<&'static Driver>,
-    /// Show the images below it as well, top first; otherwise no other file is opened.
+    /// Show the images below it as well, top first; otherwise no other than its own are opened.
     #[arg(short, long)]
     pub backing_chain: bool,
     /// How to print it.
@@ -52,11 +52,10 @@ pub struct Args {
 /// # Errors
 /// Whatever keeps it from being done.
 pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
-    let follow = match (args.backing_chain, &args.open.member) {
-        (true, _) => Follow::Yes,
-        // Whoever names a disk names the file that holds it.
-        (false, Some(_)) => Follow::Layers(1),
-        (false, None) => Follow::No,
+    let follow = if args.backing_chain {
+        Follow::Yes
+    } else {
+        Follow::Layers(1)
     };
     let options = ChainOptions {
         follow,

@@ -143,7 +143,7 @@ fn options(args: &Args, driver: &'static Driver) -> anyhow::Result<CreateOptions
             .backing
             .map(|name| unopened(name, generic.backing_format)),
         values,
-        files: Vec::new(),
+        ..CreateOptions::default()
     })
 }
 

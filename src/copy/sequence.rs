@@ -55,14 +55,10 @@ pub fn send_image(
     // Told of once, not twice.
     let silent = |_: u64, _: u64, _: &Error| {};
     let first = options.salvage.map(|_| &silent as &Lost<'_>);
-    pass(
-        sources,
-        sequence,
-        &mut std::io::sink(),
-        options,
-        first,
-        progress,
-    )?;
+    let sink = &mut std::io::sink();
+    if !sequence.is_one_pass() {
+        pass(sources, sequence, sink, options, first, progress)?;
+    }
     pass(sources, sequence, out, options, options.salvage, progress)?;
     out.flush().map_err(|e| Error::io("write to the stream", e))
 }

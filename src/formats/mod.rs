@@ -6,6 +6,7 @@ pub mod raw;
 pub mod refused;
 pub mod vdi;
 pub mod vhd;
+pub mod vmdk;
 
 use crate::error::{Error, Result};
 use crate::image::Driver;
@@ -18,6 +19,7 @@ pub static DRIVERS: &[&Driver] = &[
     &vdi::DRIVER,
     &ova::DRIVER,
     &ova::LOOSE,
+    &vmdk::DRIVER,
     &raw::DRIVER,
 ];
 

@@ -106,6 +106,10 @@ pub trait Compress: Sync {
 pub trait Sequence: Send {
     /// Unit of allocation in bytes.
     fn cluster_size(&self) -> u64;
+    /// Whether one pass does: nothing that is written depends on what comes after it.
+    fn is_one_pass(&self) -> bool {
+        false
+    }
     /// The means of one thread to encode units; `None`: they are to be handed over as they are.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! What a new image is made with.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::ops::{Range, RangeInclusive};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -102,12 +102,25 @@ pub struct CreateOptions {
     pub backing: Option<CreateBacking>,
     /// Options of the format, checked against its rows.
     pub values: OptionValues,
-    /// The empty objects that the options name as further files of the image, in the order of
-    /// [`OptionValues::files`].
+    /// The empty objects that are to be further files of the image, in the order of
+    /// [`CreateOptions::further`].
     pub files: Vec<Arc<dyn Storage>>,
+    /// The name that the image is to have, without its directory, for formats whose further files are
+    /// called after it; empty where it has none.
+    pub name: OsString,
+    /// Names of further files that follow from all this, as the format's `settle` leaves them.
+    pub named: Vec<OsString>,
+    /// The image can only be written in the order of its bytes, as the format's `settle` leaves it.
+    pub in_order: bool,
 }
 
 impl CreateOptions {
+    /// The further files of the image: what they are, as messages call them, and their names.
+    pub fn further(&self) -> impl Iterator<Item = (&str, &OsStr)> {
+        let given = self.values.files().map(|(key, name)| (key as &str, name));
+        given.chain(self.named.iter().map(|name| ("extent", &**name)))
+    }
+
     /// As [`CreateOptions::preallocation`], of a disk that is fixed or is not: none in others.
     ///
     /// # Errors

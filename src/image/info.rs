@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::image::{Backing, Image, Snapshot};
+use crate::image::{Backing, Image, Role, Snapshot};
 use crate::storage::Storage;
 
 /// One fact that only a format has.
@@ -50,6 +50,20 @@ pub struct HostInfo {
 }
 
 impl HostInfo {
+    /// Asks the host about the objects of an image: their space counts together, all else is that of
+    /// the one with its header.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn of_image(image: &dyn Image) -> Result<Self> {
+        let mut all = Self::of(image.storage())?;
+        for part in image.parts().into_iter().filter(|p| p.role == Role::Data) {
+            let other = Self::of(part.storage)?.disk_size;
+            all.disk_size = all.disk_size.zip(other).map(|(a, b)| a.saturating_add(b));
+        }
+        Ok(all)
+    }
+
     /// Asks the host about `storage`.
     ///
     /// # Errors
@@ -133,7 +147,7 @@ impl ImageInfo {
             format: image.driver().name,
             virtual_size: image.virtual_size(),
             cluster_size: image.cluster_size(),
-            host: HostInfo::of(storage)?,
+            host: HostInfo::of_image(image)?,
             backing,
             backing_path,
             snapshots: image.snapshots().map_err(|e| e.at_opt(path.as_deref()))?,

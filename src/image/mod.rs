@@ -47,7 +47,7 @@ pub use check::Check;
 pub use compact::Compact;
 pub use compress::Compress;
 pub use driver::Driver;
-pub use relink::{Empty, Relink};
+pub use relink::{Empty, Relink, Rename};
 pub use snapshot::{Snapshot, Snapshots};
 pub use store::Store;
 
@@ -203,6 +203,17 @@ pub struct Part<'a> {
     pub role: Role,
     /// The object.
     pub storage: &'a dyn Storage,
+}
+
+/// Which of the host objects of open images one is: for comparing with others that are open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ObjectId(usize);
+
+impl ObjectId {
+    /// That of `storage`, for as long as it is open.
+    pub fn of(storage: &dyn Storage) -> Self {
+        Self(std::ptr::from_ref(storage).cast::<()>().addr())
+    }
 }
 
 /// One open image: one layer of a chain.
@@ -361,6 +372,10 @@ pub trait Image: fmt::Debug + Send + Sync {
     }
     /// Naming another backing image, where the format can.
     fn as_relink(&mut self) -> Option<&mut dyn Relink> {
+        None
+    }
+    /// Naming its further files otherwise, where they are called after the image.
+    fn as_rename(&mut self) -> Option<&mut dyn Rename> {
         None
     }
     /// Dropping all that the image has itself, where the format can.

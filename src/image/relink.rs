@@ -1,5 +1,7 @@
 //! Changes of what lies below an image, made in place.
 
+use std::ffi::OsStr;
+
 use uuid::Uuid;
 
 use crate::error::Result;
@@ -32,6 +34,17 @@ pub trait Relink {
     fn renew_state(&mut self) -> Result<()> {
         Ok(())
     }
+}
+
+/// Naming the further files that an image is made of otherwise.
+pub trait Rename {
+    /// Has the image call its further files so, in their order, and changes nothing else.  Durable when
+    /// it returns; the image must have been opened for writing, with no other request under way.
+    ///
+    /// # Errors
+    /// `Invalid` for names that the image cannot record, and for another number of them, with nothing
+    /// changed; the host's.
+    fn rename(&mut self, names: &[&OsStr]) -> Result<()>;
 }
 
 /// Dropping all that an image has itself.

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use crate::chain::{Chain, Extent, State};
-use crate::image::{Image, Role};
+use crate::image::{Image, ObjectId};
 use crate::output::{json, table};
 
 /// Writes extents as lines for people.
@@ -24,8 +24,8 @@ pub struct Json {
 #[derive(Debug)]
 struct Layer {
     file: Option<String>,
-    /// The file that its bytes are in, where that is another one.
-    data: Option<String>,
+    /// The files that its bytes are in.
+    objects: Vec<(ObjectId, String)>,
     /// Virtual size in bytes.
     size: u64,
     /// Bytes are stored as they are, so that an offset means something to others.
@@ -155,7 +155,7 @@ impl Json {
 fn layers(chain: &Chain, name: fn(&Path) -> String) -> Vec<Layer> {
     let layer = |image: &dyn Image| Layer {
         file: image.storage().path().map(name),
-        data: data_file(image).map(name),
+        objects: objects(image, name),
         size: image.virtual_size(),
         offsets: image.caps().host_offsets,
         allocates: image.cluster_size().is_some(),
@@ -163,15 +163,19 @@ fn layers(chain: &Chain, name: fn(&Path) -> String) -> Vec<Layer> {
     chain.layers().iter().map(|image| layer(&**image)).collect()
 }
 
-/// The path of an external data file, which then holds all of a disk's bytes.
-fn data_file(image: &dyn Image) -> Option<&Path> {
-    let mut parts = image.parts().into_iter();
-    parts.find(|p| p.role == Role::Data)?.storage.path()
+fn objects(image: &dyn Image, name: fn(&Path) -> String) -> Vec<(ObjectId, String)> {
+    let named = image.parts().into_iter().filter_map(|part| {
+        let path = part.storage.path()?;
+        Some((ObjectId::of(part.storage), name(path)))
+    });
+    named.collect()
 }
 
 fn place<'f>(layers: &'f [Layer], extent: &Extent) -> Option<Place<'f>> {
     let host = extent.host?;
     let layer = layers.get(extent.depth).filter(|l| l.offsets)?;
-    let file = layer.data.as_deref().or(layer.file.as_deref())?;
+    let mut objects = layer.objects.iter();
+    let object = objects.find(|(id, _)| Some(*id) == extent.object);
+    let file = object.map(|(_, name)| &**name).or(layer.file.as_deref())?;
     Some(Place { host, file })
 }

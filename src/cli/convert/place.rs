@@ -1,6 +1,7 @@
 //! The image that `convert` makes: created, written, verified, put in place.
 
 use std::ffi::{OsStr, OsString};
+use std::io::{BufWriter, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +12,7 @@ use crate::cli::backing;
 use crate::cli::cache::CacheMode;
 use crate::cli::common::ParentArgs;
 use crate::cli::convert::options::{Given, given};
-use crate::cli::convert::{Args, sealed};
+use crate::cli::convert::{Args, sealed, stream};
 use crate::cli::create::{self, Generic, creator};
 use crate::cli::exit::{complain, usage};
 use crate::cli::hints::Hints;
@@ -28,6 +29,7 @@ use crate::nbd::uri::is_uri;
 use crate::storage;
 use crate::storage::open::{Access, StorageOptions};
 use crate::storage::{HostId, Storage};
+use crate::util::align::len64;
 use crate::util::text::printable;
 
 /// Warnings about unreadable places that are printed; all are counted.
@@ -84,6 +86,8 @@ pub(super) fn convert(
         None => parents.refuse_any()?,
     }
     let mut options = create_options(args, &new, driver, target, sources.len(), backing.as_ref())?;
+    let settled = (creator(driver)?.settle)(&options).map_err(|e| e.at(target))?;
+    (options.named, options.in_order) = (settled.named, settled.in_order);
     let hints = new.hints;
     let new = create::target(target, &options, &files)?;
     new.note_replaced(globals);
@@ -91,8 +95,8 @@ pub(super) fn convert(
         options.preallocation(),
         Preallocation::Falloc | Preallocation::Full
     );
-    let values = options.values.clone();
-    let names = values.files().map(|(_, name)| name.to_owned());
+    let names: Vec<OsString> = options.further().map(|(_, name)| name.to_owned()).collect();
+    let committed = options.clone();
     let place = Place {
         args,
         globals,
@@ -110,19 +114,26 @@ pub(super) fn convert(
         named: None,
         compress,
         given_space,
-        files: names.zip(new.others().map(Path::to_owned)).collect(),
+        files: names
+            .into_iter()
+            .zip(new.others().map(Path::to_owned))
+            .collect(),
         hints,
     };
-    let done = place.create(&mut options).and_then(|()| {
-        let backing = backing.as_ref().map(|b| &b.disk);
-        sealed::beside(args, sources, || place.fill(sources, backing))
+    let below = backing.as_ref().map(|b| &b.disk);
+    let done = sealed::beside(args, sources, || match options.in_order {
+        true => place.write_in_order(&options, sources, below),
+        false => {
+            let created = place.create(&mut options);
+            created.and_then(|()| place.fill(sources, below))
+        }
     });
     done.map_err(|e| named(e, &new))?;
     Ok(create::commit(
         new,
         args.target_cache.durable(),
         driver,
-        &values,
+        &committed,
     )?)
 }
 
@@ -196,6 +207,46 @@ impl Place<'_> {
             settle(&**written)?;
         }
         Ok(())
+    }
+
+    /// Makes an image that is written from its first byte to its last.
+    fn write_in_order(
+        &self,
+        options: &CreateOptions,
+        sources: &Joined,
+        backing: Option<&Joined>,
+    ) -> anyhow::Result<()> {
+        if backing.is_some() || self.args.bitmaps {
+            return Err(usage(
+                "-B and --bitmaps are not for an image that is written in order",
+            ));
+        }
+        let storage = storage::open::open(&self.path, &self.storage(Access::Write))?;
+        self.hints.give(&*storage, self.name);
+        storage::start_over(&*storage, 0)?;
+        let lost = Losses::default();
+        let salvage = |at: u64, len: u64, e: &Error| lost.warn(at, len, e);
+        let salvage = self.args.salvage.then_some(&salvage as &copy::Lost<'_>);
+        let out = Appended {
+            storage: &*storage,
+            end: 0,
+        };
+        let mut out = BufWriter::with_capacity(stream::BUFFER, out);
+        let image = stream::Image {
+            args: self.args,
+            driver: self.driver,
+            compress: &self.compress,
+        };
+        image.write(options, sources, &mut out, salvage, self.globals)?;
+        settle(&*storage)?;
+        if self.args.target_cache != CacheMode::Unsafe {
+            storage.sync()?;
+        }
+        lost.sum_up(self.name);
+        match self.args.verify {
+            true => self.verify(sources),
+            false => Ok(()),
+        }
     }
 
     fn open(&self, access: Access) -> anyhow::Result<Chain> {
@@ -341,6 +392,25 @@ impl Place<'_> {
     }
 }
 
+/// An object that is written from its start on.
+struct Appended<'a> {
+    storage: &'a dyn Storage,
+    end: u64,
+}
+
+impl Write for Appended<'_> {
+    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        let written = self.storage.write_at(buf, self.end);
+        written.map_err(|e| std::io::Error::from_raw_os_error(e.errno()))?;
+        self.end += len64(buf.len());
+        Ok(buf.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Gives back to the disk what space zeroes in the source took from it.
 fn keep_space(chain: &Chain) -> Result<()> {
     let disk = 0..chain.virtual_size();
@@ -475,7 +545,8 @@ pub(super) fn create_options(
         size: generic.size.unwrap_or(size),
         backing: backing.map(|b| b.create.clone()),
         values,
-        files: Vec::new(),
+        name: target.file_name().unwrap_or_default().to_owned(),
+        ..CreateOptions::default()
     };
     match args.compress && options.preallocation() != Preallocation::Off {
         true => Err(usage("-c and preallocation exclude each other")),

@@ -1,5 +1,6 @@
 //! `convert` from stdin and to stdout.
 
+use std::ffi::OsString;
 use std::io::{BufWriter, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::chain::{Base, Chain};
-use crate::cli::convert::options::{Given, codec_options, given, refuse};
+use crate::cli::convert::options::{codec_options, given, refuse};
 use crate::cli::convert::{Args, is_stream, place, sealed, source};
 use crate::cli::create::creator;
 use crate::cli::exit::{self, usage};
@@ -19,7 +20,7 @@ use crate::error::Error;
 use crate::formats;
 use crate::formats::refused::REFUSED;
 use crate::image::Driver;
-use crate::image::driver::NewSequence;
+use crate::image::create::CreateOptions;
 use crate::image::open::OpenOptions;
 use crate::image::options::OptionValues;
 use crate::image::probe;
@@ -28,7 +29,7 @@ use crate::storage::Storage;
 use crate::storage::open::{Access, StorageOptions};
 
 /// Bytes of an image that are written to stdout at a time.
-const BUFFER: usize = 1 << 20;
+pub(super) const BUFFER: usize = 1 << 20;
 
 /// Where an image in the order of its bytes goes.
 pub(super) enum Sink {
@@ -118,14 +119,16 @@ pub(super) fn send(
             let sent = stream::send(&sources, &mut out, args.workers(), salvage, &bar);
             sent.map(|()| bar.finish()).map_err(anyhow::Error::from)
         }
-        Some(sequence) => {
+        Some(_) => {
             let image = Image {
                 args,
                 driver,
-                sequence,
-                given: &given,
+                compress: &given.compress,
             };
-            image.send(&sources, &mut out, salvage, globals)
+            let name = Path::new("-");
+            let size = sources.len();
+            let create = place::create_options(args, &given.new, driver, name, size, None)?;
+            image.write(&create, &sources, &mut out, salvage, globals)
         }
     });
     sent.map_err(|e| match closed.load(Ordering::Relaxed) {
@@ -157,28 +160,29 @@ impl Write for Output<'_> {
     }
 }
 
-/// An image for stdout.
-struct Image<'a> {
-    args: &'a Args,
-    driver: &'static Driver,
-    sequence: NewSequence,
-    given: &'a Given,
+/// An image that is written in the order of its bytes.
+pub(super) struct Image<'a> {
+    pub(super) args: &'a Args,
+    pub(super) driver: &'static Driver,
+    /// How its data is compressed.
+    pub(super) compress: &'a [OsString],
 }
 
 impl Image<'_> {
-    fn send(
+    pub(super) fn write(
         &self,
+        create: &CreateOptions,
         sources: &Joined,
         out: &mut (dyn Write + Send),
         salvage: Option<&Lost<'_>>,
         globals: &Globals,
     ) -> anyhow::Result<()> {
         let (args, driver) = (self.args, self.driver);
-        let name = Path::new("-");
-        let create =
-            place::create_options(args, &self.given.new, driver, name, sources.len(), None)?;
-        let compress = &self.given.compress;
-        let values = OptionValues::parse(codec_options(driver), driver.name, compress);
+        let sequence = creator(driver)?.sequence.ok_or_else(|| {
+            let text = format!("format '{}' is not written in order", driver.name);
+            Error::unsupported(text)
+        })?;
+        let values = OptionValues::parse(codec_options(driver), driver.name, self.compress);
         let values = values.map_err(usage)?;
         let options = Convert {
             workers: args.workers(),
@@ -190,9 +194,9 @@ impl Image<'_> {
         };
         let total = copy::sequence::total(sources);
         let bar = progress::start("convert", total, &args.progress, globals);
-        let cluster = (creator(driver)?.cluster_size)(&create)?;
+        let cluster = (creator(driver)?.cluster_size)(create)?;
         let most = copy::sequence::most_clusters(sources, cluster, &options, &bar)?;
-        let mut sequence = (self.sequence)(&create, most, args.compress.then_some(&values))?;
+        let mut sequence = sequence(create, most, args.compress.then_some(&values))?;
         copy::send_image(sources, &mut *sequence, out, &options, &bar)?;
         bar.finish();
         Ok(())

@@ -138,5 +138,9 @@ fn open_data_file(header: &Header, options: &OpenOptions) -> Result<Option<Arc<d
     let name = header
         .data_file_name()
         .ok_or_else(|| Error::corrupt(header.unnamed_data_file().unwrap_or_default()))?;
-    companions.open(&name, "data file").map(Some)
+    match companions.open(&name, "data file") {
+        // What the image is can be said without.
+        Err(_) if options.purpose == Purpose::Describe => Ok(None),
+        opened => opened.map(Some),
+    }
 }

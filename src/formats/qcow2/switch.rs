@@ -223,9 +223,8 @@ mod tests {
         let values = OptionValues::parse(create::OPTIONS, "qcow2", [options]).expect("valid");
         let options = CreateOptions {
             size: 1 << 20,
-            backing: None,
             values,
-            files: Vec::new(),
+            ..CreateOptions::default()
         };
         create::create(&storage, &options).expect("creates");
         storage

@@ -72,15 +72,6 @@ pub(super) fn is_xml(input: &ProbeInput<'_>) -> bool {
     first.is_some_and(|line| line.starts_with("<?xml"))
 }
 
-/// A descriptor is text: comments and blank lines may come before its version.
-pub(super) fn is_vmdk_descriptor(input: &ProbeInput<'_>) -> bool {
-    let first = lines(input).find(|line| !line.is_empty() && !line.starts_with('#'));
-    starts(input, b"# Disk DescriptorFile")
-        || first.is_some_and(|line| {
-            line.to_ascii_lowercase().starts_with("version=") && mentions(input, "createType")
-        })
-}
-
 pub(super) fn is_parallels_descriptor(input: &ProbeInput<'_>) -> bool {
     is_xml(input) && mentions(input, "<Parallels_disk_image")
 }
@@ -100,10 +91,6 @@ pub(super) fn is_cue(input: &ProbeInput<'_>) -> bool {
 /// `!!WOcwoC`, and a version that there is.
 pub(super) fn is_android_cow(input: &ProbeInput<'_>) -> bool {
     starts(input, b"!!WOcwoC")
-}
-
-pub(super) fn is_sparse_extent(input: &ProbeInput<'_>) -> bool {
-    starts(input, &[0xbe, 0xba, 0xfe, 0xca, 0, 0, 0, 0])
 }
 
 /// Deflate is the only method, and three flags are reserved.

@@ -10,10 +10,7 @@ use crate::image::probe::{ProbeInput, Refused};
 mod bytes;
 mod others;
 
-use bytes::{
-    ends, is_android_cow, is_cue, is_parallels_descriptor, is_sparse_extent, is_vmdk_descriptor,
-    short, starts, word_be,
-};
+use bytes::{ends, is_android_cow, is_cue, is_parallels_descriptor, short, starts, word_be};
 use others::OTHERS;
 
 /// Formats of virtual disks.
@@ -35,16 +32,6 @@ static DISKS: &[Refused] = &[
         "Hyper-V virtual hard disk",
         |i| starts(i, b"vhdxfile"),
     ),
-    row(
-        "sesparse",
-        &["vmdk-sesparse"],
-        &[],
-        "VMware space-efficient sparse extent",
-        is_sparse_extent,
-    ),
-    row("vmdk", &[], &["vmdk"], "VMware virtual disk", |i| {
-        short(i, b"KDMV") || short(i, b"kdmv") || short(i, b"COWD") || is_vmdk_descriptor(i)
-    }),
     row(
         "parallels",
         &["hdd"],

@@ -59,6 +59,20 @@ impl Decoders {
         )))
     }
 
+    /// Decodes a zlib stream, whose checksum must be right, from the first `len` bytes of the buffer;
+    /// how many bytes of `out` it filled.
+    ///
+    /// # Errors
+    /// `Corrupt` for one that is longer than `out`, and for what is none.
+    pub fn unzlib_input(&mut self, len: usize, out: &mut [u8]) -> Result<usize> {
+        let decompressor = self
+            .deflate
+            .get_or_insert_with(libdeflater::Decompressor::new);
+        decompressor
+            .zlib_decompress(&self.input[..len], out)
+            .map_err(|e| Error::corrupt(format!("a compressed cluster is not valid zlib: {e}")))
+    }
+
     fn inflate(&mut self, input: &[u8], out: &mut [u8]) -> Result<usize> {
         self.deflate
             .get_or_insert_with(libdeflater::Decompressor::new)

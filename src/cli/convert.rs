@@ -11,10 +11,12 @@ use crate::cli::create::creator;
 use crate::cli::exit::{Exit, usage};
 use crate::cli::{Globals, hints, signal};
 use crate::copy::{Joined, MAX_WORKERS, Scan, default_workers};
+use crate::formats;
 use crate::image::Driver;
 use crate::image::options::OptionValues;
 use crate::output;
 
+mod assemble;
 mod options;
 mod place;
 mod sealed;
@@ -34,6 +36,7 @@ EXAMPLES:
   vdtool convert -c -O qcow2 disk.raw - | ssh host 'cat > disk.qcow2'
   vdtool convert -n disk.vhd /dev/sdb
   vdtool convert --member 2 appliance.ova disk.qcow2
+  vdtool convert -o cpus=2,memory=4G,network='VM Network' system.qcow2 data.vhd appliance.ova
 
 The new image is written beside its name and renamed into place once it is whole; of a file that it
 replaces it keeps owner, mode, access control list and user attributes, and other names (hard links)
@@ -57,6 +60,12 @@ APPLIANCES:
   several, --member says which; info lists them. Where there is a manifest, the digests of the
   descriptor and of what holds the disk are compared meanwhile: another one is an error, and nothing
   new is under the target's name. --no-manifest leaves that out.
+
+  With -O ova each source becomes a disk, in order, and nothing is joined: streamOptimized VMDK, behind
+  a descriptor and a manifest, in the order that importers want. The file is written once; to stdout,
+  where sizes and digests must be known first, each source is read and compressed twice. -o describes
+  the machine; --ovf takes a descriptor of one's own, of which the disks have the capacities of the
+  sources.
 
 COMPRESSION:
   With -c whole clusters are compressed, on all cores; those that do not shrink are stored as they
@@ -137,6 +146,9 @@ pub struct Args {
     /// Do not compare the sources with the digests that a manifest has of them.
     #[arg(long)]
     pub no_manifest: bool,
+    /// With -O ova: a descriptor of one's own; the sizes of its files are replaced.
+    #[arg(long, value_name = "FILE")]
+    pub ovf: Option<PathBuf>,
     /// Copy dirty bitmaps, in formats that have them.
     #[arg(long)]
     pub bitmaps: bool,
@@ -201,8 +213,19 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     let target = args.files.last().map(PathBuf::as_path);
     if OptionValues::ask_for_help(&args.options) {
         let driver = helped_driver(args.target_format, target, globals)?;
-        creator(driver)?;
-        print(|out| Ok(output::options::table(out, driver, hints::OPTIONS)?))?;
+        let assembler = assemble::assembler(driver);
+        if assembler.is_none() {
+            creator(driver)?;
+        }
+        let options = assembler.map(|a| a.options);
+        print(|out| {
+            Ok(output::options::table(
+                out,
+                driver,
+                options,
+                hints::OPTIONS,
+            )?)
+        })?;
         return Ok(Exit::Done);
     }
     let Some((target, sources)) = args.files.split_last().filter(|(_, s)| !s.is_empty()) else {
@@ -211,10 +234,27 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
         ));
     };
     if let Some(sink) = stream::Sink::of(target)? {
-        stream::send(args, sources, sink, globals)?;
+        let driver = args.target_format.unwrap_or(formats::PLAIN);
+        match assemble::assembler(driver) {
+            None => {
+                refuse_description(args, driver)?;
+                stream::send(args, sources, sink, globals)?;
+            }
+            Some(assembler) => {
+                let to = assemble::To::Stream(sink);
+                assemble::convert(args, driver, assembler, sources, to, globals)?;
+            }
+        }
         return Ok(Exit::Done);
     }
     let driver = target_driver(args.target_format, target, globals)?;
+    if let Some(assembler) = assemble::assembler(driver) {
+        signal::catch()?;
+        let to = assemble::To::File(target);
+        assemble::convert(args, driver, assembler, sources, to, globals)?;
+        return Ok(Exit::Done);
+    }
+    refuse_description(args, driver)?;
     options::refuse(args, driver)?;
     signal::catch()?;
     match sources {
@@ -240,6 +280,16 @@ pub(super) fn write(
 ) -> anyhow::Result<()> {
     options::refuse(args, driver)?;
     place::convert(args, sources, driver, target, globals)
+}
+
+fn refuse_description(args: &Args, driver: &Driver) -> anyhow::Result<()> {
+    match args.ovf {
+        None => Ok(()),
+        Some(_) => Err(usage(format!(
+            "--ovf is not for format '{}', which has one disk",
+            driver.name
+        ))),
+    }
 }
 
 fn is_stream(path: &Path) -> bool {

@@ -458,7 +458,7 @@ impl Losses {
 }
 
 /// The error about what the user named, not about the temporary file.
-fn named(error: anyhow::Error, target: &Target) -> anyhow::Error {
+pub(super) fn named(error: anyhow::Error, target: &Target) -> anyhow::Error {
     match error.downcast::<Error>() {
         Ok(error) => target.name(error).into(),
         Err(error) => error,

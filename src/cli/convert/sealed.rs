@@ -6,6 +6,7 @@ use crate::cli::convert::Args;
 use crate::cli::signal;
 use crate::copy::Joined;
 use crate::error::{Error, Result};
+use crate::image::Image;
 use crate::image::contents::Sealed;
 use crate::util::progress::Progress;
 
@@ -30,6 +31,18 @@ pub(super) fn beside<T>(
     work: impl FnOnce() -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let layers = sources.chains().flat_map(|chain| chain.layers());
+    beside_all(args, layers, work)
+}
+
+/// As [`beside`], of the sources that these are the layers of.
+///
+/// # Errors
+/// Those of [`beside`].
+pub(super) fn beside_all<'a, T>(
+    args: &Args,
+    layers: impl Iterator<Item = &'a Box<dyn Image>>,
+    work: impl FnOnce() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
     let seals: Vec<&dyn Sealed> = match args.no_manifest {
         true => Vec::new(),
         false => layers.filter_map(|layer| layer.sealed()).collect(),

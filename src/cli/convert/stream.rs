@@ -54,7 +54,7 @@ impl Sink {
         }
     }
 
-    fn open(self) -> anyhow::Result<std::fs::File> {
+    pub(super) fn open(self) -> anyhow::Result<std::fs::File> {
         match self {
             Self::Pipe(file) => Ok(file),
             Self::Stdout => {
@@ -108,10 +108,7 @@ pub(super) fn send(
     let salvage = |at: u64, len: u64, e: &Error| lost.warn(at, len, e);
     let salvage = args.salvage.then_some(&salvage as &Lost<'_>);
     let closed = AtomicBool::new(false);
-    let out = Output {
-        file,
-        closed: &closed,
-    };
+    let out = Output::new(file, &closed);
     let mut out = BufWriter::with_capacity(BUFFER, out);
     let sent = sealed::beside(args, &sources, || match sequence {
         None => {
@@ -141,9 +138,15 @@ pub(super) fn send(
 
 /// A stream, which remembers whether whoever read it has left: the source may be lost by a
 /// broken pipe as well.
-struct Output<'a> {
+pub(super) struct Output<'a> {
     file: std::fs::File,
     closed: &'a AtomicBool,
+}
+
+impl<'a> Output<'a> {
+    pub(super) fn new(file: std::fs::File, closed: &'a AtomicBool) -> Self {
+        Self { file, closed }
+    }
 }
 
 impl Write for Output<'_> {
@@ -196,7 +199,8 @@ impl Image<'_> {
         let bar = progress::start("convert", total, &args.progress, globals);
         let cluster = (creator(driver)?.cluster_size)(create)?;
         let most = copy::sequence::most_clusters(sources, cluster, &options, &bar)?;
-        let mut sequence = sequence(create, most, args.compress.then_some(&values))?;
+        let compress = args.compress || !self.compress.is_empty();
+        let mut sequence = sequence(create, most, compress.then_some(&values))?;
         copy::send_image(sources, &mut *sequence, out, &options, &bar)?;
         bar.finish();
         Ok(())

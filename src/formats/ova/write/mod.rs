@@ -4,14 +4,17 @@ mod adopt;
 mod machine;
 mod xml;
 
+use std::collections::HashSet;
+
 use crate::container::tar::write::{Flavour, end, header, padding};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::formats::ova::write::adopt::Adopted;
 use crate::formats::ova::write::machine::{Machine, OPTIONS};
 use crate::image::assemble::{Assembler, Assembly, Plan, Stored};
 use crate::image::options::OptionValues;
 use crate::util::align::len64;
 use crate::util::digest::{Algorithm, Hasher};
+use crate::util::text::printable;
 
 /// How packages in one file are made.
 pub(super) static ASSEMBLER: Assembler = Assembler {
@@ -36,7 +39,20 @@ fn plan(plan: &Plan<'_>) -> Result<Box<dyn Assembly>> {
         Some(bytes) => Text::Own(Adopted::of(bytes, plan.disks)?),
         None => Text::Made(plan.disks.to_vec()),
     };
-    Ok(Box::new(Package { machine, text }))
+    let package = Package { machine, text };
+    let (descriptor, manifest) = package.names();
+    let disks = (0..package.disks()).map(|number| package.disk_name(number));
+    let mut names = HashSet::from([descriptor, manifest]);
+    for name in disks {
+        if !names.insert(name.clone()) {
+            let name = printable(&name);
+            let text = format!("two files of the appliance are called '{name}' (allowed: one)");
+            return Err(Error::invalid(text));
+        }
+        // Before anything is written.
+        header(&name, 0)?;
+    }
+    Ok(Box::new(package))
 }
 
 /// Where the descriptor comes from.

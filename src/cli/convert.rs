@@ -12,6 +12,7 @@ use crate::cli::exit::{Exit, usage};
 use crate::cli::{Globals, hints, signal};
 use crate::copy::{Joined, MAX_WORKERS, Scan, default_workers};
 use crate::formats;
+use crate::formats::profiles::{self, Profile};
 use crate::image::Driver;
 use crate::image::options::OptionValues;
 use crate::output;
@@ -36,6 +37,7 @@ EXAMPLES:
   vdtool convert -c -O qcow2 disk.raw - | ssh host 'cat > disk.qcow2'
   vdtool convert -n disk.vhd /dev/sdb
   vdtool convert --member 2 appliance.ova disk.qcow2
+  vdtool convert --for azure disk.qcow2 azure.vhd
   vdtool convert -o cpus=2,memory=4G,network='VM Network' system.qcow2 data.vhd appliance.ova
 
 The new image is written beside its name and renamed into place once it is whole; of a file that it
@@ -91,7 +93,7 @@ EXIT STATUS:
   129, 130, 143  stopped by SIGHUP, SIGINT, SIGTERM";
 
 /// Arguments of `convert`.
-#[derive(Debug, Default, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 #[command(
     after_long_help = HELP,
     override_usage = "vdtool convert [OPTIONS] SRC.. DST\n       vdtool convert -O FMT -o help"
@@ -103,6 +105,10 @@ pub struct Args {
     /// Format of the target; without it the extension decides, else it is raw.
     #[arg(short = 'O', long, value_name = "FMT", value_parser = parse_driver)]
     pub target_format: Option<&'static Driver>,
+    /// Make what this place takes: sets the format and options of the target, before those of -o;
+    /// lint tells what it takes.
+    #[arg(long = "for", value_name = "NAME", value_parser = profiles::named)]
+    pub place: Option<&'static Profile>,
     /// Options of the target's format; "help" lists them.
     #[arg(short = 'o', long, alias = "target-options", value_name = "K=V,..")]
     pub options: Vec<OsString>,
@@ -210,6 +216,7 @@ impl Args {
 /// # Errors
 /// Whatever keeps it from being done; what was under the target's name is then still there.
 pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
+    let args = &for_place(args)?;
     let target = args.files.last().map(PathBuf::as_path);
     if OptionValues::ask_for_help(&args.options) {
         let driver = helped_driver(args.target_format, target, globals)?;
@@ -280,6 +287,26 @@ pub(super) fn write(
 ) -> anyhow::Result<()> {
     options::refuse(args, driver)?;
     place::convert(args, sources, driver, target, globals)
+}
+
+/// The arguments, with what the place they are for asks for.
+fn for_place(args: &Args) -> anyhow::Result<Args> {
+    let mut args = args.clone();
+    let Some(place) = args.place else {
+        return Ok(args);
+    };
+    let driver = formats::named(place.format)?;
+    if let Some(other) = args.target_format.filter(|other| *other != driver) {
+        return Err(usage(format!(
+            "--for {} makes format '{}', and -O says '{}'",
+            place.name, driver.name, other.name
+        )));
+    }
+    args.target_format = Some(driver);
+    // The last one of an option counts.
+    let options = place.options.iter().map(OsString::from);
+    args.options = options.chain(args.options).collect();
+    Ok(args)
 }
 
 fn refuse_description(args: &Args, driver: &Driver) -> anyhow::Result<()> {

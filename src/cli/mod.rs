@@ -31,6 +31,7 @@ pub mod info;
 pub mod interrupt;
 pub mod io;
 pub mod kept;
+pub mod lint;
 pub mod map;
 pub mod measure;
 mod patient;
@@ -143,6 +144,8 @@ pub enum Command {
     Check(check::Args),
     /// Give back the space that an image takes for nothing.
     Compact(compact::Args),
+    /// Tell what of an image another place would refuse.
+    Lint(lint::Args),
     /// List the extents of a disk.
     Map(map::Args),
     /// Compare two disks.
@@ -219,6 +222,7 @@ fn run(command: &Command, globals: &Globals) -> anyhow::Result<Exit> {
         Command::Convert(args) => convert::run(args, globals),
         Command::Check(args) => check::run(args, globals),
         Command::Compact(args) => compact::run(args, globals),
+        Command::Lint(args) => lint::run(args, globals),
         Command::Map(args) => map::run(args, globals),
         Command::Compare(args) => compare::run(args, globals),
         Command::Measure(args) => measure::run(args, globals),

@@ -1,6 +1,7 @@
 //! One entry per format, and the registry.
 
 pub mod ova;
+pub mod profiles;
 pub mod qcow2;
 pub mod raw;
 pub mod refused;

@@ -56,6 +56,8 @@ pub struct Held {
     pub virtual_size: Option<u64>,
     /// What else is said of it, in order.
     pub details: Vec<Detail>,
+    /// What only the format of its file has, where that was looked at.
+    pub image: Vec<Detail>,
     /// Why it cannot be read.
     pub problem: Option<String>,
 }

@@ -8,6 +8,7 @@ pub mod check;
 pub mod contents;
 pub mod info;
 pub mod json;
+pub mod lint;
 pub mod map;
 pub mod options;
 pub mod serve;

@@ -22,6 +22,7 @@ mod io;
 mod kept;
 mod known;
 mod layers;
+mod lint;
 mod map;
 mod model;
 mod moving;

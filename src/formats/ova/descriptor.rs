@@ -49,6 +49,8 @@ pub(super) enum Capacity {
 pub(super) struct Disk {
     pub(super) id: String,
     pub(super) capacity: Capacity,
+    /// Units of what is written for it.
+    pub(super) units: Option<String>,
     /// Place in the list of files; `None`: the disk is empty.
     pub(super) file: Option<usize>,
     /// A URI that stands for the format; it decides nothing.
@@ -230,6 +232,7 @@ fn disks(root: Node<'_, '_>, files: &[File]) -> Result<Vec<Disk>> {
         disks.push(Disk {
             id,
             capacity: capacity_of(&capacity, units.as_deref(), &properties),
+            units,
             file,
             format: attribute(element, "format"),
             parent: attribute(element, "parentRef"),

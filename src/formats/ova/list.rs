@@ -18,6 +18,9 @@ use crate::image::{Driver, Image};
 use crate::storage::Storage;
 use crate::util::text::replaced;
 
+/// Members that are told by name at most.
+const MAX_TOLD: usize = 100;
+
 /// Lists the archive in `storage`.
 pub(super) fn archive(storage: Arc<dyn Storage>, options: &OpenOptions) -> Result<Contents> {
     list(&Arc::new(Package::archive(storage)?), &DRIVER, options)
@@ -60,6 +63,11 @@ fn details(package: &Package) -> Vec<Detail> {
     }
     if !envelope.hardware.is_empty() {
         details.push(Detail::new("virtual-hardware", envelope.hardware.clone()));
+    }
+    let members = package.members();
+    if !members.is_empty() {
+        let names = members.iter().take(MAX_TOLD).map(|m| replaced(&m.name));
+        details.push(Detail::new("members", names.collect::<Vec<_>>()));
     }
     let others = others(package);
     if !others.is_empty() {
@@ -115,6 +123,7 @@ fn held(package: &Arc<Package>, disk: &Disk, options: &OpenOptions) -> Held {
         format: None,
         virtual_size: None,
         details: said(disk, file),
+        image: Vec::new(),
         problem: None,
     };
     if !package.is_open() && disk.file.is_some() && disk.parent.is_none() {
@@ -125,6 +134,7 @@ fn held(package: &Arc<Package>, disk: &Disk, options: &OpenOptions) -> Held {
         Ok(opened) => {
             held.format = Some(opened.driver().name);
             held.virtual_size = Some(opened.virtual_size());
+            held.image = opened.details();
             look(&mut held, disk, file, &*opened.image, opened.stored());
         }
         Err(_) if disk.file.is_none() => {}
@@ -141,6 +151,9 @@ fn said(disk: &Disk, file: Option<&File>) -> Vec<Detail> {
         Capacity::Unknown(text) => Detail::new("capacity", &**text),
     };
     details.push(capacity);
+    if let Some(units) = &disk.units {
+        details.push(Detail::new("capacity-units", &**units));
+    }
     if let Some(size) = disk.populated {
         details.push(Detail::new("populated-size", size));
     }

@@ -2,6 +2,7 @@
 
 mod hostile;
 mod read;
+mod write;
 
 use std::fmt::Write as _;
 use std::fs;

@@ -102,7 +102,7 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
         Some(RepairArg::All) => (Repair::All, Access::Write),
     };
     let options = ChainOptions {
-        follow: Follow::No,
+        follow: Follow::Layers(1),
         purpose: Purpose::Check,
         ..plan(access)?
     };
@@ -118,7 +118,7 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     exit::answer(show(args, globals, &checked), verdict(&checked.report))
 }
 
-/// Checks the image itself, and opens nothing else.
+/// Checks the image itself, and opens no other.
 fn check(
     args: &Args,
     options: &ChainOptions,

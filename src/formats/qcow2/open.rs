@@ -139,8 +139,8 @@ fn open_data_file(header: &Header, options: &OpenOptions) -> Result<Option<Arc<d
         .data_file_name()
         .ok_or_else(|| Error::corrupt(header.unnamed_data_file().unwrap_or_default()))?;
     match companions.open(&name, "data file") {
-        // What the image is can be said without.
-        Err(_) if options.purpose == Purpose::Describe => Ok(None),
+        // What the image is can be said without, and whether its tables are right.
+        Err(_) if options.purpose != Purpose::Use => Ok(None),
         opened => opened.map(Some),
     }
 }

@@ -22,7 +22,7 @@ use crate::util::text::printable;
 /// Grains are as large as all programs make them, unless asked otherwise.
 const GRAIN: u64 = 64 << 10;
 /// Sectors of a part of a split disk: 2047 MiB, as VMware has it.
-const PART: u64 = 4_192_256;
+pub(super) const PART: u64 = 4_192_256;
 /// Sectors that an entry can name, and what ESX counts in.
 const SECTORS: u64 = 1 << 32;
 /// Entries of a table.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::vmdk::header;
@@ -16,8 +17,10 @@ use crate::util::text::printable;
 /// One extent.
 #[derive(Debug)]
 pub(super) struct Extent {
-    /// Bytes of the disk that it holds.
-    pub(super) guest: Range<u64>,
+    /// The first byte of the disk that it holds.
+    pub(super) start: u64,
+    /// Behind the last.
+    pub(super) end: AtomicU64,
     pub(super) line: ExtentLine,
     pub(super) data: Data,
     /// The file, which is the one that holds the descriptor where that is inside.
@@ -68,6 +71,16 @@ impl Data {
 }
 
 impl Extent {
+    /// Bytes of the disk that it holds.
+    pub(super) fn guest(&self) -> Range<u64> {
+        self.start..self.end()
+    }
+
+    /// Behind the last of them.
+    pub(super) fn end(&self) -> u64 {
+        self.end.load(Ordering::Acquire)
+    }
+
     /// Its unit of allocation in bytes, where it has one.
     pub(super) fn grain(&self) -> Option<u64> {
         match &self.data {
@@ -82,8 +95,8 @@ impl Extent {
     /// # Errors
     /// As [`crate::image::Image::map`]; `NotFound` where its file is not open.
     pub(super) fn map(&self, at: u64, len: u64, wait: Wait) -> Result<Run<'_>> {
-        let within = at - self.guest.start;
-        let len = len.min(self.guest.end - at);
+        let within = at - self.start;
+        let len = len.min(self.end() - at);
         if self.line.access == Access::None {
             let source = Source::Zero;
             return Ok(Run { len, source });
@@ -131,7 +144,7 @@ impl Extent {
     pub(super) fn read_encoded(&self, buf: &mut [u8], at: u64) -> Result<usize> {
         match &self.data {
             Data::Sparse(sparse) => sparse
-                .read_encoded(buf, at - self.guest.start)
+                .read_encoded(buf, at - self.start)
                 .map_err(|e| e.at_opt(self.path())),
             _ => Err(Error::unsupported("the extent has no compressed data")),
         }

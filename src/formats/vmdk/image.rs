@@ -14,7 +14,8 @@ use crate::formats::vmdk::session::{Place, Session};
 use crate::image::info::Detail;
 use crate::image::open::{OpenOptions, Purpose, WriteOrder};
 use crate::image::{
-    Backing, BackingName, Caps, Driver, Image, Layout, Part, Relink, Rename, Role, Run, Store, Wait,
+    Backing, BackingName, Caps, Check, Compact, Driver, Image, Layout, Part, Relink, Rename,
+    Resize, Role, Run, Store, Wait,
 };
 use crate::storage::open::Access;
 use crate::storage::{Limits, Storage};
@@ -47,7 +48,7 @@ impl Vmdk {
         extents: Vec<Extent>,
         options: &OpenOptions,
     ) -> Result<Self> {
-        let size = extents.last().map_or(0, |last| last.guest.end);
+        let size = extents.last().map_or(0, |last| last.end());
         let session = |d| Session::new(Arc::clone(&storage), place, d, options.order);
         let mut this = Self {
             session: descriptor.map(session).map(Arc::new),
@@ -124,7 +125,7 @@ impl Vmdk {
                 Data::Sparse(sparse) => {
                     let geometry = sparse.geometry();
                     let room = geometry.grains() * geometry.grain;
-                    match extent.guest.end - extent.guest.start > room {
+                    match extent.end() - extent.start > room {
                         true => format!("holds {room} bytes, fewer than its line says"),
                         false => continue,
                     }
@@ -150,7 +151,7 @@ impl Vmdk {
 
     /// The extent that has the byte at `at`.
     pub(super) fn extent(&self, at: u64) -> Result<&Extent> {
-        let index = self.extents.partition_point(|e| e.guest.end <= at);
+        let index = self.extents.partition_point(|e| e.end() <= at);
         let found = self.extents.get(index);
         found.ok_or_else(|| Error::corrupt(format!("no extent has the byte at {at:#x}")))
     }
@@ -161,7 +162,7 @@ impl Vmdk {
 
     fn described(&self, extent: &Extent) -> Value {
         let mut value = json!({
-            "virtual-size": extent.guest.end - extent.guest.start,
+            "virtual-size": extent.end() - extent.start,
             "format": extent.line.kind.word(),
         });
         if let Some(name) = &extent.line.name {
@@ -243,10 +244,7 @@ impl Image for Vmdk {
         }
         if let Some(grain) = self.cluster_size() {
             // An extent that begins within a grain of another has no grains of the disk.
-            let aligned = self
-                .extents
-                .iter()
-                .all(|e| e.guest.start.is_multiple_of(grain));
+            let aligned = self.extents.iter().all(|e| e.start.is_multiple_of(grain));
             let unit = if aligned {
                 u32::try_from(grain).unwrap_or(0)
             } else {
@@ -280,13 +278,25 @@ impl Image for Vmdk {
 
     fn read_encoded(&self, buf: &mut [u8], at: u64) -> Result<usize> {
         let extent = self.extent(at)?;
-        let most = usize::try_from(extent.guest.end - at).unwrap_or(usize::MAX);
+        let most = usize::try_from(extent.end() - at).unwrap_or(usize::MAX);
         let len = buf.len().min(most);
         extent.read_encoded(&mut buf[..len], at)
     }
 
     fn store(&self) -> Option<&dyn Store> {
         self.write.then_some(self)
+    }
+
+    fn as_check(&self) -> Option<&dyn Check> {
+        Some(self)
+    }
+
+    fn as_compact(&self) -> Option<&dyn Compact> {
+        self.is_compacted().then_some(self)
+    }
+
+    fn as_resize(&self) -> Option<&dyn Resize> {
+        self.session.is_some().then_some(self)
     }
 
     fn as_relink(&mut self) -> Option<&mut dyn Relink> {

@@ -63,11 +63,6 @@ impl Kind {
         let word = Self::WORDS.iter().find(|(_, kind)| *kind == self);
         word.map_or("", |(word, _)| word)
     }
-
-    /// Whether its bytes lie in a file as they are.
-    pub(super) fn is_flat(self) -> bool {
-        matches!(self, Self::Flat | Self::Vmfs)
-    }
 }
 
 /// Kinds whose data is on a device that no file system shows.

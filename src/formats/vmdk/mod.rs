@@ -8,6 +8,10 @@
 //! What a line or a header says decides how data is read; the name of the kind of disk
 //! (`createType`) is shown, and decides what is refused.
 
+mod check;
+mod check_sparse;
+mod check_stream;
+mod compact;
 mod cowd;
 mod create;
 mod descriptor;
@@ -18,6 +22,7 @@ mod line;
 mod open;
 mod options;
 mod relink;
+mod resize;
 mod sequence;
 mod sesparse;
 mod session;

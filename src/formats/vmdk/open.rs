@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::formats::vmdk::descriptor::{self, Descriptor};
@@ -121,7 +122,8 @@ fn alone(
         }
     };
     let extent = Extent {
-        guest: 0..len,
+        start: 0,
+        end: AtomicU64::new(len),
         line: ExtentLine {
             access: Access::ReadWrite,
             sectors: len / SECTOR,
@@ -173,7 +175,8 @@ fn extents(
             None => files.extent(index, line)?,
         };
         extents.push(Extent {
-            guest: start..end,
+            start,
+            end: AtomicU64::new(end),
             line: line.clone(),
             data,
             storage: file,

@@ -28,6 +28,8 @@ pub(super) struct Sparse {
     pub(super) free_field: Option<u64>,
     /// Host bytes of the descriptor, where that is inside.
     pub(super) kept: Option<Range<u64>>,
+    /// The header at its end says where the tables are.
+    pub(super) ends_with_footer: bool,
     /// Flags of its header that are not known.
     pub(super) odd_flags: u32,
     /// What a writer needs.
@@ -62,6 +64,7 @@ impl Sparse {
         let packed = header.is_stream().then(|| Packed::new(geometry.grain));
         let mut sparse = Self::new(storage, geometry, packed);
         sparse.unclean = AtomicBool::new(header.is_unclean());
+        sparse.ends_with_footer = header.is_at_end();
         sparse.odd_flags = header.odd_flags();
         sparse.kept = header.descriptor();
         Ok(sparse)
@@ -85,6 +88,7 @@ impl Sparse {
             unclean: AtomicBool::new(false),
             free_field: None,
             kept: None,
+            ends_with_footer: false,
             odd_flags: 0,
             writer: None,
             tables: ArcSwap::from_pointee(Tables::new(geometry)),

@@ -104,6 +104,20 @@ impl Tables {
         }
     }
 
+    /// Has the directory's entry `number` lead to the table at `host`.
+    ///
+    /// # Errors
+    /// The host's.
+    pub(super) fn publish_table(
+        &self,
+        storage: &dyn Storage,
+        number: u64,
+        host: u64,
+    ) -> Result<()> {
+        let sector = u32::try_from(host / SECTOR).unwrap_or(u32::MAX);
+        self.gd.publish(storage, number, &[sector])
+    }
+
     /// Where the second copy of table `number` is, where there are any.
     ///
     /// # Errors

@@ -50,32 +50,37 @@ impl Sparse {
             return Ok(());
         }
         let len = tables.geometry.per_table * 4;
-        let copies = 1 + u64::from(tables.rgd.is_some());
-        let since = writer.allocator.order.now();
-        let host = {
-            let mut space = writer.space.lock();
-            let grid = space.grid;
-            let count = (len * copies).div_ceil(grid.stride);
-            let first = space.slots.end();
-            if first + count > Self::room(grid) {
-                return Err(full());
-            }
-            let taken = space.slots.claim(storage, grid, first..first + count)?;
-            if !taken.zeroed {
-                let host = taken.bytes(grid.stride);
-                zero_or_write(storage, host, Zeroing::KeepSpace)
-                    .inspect_err(|_| space.slots.untake(grid, &taken))?;
-            }
-            self.write_free(space.grid, space.slots.end())?;
-            taken.host
-        };
-        writer.allocator.order.settle(since)?;
+        let host = self.take_table(1 + u64::from(tables.rgd.is_some()))?;
         tables.words.forget(host..host + len);
-        let sector = |host: u64| u32::try_from(host / SECTOR).unwrap_or(u32::MAX);
         if let Some(rgd) = &tables.rgd {
-            rgd.publish(storage, number, &[sector(host + len)])?;
+            let sector = u32::try_from((host + len) / SECTOR).unwrap_or(u32::MAX);
+            rgd.publish(storage, number, &[sector])?;
         }
-        tables.gd.publish(storage, number, &[sector(host)])
+        tables.publish_table(storage, number, host)
+    }
+
+    /// Takes space for so many tables, one behind the other, which are zero on stable media.
+    pub(super) fn take_table(&self, count: u64) -> Result<u64> {
+        let (storage, writer) = (&*self.storage, self.writer()?);
+        let len = self.geometry().per_table * 4 * count;
+        let since = writer.allocator.order.now();
+        let mut space = writer.space.lock();
+        let grid = space.grid;
+        let count = len.div_ceil(grid.stride);
+        let first = space.slots.end();
+        if first + count > Self::room(grid) {
+            return Err(full());
+        }
+        let taken = space.slots.claim(storage, grid, first..first + count)?;
+        let zeroed = match taken.zeroed {
+            true => Ok(()),
+            false => zero_or_write(storage, taken.bytes(grid.stride), Zeroing::KeepSpace),
+        };
+        let noted = zeroed.and_then(|()| self.write_free(grid, space.slots.end()));
+        noted.inspect_err(|_| space.slots.untake(grid, &taken))?;
+        drop(space);
+        writer.allocator.order.settle(since)?;
+        Ok(taken.host)
     }
 
     /// Notes where others take space next, where the header says that.

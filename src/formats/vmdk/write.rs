@@ -31,18 +31,19 @@ impl Extent {
         };
         Err(Error::unsupported(format!(
             "the extent of the bytes {:#x}..{:#x} {why}, and is not written to",
-            self.guest.start, self.guest.end
+            self.start,
+            self.end()
         )))
     }
 
     /// The bytes of its file that these bytes of the disk are, where it is flat.
     fn host(&self, start: u64, guest: &Range<u64>) -> Range<u64> {
-        let first = start + (guest.start - self.guest.start);
+        let first = start + (guest.start - self.start);
         first..first + len(guest)
     }
 
     fn allocate(&self, guest: Range<u64>, fill: &mut Fill<'_>, ahead: bool) -> Result<u64> {
-        let (session, base) = (self.session()?, self.guest.start);
+        let (session, base) = (self.session()?, self.start);
         match (&self.data, &self.storage) {
             (Data::Sparse(sparse), _) => {
                 let within = guest.start - base..guest.end - base;
@@ -60,7 +61,7 @@ impl Extent {
             }
             (Data::Flat(start), Some(storage)) => {
                 session.begin()?;
-                let end = self.host(*start, &self.guest).end;
+                let end = self.host(*start, &self.guest()).end;
                 if storage.size() < end && !storage.has_fixed_len() {
                     storage.set_len(end)?;
                 }
@@ -75,7 +76,7 @@ impl Extent {
         if matches!(self.data, Data::Zero) {
             return Ok(());
         }
-        let (session, base) = (self.session()?, self.guest.start);
+        let (session, base) = (self.session()?, self.start);
         match (&self.data, &self.storage) {
             (Data::Sparse(sparse), _) => {
                 let within = guest.start - base..guest.end - base;
@@ -128,7 +129,7 @@ enum Change {
 impl Vmdk {
     fn change(&self, guest: &Range<u64>, change: Change) -> Result<()> {
         for extent in &self.extents {
-            if let Some(part) = intersect(guest, &extent.guest) {
+            if let Some(part) = intersect(guest, &extent.guest()) {
                 let zeroed = extent.zero(&part, change);
                 zeroed.map_err(|e| e.at_opt(extent.path()))?;
             }
@@ -138,7 +139,7 @@ impl Vmdk {
 
     fn give(&self, guest: Range<u64>, fill: &mut Fill<'_>, ahead: bool) -> Result<u64> {
         let extent = self.extent(guest.start)?;
-        let part = guest.start..guest.end.min(extent.guest.end);
+        let part = guest.start..guest.end.min(extent.end());
         let given = extent.allocate(part, fill, ahead);
         given.map_err(|e| e.at_opt(extent.path()))
     }
@@ -173,8 +174,8 @@ impl Layout for Vmdk {
             let Data::Sparse(sparse) = &extent.data else {
                 continue;
             };
-            let base = extent.guest.start;
-            let parts = ranges.iter().filter_map(|r| intersect(r, &extent.guest));
+            let base = extent.start;
+            let parts = ranges.iter().filter_map(|r| intersect(r, &extent.guest()));
             let parts: Vec<Range<u64>> = parts.map(|r| r.start - base..r.end - base).collect();
             if !parts.is_empty() {
                 let assigned = sparse.allocator()?.assign(&**sparse, &parts);

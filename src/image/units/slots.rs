@@ -148,6 +148,18 @@ impl Slots {
         (0..self.used).filter(is_free).take(most).collect()
     }
 
+    /// The first units in no use before the end.
+    pub fn gaps(&self, most: usize) -> Vec<u64> {
+        let words = self.bits.iter().enumerate().skip(self.full);
+        let free = words.flat_map(|(index, word)| {
+            let free = (0..64).filter(move |bit| word & 1 << bit == 0);
+            free.map(move |bit| len64(index) * 64 + bit)
+        });
+        free.take_while(|number| *number < self.end)
+            .take(most)
+            .collect()
+    }
+
     /// Has the end right behind the last unit in use.
     pub fn trim(&mut self) {
         while self.bits.last() == Some(&0) {

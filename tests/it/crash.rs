@@ -638,6 +638,34 @@ fn a_vdi_that_is_resized_survives_kills_and_power_cuts() {
     sessions("vdi over vdi", &child, Also::Resizing);
 }
 
+fn vmdk(options: &'static str, size: u64) -> LayerSpec {
+    LayerSpec {
+        format: "vmdk",
+        ..vhd(options, size)
+    }
+}
+
+#[test]
+fn a_vmdk_survives_kills_and_power_cuts() {
+    for options in ["grain_size=4k", "grain_size=8k,zeroed_grain=on"] {
+        sessions(options, &[vmdk(options, 128 * 512)], Also::Nothing);
+    }
+    for options in ["grain_size=8k", "grain_size=4k,zeroed_grain=on"] {
+        let child = [vmdk(options, 128 * 512), vmdk("grain_size=4k", 128 * 512)];
+        sessions("vmdk over vmdk", &child, Also::Nothing);
+    }
+}
+
+#[test]
+fn a_vmdk_that_is_resized_survives_kills_and_power_cuts() {
+    for options in ["grain_size=4k", "grain_size=8k,zeroed_grain=on"] {
+        sessions(options, &[vmdk(options, 128 * 512)], Also::Resizing);
+    }
+    let options = "grain_size=4k,zeroed_grain=on";
+    let child = [vmdk(options, 128 * 512), vmdk("grain_size=8k", 192 * 512)];
+    sessions("vmdk over vmdk", &child, Also::Resizing);
+}
+
 fn qcow2(options: &'static str, size: u64) -> LayerSpec {
     LayerSpec {
         format: "qcow2",

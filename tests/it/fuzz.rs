@@ -47,6 +47,7 @@ fn samples() -> Vec<Vec<u8>> {
         ("vhd", "block_size=4k"),
         ("vhd", "subformat=fixed"),
         ("vdi", "block_size=4k"),
+        ("vmdk", "grain_size=4k,zeroed_grain=on"),
     ];
     let mut samples = Vec::new();
     for (format, options) in specs {

@@ -53,7 +53,7 @@ fn every_option_that_takes_a_format_knows_those_that_are_not_supported() {
     let scratch = images();
     let dir = scratch.path();
     let before = fs::read(dir.join("b.qcow2")).expect("reads");
-    for name in ["vhdx", "vmdk"] {
+    for name in ["vhdx", "qed"] {
         for arguments in [
             &["info", "-f", name, "a.qcow2"][..],
             &["map", "-f", name, "a.qcow2"],
@@ -114,7 +114,6 @@ fn every_name_of_such_a_format_is_answered_by_the_format() {
         "qcow",
         "qed",
         "vhdx",
-        "vmdk",
         "parallels",
         "luks",
         "dmg",
@@ -155,7 +154,6 @@ fn a_target_whose_extension_stands_for_such_a_format_is_not_written_as_raw_by_ac
         }
     }
     for (target, format) in [
-        ("x.vmdk", "vmdk"),
         ("x.QED", "qed"),
         ("x.vhdx", "vhdx"),
         ("x.hdd", "parallels"),
@@ -171,10 +169,10 @@ fn a_target_whose_extension_stands_for_such_a_format_is_not_written_as_raw_by_ac
     }
     assert_eq!(names(dir), ["a.qcow2", "b.qcow2"]);
     // Whoever says raw gets raw.
-    works(dir, &["convert", "-O", "raw", "a.qcow2", "x.vmdk"]);
+    works(dir, &["convert", "-O", "raw", "a.qcow2", "x.qed"]);
     works(dir, &["create", "-q", "-f", "raw", "y.qed", "1M"]);
     assert_eq!(
-        fs::metadata(dir.join("x.vmdk")).expect("is there").len(),
+        fs::metadata(dir.join("x.qed")).expect("is there").len(),
         1 << 20
     );
 }
@@ -203,11 +201,6 @@ fn samples() -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
         ("qcow", head(b"QFI\xfb\0\0\0\x01"), vec![]),
         ("qed", head(b"QED\0"), vec![]),
         ("vhdx", head(b"vhdxfile"), vec![]),
-        ("vmdk", head(b"KDMV\x01\0\0\0"), vec![]),
-        ("vmdk", head(b"COWD\x01\0\0\0"), vec![]),
-        ("vmdk", head(b"# Disk DescriptorFile\nversion=1\n"), vec![]),
-        ("vmdk", head(b"#a\n\nversion=1\ncreateType=\"x\"\n"), vec![]),
-        ("sesparse", head(&0xcafe_babe_u64.to_le_bytes()), vec![]),
         ("parallels", head(b"WithoutFreeSpace"), vec![]),
         ("parallels", head(b"WithouFreSpacExt"), vec![]),
         (
@@ -308,8 +301,8 @@ fn such_a_format_is_known_by_its_bytes() {
         &["dd", "if=image", "of=new.raw"],
         &["bench", "-c", "1", "image"],
     ] {
-        file(&dir.join("image"), &0xcafe_babe_u64.to_le_bytes(), &[]);
-        refuses(dir, arguments, "sesparse");
+        file(&dir.join("image"), b"vhdxfile", &[]);
+        refuses(dir, arguments, "vhdx");
         works(dir, &["info", "-f", "raw", "image"]);
     }
     assert_eq!(names(dir), ["a.qcow2", "b.qcow2", "image"]);

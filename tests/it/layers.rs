@@ -100,7 +100,7 @@ impl Disk {
             size: spec.size,
             backing: self.backing(),
             values: OptionValues::parse(creator.options, driver.name, values).expect("valid"),
-            files: Vec::new(),
+            ..CreateOptions::default()
         };
         let home = match &self.directory {
             None => {
@@ -137,7 +137,8 @@ impl Disk {
             relative,
             format: below.driver.name,
             identity: image.identity(),
-            state: None,
+            // A VMDK names its parent by that alone.
+            state: image.state().filter(|_| below.driver.name == "vmdk"),
             modified: SystemTime::now(),
             virtual_size: image.virtual_size(),
             cluster_size: None,

@@ -59,3 +59,4 @@ mod ublk;
 mod util;
 mod vdi;
 mod vhd;
+mod vmdk;

@@ -439,6 +439,40 @@ fn a_differencing_vdi_agrees_with_a_byte_vector() {
     Session::new("vdi over a longer one", Place::Memory, &specs).run();
 }
 
+fn vmdk(options: &'static str, size: u64) -> LayerSpec {
+    LayerSpec {
+        format: "vmdk",
+        options,
+        size,
+    }
+}
+
+#[test]
+fn a_vmdk_agrees_with_a_byte_vector() {
+    for options in [
+        "grain_size=4k",
+        "grain_size=64k",
+        "grain_size=16k,zeroed_grain=on",
+    ] {
+        Session::new(options, Place::Memory, &[vmdk(options, 1 << 20)]).run();
+    }
+    Session::new("vmdk file", Place::Files, &[vmdk("", 5 << 20)]).run();
+}
+
+#[test]
+fn a_vmdk_over_another_agrees_with_a_byte_vector() {
+    for child in [
+        "grain_size=16k,zeroed_grain=on",
+        "grain_size=4k,zeroed_grain=on",
+    ] {
+        let specs = [vmdk(child, 1 << 20), vmdk("grain_size=8k", 464 << 10)];
+        Session::new(child, Place::Memory, &specs).run();
+        // The parent goes on behind the end of the child.
+        let specs = [vmdk(child, 1 << 20), vmdk("grain_size=8k", 3 << 20)];
+        Session::new("vmdk over a longer one", Place::Memory, &specs).run();
+    }
+}
+
 fn qcow2(options: &'static str, size: u64) -> LayerSpec {
     LayerSpec {
         format: "qcow2",

@@ -87,7 +87,7 @@ impl Sample {
             }
         }
         // Of qcow2, its own tests say so.
-        if ["vhd", "vdi"].contains(&self.disk.driver().name) {
+        if ["vhd", "vdi", "vmdk"].contains(&self.disk.driver().name) {
             self.repaired_at_once(&new(), what);
         }
         self.write(&new(), what);

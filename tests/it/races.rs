@@ -107,6 +107,15 @@ fn shapes() -> Vec<Shape> {
             &[("vdi", "block_size=16k"), ("vdi", "block_size=4k")],
             false,
         ),
+        memory("vmdk 16k", &[("vmdk", "grain_size=16k")], false),
+        memory(
+            "vmdk over vmdk",
+            &[
+                ("vmdk", "grain_size=16k,zeroed_grain=on"),
+                ("vmdk", "grain_size=4k"),
+            ],
+            false,
+        ),
         Shape {
             place: Place::Device(64 << 20),
             ..memory("vhd on a device", &[("vhd", "block_size=32k")], false)

@@ -893,9 +893,9 @@ fn a_word_that_says_nothing_about_the_image_is_refused_and_named() {
     );
     fails(
         dir,
-        &["amend", "-o", "backing_fmt=vmdk", "b.qcow2"],
+        &["amend", "-o", "backing_fmt=qed", "b.qcow2"],
         63,
-        "'vmdk'",
+        "'qed'",
     );
     fails(
         dir,

@@ -65,6 +65,14 @@ fn shapes() -> Vec<(&'static str, Place, Vec<LayerSpec>)> {
             }],
         ),
         (
+            "vmdk",
+            Place::Memory,
+            vec![LayerSpec {
+                format: "vmdk",
+                ..vhd("grain_size=16k", 640 * 512)
+            }],
+        ),
+        (
             "dynamic on a device",
             Place::Device(64 << 20),
             vec![vhd("block_size=16k", size)],

@@ -280,7 +280,7 @@ impl Sparse {
     }
 
     /// Grains between others that nothing names, and for which the host keeps space.
-    fn held(&self, space: &crate::formats::vmdk::space::InUse) -> Result<Vec<u64>> {
+    pub(super) fn held(&self, space: &crate::formats::vmdk::space::InUse) -> Result<Vec<u64>> {
         let mut held = Vec::new();
         if self.storage.has_fixed_len() {
             return Ok(held);

@@ -8,6 +8,8 @@ use crate::formats::vmdk::image::Vmdk;
 use crate::formats::vmdk::sparse::Sparse;
 use crate::image::Compact;
 use crate::image::units::{Taken, Units};
+use crate::storage::Zeroing;
+use crate::util::align::len64;
 use crate::util::progress::Progress;
 use crate::util::range::intersect;
 
@@ -59,7 +61,7 @@ impl Compact for Vmdk {
             let found = sparse.scan(&sparse.tables.load(), |wrong| {
                 Err(Error::corrupt(wrong.text))
             })?;
-            unused += (found.slots.end() - found.slots.used()) * found.grid.stride;
+            unused += len64(sparse.held(&found)?.len()) * found.grid.stride;
             let end = found.grid.host(found.slots.end()).start;
             unused += sparse.storage.size().saturating_sub(end);
         }
@@ -76,8 +78,19 @@ impl Compact for Vmdk {
 }
 
 impl Sparse {
+    /// Gives the host back what it keeps between what is in use, where it can.
+    pub(super) fn punch(&self) -> Result<()> {
+        let space = self.writer()?.space.lock();
+        for host in self.held(&space)? {
+            let _ = self
+                .storage
+                .zero(host..host + space.grid.stride, Zeroing::MayUnmap);
+        }
+        Ok(())
+    }
+
     /// Moves the last grains into gaps, and ends the file behind what is in use; bytes moved.
-    fn pack(&self, progress: &dyn Progress) -> Result<u64> {
+    pub(super) fn pack(&self, progress: &dyn Progress) -> Result<u64> {
         // Grains that lost their entry are free only once that is on stable media.
         self.release()?;
         let mut moved = 0;
@@ -103,6 +116,7 @@ impl Sparse {
             if step == 0 {
                 self.learn()?;
                 self.trim()?;
+                self.punch()?;
                 return Ok(moved);
             }
             moved += step;

@@ -65,7 +65,7 @@ impl Vmdk {
     }
 
     fn start_writing(&mut self, options: &OpenOptions) -> Result<()> {
-        if options.purpose == Purpose::Use && options.companions.is_some() {
+        if options.purpose == Purpose::Use {
             self.may_change()?;
         }
         let has_backing = self.backing().is_some();

@@ -14,6 +14,8 @@ use crate::image::table::{Endian, Table};
 use crate::image::units::Units;
 use crate::image::{Image, LayerBelow, Resize, Wait};
 use crate::storage::{Zeroing, zero_or_write};
+use crate::util::align::clamp_len;
+use crate::util::progress::Silent;
 
 impl Resize for Vmdk {
     fn resize(&self, virtual_size: u64, below: LayerBelow) -> Result<()> {
@@ -23,10 +25,9 @@ impl Resize for Vmdk {
         if virtual_size == old {
             return Ok(());
         }
-        let unit = self.unit();
-        if !virtual_size.is_multiple_of(unit) {
+        if !virtual_size.is_multiple_of(SECTOR) {
             return Err(Error::invalid(format!(
-                "a VMDK of {virtual_size} bytes (allowed: a multiple of {unit})"
+                "a VMDK of {virtual_size} bytes (allowed: a multiple of {SECTOR})"
             )));
         }
         let (last, start) = self.last()?;
@@ -45,10 +46,10 @@ impl Resize for Vmdk {
             descriptor.set_extents(lines.clone());
         };
         session.fits(relined)?;
-        last.may_resize(len, old, below)?;
+        let hidden = last.may_resize(len, old, below)?;
         session.begin()?;
         if virtual_size > old {
-            last.grow(old - start, len)?;
+            last.grow(old - start, len, hidden)?;
             session.change(relined)?;
         } else {
             session.change(relined)?;
@@ -61,14 +62,6 @@ impl Resize for Vmdk {
 }
 
 impl Vmdk {
-    /// What sizes are multiples of.
-    fn unit(&self) -> u64 {
-        match self.extents.last().map(|e| &e.data) {
-            Some(Data::Sparse(sparse)) => sparse.geometry().grain,
-            _ => SECTOR,
-        }
-    }
-
     fn last(&self) -> Result<(&Extent, u64)> {
         let last = self.extents.last();
         let last = last.ok_or_else(|| Error::corrupt("the disk has no extents"))?;
@@ -91,18 +84,23 @@ impl Vmdk {
 }
 
 impl Extent {
-    /// Refuses what cannot be, before anything is changed.
-    fn may_resize(&self, len: u64, old_end: u64, below: LayerBelow) -> Result<()> {
+    /// Refuses what cannot be, before anything is changed; up to where of it the parent may have data
+    /// that is not to show.
+    fn may_resize(&self, len: u64, old_end: u64, below: LayerBelow) -> Result<u64> {
         match &self.data {
-            Data::Flat(_) => Ok(()),
+            Data::Flat(_) => Ok(0),
             Data::Sparse(sparse) if sparse.is_hosted() => {
                 let grows = self.start + len > old_end;
-                if grows && sparse.has_backing() && below.end()? > old_end {
+                let hidden = match grows && sparse.has_backing() {
+                    true => below.end()?.min(self.start + len),
+                    false => 0,
+                };
+                let geometry = sparse.geometry();
+                if hidden > old_end && !geometry.zeroes {
                     return Err(Error::unsupported(
-                        "a VMDK does not grow over data of its parent, which would show (allowed: after a rebase without a parent)",
+                        "a VMDK does not grow over data of its parent, which would show (allowed: with zeroed_grain=on, or after a rebase without a parent)",
                     ));
                 }
-                let geometry = sparse.geometry();
                 let shape = Shape::new(len / SECTOR, geometry.grain / SECTOR);
                 let room = geometry.per_table == crate::formats::vmdk::create::PER_TABLE;
                 if !room && shape.tables > geometry.tables() {
@@ -115,7 +113,7 @@ impl Extent {
                     let text = "a sparse extent has at most 2^32 grains".to_owned();
                     return Err(out_of_range(text));
                 }
-                Ok(())
+                Ok(hidden.saturating_sub(self.start))
             }
             _ => Err(Error::unsupported(format!(
                 "an extent of type {} is not resized",
@@ -124,9 +122,9 @@ impl Extent {
         }
     }
 
-    fn grow(&self, old: u64, len: u64) -> Result<()> {
+    fn grow(&self, old: u64, len: u64, hidden: u64) -> Result<()> {
         match (&self.data, &self.storage) {
-            (Data::Sparse(sparse), _) => sparse.grow(old, len),
+            (Data::Sparse(sparse), _) => sparse.grow(old, len, hidden),
             (Data::Flat(start), Some(storage)) => {
                 // What is there behind its end is no longer cut off.
                 let end = start + len;
@@ -160,7 +158,7 @@ impl Extent {
 
 impl Sparse {
     /// Grows: what was cut off becomes zeroes, then tables, then the header that shows them.
-    fn grow(&self, old: u64, len: u64) -> Result<()> {
+    fn grow(&self, old: u64, len: u64, hidden: u64) -> Result<()> {
         self.release()?;
         self.allocator()?.begin(self)?;
         let tables = self.tables.load_full();
@@ -179,8 +177,19 @@ impl Sparse {
             true => self.more_tables(&tables, shape.tables)?,
             false => (geometry.gd, geometry.rgd),
         };
-        self.allocator()?.order.settle_all()?;
-        self.show(len, gd, rgd)
+        self.show(len, gd, rgd, |new| {
+            // What would become visible of the parent reads as zeroes.
+            let mut index = grains;
+            let end = hidden.div_ceil(geometry.grain);
+            while index < end {
+                let next = end.min((index / geometry.per_table + 1) * geometry.per_table);
+                let zeroes = vec![1; clamp_len(next - index, usize::MAX)];
+                self.write_entries(new, index, &zeroes)?;
+                index = next;
+            }
+            Ok(())
+        })?;
+        self.punch()
     }
 
     /// Makes directories for `wanted` tables behind what is in use, with the tables that are new; the
@@ -222,7 +231,7 @@ impl Sparse {
         while index < geometry.tables() * geometry.per_table {
             let end = (index / geometry.per_table + 1) * geometry.per_table;
             if let Entry::At(_) = tables.table(storage, index / geometry.per_table, Wait::Yes)? {
-                let zeroes = vec![0; usize::try_from(end - index).unwrap_or(0)];
+                let zeroes = vec![0; clamp_len(end - index, usize::MAX)];
                 self.write_entries(tables, index, &zeroes)?;
             }
             index = end;
@@ -237,17 +246,25 @@ impl Sparse {
         let tables = self.tables.load_full();
         let geometry = tables.geometry;
         self.clear_entries(&tables, len.div_ceil(geometry.grain))?;
-        self.allocator()?.order.settle_all()?;
-        self.show(len, geometry.gd, geometry.rgd)?;
-        self.trim()
+        self.show(len, geometry.gd, geometry.rgd, |_| Ok(()))?;
+        self.pack(&Silent).map(drop)
     }
 
     /// Has the header say where the tables are and how long the disk is: one sector, the old one or
-    /// the new one at any time.
-    fn show(&self, len: u64, gd: u64, rgd: Option<u64>) -> Result<()> {
+    /// the new one at any time.  Before that `fill` may write to the tables.
+    fn show(
+        &self,
+        len: u64,
+        gd: u64,
+        rgd: Option<u64>,
+        fill: impl FnOnce(&Tables) -> Result<()>,
+    ) -> Result<()> {
+        let len = len.next_multiple_of(self.geometry().grain);
         let mut header = Header::read(&*self.storage, 0)?;
         header.set_shape(len / SECTOR, gd / SECTOR, rgd.map(|host| host / SECTOR));
         let geometry = header.geometry(self.storage.size())?;
+        fill(&Tables::new(geometry))?;
+        self.allocator()?.order.settle_all()?;
         self.storage.write_at(&header.bytes, 0)?;
         self.allocator()?.order.settle_all()?;
         self.tables

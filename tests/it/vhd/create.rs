@@ -17,7 +17,7 @@ fn made(size: u64, texts: &[&str]) -> vdtool::Result<u64> {
         size,
         backing: None,
         values: values(texts),
-        files: Vec::new(),
+        ..CreateOptions::default()
     };
     let creator = DRIVER.creator.as_ref().expect("makes images");
     (creator.create)(&storage, &options)?;
@@ -143,7 +143,7 @@ fn measured_lengths_are_what_writing_gives() {
         size: 8 << 20,
         backing: None,
         values: values(&texts),
-        files: Vec::new(),
+        ..CreateOptions::default()
     };
     let measured = (creator.measure)(&options, 3).expect("measures");
     assert_eq!(measured, storage.size());

@@ -44,7 +44,7 @@ fn create(size: u64, texts: &[&str], parent: Option<Uuid>) -> Arc<MemoryStorage>
         size,
         backing,
         values: values(texts),
-        files: Vec::new(),
+        ..CreateOptions::default()
     };
     let creator = DRIVER.creator.as_ref().expect("makes images");
     (creator.create)(&*storage, &options).expect("creates");

@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn every_option_of_a_format_is_listed_with_type_default_and_meaning() {
         let mut out = Vec::new();
-        table(&mut out, &raw::DRIVER, &[]).expect("memory has room");
+        table(&mut out, &raw::DRIVER, None, &[]).expect("memory has room");
         let text = String::from_utf8(out).expect("is text");
         let row = text.lines().find(|l| l.starts_with("preallocation"));
         let row = row.expect("raw has it");

@@ -189,6 +189,21 @@ fn refuse_surplus(path: &Path, layers: usize, options: &ChainOptions) -> Result<
     Err(Error::invalid(text).at(path))
 }
 
+/// Whether the file at `path` is of a format whose files hold disks.
+///
+/// # Errors
+/// Those of [`open`] for one layer.
+pub fn holds_disks(path: &Path, options: &ChainOptions) -> Result<bool> {
+    let options = ChainOptions {
+        member: None,
+        values: Vec::new(),
+        ..options.clone()
+    };
+    let walk = Walk::new(&options);
+    let seen = walk.look(look(path, options.storage.access)?, &walk.top())?;
+    Ok(formats::container(seen.driver).is_some())
+}
+
 /// What is in the file at `path`, where it is of a format whose files hold disks and no disk of it
 /// is chosen.
 ///

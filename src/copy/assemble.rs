@@ -53,23 +53,31 @@ pub fn into_storage<E: From<Error>>(
     Ok(())
 }
 
-/// Writes a file with `count` disks to a stream.
+/// What `count` disks come to: the first of two times that they are made for a stream.
+///
+/// # Errors
+/// Those of `write`.
+pub fn measured<E: From<Error>>(
+    assembly: &dyn Assembly,
+    count: usize,
+    write: &mut WriteDisk<'_, E>,
+) -> Result<Vec<Stored>, E> {
+    let one = |number| counted(assembly, &mut io::sink(), |out| write(number, out));
+    (0..count).map(one).collect()
+}
+
+/// Writes a file with disks, which come to `disks`, to a stream.
 ///
 /// # Errors
 /// Those of `write`, of the plan and of the stream; `Corrupt` where a disk was another the second
 /// time.  Then any number of bytes may have been written.
 pub fn into_stream<E: From<Error>>(
     assembly: &dyn Assembly,
-    count: usize,
+    disks: &[Stored],
     out: &mut (dyn Write + Send),
     write: &mut WriteDisk<'_, E>,
 ) -> Result<(), E> {
-    let mut disks = Vec::with_capacity(count);
-    for number in 0..count {
-        let disk = counted(assembly, &mut io::sink(), |out| write(number, out))?;
-        disks.push(disk);
-    }
-    let head = assembly.head(&disks)?;
+    let head = assembly.head(disks)?;
     let mut at = len64(head.len());
     out.write_all(&head).map_err(lost)?;
     for (number, disk) in disks.iter().enumerate() {

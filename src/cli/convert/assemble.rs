@@ -1,6 +1,7 @@
 //! Sources that become disks of one file, each of them one disk.
 
 use std::ffi::{OsStr, OsString};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -15,12 +16,13 @@ use crate::cli::exit::{self, usage};
 use crate::cli::hints::Hints;
 use crate::cli::target::{Target, settle};
 use crate::cli::{Globals, interrupt, kept, progress};
-use crate::copy::assemble::{into_storage, into_stream};
+use crate::copy::assemble::{into_storage, into_stream, measured};
 use crate::copy::{self, Allocation, Joined, Lost, Outcome};
 use crate::error::Error;
 use crate::formats;
 use crate::image::Driver;
 use crate::image::assemble::{Assembler, Assembly, Plan};
+use crate::image::compress::Sequence;
 use crate::image::create::CreateOptions;
 use crate::image::options::OptionValues;
 use crate::storage;
@@ -159,27 +161,13 @@ impl<'a> Job<'a> {
         })
     }
 
-    /// Writes the disk with this number to a stream.
-    fn write(&self, number: usize, out: &mut (dyn std::io::Write + Send)) -> anyhow::Result<()> {
-        interrupt::check()?;
-        let salvage = |at: u64, len: u64, e: &Error| self.lost.warn(at, len, e);
-        let salvage = self.args.salvage.then_some(&salvage as &Lost<'_>);
-        let image = Image {
-            args: self.args,
-            driver: self.disk_driver,
-            compress: &self.compress,
-        };
-        let (sources, options) = &self.disks[number];
-        image.write(options, sources, out, salvage, self.globals)
-    }
-
     fn files(&self) -> Vec<HostFile> {
         let chains = self.disks.iter().flat_map(|(joined, _)| joined.chains());
         chains.flat_map(Chain::files).collect()
     }
 
     /// Compares the digests of what the sources are kept in while `work` reads them.
-    fn sealed(&self, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    fn sealed<T>(&self, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
         let layers = self.disks.iter().flat_map(|(joined, _)| joined.chains());
         sealed::beside_all(self.args, layers.flat_map(Chain::layers), work)
     }
@@ -206,13 +194,12 @@ impl<'a> Job<'a> {
         let storage = storage::open::open(written, &options)?;
         kept::refuse_open(path, storage.host_id(), &self.files())?;
         hints.give(&*storage, path);
+        let mut writer = Writer::new(self);
         self.sealed(|| {
-            into_storage(
-                &*self.assembly,
-                self.disks.len(),
-                &*storage,
-                &mut |number, out| self.write(number, out),
-            )
+            let (assembly, count) = (&*self.assembly, self.disks.len());
+            into_storage(assembly, count, &*storage, &mut |number, out| {
+                writer.write(number, out)
+            })
         })?;
         settle(&*storage)?;
         if self.args.target_cache.durable() == crate::cli::target::Durable::Yes {
@@ -255,23 +242,68 @@ impl<'a> Job<'a> {
 
     /// Writes the file to a stream.  Signals end it at once: there is nothing to clean up.
     fn send(&self, sink: Sink) -> anyhow::Result<()> {
+        let mut writer = Writer::new(self);
+        // Before the first byte goes where it cannot be taken back.
+        let stored = self.sealed(|| {
+            let (assembly, count) = (&*self.assembly, self.disks.len());
+            measured(assembly, count, &mut |number, out| {
+                writer.write(number, out)
+            })
+        })?;
         let closed = AtomicBool::new(false);
         let out = Output::new(sink.open()?, &closed);
         let mut out = std::io::BufWriter::with_capacity(super::stream::BUFFER, out);
-        let sent = self.sealed(|| {
-            into_stream(
-                &*self.assembly,
-                self.disks.len(),
-                &mut out,
-                &mut |number, out| self.write(number, out),
-            )
-        });
+        let write = &mut |number, out: &mut (dyn Write + Send)| writer.write(number, out);
+        let sent = into_stream(&*self.assembly, &stored, &mut out, write);
         sent.map_err(|e| match closed.load(Ordering::Relaxed) {
             true => exit::NobodyReads.into(),
             false => e,
         })?;
         self.lost.sum_up(Path::new("stdout"));
         Ok(())
+    }
+}
+
+/// What writes the disks of a job.
+struct Writer<'a> {
+    job: &'a Job<'a>,
+    /// How each is written, from when that begins: the same both times.
+    sequences: Vec<Option<Box<dyn Sequence>>>,
+}
+
+impl<'a> Writer<'a> {
+    fn new(job: &'a Job<'a>) -> Self {
+        Self {
+            job,
+            sequences: job.disks.iter().map(|_| None).collect(),
+        }
+    }
+
+    /// Writes the disk with this number to a stream.
+    fn write(&mut self, number: usize, out: &mut (dyn Write + Send)) -> anyhow::Result<()> {
+        interrupt::check()?;
+        let Job {
+            args,
+            globals,
+            disk_driver,
+            compress,
+            lost,
+            ..
+        } = self.job;
+        let salvage = |at: u64, len: u64, e: &Error| lost.warn(at, len, e);
+        let salvage = args.salvage.then_some(&salvage as &Lost<'_>);
+        let image = Image {
+            args,
+            driver: disk_driver,
+            compress,
+        };
+        let (sources, options) = &self.job.disks[number];
+        let sequence = &mut self.sequences[number];
+        let sequence = match sequence {
+            Some(sequence) => sequence,
+            None => sequence.insert(image.plan(options, sources)?),
+        };
+        image.send(&mut **sequence, sources, out, salvage, globals)
     }
 }
 

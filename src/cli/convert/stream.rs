@@ -20,6 +20,7 @@ use crate::error::Error;
 use crate::formats;
 use crate::formats::refused::REFUSED;
 use crate::image::Driver;
+use crate::image::compress::Sequence;
 use crate::image::create::CreateOptions;
 use crate::image::open::OpenOptions;
 use crate::image::options::OptionValues;
@@ -180,6 +181,16 @@ impl Image<'_> {
         salvage: Option<&Lost<'_>>,
         globals: &Globals,
     ) -> anyhow::Result<()> {
+        let mut sequence = self.plan(create, sources)?;
+        self.send(&mut *sequence, sources, out, salvage, globals)
+    }
+
+    /// Plans it; the same plan may be written more than once.
+    pub(super) fn plan(
+        &self,
+        create: &CreateOptions,
+        sources: &Joined,
+    ) -> anyhow::Result<Box<dyn Sequence>> {
         let (args, driver) = (self.args, self.driver);
         let sequence = creator(driver)?.sequence.ok_or_else(|| {
             let text = format!("format '{}' is not written in order", driver.name);
@@ -187,23 +198,43 @@ impl Image<'_> {
         })?;
         let values = OptionValues::parse(codec_options(driver), driver.name, self.compress);
         let values = values.map_err(usage)?;
+        let options = self.options(None);
+        let cluster = (creator(driver)?.cluster_size)(create)?;
         let options = Convert {
-            workers: args.workers(),
-            scan: args.scan(),
+            // Whatever is lost, there is room for it.
+            salvage: args.salvage.then_some(&|_, _, _| {}),
+            ..options
+        };
+        let bar = progress::hidden("convert", sources.len());
+        let most = copy::sequence::most_clusters(sources, cluster, &options, &bar)?;
+        let compress = args.compress || !self.compress.is_empty();
+        Ok(sequence(create, most, compress.then_some(&values))?)
+    }
+
+    pub(super) fn send(
+        &self,
+        sequence: &mut dyn Sequence,
+        sources: &Joined,
+        out: &mut (dyn Write + Send),
+        salvage: Option<&Lost<'_>>,
+        globals: &Globals,
+    ) -> anyhow::Result<()> {
+        let total = copy::sequence::total(sources);
+        let bar = progress::start("convert", total, &self.args.progress, globals);
+        copy::send_image(sources, sequence, out, &self.options(salvage), &bar)?;
+        bar.finish();
+        Ok(())
+    }
+
+    fn options<'a>(&self, salvage: Option<&'a Lost<'a>>) -> Convert<'a> {
+        Convert {
+            workers: self.args.workers(),
+            scan: self.args.scan(),
             before: Before::Zeroes,
             backing: None,
             salvage,
-            rate: args.rate(),
-        };
-        let total = copy::sequence::total(sources);
-        let bar = progress::start("convert", total, &args.progress, globals);
-        let cluster = (creator(driver)?.cluster_size)(create)?;
-        let most = copy::sequence::most_clusters(sources, cluster, &options, &bar)?;
-        let compress = args.compress || !self.compress.is_empty();
-        let mut sequence = sequence(create, most, compress.then_some(&values))?;
-        copy::send_image(sources, &mut *sequence, out, &options, &bar)?;
-        bar.finish();
-        Ok(())
+            rate: self.args.rate(),
+        }
     }
 }
 

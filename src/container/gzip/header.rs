@@ -16,13 +16,18 @@ const RESERVED: u8 = 0xe0;
 /// # Errors
 /// What is wrong with it.
 pub(super) fn len(bytes: &[u8]) -> Result<Option<usize>, &'static str> {
+    const MAGIC: [u8; 2] = [0x1f, 0x8b];
+    if bytes
+        .iter()
+        .zip(&MAGIC)
+        .any(|(found, magic)| found != magic)
+    {
+        return Err("is not compressed by gzip");
+    }
     let Some(fixed) = bytes.first_chunk::<10>() else {
         return Ok(None);
     };
-    let [first, second, method, flags, ..] = *fixed;
-    if (first, second) != (0x1f, 0x8b) {
-        return Err("is not compressed by gzip");
-    }
+    let [_, _, method, flags, ..] = *fixed;
     if method != 8 || flags & RESERVED != 0 {
         return Err("is gzip of an unknown method (allowed: deflate)");
     }

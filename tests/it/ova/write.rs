@@ -134,28 +134,49 @@ fn other_tools_read_what_is_in_it() {
     }
 }
 
+/// An archive without what is made up anew each time: identities of disks, and so their digests.
+fn masked(mut bytes: Vec<u8>) -> Vec<u8> {
+    let storage = vdtool::storage::memory::MemoryStorage::from_bytes(&bytes);
+    let members = vdtool::container::tar::members(&storage).expect("is an archive");
+    for member in members {
+        let name = member.name.to_str().expect("is text");
+        let start = crate::util::len(member.data.start);
+        let end = crate::util::len(member.data.end);
+        match name.rsplit('.').next() {
+            Some("mf") => bytes[start..end].fill(0),
+            // The descriptor in the disk.
+            Some("vmdk") => bytes[start + 512..start + 21 * 512].fill(0),
+            _ => {}
+        }
+    }
+    bytes
+}
+
 #[test]
 fn the_file_is_the_same_through_a_pipe_and_with_any_number_of_threads() {
     let scratch = sources();
     let dir = scratch.path();
-    works(dir, &convert(&["-o", "name=vm", "-j", "1"], "x.ova"));
-    let expected = fs::read(dir.join("x.ova")).expect("reads");
-    for jobs in ["1", "4"] {
-        works(dir, &convert(&["-o", "name=vm", "-j", jobs], "y.ova"));
-        let found = fs::read(dir.join("y.ova")).expect("reads");
-        assert_same(&found, &expected, 0, jobs);
-        let line = convert(&["-o", "name=vm", "-j", jobs], "-");
-        let done = vdtool().current_dir(dir).args(line).assert().success();
-        assert_same(&done.get_output().stdout, &expected, 0, "stdout");
-    }
     for tar in ["gnu", "posix"] {
         let option = format!("tar={tar},name=vm");
-        works(dir, &convert(&["-o", &option, "--verify"], "z.ova"));
-        let line = convert(&["-o", &option], "-");
-        let done = vdtool().current_dir(dir).args(line).assert().success();
-        let found = fs::read(dir.join("z.ova")).expect("reads");
-        assert_same(&done.get_output().stdout, &found, 0, tar);
-        peer("tar", dir, ["-tf", "z.ova"]);
+        works(dir, &convert(&["-o", &option, "-j", "1"], "x.ova"));
+        let expected = masked(fs::read(dir.join("x.ova")).expect("reads"));
+        for jobs in ["1", "4"] {
+            works(
+                dir,
+                &convert(&["-o", &option, "-j", jobs, "--verify"], "y.ova"),
+            );
+            let found = masked(fs::read(dir.join("y.ova")).expect("reads"));
+            assert_same(&found, &expected, 0, jobs);
+            let line = convert(&["-o", &option, "-j", jobs], "-");
+            let done = vdtool().current_dir(dir).args(line).assert().success();
+            let piped = done.get_output().stdout.clone();
+            fs::write(dir.join("z.ova"), &piped).expect("writes");
+            assert_same(&masked(piped), &expected, 0, "stdout");
+            // The digests are those of what was sent.
+            works(dir, &["convert", "--member", "2", "z.ova", "out.raw"]);
+            works(dir, &["compare", "out.raw", "b.vhd"]);
+        }
+        peer("tar", dir, ["-tf", "x.ova"]);
     }
 }
 

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::formats::ova::package::{Package, Seal};
+use crate::image::check::{Repair, Report};
 use crate::image::contents::Sealed;
 use crate::image::info::Detail;
 use crate::image::open::Companions;
@@ -153,7 +154,8 @@ impl Image for Held {
     }
 
     fn as_check(&self) -> Option<&dyn Check> {
-        self.image.as_check()
+        let has_any = self.image.as_check().is_some() || self.sealed().is_some();
+        has_any.then_some(self)
     }
 
     fn bitmaps(&self) -> Option<&dyn Bitmaps> {
@@ -173,6 +175,29 @@ impl Image for Held {
             Seal::None | Seal::Unknown => None,
             Seal::Damaged(_) | Seal::Manifest(_) => Some(self),
         }
+    }
+}
+
+/// The disk's own metadata, where it has such, and the digests of what holds it.
+impl Check for Held {
+    fn check(&self, repair: Repair, progress: &dyn Progress) -> Result<Report> {
+        let mut report = match self.image.as_check() {
+            Some(check) => check.check(repair, progress)?,
+            None => Report::default(),
+        };
+        let compared = self.sealed().map_or(Ok(()), |seal| seal.verify(progress));
+        match compared {
+            Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported) => {
+                report.corruption(e.message(), None);
+            }
+            compared => compared?,
+        }
+        Ok(report)
+    }
+
+    fn work(&self) -> u64 {
+        let own = self.image.as_check().map_or(0, Check::work);
+        own.saturating_add(self.sealed().map_or(0, Sealed::bytes))
     }
 }
 

@@ -218,7 +218,14 @@ fn a_manifest_is_compared_when_a_disk_is_read_whole() {
             assert!(text.contains(part), "{text}");
         }
     }
-    // Of what is not read nothing is compared.
+    // A check reads all of it, and what is not read is not compared.
+    fs::write(dir.join("x.mf"), changed(&disk, &other)).expect("writes");
+    tar(dir, "x.ova", "ustar", &ALL);
+    let line = ["check", "--member", "a.raw", "x.ova"];
+    let done = vdtool().current_dir(dir).args(line).assert().code(2);
+    let text = String::from_utf8_lossy(&done.get_output().stdout).into_owned();
+    assert!(text.contains("'a.raw'"), "{text}");
+    works(dir, &["check", "--member", "b.qcow2", "x.ova"]);
     fs::write(dir.join("x.mf"), changed(&disk, &other)).expect("writes");
     tar(dir, "x.ova", "ustar", &ALL);
     works(dir, &["convert", "--member", "2", "x.ova", "out.raw"]);

@@ -7,9 +7,9 @@
 //! before a block of zeroes: a member may be gone.
 
 use std::collections::HashSet;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::ops::Range;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
@@ -28,6 +28,8 @@ use pax::Records;
 pub const BLOCK: u64 = 512;
 /// Most members of an archive.
 pub const MAX_MEMBERS: usize = 100_000;
+/// Most bytes of all names together.
+const MAX_NAMES: usize = 16 << 20;
 /// Most bytes of a name.
 pub const MAX_NAME: u64 = 4096;
 /// Most bytes of the records that a header of pax brings.
@@ -92,6 +94,7 @@ pub fn members(storage: &dyn Storage) -> Result<Vec<Member>> {
         global: Records::default(),
         next: Next::default(),
         names: HashSet::new(),
+        names_len: 0,
         members: Vec::new(),
     };
     while walk.step()? {}
@@ -112,6 +115,8 @@ struct Walk<'a> {
     global: Records,
     next: Next,
     names: HashSet<OsString>,
+    /// Bytes of all names.
+    names_len: usize,
     members: Vec<Member>,
 }
 
@@ -276,8 +281,11 @@ impl Walk<'_> {
     }
 
     fn add(&mut self, member: Member) -> Result<()> {
-        if self.members.len() == MAX_MEMBERS {
-            let text = format!("has more than {MAX_MEMBERS} members");
+        self.names_len += member.name.len();
+        if self.members.len() == MAX_MEMBERS || self.names_len > MAX_NAMES {
+            let text = format!(
+                "has more than {MAX_MEMBERS} members, or names of more than {MAX_NAMES} bytes"
+            );
             return Err(Error::new(ErrorKind::OutOfRange, text).at_opt(self.storage.path()));
         }
         let shown = printable(&member.name);
@@ -338,8 +346,7 @@ pub fn first_name(head: &[u8]) -> Option<OsString> {
                 long = long.or(name.map(<[u8]>::to_vec));
             }
             b'g' | b'K' => {}
-            b'5' if long.is_none()
-                && clean(header.name()).as_os_str() == OsStr::from_bytes(b"") => {}
+            b'5' => long = None,
             _ => return Some(clean(long.unwrap_or_else(|| header.name()))),
         }
         at = at

@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStringExt;
 use roxmltree::{Document, Node, ParsingOptions};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::formats::ova::bounds;
 use crate::util::text::printable;
 
 /// Most bytes of a descriptor.
@@ -87,6 +88,7 @@ impl Envelope {
             let at = e.valid_up_to();
             Error::corrupt(format!("the descriptor is not UTF-8 at {at:#x}"))
         })?;
+        bounds::check(text)?;
         let options = ParsingOptions {
             allow_dtd: false,
             nodes_limit: MAX_NODES,

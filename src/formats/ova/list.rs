@@ -1,5 +1,6 @@
 //! What is in a package, for `info`.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
@@ -38,13 +39,29 @@ fn list(
     options: &OpenOptions,
 ) -> Result<Contents> {
     let storage = package.storage();
-    let disks = package.envelope.disks.iter();
+    let mut disks: Vec<Held> = Vec::with_capacity(package.envelope.disks.len());
+    // A file is looked at once, however many disks are said to be in it.
+    let mut seen: HashMap<usize, usize> = HashMap::new();
+    for disk in &package.envelope.disks {
+        let before = disk.file.and_then(|file| seen.get(&file));
+        let held = match before.and_then(|place| disks.get(*place)) {
+            Some(same) => Held {
+                name: disk.id.clone(),
+                ..same.clone()
+            },
+            None => held(package, disk, options),
+        };
+        if let Some(file) = disk.file {
+            seen.entry(file).or_insert(disks.len());
+        }
+        disks.push(held);
+    }
     Ok(Contents {
         path: storage.path().map(Path::to_owned),
         format: driver.name,
         host: HostInfo::of(&**storage)?,
         details: details(package),
-        disks: disks.map(|disk| held(package, disk, options)).collect(),
+        disks,
     })
 }
 

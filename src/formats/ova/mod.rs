@@ -5,6 +5,7 @@
 //! them all.  A file is a part of the archive and read there.  Nothing that the descriptor says
 //! decides how a disk is read: its format is told by its bytes, and its size by its format.
 
+mod bounds;
 mod descriptor;
 mod list;
 mod manifest;

@@ -122,10 +122,7 @@ pub(super) fn open(
     let storage = plain(stored, source)?;
     let driver = driver_of(&*storage, options)?;
     // What a disk names is in the package too, and for one beside its descriptor in its directory.
-    let companions: Arc<dyn Companions> = match package.companions() {
-        Some(companions) => Arc::clone(companions),
-        None => Arc::clone(&files) as Arc<dyn Companions>,
-    };
+    let companions = Arc::clone(&files) as Arc<dyn Companions>;
     let inner = OpenOptions {
         companions: options.companions.as_ref().map(|_| companions),
         values: crate::image::options::OptionValues::default(),
@@ -135,7 +132,7 @@ pub(super) fn open(
     let path = storage.path().map(Path::to_owned);
     let image = (driver.open)(storage, &inner).map_err(|e| e.at_opt(path.as_deref()))?;
     if let Some(backing) = image.backing()
-        && (package.companions().is_none() || source.name.as_bytes().contains(&b'/'))
+        && (package.is_archive() || source.name.as_bytes().contains(&b'/'))
     {
         let name = backing.names.first().map(|name| printable(&name.path));
         let text = format!(

@@ -122,12 +122,9 @@ impl Package {
         }
     }
 
-    /// Who opens files of the package by name, where it is not an archive.
-    pub(super) fn companions(&self) -> Option<&Arc<dyn Companions>> {
-        match &self.place {
-            Place::Archive { .. } => None,
-            Place::Beside(companions) => companions.as_ref(),
-        }
+    /// Whether all of it is in one file.
+    pub(super) fn is_archive(&self) -> bool {
+        matches!(&self.place, Place::Archive { .. })
     }
 
     /// Opens the file that the descriptor calls `name`.

@@ -110,6 +110,8 @@ fn descriptors_that_are_bombs_or_lead_elsewhere_open_nothing() {
         .collect::<String>();
     let disks = good.replace("<Info>Disks</Info>", &disks);
     let large = good.replace("<Info>", &(" ".repeat(17 << 20) + "<Info>"));
+    let attributes: String = (0..500_000).map(|n| format!(" a{n}=''")).collect();
+    let attributes = good.replace("<Info>", &format!("<b{attributes}/><Info>"));
     let cases = [
         (with(lol), "document type"),
         (with(outside), "document type"),
@@ -117,6 +119,7 @@ fn descriptors_that_are_bombs_or_lead_elsewhere_open_nothing() {
         (many, "more than 300000"),
         (disks, "more than 10000 disks"),
         (large, "allowed: 16777216"),
+        (attributes, "more than 256 attributes"),
         (good.replace("</Envelope>", ""), "no well-formed XML"),
         (good.replace("Envelope", "Other"), "<Other>"),
         (

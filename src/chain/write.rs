@@ -12,6 +12,8 @@ use crate::util::range;
 
 /// Copy-on-write moves at most this much at a time.
 const COW_STEP: u64 = 256 << 10;
+/// How often space is asked for that others are said to have made first.
+const LOOKS: u32 = 100_000;
 /// Bytes in memory of what is the same all over: they fit a processor's own cache.
 const SAME_STEP: usize = 1 << 20;
 /// Where they begin: fit for direct I/O.
@@ -81,11 +83,11 @@ impl Chain {
     fn write_all(&self, range: Range<u64>, with: With<'_>) -> Result<()> {
         self.check_write(range.start, range::len(&range))?;
         let _ticket = self.enter();
-        let mut at = range.start;
+        let (mut at, mut looks) = (range.start, 0);
         while at < range.end {
             let left = range.end - at;
             let rest = with.after(at - range.start);
-            at += match self.writable_at(at, left)? {
+            let done = match self.writable_at(at, left)? {
                 Place::Stored { storage, host, len } => {
                     let len = len.min(left);
                     rest.write(storage, host, len)?;
@@ -93,6 +95,13 @@ impl Chain {
                 }
                 Place::Unallocated => self.allocate(at, left, rest)?.min(left),
             };
+            looks = if done == 0 { looks + 1 } else { 0 };
+            if looks == LOOKS {
+                let text = format!("the bytes at {at:#x} got no space in {LOOKS} tries");
+                let path = self.top().storage().path();
+                return Err(Error::new(ErrorKind::Io, text).at_opt(path));
+            }
+            at += done;
         }
         Ok(())
     }

@@ -306,7 +306,7 @@ impl Sparse {
         let clean = report.corruptions == 0;
         if repair != Repair::Nothing && clean {
             self.allocator()?.order.settle_all()?;
-            self.storage.write_at(&[0], UNCLEAN as u64)?;
+            self.storage.write_at(&[0], UNCLEAN)?;
             self.unclean.store(false, Ordering::Release);
             report.note("the file was not closed; its flag was cleared");
         } else {

@@ -1,9 +1,9 @@
 //! Check of a stream: each grain behind its marker, and how the file ends.
 
 use crate::error::{ErrorKind, Result};
-use crate::formats::vmdk::header::SECTOR;
+use crate::formats::vmdk::header::{SECTOR, SECTOR_LEN};
 use crate::formats::vmdk::sparse::Sparse;
-use crate::formats::vmdk::stream::{MARKER, marker_of};
+use crate::formats::vmdk::stream::{MARKER, MARKER_LEN, marker_of};
 use crate::formats::vmdk::tables::Entry;
 use crate::image::Wait;
 use crate::image::check::{Repair, Report};
@@ -48,7 +48,7 @@ impl Sparse {
             };
             match found {
                 Ok(host) => {
-                    let mut marker = [0; MARKER as usize];
+                    let mut marker = [0; MARKER_LEN];
                     storage.read_at(&mut marker, host)?;
                     let (_, len) = marker_of(&marker);
                     report.allocated_clusters += 1;
@@ -77,7 +77,7 @@ impl Sparse {
     /// take the first such sector for the end, and compare what they read up to there.
     fn check_end(&self, report: &mut Report, end: u64, mends: bool, repair: Repair) -> Result<()> {
         let storage = &*self.storage;
-        let mut last = [0; SECTOR as usize];
+        let mut last = [0; SECTOR_LEN];
         storage.read_at(&mut last, end)?;
         if storage.size() == end + SECTOR && last.iter().all(|byte| *byte == 0) {
             return Ok(());

@@ -7,6 +7,7 @@ use crate::storage::{Storage, start_over};
 
 /// Bytes of a header.
 const LEN: usize = 2048;
+const SECTORS: u64 = 4;
 const VERSION: usize = 4;
 const FLAGS: usize = 8;
 const CAPACITY: usize = 12;
@@ -15,6 +16,7 @@ const GD: usize = 20;
 const ENTRIES: usize = 24;
 /// The sector from which on others take space.
 pub(super) const FREE: u64 = 28;
+const FREE_AT: usize = 28;
 /// Entries of a table.
 pub(super) const PER_TABLE: u64 = 4096;
 /// Largest grain in sectors, and largest directory.
@@ -81,7 +83,7 @@ impl Header {
             )));
         }
         let end = gd_host + u64::from(entries) * 4;
-        if gd_host < LEN as u64 || end > size {
+        if gd_host < SECTORS * SECTOR || end > size {
             return Err(Error::corrupt(format!(
                 "the grain directory is at {gd_host:#x}..{end:#x} (allowed: inside the file of {size} bytes, behind its header)"
             )));
@@ -93,7 +95,7 @@ impl Header {
 /// Sectors before the first table of a new file: the header and the directory.
 pub(super) fn overhead(sectors: u64, grain: u64) -> u64 {
     let entries = sectors.div_ceil(grain).div_ceil(PER_TABLE).max(1);
-    LEN as u64 / SECTOR + (entries * 4).div_ceil(SECTOR)
+    SECTORS + (entries * 4).div_ceil(SECTOR)
 }
 
 /// Makes a file without grains, and without tables: they come with the first grain of each.
@@ -119,9 +121,9 @@ pub(super) fn create(storage: &dyn Storage, sectors: u64, grain: u64) -> Result<
         (FLAGS, 3),
         (CAPACITY, sectors),
         (GRAIN, grain),
-        (GD, LEN as u64 / SECTOR),
+        (GD, SECTORS),
         (ENTRIES, entries),
-        (FREE as usize, end),
+        (FREE_AT, end),
     ] {
         put(at, value)?;
     }

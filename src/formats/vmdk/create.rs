@@ -16,6 +16,7 @@ use crate::image::create::{CreateOptions, Preallocation, preallocate};
 use crate::image::driver::Creator;
 use crate::image::table::{Endian, Table};
 use crate::storage::{Storage, start_over};
+use crate::util::align::len64;
 use crate::util::random;
 use crate::util::text::printable;
 
@@ -151,7 +152,7 @@ impl Plan {
                 (self.grain / SECTOR).saturating_mul(SECTORS)
             }
             Subformat::SplitSparse | Subformat::SplitFlat => {
-                PART * super::descriptor::MAX_EXTENTS as u64
+                PART * len64(super::descriptor::MAX_EXTENTS)
             }
             Subformat::Flat | Subformat::Vmfs => u64::MAX,
         };
@@ -387,7 +388,7 @@ fn make_part(plan: &Plan, part: &ExtentLine, file: &Arc<dyn Storage>) -> Result<
 fn sparse(storage: &dyn Storage, plan: &Plan, sectors: u64, descriptor: &[u8]) -> Result<()> {
     let shape = plan.shape(sectors);
     let room = DESCRIPTOR_SECTORS * SECTOR;
-    if descriptor.len() as u64 > room {
+    if len64(descriptor.len()) > room {
         return Err(out_of_range(format!(
             "the descriptor has {} bytes (allowed: {room}): the name of the parent is too long",
             descriptor.len()

@@ -9,6 +9,8 @@ use crate::storage::Storage;
 
 /// What all offsets and lengths are in.
 pub(super) const SECTOR: u64 = 512;
+/// The same, as a length in memory.
+pub(super) const SECTOR_LEN: usize = 512;
 /// Bytes of a header.
 pub(super) const LEN: usize = 512;
 /// A grain directory's offset that says: the header at the end of the file has it.
@@ -30,6 +32,8 @@ const GRAINS: Range<u64> = 8..131_072 + 1;
 const MAX_PACKED: u64 = 4096;
 /// Entries of a table, of those that are read.
 const ENTRIES: Range<u32> = 128..512 + 1;
+/// Sectors of less than 2^63 bytes.
+const MOST_SECTORS: u64 = (1 << 54) - 1;
 /// Sectors of a descriptor inside.
 const MAX_DESCRIPTOR: u64 = 2048;
 
@@ -44,7 +48,8 @@ const RGD: usize = 48;
 const GD: usize = 56;
 const OVERHEAD: usize = 64;
 /// A byte that is not 0 while somebody writes.
-pub(super) const UNCLEAN: usize = 72;
+pub(super) const UNCLEAN: u64 = 72;
+const UNCLEAN_AT: usize = 72;
 const LINES: usize = 73;
 const COMPRESSION: usize = 77;
 /// What a transfer as text would change.
@@ -75,7 +80,7 @@ impl Header {
         ] {
             header.put(at, &value.to_le_bytes());
         }
-        header.put(PER_TABLE, &(create::PER_TABLE as u32).to_le_bytes());
+        header.put(PER_TABLE, &512_u32.to_le_bytes());
         header.put(LINES, NEWLINE_TEST);
         header
     }
@@ -205,7 +210,7 @@ impl Header {
                 allowed,
             );
         }
-        let most = (grain << 32).min((i64::MAX as u64) / SECTOR);
+        let most = (grain << 32).min(MOST_SECTORS);
         if capacity > most {
             return wrong("the capacity", capacity, format!("at most {most} sectors"));
         }
@@ -270,7 +275,7 @@ impl Header {
 
     /// Whether the last writer did not close the file.
     pub(super) fn is_unclean(&self) -> bool {
-        self.bytes[UNCLEAN] != 0
+        self.bytes.get(UNCLEAN_AT) != Some(&0)
     }
 
     /// Flags that are not known and that a writer would have to know.

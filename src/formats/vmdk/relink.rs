@@ -36,7 +36,15 @@ impl Relink for Vmdk {
                 "a flat VMDK has no parent: it has all of the disk itself",
             ));
         }
-        let cid = backing.map_or(Ok(NO_CID), parent_of)?;
+        let cid = match backing {
+            None => NO_CID,
+            // Who does not look at the parent does not know its state; it stays what was recorded.
+            Some(backing) if backing.state.is_none() => {
+                let recorded = session.descriptor().parent_cid();
+                recorded.map_or_else(|| parent_of(backing), Ok)?
+            }
+            Some(backing) => parent_of(backing)?,
+        };
         if let Some(backing) = backing {
             check_name(&backing.name)?;
         }

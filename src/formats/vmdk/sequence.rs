@@ -10,7 +10,7 @@ use libdeflater::{CompressionLvl, Compressor};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::vmdk::create::{DESCRIPTOR, DESCRIPTOR_SECTORS, PER_TABLE, Plan, Shape, TABLE};
-use crate::formats::vmdk::header::{AT_END, Header, SECTOR};
+use crate::formats::vmdk::header::{AT_END, Header, SECTOR, SECTOR_LEN};
 use crate::formats::vmdk::options::Subformat;
 use crate::formats::vmdk::stream::{FOOTER, MARKER};
 use crate::image::compress::{Encoder, Form, Sequence, Unit};
@@ -126,7 +126,7 @@ impl Stream {
             len += len64(part.len());
         }
         let end = len.next_multiple_of(SECTOR);
-        let zeroes = [0; SECTOR as usize];
+        let zeroes = [0; SECTOR_LEN];
         let rest = clamp_len(end - len, usize::MAX);
         out.write_all(&zeroes[..rest]).map_err(fail)?;
         self.sector += end / SECTOR;
@@ -259,11 +259,11 @@ impl Sequence for Stream {
     fn finish(&mut self, out: &mut dyn Write) -> Result<()> {
         self.end_table(0, out)?;
         let mut directory = bytes_of(&self.directory);
-        directory.resize(directory.len().next_multiple_of(SECTOR as usize), 0);
+        directory.resize(directory.len().next_multiple_of(SECTOR_LEN), 0);
         let gd = self.put_marked(DIRECTORY, &directory, out)?;
         let footer = Header::stream(&self.shape, self.overhead, gd);
         self.put_marked(FOOTER, &footer.bytes, out)?;
-        self.put(&[&[0; SECTOR as usize]], out)
+        self.put(&[&[0; SECTOR_LEN]], out)
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::formats::vmdk::header::SECTOR;
+use crate::formats::vmdk::header::{SECTOR, SECTOR_LEN};
 use crate::image::words::{Endian, Words};
 use crate::image::{Run, Source, Wait};
 use crate::storage::Storage;
@@ -52,7 +52,7 @@ impl SeSparse {
     /// # Errors
     /// `WrongFormat`, `Corrupt`, `Unsupported`, naming the field; the host's.
     pub(super) fn open(storage: Arc<dyn Storage>) -> Result<Self> {
-        let mut bytes = [0; SECTOR as usize];
+        let mut bytes = [0; SECTOR_LEN];
         storage.read_at(&mut bytes, 0)?;
         let word = |at: usize| {
             bytes[at..]

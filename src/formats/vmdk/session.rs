@@ -191,7 +191,7 @@ impl Session {
 pub(super) fn new_cid(old: Option<u32>) -> Result<(u32, u128)> {
     loop {
         let random = random::uuid()?.as_u128();
-        let cid = random as u32;
+        let cid = u32::try_from(random & u128::from(u32::MAX)).unwrap_or(0);
         if is_cid(cid) && Some(cid) != old {
             return Ok((cid, random >> 32));
         }

@@ -273,7 +273,7 @@ impl Sparse {
         }
         let order = &self.writer()?.allocator.order;
         let since = order.now();
-        self.storage.write_at(&[1], UNCLEAN as u64)?;
+        self.storage.write_at(&[1], UNCLEAN)?;
         order.settle(since)?;
         self.unclean.store(true, Ordering::Release);
         Ok(())
@@ -315,7 +315,7 @@ impl Sparse {
         let order = &writer.allocator.order;
         order.flush()?;
         if self.is_hosted() {
-            self.storage.write_at(&[0], UNCLEAN as u64)?;
+            self.storage.write_at(&[0], UNCLEAN)?;
             self.unclean.store(false, Ordering::Release);
         }
         match order.policy() {
@@ -336,10 +336,13 @@ impl Sparse {
         }
     }
 
-    /// Drops what is set aside, for changes of the file as a whole.
+    /// Drops what is set aside and what was freed, for changes of the file as a whole, after which
+    /// all is counted anew.  With no request under way.
     pub(super) fn release(&self) -> Result<()> {
         let allocator = self.allocator()?;
-        drop(allocator.release_unused(self));
+        allocator.close(self)?;
+        // What is still kept would be taken from those who got it by the new count.
+        allocator.keep_freed();
         allocator.order.settle_all()
     }
 }

@@ -13,6 +13,8 @@ use crate::util::align::{clamp_len, len64};
 /// Bytes of a grain's marker before its data: the first sector of the disk that it holds, and the
 /// length of the data.
 pub(super) const MARKER: u64 = 12;
+/// The same, as a length in memory.
+pub(super) const MARKER_LEN: usize = 12;
 /// Type of the marker before a footer.
 pub(super) const FOOTER: u32 = 3;
 /// Sectors at the end of a file that has a footer: its marker, itself, the end of the stream.
@@ -131,7 +133,7 @@ impl Packed {
         host: u64,
         out: &mut [u8],
     ) -> Result<()> {
-        let mut marker = [0; MARKER as usize];
+        let mut marker = [0; MARKER_LEN];
         storage.read_at(&mut marker, host)?;
         let (first, len) = marker_of(&marker);
         let wanted = index * (geometry.grain / SECTOR);
@@ -168,7 +170,7 @@ impl Packed {
 }
 
 /// The first sector and the length of a grain, as its marker has them.
-pub(super) fn marker_of(marker: &[u8; MARKER as usize]) -> (u64, u64) {
+pub(super) fn marker_of(marker: &[u8; MARKER_LEN]) -> (u64, u64) {
     let first = marker.first_chunk().copied().map_or(0, u64::from_le_bytes);
     let len = marker.last_chunk().copied().map_or(0, u32::from_le_bytes);
     (first, u64::from(len))

@@ -55,6 +55,8 @@ impl Sparse {
         if let Some(rgd) = &tables.rgd {
             let sector = u32::try_from((host + len) / SECTOR).unwrap_or(u32::MAX);
             rgd.publish(storage, number, &[sector])?;
+            // No table that is read is ever without its copy.
+            writer.allocator.order.settle_all()?;
         }
         tables.publish_table(storage, number, host)
     }

@@ -6,6 +6,7 @@
 //! util      sizes, alignment, ranges, on-disk words
 //! nbd       the NBD protocol: wire, URIs, sockets, TLS
 //! storage   host bytes: files, block devices, memory
+//! container files that hold files: tar, gzip
 //! image     one layer: where a format keeps its guest bytes
 //! formats   one entry per format, and the registry
 //! chain     layers resolved into one disk
@@ -42,6 +43,7 @@
 
 pub mod backend;
 pub mod chain;
+pub mod container;
 pub mod copy;
 pub mod error;
 pub mod formats;

@@ -9,13 +9,15 @@ use crate::chain::reference::search::Search;
 use crate::chain::reference::{Confined, Found, Namer, Trust};
 use crate::chain::{Base, Chain};
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::formats::DRIVERS;
 use crate::formats::refused::REFUSED;
+use crate::formats::{self, DRIVERS};
+use crate::image::contents::Contents;
 use crate::image::open::{OpenOptions, Purpose, WriteOrder};
 use crate::image::options::OptionValues;
 use crate::image::snapshot::Pick;
 use crate::image::{Backing, Driver, Image, probe};
 use crate::nbd::uri::is_uri;
+use crate::storage::Storage;
 use crate::storage::highwater::{HighWater, Watched};
 use crate::storage::open::{Access, StorageOptions, adopt, open_file, open_uri};
 use crate::util::grace::Grace;
@@ -113,6 +115,9 @@ pub struct ChainOptions {
     pub purpose: Purpose,
     /// The internal snapshot of the top layer to show instead of its disk as it is now.
     pub snapshot: Option<Pick>,
+    /// Which disk of a file that holds several is the top layer: its number, counted from 1, or its
+    /// name; `None`: the only one.
+    pub member: Option<OsString>,
     /// Where files are that the top layer names, by the name that it has for them, for an image that
     /// is not in its place yet.
     pub files: Vec<(OsString, PathBuf)>,
@@ -184,6 +189,39 @@ fn refuse_surplus(path: &Path, layers: usize, options: &ChainOptions) -> Result<
     }
     let text = format!("was given {given} parents (--parent), and has {below} images below it");
     Err(Error::invalid(text).at(path))
+}
+
+/// Whether the file at `path` is of a format whose files hold disks.
+///
+/// # Errors
+/// Those of [`open`] for one layer.
+pub fn holds_disks(path: &Path, options: &ChainOptions) -> Result<bool> {
+    let options = ChainOptions {
+        member: None,
+        values: Vec::new(),
+        ..options.clone()
+    };
+    let walk = Walk::new(&options);
+    let seen = walk.look(look(path, options.storage.access)?, &walk.top())?;
+    Ok(formats::container(seen.driver).is_some())
+}
+
+/// What is in the file at `path`, where it is of a format whose files hold disks and no disk of it
+/// is chosen.
+///
+/// # Errors
+/// Those of [`open`] for one layer; a disk that cannot be opened is listed.
+pub fn contents(path: &Path, options: &ChainOptions) -> Result<Option<Contents>> {
+    let walk = Walk::new(options);
+    let seen = walk.look(look(path, options.storage.access)?, &walk.top())?;
+    match formats::container(seen.driver) {
+        Some(container) if options.member.is_none() => {
+            (container.contents)(seen.storage, &seen.options)
+                .at(path)
+                .map(Some)
+        }
+        _ => Ok(None),
+    }
 }
 
 /// As [`open`], the image that `name` leads to from `home`, as the user gave it; messages call it
@@ -273,6 +311,14 @@ pub(in crate::chain) struct Layer {
     pub(in crate::chain) namer: Namer,
 }
 
+/// What holds a layer, looked at and not opened as an image.
+struct Seen {
+    namer: Namer,
+    storage: Arc<dyn Storage>,
+    driver: &'static Driver,
+    options: OpenOptions,
+}
+
 /// What one layer is opened with.
 struct How<'a> {
     storage: StorageOptions,
@@ -283,12 +329,40 @@ struct How<'a> {
     order: WriteOrder,
     purpose: Purpose,
     snapshot: Option<&'a Pick>,
+    member: Option<&'a OsString>,
     files: &'a [(OsString, PathBuf)],
     values: &'a [OsString],
     high_water: Option<&'a Arc<HighWater>>,
 }
 
 impl<'a> Walk<'a> {
+    fn new(options: &'a ChainOptions) -> Self {
+        Self {
+            options,
+            grace: Arc::default(),
+            layers: Vec::new(),
+            search: Search::default(),
+        }
+    }
+
+    /// How the top layer is opened.
+    fn top(&self) -> How<'a> {
+        let options = self.options;
+        How {
+            storage: options.storage,
+            format: options.format,
+            stated: Trust::Stated,
+            probed: Trust::Probed,
+            order: options.order,
+            purpose: options.purpose,
+            snapshot: options.snapshot.as_ref(),
+            member: options.member.as_ref(),
+            files: &options.files,
+            values: &options.values,
+            high_water: options.high_water.as_ref(),
+        }
+    }
+
     /// With the top layer open.
     fn begin(found: Found, options: &'a ChainOptions) -> Result<Self> {
         Self::begin_as(found, options, Trust::Stated)
@@ -296,23 +370,10 @@ impl<'a> Walk<'a> {
 
     /// As `begin`, of an image that is believed as far as `stated` says where its format is stated.
     fn begin_as(found: Found, options: &'a ChainOptions, stated: Trust) -> Result<Self> {
-        let mut walk = Self {
-            options,
-            grace: Arc::default(),
-            layers: Vec::new(),
-            search: Search::default(),
-        };
+        let mut walk = Self::new(options);
         let how = How {
-            storage: options.storage,
-            format: options.format,
             stated,
-            probed: Trust::Probed,
-            order: options.order,
-            purpose: options.purpose,
-            snapshot: options.snapshot.as_ref(),
-            files: &options.files,
-            values: &options.values,
-            high_water: options.high_water.as_ref(),
+            ..walk.top()
         };
         let top = walk.layer(found, &how)?;
         walk.layers.push(top);
@@ -358,7 +419,8 @@ impl<'a> Walk<'a> {
         self.layers.last()?.image.backing()
     }
 
-    fn layer(&self, found: Found, how: &How<'_>) -> Result<Layer> {
+    /// Opens what holds a layer, finds its format, and how it is to be opened.
+    fn look(&self, found: Found, how: &How<'_>) -> Result<Seen> {
         let trust = match how.format {
             Some(_) => how.stated,
             None => how.probed,
@@ -398,9 +460,33 @@ impl<'a> Walk<'a> {
             purpose: how.purpose,
             grace: Arc::clone(&self.grace),
             snapshot: how.snapshot.cloned(),
+            member: how.member.cloned(),
             values: OptionValues::parse(driver.open_options, driver.name, how.values).at(path)?,
         };
-        let mut image = (driver.open)(storage, &image).at(path)?;
+        if how.member.is_some() && formats::container(driver).is_none() {
+            let text = format!(
+                "is one disk, of format '{}' (--member is for files that hold several)",
+                driver.name
+            );
+            return Err(Error::invalid(text).at(path));
+        }
+        Ok(Seen {
+            namer,
+            storage,
+            driver,
+            options: image,
+        })
+    }
+
+    fn layer(&self, found: Found, how: &How<'_>) -> Result<Layer> {
+        let Seen {
+            namer,
+            storage,
+            driver,
+            options,
+        } = self.look(found, how)?;
+        let path = &namer.path;
+        let mut image = (driver.open)(storage, &options).at(path)?;
         if how.snapshot.is_some() && image.as_snapshots().is_none() {
             let text = format!(
                 "images of format '{}' have no internal snapshots",

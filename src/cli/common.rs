@@ -134,6 +134,9 @@ pub struct OpenArgs {
     /// Format of a backing file whose format is not recorded.
     #[arg(long, value_name = "FMT", value_parser = parse_driver)]
     pub backing_format: Option<&'static Driver>,
+    /// Which disk of a file that holds several, as an OVA: its number, counted from 1, or its name.
+    #[arg(long, value_name = "N|NAME")]
+    pub member: Option<OsString>,
     /// Options of the image's format for opening it, such as size_rule=chs for vhd.
     #[arg(long, value_name = "K=V,..")]
     pub open_options: Vec<OsString>,
@@ -245,6 +248,7 @@ impl OpenArgs {
             references,
             remotes: self.remotes(),
             values: self.open_options.clone(),
+            member: self.member.clone(),
             ..ChainOptions::default()
         };
         self.parents.give(&mut options);

@@ -79,9 +79,10 @@ pub struct Args {
 pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     signal::catch()?;
     let parents = &args.open.parents;
-    let a = open(args, &args.first, args.format, parents)?;
+    let [first, second] = members(args)?;
+    let a = open(args, &args.first, args.format, parents, first)?;
     let rest = parents.after(a.chains());
-    let b = open(args, &args.second, args.second_format, &rest)?;
+    let b = open(args, &args.second, args.second_format, &rest, second)?;
     let rest = rest.after(b.chains());
     rest.refuse_any().map_err(|e| coded(Exit::Failed, e))?;
     let allocation = match args.strict {
@@ -106,16 +107,38 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     exit::answer(report(args, globals, outcome), verdict)
 }
 
+/// For which of the two `--member` is: for those that hold disks, of which there is one.
+fn members(args: &Args) -> anyhow::Result<[bool; 2]> {
+    if args.open.member.is_none() {
+        return Ok([false; 2]);
+    }
+    let holds = |path: &Path, format| -> anyhow::Result<bool> {
+        let options = args.open.plan(format, Access::Read);
+        let options = options.map_err(|e| coded(Exit::Failed, e))?;
+        let holds = chain::open::holds_disks(path, &options);
+        holds.map_err(|e| match e.kind() {
+            ErrorKind::Unsupported => e.into(),
+            _ => coded(Exit::NotOpened, e),
+        })
+    };
+    let first = holds(&args.first, args.format)?;
+    let second = holds(&args.second, args.second_format)?;
+    // Where neither does, whoever opens the first says so.
+    Ok([first || !second, second])
+}
+
 fn open(
     args: &Args,
     path: &Path,
     format: Option<&'static Driver>,
     parents: &ParentArgs,
+    takes_member: bool,
 ) -> anyhow::Result<Joined> {
     let mut options = args
         .open
         .plan(format, Access::Read)
         .map_err(|e| coded(Exit::Failed, e))?;
+    options.member = options.member.filter(|_| takes_member);
     if let Some(caching) = args.cache.caching() {
         options.storage.caching = caching;
     }

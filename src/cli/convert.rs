@@ -11,12 +11,16 @@ use crate::cli::create::creator;
 use crate::cli::exit::{Exit, usage};
 use crate::cli::{Globals, hints, signal};
 use crate::copy::{Joined, MAX_WORKERS, Scan, default_workers};
+use crate::formats;
+use crate::formats::profiles::{self, Profile};
 use crate::image::Driver;
 use crate::image::options::OptionValues;
 use crate::output;
 
+mod assemble;
 mod options;
 mod place;
+mod sealed;
 mod source;
 mod stream;
 
@@ -32,6 +36,9 @@ EXAMPLES:
   vdtool convert -c -o compression_type=zstd disk.raw disk.qcow2
   vdtool convert -c -O qcow2 disk.raw - | ssh host 'cat > disk.qcow2'
   vdtool convert -n disk.vhd /dev/sdb
+  vdtool convert --member 2 appliance.ova disk.qcow2
+  vdtool convert --for azure disk.qcow2 azure.vhd
+  vdtool convert -o cpus=2,memory=4G,network='VM Network' system.qcow2 data.vhd appliance.ova
 
 The new image is written beside its name and renamed into place once it is whole; of a file that it
 replaces it keeps owner, mode, access control list and user attributes, and other names (hard links)
@@ -49,6 +56,18 @@ job that is stuck, one that comes a second later is the end.
 
 What comes from stdin (-) is raw. Where it begins or ends as an image in some format, it is refused;
 -f raw takes its bytes as they are.
+
+APPLIANCES:
+  A disk of an OVA, or beside an OVF, is read where it is: nothing is unpacked. Where there are
+  several, --member says which; info lists them. Where there is a manifest, the digests of the
+  descriptor and of what holds the disk are compared meanwhile: another one is an error, and nothing
+  new is under the target's name. --no-manifest leaves that out.
+
+  With -O ova each source becomes a disk, in order, and nothing is joined: streamOptimized VMDK, behind
+  a descriptor and a manifest, in the order that importers want. The file is written once; to stdout,
+  where sizes and digests must be known first, each source is read and compressed twice. -o describes
+  the machine; --ovf takes a descriptor of one's own, of which the disks have the capacities of the
+  sources.
 
 COMPRESSION:
   With -c whole clusters are compressed, on all cores; those that do not shrink are stored as they
@@ -74,7 +93,7 @@ EXIT STATUS:
   129, 130, 143  stopped by SIGHUP, SIGINT, SIGTERM";
 
 /// Arguments of `convert`.
-#[derive(Debug, Default, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 #[command(
     after_long_help = HELP,
     override_usage = "vdtool convert [OPTIONS] SRC.. DST\n       vdtool convert -O FMT -o help"
@@ -86,6 +105,10 @@ pub struct Args {
     /// Format of the target; without it the extension decides, else it is raw.
     #[arg(short = 'O', long, value_name = "FMT", value_parser = parse_driver)]
     pub target_format: Option<&'static Driver>,
+    /// Make what this place takes: sets the format and options of the target, before those of -o;
+    /// lint tells what it takes.
+    #[arg(long = "for", value_name = "NAME", value_parser = profiles::named)]
+    pub place: Option<&'static Profile>,
     /// Options of the target's format; "help" lists them.
     #[arg(short = 'o', long, alias = "target-options", value_name = "K=V,..")]
     pub options: Vec<OsString>,
@@ -126,6 +149,12 @@ pub struct Args {
     /// Write zeroes for what cannot be read, say where, and go on.
     #[arg(long)]
     pub salvage: bool,
+    /// Do not compare the sources with the digests that a manifest has of them.
+    #[arg(long)]
+    pub no_manifest: bool,
+    /// With -O ova: a descriptor of one's own; the sizes of its files are replaced.
+    #[arg(long, value_name = "FILE")]
+    pub ovf: Option<PathBuf>,
     /// Copy dirty bitmaps, in formats that have them.
     #[arg(long)]
     pub bitmaps: bool,
@@ -187,11 +216,23 @@ impl Args {
 /// # Errors
 /// Whatever keeps it from being done; what was under the target's name is then still there.
 pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
+    let args = &for_place(args)?;
     let target = args.files.last().map(PathBuf::as_path);
     if OptionValues::ask_for_help(&args.options) {
         let driver = helped_driver(args.target_format, target, globals)?;
-        creator(driver)?;
-        print(|out| Ok(output::options::table(out, driver, hints::OPTIONS)?))?;
+        let assembler = assemble::assembler(driver);
+        if assembler.is_none() {
+            creator(driver)?;
+        }
+        let options = assembler.map(|a| a.options);
+        print(|out| {
+            Ok(output::options::table(
+                out,
+                driver,
+                options,
+                hints::OPTIONS,
+            )?)
+        })?;
         return Ok(Exit::Done);
     }
     let Some((target, sources)) = args.files.split_last().filter(|(_, s)| !s.is_empty()) else {
@@ -200,10 +241,27 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
         ));
     };
     if let Some(sink) = stream::Sink::of(target)? {
-        stream::send(args, sources, sink, globals)?;
+        let driver = args.target_format.unwrap_or(formats::PLAIN);
+        match assemble::assembler(driver) {
+            None => {
+                refuse_description(args, driver)?;
+                stream::send(args, sources, sink, globals)?;
+            }
+            Some(assembler) => {
+                let to = assemble::To::Stream(sink);
+                assemble::convert(args, driver, assembler, sources, to, globals)?;
+            }
+        }
         return Ok(Exit::Done);
     }
     let driver = target_driver(args.target_format, target, globals)?;
+    if let Some(assembler) = assemble::assembler(driver) {
+        signal::catch()?;
+        let to = assemble::To::File(target);
+        assemble::convert(args, driver, assembler, sources, to, globals)?;
+        return Ok(Exit::Done);
+    }
+    refuse_description(args, driver)?;
     options::refuse(args, driver)?;
     signal::catch()?;
     match sources {
@@ -229,6 +287,36 @@ pub(super) fn write(
 ) -> anyhow::Result<()> {
     options::refuse(args, driver)?;
     place::convert(args, sources, driver, target, globals)
+}
+
+/// The arguments, with what the place they are for asks for.
+fn for_place(args: &Args) -> anyhow::Result<Args> {
+    let mut args = args.clone();
+    let Some(place) = args.place else {
+        return Ok(args);
+    };
+    let driver = formats::named(place.format)?;
+    if let Some(other) = args.target_format.filter(|other| *other != driver) {
+        return Err(usage(format!(
+            "--for {} makes format '{}', and -O says '{}'",
+            place.name, driver.name, other.name
+        )));
+    }
+    args.target_format = Some(driver);
+    // The last one of an option counts.
+    let options = place.options.iter().map(OsString::from);
+    args.options = options.chain(args.options).collect();
+    Ok(args)
+}
+
+fn refuse_description(args: &Args, driver: &Driver) -> anyhow::Result<()> {
+    match args.ovf {
+        None => Ok(()),
+        Some(_) => Err(usage(format!(
+            "--ovf is not for format '{}', which has one disk",
+            driver.name
+        ))),
+    }
 }
 
 fn is_stream(path: &Path) -> bool {

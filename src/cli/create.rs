@@ -118,7 +118,7 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     if OptionValues::ask_for_help(&args.options) {
         let driver = helped_driver(args.format, args.file.as_deref(), globals)?;
         creator(driver)?;
-        print(|out| Ok(output::options::table(out, driver, hints::OPTIONS)?))?;
+        print(|out| Ok(output::options::table(out, driver, None, hints::OPTIONS)?))?;
         return Ok(Exit::Done);
     }
     let Some(file) = &args.file else {

@@ -18,6 +18,7 @@ EXAMPLES:
   vdtool info disk.vhd
   vdtool info --output json disk.vhd | jq '.\"virtual-size\"'
   vdtool info --backing-chain child.vhd
+  vdtool info --member 2 appliance.ova
 
 EXIT STATUS:
   0   done
@@ -61,6 +62,16 @@ pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
         purpose: Purpose::Describe,
         ..args.open.plan(args.format, Access::Read)?
     };
+    if let Some(contents) = chain::open::contents(&args.file, &options)? {
+        print(|out| {
+            match args.output.output {
+                OutputFormat::Human => output::contents::human(out, &contents)?,
+                OutputFormat::Json => output::contents::json(out, &contents)?,
+            }
+            Ok(())
+        })?;
+        return Ok(Exit::Done);
+    }
     let chain = chain::open::open(&args.file, &options)?;
     let layers = describe(&chain)?;
     print(|out| {

@@ -80,7 +80,7 @@ pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
     let driver = args.target_format.unwrap_or(formats::PLAIN);
     let creator = creator(driver)?;
     if OptionValues::ask_for_help(&args.options) {
-        print(|out| Ok(output::options::table(out, driver, hints::OPTIONS)?))?;
+        print(|out| Ok(output::options::table(out, driver, None, hints::OPTIONS)?))?;
         return Ok(Exit::Done);
     }
     let source = source(args)?;

@@ -33,6 +33,7 @@ pub mod info;
 pub mod interrupt;
 pub mod io;
 pub mod kept;
+pub mod lint;
 pub mod map;
 pub mod measure;
 mod patient;
@@ -148,6 +149,8 @@ pub enum Command {
     Compact(compact::Args),
     /// Show which images lie below which, and what is wrong between them.
     Chain(chain::Args),
+    /// Tell what of an image another place would refuse.
+    Lint(lint::Args),
     /// List the extents of a disk.
     Map(map::Args),
     /// Compare two disks.
@@ -227,6 +230,7 @@ fn run(command: &Command, globals: &Globals) -> anyhow::Result<Exit> {
         Command::Check(args) => check::run(args, globals),
         Command::Compact(args) => compact::run(args, globals),
         Command::Chain(args) => chain::run(args, globals),
+        Command::Lint(args) => lint::run(args, globals),
         Command::Map(args) => map::run(args, globals),
         Command::Compare(args) => compare::run(args, globals),
         Command::Measure(args) => measure::run(args, globals),

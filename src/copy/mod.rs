@@ -4,6 +4,7 @@
 //! for its extents, what is to be done with each is decided by a pure function, and only then bytes
 //! move.  Memory is bounded by the number of workers, whatever the size of the disk.
 
+pub mod assemble;
 pub mod bitmaps;
 pub mod commit;
 pub mod compact;

@@ -1,5 +1,7 @@
 //! One entry per format, and the registry.
 
+pub mod ova;
+pub mod profiles;
 pub mod qcow2;
 pub mod raw;
 pub mod refused;
@@ -10,12 +12,15 @@ pub mod vmdk;
 
 use crate::error::{Error, Result};
 use crate::image::Driver;
+use crate::image::contents::Container;
 
 /// Every format, best first; `raw` last, because it accepts anything.
 pub static DRIVERS: &[&Driver] = &[
     &qcow2::DRIVER,
     &vhd::DRIVER,
     &vdi::DRIVER,
+    &ova::DRIVER,
+    &ova::LOOSE,
     &vmdk::DRIVER,
     &vhdx::DRIVER,
     &raw::DRIVER,
@@ -23,6 +28,12 @@ pub static DRIVERS: &[&Driver] = &[
 
 /// The format of what nothing says it has another.
 pub static PLAIN: &Driver = &raw::DRIVER;
+
+/// How the disks in files of `driver`'s format are listed; `None` for a format of disks.
+pub fn container(driver: &Driver) -> Option<&'static Container> {
+    let mut containers = ova::CONTAINERS.iter();
+    containers.find(|container| container.driver == driver)
+}
 
 /// The driver called `name`, by its name or an alias.
 pub fn by_name(name: &str) -> Option<&'static Driver> {

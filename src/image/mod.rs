@@ -16,12 +16,14 @@ use crate::storage::{Limits, Storage, Zeroing};
 use crate::util::progress::Watcher;
 
 pub mod amend;
+pub mod assemble;
 pub mod be64;
 pub mod bitmap;
 pub mod check;
 pub mod codec;
 pub mod compact;
 pub mod compress;
+pub mod contents;
 pub mod create;
 pub mod driver;
 pub mod flat;
@@ -419,6 +421,11 @@ pub trait Image: fmt::Debug + Send + Sync {
     }
     /// Making, applying and deleting internal snapshots, where the format has them.
     fn as_snapshots(&mut self) -> Option<&mut dyn Snapshots> {
+        None
+    }
+    /// What was recorded of the bytes that it is kept in, where something was: whoever reads the
+    /// whole disk compares them.
+    fn sealed(&self) -> Option<&dyn contents::Sealed> {
         None
     }
     /// Storing clusters compressed.

@@ -1,6 +1,6 @@
 //! What an image is opened with.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::sync::Arc;
 
@@ -60,6 +60,8 @@ pub struct OpenOptions {
     pub grace: Arc<Grace>,
     /// The internal snapshot to show instead of the disk as it is now; read-only.
     pub snapshot: Option<Pick>,
+    /// Which disk of a file that holds several: its number, counted from 1, or its name.
+    pub member: Option<OsString>,
     /// Options of the format, checked against its `open_options`.
     pub values: OptionValues,
 }

@@ -92,7 +92,7 @@ fn backing_name(backing: &Backing, info: &ImageInfo) -> String {
 }
 
 /// One row for a plain value, one for each member of anything larger.
-fn spread(facts: &mut Vec<(String, String)>, label: &str, value: &Value) {
+pub(super) fn spread(facts: &mut Vec<(String, String)>, label: &str, value: &Value) {
     match value {
         Value::Object(members) => {
             for (key, member) in members {

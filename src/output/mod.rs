@@ -6,8 +6,10 @@
 pub mod bar;
 pub mod chain;
 pub mod check;
+pub mod contents;
 pub mod info;
 pub mod json;
+pub mod lint;
 pub mod map;
 pub mod options;
 pub mod serve;

@@ -6,13 +6,19 @@ use crate::image::Driver;
 use crate::image::options::OptionSpec;
 use crate::output::table;
 
-/// Writes the options that `driver` takes, and those that every new file takes: name, type, default
+/// Writes the options that `driver` takes, those of `instead` where it has no images of its own, and those that every new file takes: name, type, default
 /// and meaning.
 ///
 /// # Errors
 /// The writer's.
-pub fn table(out: &mut dyn Write, driver: &Driver, files: &[OptionSpec]) -> io::Result<()> {
+pub fn table(
+    out: &mut dyn Write,
+    driver: &Driver,
+    instead: Option<&[OptionSpec]>,
+    files: &[OptionSpec],
+) -> io::Result<()> {
     let creation = driver.creator.as_ref().map_or(&[][..], |c| c.options);
+    let creation = instead.unwrap_or(creation);
     let compressing = driver.creator.as_ref().and_then(|c| c.compress);
     let compressing = compressing.unwrap_or_default();
     let opening: Vec<OptionSpec> = (driver.open_options.iter().copied())
@@ -70,7 +76,7 @@ mod tests {
     #[test]
     fn every_option_of_a_format_is_listed_with_type_default_and_meaning() {
         let mut out = Vec::new();
-        table(&mut out, &raw::DRIVER, &[]).expect("memory has room");
+        table(&mut out, &raw::DRIVER, None, &[]).expect("memory has room");
         let text = String::from_utf8(out).expect("is text");
         let row = text.lines().find(|l| l.starts_with("preallocation"));
         let row = row.expect("raw has it");

@@ -30,6 +30,7 @@ pub mod nbd;
 pub mod open;
 mod positioned;
 pub mod syncs;
+pub mod window;
 
 pub use identity::HostId;
 

@@ -2,6 +2,7 @@
 
 pub mod align;
 pub mod buf;
+pub mod digest;
 pub mod grace;
 pub mod progress;
 pub mod random;

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use vdtool::chain::{Base, Chain};
-use vdtool::formats::DRIVERS;
+use vdtool::container::gzip::Gunzipped;
+use vdtool::container::tar;
+use vdtool::formats::{DRIVERS, container};
 use vdtool::image::bitmap::Recording;
 use vdtool::image::check::{Repair, Report};
 use vdtool::image::open::{OpenOptions, Purpose};
@@ -19,6 +21,8 @@ use vdtool::util::progress::Silent;
 
 /// Longer inputs are let go: what they add is time.
 const MAX_INPUT: usize = 1 << 20;
+/// Most bytes that a compressed input may come to.
+const MOST_UNZIPPED: u64 = 8 << 20;
 /// Extents looked at.
 const MAX_EXTENTS: usize = 2000;
 /// Bytes read or written at a time.
@@ -41,11 +45,34 @@ pub(crate) fn exercise(bytes: &[u8]) {
         len: bytes.len() as u64,
         extension: None,
     };
+    parse(bytes);
     for driver in DRIVERS.iter().filter(|d| (d.probe)(&input) > 1) {
         read(driver, bytes);
         check(driver, bytes);
         write(driver, bytes);
         change(driver, bytes);
+    }
+}
+
+/// Reads them as what holds files.
+fn parse(bytes: &[u8]) {
+    let storage = memory(bytes);
+    if let Ok(members) = tar::members(&*storage) {
+        for member in members {
+            assert!(member.data.start <= member.data.end && member.data.end <= storage.size());
+        }
+    }
+    if let Ok(unzipped) = Gunzipped::open(storage, MOST_UNZIPPED) {
+        let mut buf = vec![0; PIECE];
+        for at in places(unzipped.size()) {
+            unzipped.read_at(&mut buf, at).expect("was read before");
+        }
+    }
+    for driver in DRIVERS {
+        if let Some(container) = container(driver) {
+            let options = OpenOptions::default();
+            let _ = (container.contents)(memory(bytes), &options);
+        }
     }
 }
 

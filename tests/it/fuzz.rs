@@ -71,7 +71,54 @@ fn samples() -> Vec<Vec<u8>> {
         chain.close().expect("closes");
         samples.push(disk.memory()[0].to_bytes());
     }
+    samples.extend(packages(&samples[0]));
     samples
+}
+
+/// Packages with that image in them: as it is, compressed, and the parts by themselves.
+fn packages(image: &[u8]) -> Vec<Vec<u8>> {
+    let package = |name: &str, more: &str, disk: &[u8]| {
+        let ovf = format!(
+            "<?xml version=\"1.0\"?><Envelope xmlns=\"http://schemas.dmtf.org/ovf/envelope/1\" \
+             xmlns:ovf=\"http://schemas.dmtf.org/ovf/envelope/1\"><References><File ovf:id=\"f\" \
+             ovf:href=\"{name}\" ovf:size=\"{}\" {more}/></References><DiskSection><Info/><Disk \
+             ovf:diskId=\"d\" ovf:fileRef=\"f\" ovf:capacity=\"100\" \
+             ovf:capacityAllocationUnits=\"byte * 2^10\"/></DiskSection></Envelope>",
+            disk.len()
+        );
+        let manifest = format!("SHA256({name})= {}\nSHA1(x.ovf)= 00", "ab".repeat(32));
+        let members = [
+            ("x.ovf", ovf.as_bytes()),
+            ("x.mf", manifest.as_bytes()),
+            (name, disk),
+        ];
+        let mut bytes = Vec::new();
+        for (name, data) in members {
+            let header = vdtool::container::tar::write::header(name, data.len() as u64);
+            bytes.extend(header.expect("is small"));
+            bytes.extend(data);
+            bytes.resize(bytes.len().next_multiple_of(512), 0);
+        }
+        bytes.resize(bytes.len() + 1024, 0);
+        (bytes, ovf.into_bytes())
+    };
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut encoder, image).expect("has room");
+    let packed = encoder.finish().expect("has room");
+    let (plain, ovf) = package("a.qcow2", "", image);
+    let (compressed, _) = package("a.gz", "ovf:compression=\"gzip\"", &packed);
+    vec![plain, compressed, ovf, packed]
+}
+
+/// Gives headers of tar the sums that they should have, so that what is behind them is looked at.
+fn sum_again(bytes: &mut [u8]) {
+    for block in bytes.chunks_exact_mut(512) {
+        if block[257..262] == *b"ustar" {
+            block[148..156].fill(b' ');
+            let sum: u32 = block.iter().map(|b| u32::from(*b)).sum();
+            block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        }
+    }
 }
 
 /// Changes a few things, near the start of a cluster more often than elsewhere.
@@ -156,6 +203,9 @@ fn inputs() {
         }
         let mut bytes = samples[rng.usize(0..samples.len())].clone();
         mutate(&mut rng, &mut bytes, &samples);
+        if rng.u8(0..8) > 0 {
+            sum_again(&mut bytes);
+        }
         let result = std::panic::catch_unwind(|| exercise(&bytes));
         if let Err(panic) = result {
             let path = std::env::temp_dir().join("vdtool-fuzz-input");

@@ -121,7 +121,6 @@ fn every_name_of_such_a_format_is_answered_by_the_format() {
         "cue",
         "android-cow",
         "android-sparse",
-        "ova",
     ];
     for name in contract {
         assert!(refused::by_name(name).is_some(), "{name}");
@@ -237,14 +236,8 @@ fn samples() -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
             0xed26_ff3a_u32.to_le_bytes().to_vec(),
             vec![],
         ),
-        ("ova", with_sum(tar), vec![]),
         ("xva", with_sum(xva), vec![]),
         ("tar", with_sum(plain), vec![]),
-        (
-            "ovf",
-            format!("{xml}<Envelope xmlns=\"http://schemas.dmtf.org/ovf/envelope/1\">").into(),
-            vec![],
-        ),
         ("asif", head(b"shdw\0\0\0\x01\0\0\x02\0"), vec![]),
         ("sparseimage", head(b"sprs\0\0\0\x03"), vec![]),
         ("vma", head(b"VMA\0\0\0\0\x01"), vec![]),

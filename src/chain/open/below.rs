@@ -69,6 +69,7 @@ impl<'a> Walk<'a> {
                 Purpose::Use | Purpose::Check => Purpose::Use,
             },
             snapshot: None,
+            member: None,
             files: &[],
             values: match is_alike {
                 true => &self.options.values,

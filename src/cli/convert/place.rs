@@ -12,7 +12,7 @@ use crate::cli::backing;
 use crate::cli::cache::CacheMode;
 use crate::cli::common::ParentArgs;
 use crate::cli::convert::options::{Given, given};
-use crate::cli::convert::{Args, stream};
+use crate::cli::convert::{Args, sealed, stream};
 use crate::cli::create::{self, Generic, creator};
 use crate::cli::exit::{complain, usage};
 use crate::cli::hints::Hints;
@@ -121,13 +121,13 @@ pub(super) fn convert(
         hints,
     };
     let below = backing.as_ref().map(|b| &b.disk);
-    let done = match options.in_order {
+    let done = sealed::beside(args, sources, || match options.in_order {
         true => place.write_in_order(&options, sources, below),
         false => {
             let created = place.create(&mut options);
             created.and_then(|()| place.fill(sources, below))
         }
-    };
+    });
     done.map_err(|e| named(e, &new))?;
     Ok(create::commit(
         new,
@@ -174,7 +174,7 @@ fn in_place(
         files: Vec::new(),
         hints: Hints::default(),
     };
-    place.fill(sources, None)
+    sealed::beside(args, sources, || place.fill(sources, None))
 }
 
 impl Place<'_> {
@@ -458,7 +458,7 @@ impl Losses {
 }
 
 /// The error about what the user named, not about the temporary file.
-fn named(error: anyhow::Error, target: &Target) -> anyhow::Error {
+pub(super) fn named(error: anyhow::Error, target: &Target) -> anyhow::Error {
     match error.downcast::<Error>() {
         Ok(error) => target.name(error).into(),
         Err(error) => error,

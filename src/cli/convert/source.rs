@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use crate::chain;
+use crate::chain::{self, Chain};
 use crate::cli::convert::{Args, is_stream};
 use crate::cli::exit::usage;
 use crate::copy::Joined;
@@ -15,6 +15,11 @@ use crate::util::text::{printable, split_equals};
 
 /// Opens the sources and joins them.
 pub(super) fn open(args: &Args, paths: &[PathBuf]) -> anyhow::Result<Joined> {
+    Ok(Joined::new(open_each(args, paths)?)?)
+}
+
+/// Opens the sources.
+pub(super) fn open_each(args: &Args, paths: &[PathBuf]) -> anyhow::Result<Vec<Chain>> {
     if paths.iter().any(|p| is_stream(p)) {
         return Err(usage("- (stdin) cannot be joined with other sources"));
     }
@@ -27,7 +32,7 @@ pub(super) fn open(args: &Args, paths: &[PathBuf]) -> anyhow::Result<Joined> {
     for path in paths {
         chains.push(chain::open::open_next(path, &mut options)?);
     }
-    Ok(Joined::new(chains)?)
+    Ok(chains)
 }
 
 /// A snapshot as qemu-img's users name it: by id or name, or `snapshot.id=ID,snapshot.name=NAME`.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::chain::{Base, Chain};
 use crate::cli::convert::options::{codec_options, given, refuse};
-use crate::cli::convert::{Args, is_stream, place, source};
+use crate::cli::convert::{Args, is_stream, place, sealed, source};
 use crate::cli::create::creator;
 use crate::cli::exit::{self, usage};
 use crate::cli::patient::Patient;
@@ -20,6 +20,7 @@ use crate::error::Error;
 use crate::formats;
 use crate::formats::refused::REFUSED;
 use crate::image::Driver;
+use crate::image::compress::Sequence;
 use crate::image::create::CreateOptions;
 use crate::image::open::OpenOptions;
 use crate::image::options::OptionValues;
@@ -54,7 +55,7 @@ impl Sink {
         }
     }
 
-    fn open(self) -> anyhow::Result<std::fs::File> {
+    pub(super) fn open(self) -> anyhow::Result<std::fs::File> {
         match self {
             Self::Pipe(file) => Ok(file),
             Self::Stdout => {
@@ -108,12 +109,9 @@ pub(super) fn send(
     let salvage = |at: u64, len: u64, e: &Error| lost.warn(at, len, e);
     let salvage = args.salvage.then_some(&salvage as &Lost<'_>);
     let closed = AtomicBool::new(false);
-    let out = Output {
-        file,
-        closed: &closed,
-    };
+    let out = Output::new(file, &closed);
     let mut out = BufWriter::with_capacity(BUFFER, out);
-    let sent = match sequence {
+    let sent = sealed::beside(args, &sources, || match sequence {
         None => {
             let bar = progress::start("convert", sources.len(), &args.progress, globals);
             let sent = stream::send(&sources, &mut out, args.workers(), salvage, &bar);
@@ -130,7 +128,7 @@ pub(super) fn send(
             let create = place::create_options(args, &given.new, driver, name, size, None)?;
             image.write(&create, &sources, &mut out, salvage, globals)
         }
-    };
+    });
     sent.map_err(|e| match closed.load(Ordering::Relaxed) {
         true => exit::NobodyReads.into(),
         false => e,
@@ -141,9 +139,15 @@ pub(super) fn send(
 
 /// A stream, which remembers whether whoever read it has left: the source may be lost by a
 /// broken pipe as well.
-struct Output<'a> {
+pub(super) struct Output<'a> {
     file: std::fs::File,
     closed: &'a AtomicBool,
+}
+
+impl<'a> Output<'a> {
+    pub(super) fn new(file: std::fs::File, closed: &'a AtomicBool) -> Self {
+        Self { file, closed }
+    }
 }
 
 impl Write for Output<'_> {
@@ -177,6 +181,16 @@ impl Image<'_> {
         salvage: Option<&Lost<'_>>,
         globals: &Globals,
     ) -> anyhow::Result<()> {
+        let mut sequence = self.plan(create, sources)?;
+        self.send(&mut *sequence, sources, out, salvage, globals)
+    }
+
+    /// Plans it; the same plan may be written more than once.
+    pub(super) fn plan(
+        &self,
+        create: &CreateOptions,
+        sources: &Joined,
+    ) -> anyhow::Result<Box<dyn Sequence>> {
         let (args, driver) = (self.args, self.driver);
         let sequence = creator(driver)?.sequence.ok_or_else(|| {
             let text = format!("format '{}' is not written in order", driver.name);
@@ -184,22 +198,43 @@ impl Image<'_> {
         })?;
         let values = OptionValues::parse(codec_options(driver), driver.name, self.compress);
         let values = values.map_err(usage)?;
+        let options = self.options(None);
+        let cluster = (creator(driver)?.cluster_size)(create)?;
         let options = Convert {
-            workers: args.workers(),
-            scan: args.scan(),
+            // Whatever is lost, there is room for it.
+            salvage: args.salvage.then_some(&|_, _, _| {}),
+            ..options
+        };
+        let bar = progress::hidden("convert", sources.len());
+        let most = copy::sequence::most_clusters(sources, cluster, &options, &bar)?;
+        let compress = args.compress || !self.compress.is_empty();
+        Ok(sequence(create, most, compress.then_some(&values))?)
+    }
+
+    pub(super) fn send(
+        &self,
+        sequence: &mut dyn Sequence,
+        sources: &Joined,
+        out: &mut (dyn Write + Send),
+        salvage: Option<&Lost<'_>>,
+        globals: &Globals,
+    ) -> anyhow::Result<()> {
+        let total = copy::sequence::total(sources);
+        let bar = progress::start("convert", total, &self.args.progress, globals);
+        copy::send_image(sources, sequence, out, &self.options(salvage), &bar)?;
+        bar.finish();
+        Ok(())
+    }
+
+    fn options<'a>(&self, salvage: Option<&'a Lost<'a>>) -> Convert<'a> {
+        Convert {
+            workers: self.args.workers(),
+            scan: self.args.scan(),
             before: Before::Zeroes,
             backing: None,
             salvage,
-            rate: args.rate(),
-        };
-        let total = copy::sequence::total(sources);
-        let bar = progress::start("convert", total, &args.progress, globals);
-        let cluster = (creator(driver)?.cluster_size)(create)?;
-        let most = copy::sequence::most_clusters(sources, cluster, &options, &bar)?;
-        let mut sequence = sequence(create, most, args.compress.then_some(&values))?;
-        copy::send_image(sources, &mut *sequence, out, &options, &bar)?;
-        bar.finish();
-        Ok(())
+            rate: self.args.rate(),
+        }
     }
 }
 

@@ -10,10 +10,7 @@ use crate::image::probe::{ProbeInput, Refused};
 mod bytes;
 mod others;
 
-use bytes::{
-    ends, is_android_cow, is_cue, is_parallels_descriptor, is_tar, is_xml, mentions, short, starts,
-    tar_name, word_be,
-};
+use bytes::{ends, is_android_cow, is_cue, is_parallels_descriptor, short, starts, word_be};
 use others::OTHERS;
 
 /// Formats of virtual disks.
@@ -77,12 +74,6 @@ static DISKS: &[Refused] = &[
         "Android sparse image",
         |i| short(i, &[0x3a, 0xff, 0x26, 0xed]),
     ),
-    row("ova", &[], &["ova"], "appliance in a tar file", |i| {
-        is_tar(i) && tar_name(i).to_ascii_lowercase().ends_with(b".ovf")
-    }),
-    row("ovf", &[], &["ovf"], "description of an appliance", |i| {
-        is_xml(i) && mentions(i, "schemas.dmtf.org/ovf/envelope/")
-    }),
     row("asif", &[], &["asif"], "Apple sparse image", |i| {
         starts(i, b"shdw") && word_be(i, 4) == Some(1)
     }),

@@ -15,6 +15,7 @@ use crate::image::Driver;
 use crate::image::options::OptionValues;
 use crate::output;
 
+mod damage;
 mod options;
 mod place;
 mod source;

@@ -1,5 +1,6 @@
 //! One entry per format, and the registry.
 
+pub mod cue;
 pub mod qcow2;
 pub mod raw;
 pub mod refused;
@@ -10,7 +11,13 @@ use crate::error::{Error, Result};
 use crate::image::Driver;
 
 /// Every format, best first; `raw` last, because it accepts anything.
-pub static DRIVERS: &[&Driver] = &[&qcow2::DRIVER, &vhd::DRIVER, &vdi::DRIVER, &raw::DRIVER];
+pub static DRIVERS: &[&Driver] = &[
+    &qcow2::DRIVER,
+    &vhd::DRIVER,
+    &vdi::DRIVER,
+    &cue::DRIVER,
+    &raw::DRIVER,
+];
 
 /// The format of what nothing says it has another.
 pub static PLAIN: &Driver = &raw::DRIVER;

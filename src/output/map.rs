@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::chain::{Chain, Extent, State};
 use crate::image::{Image, Role};
 use crate::output::{json, table};
+use crate::util::align::len64;
 
 /// Writes extents as lines for people.
 #[derive(Debug)]
@@ -30,8 +31,32 @@ struct Layer {
     size: u64,
     /// Bytes are stored as they are, so that an offset means something to others.
     offsets: bool,
+    /// Where sectors lie that a disk is a part of.
+    sectors: Option<SectorMap>,
     /// Space is given bit by bit, so that what has some is worth telling even where it is a hole.
     allocates: bool,
+}
+
+/// Where sectors lie of which each gives the disk some bytes.
+#[derive(Debug)]
+struct SectorMap {
+    /// Offset of the first.
+    host: u64,
+    /// Bytes that each takes.
+    stored: u64,
+    /// Bytes that each gives.
+    unit: u64,
+}
+
+impl SectorMap {
+    fn of(image: &dyn Image) -> Option<Self> {
+        let track = image.as_disc()?.track()?;
+        Some(Self {
+            host: track.body().next()?.stored?.host,
+            stored: len64(track.mode.len()),
+            unit: image.caps().encoded?,
+        })
+    }
 }
 
 /// Where in which file an extent lies.
@@ -158,6 +183,7 @@ fn layers(chain: &Chain, name: fn(&Path) -> String) -> Vec<Layer> {
         data: data_file(image).map(name),
         size: image.virtual_size(),
         offsets: image.caps().host_offsets,
+        sectors: SectorMap::of(image),
         allocates: image.cluster_size().is_some(),
     };
     chain.layers().iter().map(|image| layer(&**image)).collect()
@@ -165,13 +191,20 @@ fn layers(chain: &Chain, name: fn(&Path) -> String) -> Vec<Layer> {
 
 /// The path of an external data file, which then holds all of a disk's bytes.
 fn data_file(image: &dyn Image) -> Option<&Path> {
+    if let Some(disc) = image.as_disc() {
+        let stored = disc.track()?.body().next()?.stored?;
+        return disc.file(stored.file)?.path();
+    }
     let mut parts = image.parts().into_iter();
     parts.find(|p| p.role == Role::Data)?.storage.path()
 }
 
 fn place<'f>(layers: &'f [Layer], extent: &Extent) -> Option<Place<'f>> {
-    let host = extent.host?;
-    let layer = layers.get(extent.depth).filter(|l| l.offsets)?;
+    let layer = layers.get(extent.depth)?;
+    let host = match &layer.sectors {
+        Some(map) => map.host + extent.start / map.unit * map.stored,
+        None => extent.host.filter(|_| layer.offsets)?,
+    };
     let file = layer.data.as_deref().or(layer.file.as_deref())?;
     Some(Place { host, file })
 }

@@ -10,7 +10,7 @@ use crate::chain::{self, Chain, HostFile};
 use crate::cli::backing;
 use crate::cli::cache::CacheMode;
 use crate::cli::common::ParentArgs;
-use crate::cli::convert::Args;
+use crate::cli::convert::{Args, damage};
 use crate::cli::convert::options::{Given, given};
 use crate::cli::create::{self, Generic, creator};
 use crate::cli::exit::{complain, usage};
@@ -245,11 +245,13 @@ impl Place<'_> {
         };
         let total = copy::convert::total(sources, &chain, self.before);
         let bar = progress::start("convert", total, &self.args.progress, self.globals);
-        match self.args.compress {
-            true => copy::compress(sources, &chain, &options, &bar)?,
-            false => copy::convert(sources, &chain, &options, &bar)?,
-        }
+        let copied = match self.args.compress {
+            true => copy::compress(sources, &chain, &options, &bar),
+            false => copy::convert(sources, &chain, &options, &bar),
+        };
+        copied.map_err(|e| damage::explained(e, sources))?;
         bar.finish();
+        damage::tell(sources);
         if self.given_space {
             keep_space(&chain)?;
         }

@@ -8,6 +8,7 @@ use crate::chain;
 use crate::cli::convert::{Args, is_stream};
 use crate::cli::exit::usage;
 use crate::copy::Joined;
+use crate::image::open::Damaged;
 use crate::image::options::split_commas;
 use crate::image::snapshot::Pick;
 use crate::storage::open::Access;
@@ -21,6 +22,9 @@ pub(super) fn open(args: &Args, paths: &[PathBuf]) -> anyhow::Result<Joined> {
     let mut options = args.open.plan(args.format, Access::Read)?;
     if let Some(caching) = args.source_cache.caching() {
         options.storage.caching = caching;
+    }
+    if args.salvage {
+        options.damaged = Damaged::AsStored;
     }
     options.snapshot = args.snapshot.as_deref().map(pick).transpose()?;
     let mut chains = Vec::with_capacity(paths.len());

@@ -11,7 +11,7 @@ mod bytes;
 mod others;
 
 use bytes::{
-    ends, is_android_cow, is_cue, is_parallels_descriptor, is_sparse_extent, is_tar,
+    ends, is_android_cow, is_parallels_descriptor, is_sparse_extent, is_tar,
     is_vmdk_descriptor, is_xml, mentions, short, starts, tar_name, word_be,
 };
 use others::OTHERS;
@@ -78,7 +78,6 @@ static DISKS: &[Refused] = &[
     row("bochs-sparse", &[], &[], "Bochs sparse disk image", |i| {
         short(i, &[0xce, 0x8a, 0x46, 0x02])
     }),
-    row("cue", &[], &["cue"], "CUE sheet of a disc", is_cue),
     row(
         "android-cow",
         &["acow"],

@@ -42,9 +42,14 @@ impl<'a> Reader<'a> {
 
     /// What is tried again on its own: a sector of a disc.
     fn unit(&self) -> usize {
-        let discs = self.sources.chains().filter(|chain| chain.top().as_disc().is_some());
+        let discs = self
+            .sources
+            .chains()
+            .filter(|chain| chain.top().as_disc().is_some());
         let units = discs.filter_map(|disc| disc.top().caps().encoded);
-        units.min().map_or(UNIT, |unit| clamp_len(unit.max(512), UNIT))
+        units
+            .min()
+            .map_or(UNIT, |unit| clamp_len(unit.max(512), UNIT))
     }
 
     /// As [`Joined::read_at`]; when salvaging, what cannot be read becomes zeroes, and is told of.

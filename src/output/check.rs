@@ -64,7 +64,8 @@ pub fn json(out: &mut dyn Write, path: &Path, format: &str, report: &Report) -> 
         "findings": findings,
     });
     if let (Some(sectors), Some(object)) = (&report.sectors, value.as_object_mut()) {
-        let sector = |s: &BadSector| json!({ "lba": s.lba, "parts": s.parts, "correctable": s.correctable });
+        let sector =
+            |s: &BadSector| json!({ "lba": s.lba, "parts": s.parts, "correctable": s.correctable });
         object.insert("sectors".to_owned(), sectors.iter().map(sector).collect());
     }
     output_json::write(out, &value)

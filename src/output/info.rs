@@ -101,7 +101,9 @@ fn spread(facts: &mut Vec<(String, String)>, label: &str, value: &Value) {
         }
         Value::Array(members) if members.iter().all(|m| m.get("number").is_some()) => {
             for member in members {
-                let number = member.get("number").map_or(String::new(), |n| word(label, n));
+                let number = member
+                    .get("number")
+                    .map_or(String::new(), |n| word(label, n));
                 // "tracks" are listed as "track 1", "track 2".
                 let label = format!("{} {number}", label.trim_end_matches('s'));
                 facts.push((caption(&label), members_of(member)));
@@ -122,7 +124,11 @@ fn spread(facts: &mut Vec<(String, String)>, label: &str, value: &Value) {
 
 /// What there is to say about one of several that have numbers.
 fn members_of(value: &Value) -> String {
-    let members = value.as_object().into_iter().flatten().filter(|(key, _)| *key != "number");
+    let members = value
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(key, _)| *key != "number");
     let words = members.map(|(key, value)| format!("{} {}", printable(key), word(key, value)));
     words.collect::<Vec<_>>().join(", ")
 }

@@ -197,7 +197,6 @@ fn samples() -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
     let mut plain = tar.clone();
     plain[..10].copy_from_slice(b"disk.raw\0\0");
     let head = |bytes: &[u8]| bytes.to_vec();
-    let cue = "REM x\nFILE \"a.bin\" BINARY\n  TRACK 01 MODE1/2352\n    INDEX 01 00:00:00\n";
     let xml = "<?xml version='1.0' encoding='UTF-8'?>\n<!DOCTYPE x>\n";
     let mut samples = vec![
         ("qcow", head(b"QFI\xfb\0\0\0\x01"), vec![]),

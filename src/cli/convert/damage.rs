@@ -25,8 +25,14 @@ pub(super) fn tell(sources: &Joined) {
     for (image, disc) in discs(sources) {
         let damage = disc.damage();
         let all = [
-            (&damage.corrected, "were damaged and are corrected by their codes"),
-            (&damage.as_stored, "are damaged and taken as they are stored"),
+            (
+                &damage.corrected,
+                "were damaged and are corrected by their codes",
+            ),
+            (
+                &damage.as_stored,
+                "are damaged and taken as they are stored",
+            ),
         ];
         for (sectors, what) in all.iter().filter(|(sectors, _)| !sectors.is_empty()) {
             let path = image.storage().path().unwrap_or(Path::new(""));

@@ -85,10 +85,16 @@ fn off(raw: &Raw, lba: u64) -> Option<i64> {
 
 /// Notes of headers that disagree with the place of their sectors, one for each run that is off alike.
 fn note_headers(found: &[(u64, Fault)], report: &mut Report) {
-    let mut rest = found.iter().filter_map(|(lba, fault)| Some((*lba, fault.off?))).peekable();
+    let mut rest = found
+        .iter()
+        .filter_map(|(lba, fault)| Some((*lba, fault.off?)))
+        .peekable();
     while let Some((first, off)) = rest.next() {
         let mut last = first;
-        while rest.next_if(|(lba, other)| *lba == last + 1 && *other == off).is_some() {
+        while rest
+            .next_if(|(lba, other)| *lba == last + 1 && *other == off)
+            .is_some()
+        {
             last += 1;
         }
         let said = match off {
@@ -123,6 +129,8 @@ impl Check for Cue {
         let tracks = self.coded().into_iter().map(|n| &self.table.tracks[n]);
         let runs = tracks.flat_map(|track| track.runs.iter().map(move |run| (track, run)));
         let stored = runs.filter(|(_, run)| run.stored.is_some());
-        stored.fold(0, |sum, (track, run)| sum + run.sectors * len64(track.mode.len()))
+        stored.fold(0, |sum, (track, run)| {
+            sum + run.sectors * len64(track.mode.len())
+        })
     }
 }

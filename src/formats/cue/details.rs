@@ -37,7 +37,10 @@ fn track(cue: &Cue, track: &Track) -> Value {
         put("pregap", json!(track.lba - track.start));
     }
     if let Some(stored) = track.body().next().and_then(|run| run.stored) {
-        let path = cue.files.get(stored.file).and_then(|file| file.storage.path());
+        let path = cue
+            .files
+            .get(stored.file)
+            .and_then(|file| file.storage.path());
         if let Some(path) = path {
             put("filename", json!(path.to_string_lossy()));
         }

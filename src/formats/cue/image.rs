@@ -69,8 +69,14 @@ impl Cue {
 
     /// Where the bytes of the disk are stored as they are: offset of the first, and of the end.
     fn in_place(&self, stored: &Stored) -> Option<std::ops::Range<u64>> {
-        let swapped = self.files.get(stored.file).is_some_and(|f| f.is_swapped(stored.mode));
-        let is_plain = matches!(stored.mode, Mode::Mode1Data | Mode::Mode2Form1 | Mode::Audio);
+        let swapped = self
+            .files
+            .get(stored.file)
+            .is_some_and(|f| f.is_swapped(stored.mode));
+        let is_plain = matches!(
+            stored.mode,
+            Mode::Mode1Data | Mode::Mode2Form1 | Mode::Audio
+        );
         (is_plain && !swapped).then_some(stored.host..stored.end)
     }
 
@@ -164,7 +170,9 @@ fn chosen(table: &Table, options: &OpenOptions) -> Result<Option<usize>> {
     let allowed = format!("{} to {}", numbers(first), numbers(last));
     if let Some(number) = options.values.number("track") {
         let Some(track) = table.track(number) else {
-            return Err(Error::invalid(format!("has no track {number} (allowed: {allowed})")));
+            return Err(Error::invalid(format!(
+                "has no track {number} (allowed: {allowed})"
+            )));
         };
         return Ok(index(track));
     }
@@ -182,7 +190,8 @@ impl Image for Cue {
     }
 
     fn virtual_size(&self) -> u64 {
-        self.disk().map_or(0, |(_, stored)| stored.sectors * Self::unit(stored.mode))
+        self.disk()
+            .map_or(0, |(_, stored)| stored.sectors * Self::unit(stored.mode))
     }
 
     fn cluster_size(&self) -> Option<u64> {
@@ -249,7 +258,10 @@ impl Image for Cue {
         let mut done = 0;
         while done < buf.len() {
             let first = (at + len64(done)) / unit;
-            let last = (at + len64(buf.len())).div_ceil(unit).min(first + BATCH).min(stored.sectors);
+            let last = (at + len64(buf.len()))
+                .div_ceil(unit)
+                .min(first + BATCH)
+                .min(stored.sectors);
             if last <= first {
                 break;
             }
@@ -279,9 +291,14 @@ impl Image for Cue {
 
     fn parts(&self) -> Vec<Part<'_>> {
         let part = |role, storage| Part { role, storage };
-        let files = self.files.iter().filter(|file| !Arc::ptr_eq(&file.storage, &self.header));
+        let files = self
+            .files
+            .iter()
+            .filter(|file| !Arc::ptr_eq(&file.storage, &self.header));
         let files = files.map(|file| part(Role::Data, &*file.storage));
-        std::iter::once(part(Role::Header, self.storage())).chain(files).collect()
+        std::iter::once(part(Role::Header, self.storage()))
+            .chain(files)
+            .collect()
     }
 
     fn details(&self) -> Vec<Detail> {

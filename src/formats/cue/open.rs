@@ -39,20 +39,25 @@ pub(super) fn open(header: &Arc<dyn Storage>, options: &OpenOptions) -> Result<O
 fn sheet(header: &dyn Storage, options: &OpenOptions) -> Result<Opened> {
     let len = header.size();
     if len > MAX_SHEET {
-        let text = format!("the sheet has {len} bytes (allowed: {MAX_SHEET}; --open-options sector=2352 reads a file of sectors without one)");
+        let text = format!(
+            "the sheet has {len} bytes (allowed: {MAX_SHEET}; --open-options sector=2352 reads a file of sectors without one)"
+        );
         return Err(Error::new(ErrorKind::OutOfRange, text));
     }
     let mut text = vec![0; clamp_len(len, usize::MAX)];
     header.read_at(&mut text, 0)?;
     if !is_sheet(&text) {
-        let why = "is no CUE sheet (--open-options sector=2352 reads a file of sectors without one)";
+        let why =
+            "is no CUE sheet (--open-options sector=2352 reads a file of sectors without one)";
         return Err(Error::new(ErrorKind::WrongFormat, why));
     }
     let sheet = parse(&text)?;
     let mut files: Vec<Bin> = Vec::with_capacity(sheet.files.len());
     for (n, file) in sheet.files.iter().enumerate() {
         // One that is named twice is opened once: it could not be locked twice.
-        let same = sheet.files[..n].iter().position(|other| other.name == file.name);
+        let same = sheet.files[..n]
+            .iter()
+            .position(|other| other.name == file.name);
         let storage = match same.and_then(|same| files.get(same)) {
             Some(same) => Arc::clone(&same.storage),
             None => companion(file, options)?,
@@ -62,14 +67,19 @@ fn sheet(header: &dyn Storage, options: &OpenOptions) -> Result<Opened> {
             kind: file.kind,
         });
     }
-    let extents = files.iter().zip(&sheet.files).map(|(bin, line)| extent(bin, &line.name));
+    let extents = files
+        .iter()
+        .zip(&sheet.files)
+        .map(|(bin, line)| extent(bin, &line.name));
     let table = place(&sheet, &extents.collect::<Result<Vec<_>>>()?)?;
     Ok(Opened { files, table })
 }
 
 fn companion(file: &FileLine, options: &OpenOptions) -> Result<Arc<dyn Storage>> {
     let Some(companions) = &options.needed else {
-        return Err(Error::unsupported("the files that the sheet names cannot be opened"));
+        return Err(Error::unsupported(
+            "the files that the sheet names cannot be opened",
+        ));
     };
     let what = format!("file (line {})", file.line);
     companions.open_in_any_case(&file.name, &what)
@@ -107,7 +117,9 @@ fn bare(file: &Arc<dyn Storage>, sector: u64) -> Result<Opened> {
         storage: Arc::clone(file),
         kind: FileKind::Binary,
     };
-    let name = file.path().map_or_else(OsString::new, |path| path.as_os_str().to_owned());
+    let name = file
+        .path()
+        .map_or_else(OsString::new, |path| path.as_os_str().to_owned());
     let index = Index {
         number: 1,
         file: 0,

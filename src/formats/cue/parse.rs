@@ -3,9 +3,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
-use super::sheet::{
-    FileKind, FileLine, Index, MAX_FILES, MAX_NUMBER, MAX_TEXTS, Sheet, TrackLine,
-};
+use super::sheet::{FileKind, FileLine, Index, MAX_FILES, MAX_NUMBER, MAX_TEXTS, Sheet, TrackLine};
 use crate::error::{Error, Result};
 use crate::image::disc::{FRAMES, Mode};
 use crate::util::text::printable;
@@ -36,10 +34,14 @@ const MAX_MINUTES: u64 = 9999;
 
 /// Whether the first line that says anything begins with a word of a sheet.
 pub(super) fn is_sheet(text: &[u8]) -> bool {
-    let first = lines(text).map(|(_, line)| line).find(|line| !line.is_empty());
+    let first = lines(text)
+        .map(|(_, line)| line)
+        .find(|line| !line.is_empty());
     let word = first.map(|line| split_word(line).0).unwrap_or_default();
     let known = WORDS.iter().chain(&TEXTS);
-    known.into_iter().any(|known| known.as_bytes().eq_ignore_ascii_case(word))
+    known
+        .into_iter()
+        .any(|known| known.as_bytes().eq_ignore_ascii_case(word))
 }
 
 /// The lines of a text and their numbers, without blanks around them, whatever ends them.
@@ -174,14 +176,21 @@ impl Parser {
     fn remark(&mut self, line: &[u8], rest: &[u8]) -> Result<()> {
         let (word, number) = split_word(rest);
         if !is_word(word, "SESSION") {
-            return match ["LEAD-OUT", "LEAD-IN", "PREGAP"].iter().any(|w| is_word(word, w)) {
+            return match ["LEAD-OUT", "LEAD-IN", "PREGAP"]
+                .iter()
+                .any(|w| is_word(word, w))
+            {
                 // They say where sessions end, which follows from what is in them.
                 true => Ok(()),
                 false => self.keep(line),
             };
         }
         let next = self.number(number, "session")?;
-        let last = if self.sheet.tracks.is_empty() { 1 } else { self.session + 1 };
+        let last = if self.sheet.tracks.is_empty() {
+            1
+        } else {
+            self.session + 1
+        };
         if next != self.session && next != last {
             let why = format!("session {next} follows session {}", self.session);
             return Err(self.wrong(&why));
@@ -194,11 +203,15 @@ impl Parser {
     }
 
     fn number(&self, text: &[u8], what: &str) -> Result<u8> {
-        let number = std::str::from_utf8(text).ok().filter(|t| t.bytes().all(|b| b.is_ascii_digit()));
+        let number = std::str::from_utf8(text)
+            .ok()
+            .filter(|t| t.bytes().all(|b| b.is_ascii_digit()));
         let number = number.and_then(|text| text.parse().ok());
         number.filter(|n| *n <= MAX_NUMBER).ok_or_else(|| {
             let found = shown(text);
-            self.wrong(&format!("the number of the {what} is '{found}' (allowed: 0 to {MAX_NUMBER})"))
+            self.wrong(&format!(
+                "the number of the {what} is '{found}' (allowed: 0 to {MAX_NUMBER})"
+            ))
         })
     }
 
@@ -225,7 +238,11 @@ impl Parser {
         if name.is_empty() || name == b"." || name == b".." {
             return Err(self.wrong("the file has no name"));
         }
-        let goes_on = self.sheet.tracks.last().is_some_and(|t| !has_body(t) && !t.indexes.is_empty());
+        let goes_on = self
+            .sheet
+            .tracks
+            .last()
+            .is_some_and(|t| !has_body(t) && !t.indexes.is_empty());
         if !goes_on {
             self.end_track()?;
         }
@@ -270,11 +287,16 @@ impl Parser {
         }
         let Some(mode) = Mode::named(mode) else {
             let (found, known) = (shown(mode), Mode::names());
-            return Err(self.wrong(&format!("the track is of mode '{found}' (allowed: {known})")));
+            return Err(self.wrong(&format!(
+                "the track is of mode '{found}' (allowed: {known})"
+            )));
         };
         let kind = self.sheet.files.last().map(|file| file.kind);
         if kind == Some(FileKind::Wave) && mode != Mode::Audio {
-            return Err(self.wrong(&format!("a WAVE file has a track {} (allowed: AUDIO)", mode.name())));
+            return Err(self.wrong(&format!(
+                "a WAVE file has a track {} (allowed: AUDIO)",
+                mode.name()
+            )));
         }
         self.sheet.tracks.push(TrackLine {
             number,
@@ -296,7 +318,10 @@ impl Parser {
         match self.sheet.tracks.last() {
             Some(track) if !has_body(track) => {
                 let number = track.number;
-                Err(Error::corrupt(format!("line {}: track {number} has no INDEX 01", track.line)))
+                Err(Error::corrupt(format!(
+                    "line {}: track {number} has no INDEX 01",
+                    track.line
+                )))
             }
             _ => Ok(()),
         }
@@ -308,7 +333,13 @@ impl Parser {
         let frame = self.time(time)?;
         let file = self.sheet.files.len().saturating_sub(1);
         let line = self.line;
-        let before = self.sheet.tracks.iter().flat_map(|t| &t.indexes).next_back().copied();
+        let before = self
+            .sheet
+            .tracks
+            .iter()
+            .flat_map(|t| &t.indexes)
+            .next_back()
+            .copied();
         let track = self.current("INDEX")?;
         let last = track.indexes.last().map(|index| index.number);
         let is_next = match last {
@@ -346,7 +377,8 @@ impl Parser {
             ))
         };
         let number = |text: &[u8]| -> Option<u64> {
-            let is_number = !text.is_empty() && text.len() <= 4 && text.iter().all(u8::is_ascii_digit);
+            let is_number =
+                !text.is_empty() && text.len() <= 4 && text.iter().all(u8::is_ascii_digit);
             let text = std::str::from_utf8(text).ok().filter(|_| is_number)?;
             text.parse().ok()
         };
@@ -381,11 +413,16 @@ impl Parser {
 
     fn flags(&mut self, rest: &[u8]) -> Result<()> {
         let mut flags = Vec::new();
-        for word in rest.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()) {
+        for word in rest
+            .split(u8::is_ascii_whitespace)
+            .filter(|word| !word.is_empty())
+        {
             let Some(flag) = FLAGS.iter().find(|known| is_word(word, known)) else {
                 let found = shown(word);
                 let known = FLAGS.join(", ");
-                return Err(self.wrong(&format!("the flag '{found}' is unknown (allowed: {known})")));
+                return Err(
+                    self.wrong(&format!("the flag '{found}' is unknown (allowed: {known})"))
+                );
             };
             flags.push((*flag).to_owned());
         }
@@ -419,8 +456,9 @@ mod tests {
             assert_eq!(sheet.texts, ["TITLE \"x\"", "REM DATE 1999"]);
             let names: Vec<_> = sheet.files.iter().map(|f| (&*f.name, f.kind)).collect();
             let kinds = [FileKind::Binary, FileKind::Wave, FileKind::Motorola];
-            for (found, (name, kind)) in
-                names.iter().zip(["a b.bin", "q\"uote.wav", "m.bin"].iter().zip(kinds))
+            for (found, (name, kind)) in names
+                .iter()
+                .zip(["a b.bin", "q\"uote.wav", "m.bin"].iter().zip(kinds))
             {
                 assert_eq!((found.0.to_str(), found.1), (Some(*name), kind));
             }
@@ -437,7 +475,8 @@ mod tests {
 
     #[test]
     fn names_are_bytes() {
-        let sheet = parse(b"FILE \"caf\xe9.bin\" BINARY\nTRACK 1 AUDIO\nINDEX 1 0:0:0").expect("right");
+        let sheet =
+            parse(b"FILE \"caf\xe9.bin\" BINARY\nTRACK 1 AUDIO\nINDEX 1 0:0:0").expect("right");
         assert_eq!(sheet.files[0].name.as_encoded_bytes(), b"caf\xe9.bin");
     }
 
@@ -455,24 +494,39 @@ mod tests {
         refused("TRACK 01 AUDIO", "line 1: TRACK before");
         refused("INDEX 01 00:00:00", "line 1: INDEX before");
         refused(HEAD, "line 2: track 1 has no INDEX 01");
-        refused(&format!("{HEAD}INDEX 00 00:00:00\nTRACK 02 AUDIO"), "no INDEX 01");
+        refused(
+            &format!("{HEAD}INDEX 00 00:00:00\nTRACK 02 AUDIO"),
+            "no INDEX 01",
+        );
         refused(&format!("{HEAD}INDEX 02 00:00:00"), "first index is 2");
         refused(&format!("{HEAD}INDEX 01 -1:00:00"), "no time");
         refused(&format!("{HEAD}INDEX 01 00:06:93"), "frames below 75");
         refused(&format!("{HEAD}INDEX 01 00:60:00"), "seconds below 60");
         refused(&format!("{HEAD}INDEX 01 00:00"), "no time");
-        refused(&format!("{HEAD}INDEX 01 00:00:00\nINDEX 03 00:01:00"), "index 3 follows index 1");
+        refused(
+            &format!("{HEAD}INDEX 01 00:00:00\nINDEX 03 00:01:00"),
+            "index 3 follows index 1",
+        );
         let two = "INDEX 01 00:01:00\nTRACK 02 AUDIO\nINDEX 01 00:00:74";
         refused(&format!("{HEAD}{two}"), "line 5: the index lies before");
-        refused(&format!("{HEAD}INDEX 01 00:00:00\nTRACK 03 AUDIO"), "track 3 follows track 1");
-        refused(&format!("{HEAD}INDEX 01 00:00:00\nTRACK 100 AUDIO"), "0 to 99");
+        refused(
+            &format!("{HEAD}INDEX 01 00:00:00\nTRACK 03 AUDIO"),
+            "track 3 follows track 1",
+        );
+        refused(
+            &format!("{HEAD}INDEX 01 00:00:00\nTRACK 100 AUDIO"),
+            "0 to 99",
+        );
         refused("FILE a.bin\nTRACK 01 AUDIO", "a name and a type");
         refused("FILE a.mp3 MP3", "type 'MP3'");
         refused("FILE \"\" BINARY", "no name");
         refused("FILE a BINARY\nTRACK 01 MODE3/2352", "MODE1/2352");
         refused("FILE a WAVE\nTRACK 01 MODE1/2352", "allowed: AUDIO");
         refused("FOO", "'FOO' is no word");
-        refused(&format!("{HEAD}INDEX 01 00:00:00\nPREGAP 00:02:00"), "before the first INDEX");
+        refused(
+            &format!("{HEAD}INDEX 01 00:00:00\nPREGAP 00:02:00"),
+            "before the first INDEX",
+        );
         refused(&format!("{HEAD}POSTGAP 00:02:00"), "after INDEX 01");
         refused(&format!("{HEAD}FLAGS XYZ"), "allowed: DCP");
         refused("REM SESSION 05", "session 5 follows");
@@ -483,7 +537,9 @@ mod tests {
     #[test]
     fn ten_thousand_tracks_and_files_are_too_many() {
         let tracks = (1..=10_000).map(|n| format!("TRACK {n:02} AUDIO\nINDEX 01 00:00:00\n"));
-        let text: String = std::iter::once("FILE a BINARY\n".to_owned()).chain(tracks).collect();
+        let text: String = std::iter::once("FILE a BINARY\n".to_owned())
+            .chain(tracks)
+            .collect();
         refused(&text, "0 to 99");
         refused(&"FILE a BINARY\n".repeat(10_000), "one more file");
         refused(&"REM x\n".repeat(20_000), "one more line of text");

@@ -43,10 +43,7 @@ pub(super) fn place(sheet: &Sheet, files: &[Extent]) -> Result<Table> {
     for (file, extent) in files.iter().enumerate() {
         pieces.extend(cut(sheet, file, extent)?);
     }
-    let mut disc = Lay {
-        lba: 0,
-        session: 1,
-    };
+    let mut disc = Lay { lba: 0, session: 1 };
     let mut tracks = Vec::with_capacity(sheet.tracks.len());
     for (number, line) in sheet.tracks.iter().enumerate() {
         let own = pieces.iter().filter(|piece| piece.track == number);
@@ -91,7 +88,9 @@ fn cut(sheet: &Sheet, file: usize, extent: &Extent) -> Result<Vec<Piece>> {
 fn past(index: &Index, extent: &Extent) -> Error {
     let (line, name) = (index.line, &extent.name);
     let end = extent.data.end;
-    Error::corrupt(format!("line {line}: the index lies past the end of '{name}' at {end:#x}"))
+    Error::corrupt(format!(
+        "line {line}: the index lies past the end of '{name}' at {end:#x}"
+    ))
 }
 
 fn piece(
@@ -103,7 +102,9 @@ fn piece(
 ) -> Result<Piece> {
     let size = len64(line.mode.len());
     let start = *host;
-    let end = sectors.checked_mul(size).and_then(|len| start.checked_add(len));
+    let end = sectors
+        .checked_mul(size)
+        .and_then(|len| start.checked_add(len));
     // The last sector of sound in a file with a head may be cut short.
     let most = match extent.kind {
         FileKind::Wave => extent.data.end.saturating_add(size - 1),
@@ -175,7 +176,9 @@ impl Lay {
         self.run(&mut runs, last, line.postgap, None);
         let Some(lba) = lba else {
             let (number, line) = (line.number, line.line);
-            return Err(Error::corrupt(format!("line {line}: track {number} has no sectors")));
+            return Err(Error::corrupt(format!(
+                "line {line}: track {number} has no sectors"
+            )));
         };
         if self.lba > MAX_SECTORS {
             let text = format!("has {} sectors and more (allowed: {MAX_SECTORS})", self.lba);
@@ -222,7 +225,9 @@ mod tests {
     }
 
     fn laid(text: &str, sectors: &[u64]) -> Result<Table> {
-        let files = sectors.iter().map(|n| extent(FileKind::Binary, 0..n * 2352));
+        let files = sectors
+            .iter()
+            .map(|n| extent(FileKind::Binary, 0..n * 2352));
         place(&parse(text.as_bytes())?, &files.collect::<Vec<_>>())
     }
 
@@ -239,10 +244,20 @@ mod tests {
         let expected = [(1, 0, 0, 300), (2, 300, 450, 600), (3, 600, 750, 1025)];
         assert_eq!(places(&table), expected);
         assert_eq!(table.end, 1025);
-        let hosts: Vec<_> = table.tracks.iter().map(|t| t.body().next().expect("stored")).collect();
-        let hosts: Vec<_> = hosts.iter().map(|r| r.stored.expect("is").host / 2352).collect();
+        let hosts: Vec<_> = table
+            .tracks
+            .iter()
+            .map(|t| t.body().next().expect("stored"))
+            .collect();
+        let hosts: Vec<_> = hosts
+            .iter()
+            .map(|r| r.stored.expect("is").host / 2352)
+            .collect();
         assert_eq!(hosts, [0, 300, 600]);
-        assert_eq!(table.find(449).map(|(t, r)| (t.number, r.stored)), Some((2, None)));
+        assert_eq!(
+            table.find(449).map(|(t, r)| (t.number, r.stored)),
+            Some((2, None))
+        );
         assert!(table.find(1025).is_none());
         assert_eq!(table.tracks[2].sectors(), 200);
     }
@@ -261,7 +276,10 @@ mod tests {
         let sheet = parse(text.as_bytes()).expect("is right");
         let len = 10 * 2048 + 2 * 2352 + 5 * 2336;
         let table = place(&sheet, &[extent(FileKind::Binary, 0..len)]).expect("is right");
-        assert_eq!(places(&table), [(1, 0, 0, 10), (2, 10, 10, 12), (3, 12, 12, 17)]);
+        assert_eq!(
+            places(&table),
+            [(1, 0, 0, 10), (2, 10, 10, 12), (3, 12, 12, 17)]
+        );
         let cut = place(&sheet, &[extent(FileKind::Binary, 0..len - 1)]);
         let error = cut.expect_err("is cut").to_string();
         assert!(error.contains("2335 bytes (allowed: 2336)"), "{error}");
@@ -271,7 +289,10 @@ mod tests {
     fn sessions_lie_apart() {
         let text = "FILE a BINARY\nTRACK 01 AUDIO\nINDEX 01 00:00:00\nREM SESSION 02\nFILE b BINARY\nTRACK 02 MODE2/2352\nINDEX 01 00:00:00";
         let table = laid(text, &[100, 50]).expect("is right");
-        assert_eq!(places(&table), [(1, 0, 0, 100), (2, 11_500, 11_500, 11_550)]);
+        assert_eq!(
+            places(&table),
+            [(1, 0, 0, 100), (2, 11_500, 11_500, 11_550)]
+        );
         assert!(table.find(5000).is_none());
     }
 
@@ -280,7 +301,8 @@ mod tests {
         let text = "FILE a BINARY\nTRACK 01 AUDIO\nINDEX 01 00:02:00";
         let error = laid(text, &[149]).expect_err("is short").to_string();
         assert!(error.contains("which ends at"), "{error}");
-        let text = "FILE a BINARY\nTRACK 01 AUDIO\nINDEX 01 00:00:00\nTRACK 02 AUDIO\nINDEX 01 99:00:00";
+        let text =
+            "FILE a BINARY\nTRACK 01 AUDIO\nINDEX 01 00:00:00\nTRACK 02 AUDIO\nINDEX 01 99:00:00";
         laid(text, &[10]).expect_err("is short");
         laid("FILE a BINARY\nTRACK 01 AUDIO\nINDEX 01 00:00:00", &[0]).expect("is empty");
     }

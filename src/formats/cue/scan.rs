@@ -77,7 +77,9 @@ impl Cue {
             let others = (1..workers.min(MAX_WORKERS)).map(|_| scope.spawn(work));
             let others: Vec<_> = others.collect();
             let own = work();
-            let joined = others.into_iter().map(|other| other.join().unwrap_or(Ok(())));
+            let joined = others
+                .into_iter()
+                .map(|other| other.join().unwrap_or(Ok(())));
             joined.fold(own, |all, one| all.and(one))
         });
         done?;

@@ -66,7 +66,10 @@ impl Stored {
         };
         let size = len64(self.mode.len());
         let host = self.host + sectors.start * size;
-        buf.resize(clamp_len((sectors.end - sectors.start) * size, usize::MAX), 0);
+        buf.resize(
+            clamp_len((sectors.end - sectors.start) * size, usize::MAX),
+            0,
+        );
         let inside = clamp_len(self.end.saturating_sub(host), buf.len());
         buf[inside..].fill(0);
         let read = file.storage.read_at(&mut buf[..inside], host);
@@ -82,7 +85,11 @@ impl Stored {
 fn swap(bytes: &mut [u8], mode: Mode) {
     for sector in bytes.chunks_mut(mode.len()) {
         let sound = sector.len().min(RAW);
-        sector[..sound].as_chunks_mut::<2>().0.iter_mut().for_each(|pair| pair.reverse());
+        sector[..sound]
+            .as_chunks_mut::<2>()
+            .0
+            .iter_mut()
+            .for_each(|pair| pair.reverse());
     }
 }
 
@@ -113,7 +120,9 @@ impl Cue {
         let missing = |text: String| Error::new(ErrorKind::NotFound, text);
         let Some((track, run)) = self.table.find(lba) else {
             return Err(match lba < self.table.end {
-                true => missing(format!("sector {lba} is between two sessions: it is not stored")),
+                true => missing(format!(
+                    "sector {lba} is between two sessions: it is not stored"
+                )),
                 false => past_the_end(lba, self.table.end),
             });
         };
@@ -132,7 +141,9 @@ impl Cue {
     /// Reads one sector as a whole, with subchannels where it has them; what is not stored is 0.
     fn whole(&self, place: &Place<'_>, buf: &mut [u8]) -> Result<Form> {
         let mut bytes = Vec::new();
-        place.stored.read(&self.files, place.index..place.index + 1, &mut bytes)?;
+        place
+            .stored
+            .read(&self.files, place.index..place.index + 1, &mut bytes)?;
         let window = place.track.mode.stored();
         buf.fill(0);
         buf[window].copy_from_slice(&bytes);
@@ -151,7 +162,8 @@ impl Cue {
             swap(&mut new, mode);
         }
         let differs = |n: &usize| old[*n] != new[*n];
-        let (Some(first), Some(last)) = ((0..old.len()).find(differs), (0..old.len()).rfind(differs))
+        let (Some(first), Some(last)) =
+            ((0..old.len()).find(differs), (0..old.len()).rfind(differs))
         else {
             return Ok(());
         };
@@ -159,7 +171,9 @@ impl Cue {
         if host + len64(last) >= place.stored.end {
             return Err(Error::unsupported("the file ends within the sector"));
         }
-        let written = file.storage.write_at(&new[first..=last], host + len64(first));
+        let written = file
+            .storage
+            .write_at(&new[first..=last], host + len64(first));
         written.map_err(|e| e.at_opt(file.storage.path()))
     }
 
@@ -184,7 +198,8 @@ impl Cue {
 
 /// The form of a sector of a track.
 fn form(mode: Mode, raw: &Raw) -> Form {
-    mode.form().unwrap_or_else(|| disc::judge(raw, mode.declared()).form)
+    mode.form()
+        .unwrap_or_else(|| disc::judge(raw, mode.declared()).form)
 }
 
 impl Sectors for Cue {
@@ -193,7 +208,11 @@ impl Sectors for Cue {
     }
 
     fn whole_len(&self) -> usize {
-        let has_more = self.table.tracks.iter().any(|track| track.mode == Mode::Cdg);
+        let has_more = self
+            .table
+            .tracks
+            .iter()
+            .any(|track| track.mode == Mode::Cdg);
         RAW + if has_more { SUBCHANNEL } else { 0 }
     }
 

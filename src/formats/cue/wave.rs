@@ -8,8 +8,10 @@ use crate::storage::Storage;
 /// Most chunks that are passed on the way to the samples.
 const MAX_CHUNKS: usize = 1024;
 /// Bytes of the head of a new file.
+#[cfg(test)]
 pub(super) const HEAD: usize = 44;
 /// Bytes a second.
+#[cfg(test)]
 const RATE: u32 = 44_100 * 4;
 
 fn word16(bytes: &[u8], at: usize) -> u16 {
@@ -32,7 +34,9 @@ pub(super) fn samples(storage: &dyn Storage) -> Result<Range<u64>> {
     let mut head = [0; 12];
     storage.read_at(&mut head, 0)?;
     if &head[..4] != b"RIFF" || &head[8..] != b"WAVE" {
-        return Err(Error::corrupt("is no WAVE file (allowed: RIFF and WAVE at its start)"));
+        return Err(Error::corrupt(
+            "is no WAVE file (allowed: RIFF and WAVE at its start)",
+        ));
     }
     let mut at = 12;
     let mut is_sound = false;
@@ -67,7 +71,12 @@ fn check_format(storage: &dyn Storage, start: u64, size: u64) -> Result<()> {
         EXTENSIBLE if size >= 26 => word16(&format, 24),
         coding => coding,
     };
-    let found = (coding, word16(&format, 2), word32(&format, 4), word16(&format, 14));
+    let found = (
+        coding,
+        word16(&format, 2),
+        word32(&format, 4),
+        word16(&format, 14),
+    );
     match size >= 16 && found == (PCM, 2, 44_100, 16) {
         true => Ok(()),
         false => Err(Error::unsupported(format!(
@@ -78,6 +87,7 @@ fn check_format(storage: &dyn Storage, start: u64, size: u64) -> Result<()> {
 }
 
 /// The head of a file with so many bytes of samples; `None` where a file cannot be so long.
+#[cfg(test)]
 pub(super) fn head(samples: u64) -> Option<[u8; HEAD]> {
     let data = u32::try_from(samples).ok()?;
     let whole = data.checked_add(36)?;
@@ -131,7 +141,15 @@ mod tests {
 
     #[test]
     fn what_is_no_sound_of_a_disc_is_refused() {
-        for (at, byte) in [(0, b'X'), (8, b'X'), (20, 3), (22, 1), (24, 0), (34, 8), (36, b'x')] {
+        for (at, byte) in [
+            (0, b'X'),
+            (8, b'X'),
+            (20, 3),
+            (22, 1),
+            (24, 0),
+            (34, 8),
+            (36, b'x'),
+        ] {
             let mut bytes = file(100);
             bytes[at] = byte;
             of(&bytes).expect_err("is another");

@@ -11,8 +11,8 @@ mod bytes;
 mod others;
 
 use bytes::{
-    ends, is_android_cow, is_parallels_descriptor, is_sparse_extent, is_tar,
-    is_vmdk_descriptor, is_xml, mentions, short, starts, tar_name, word_be,
+    ends, is_android_cow, is_parallels_descriptor, is_sparse_extent, is_tar, is_vmdk_descriptor,
+    is_xml, mentions, short, starts, tar_name, word_be,
 };
 use others::OTHERS;
 

@@ -141,7 +141,11 @@ pub const COLUMNS: usize = ROW;
 
 /// How many columns are wrong.
 pub fn wrong_columns(block: &Block) -> usize {
-    Code::P.syndromes(block).iter().filter(|s| !s.is_zero()).count()
+    Code::P
+        .syndromes(block)
+        .iter()
+        .filter(|s| !s.is_zero())
+        .count()
 }
 
 /// Whether P is right.
@@ -246,7 +250,12 @@ impl Code {
     /// Corrects codewords that have two wrong bytes at most if all of them are where a codeword of
     /// the other code is wrong too; whether any was.
     fn correct_two(self, block: &mut Block) -> bool {
-        let others: Vec<bool> = self.other().syndromes(block).iter().map(|s| !s.is_zero()).collect();
+        let others: Vec<bool> = self
+            .other()
+            .syndromes(block)
+            .iter()
+            .map(|s| !s.is_zero())
+            .collect();
         let is_suspect = |at| self.other().word(at).is_none_or(|word| others[word]);
         let mut any = false;
         for (word, syndrome) in self.syndromes(block).into_iter().enumerate() {
@@ -376,7 +385,10 @@ mod tests {
                 for byte in &mut wrong[start..start + len] {
                     *byte ^= rng.u8(1..);
                 }
-                assert!(correct(&wrong).any(|found| found == right), "{len} at {start}");
+                assert!(
+                    correct(&wrong).any(|found| found == right),
+                    "{len} at {start}"
+                );
             }
         }
     }

@@ -19,8 +19,8 @@ pub mod table;
 pub use form::Form;
 pub use mode::Mode;
 pub use msf::Msf;
-pub use table::{Table, Track};
 pub use sector::{Declared, Faults, Judged, correct, judge, make, make_codes};
+pub use table::{Table, Track};
 
 /// Bytes of a sector with everything but subchannels.
 pub const RAW: usize = 2352;

@@ -59,7 +59,9 @@ impl Mode {
     /// Its name.
     pub fn name(self) -> &'static str {
         let mut names = NAMES.iter();
-        names.find(|(_, mode)| *mode == self).map_or("", |(name, _)| name)
+        names
+            .find(|(_, mode)| *mode == self)
+            .map_or("", |(name, _)| name)
     }
 
     /// Which bytes of a whole sector are stored.

@@ -62,7 +62,11 @@ impl Msf {
 
 impl fmt::Display for Msf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:02}:{:02}:{:02}", self.minutes, self.seconds, self.frames)
+        write!(
+            f,
+            "{:02}:{:02}:{:02}",
+            self.minutes, self.seconds, self.frames
+        )
     }
 }
 

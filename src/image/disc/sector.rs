@@ -55,7 +55,10 @@ impl Faults {
             (self.p, "p"),
             (self.q, "q"),
         ];
-        all.iter().filter(|(is, _)| *is).map(|(_, name)| *name).collect()
+        all.iter()
+            .filter(|(is, _)| *is)
+            .map(|(_, name)| *name)
+            .collect()
     }
 }
 
@@ -150,7 +153,10 @@ pub fn judge(raw: &Raw, declared: Declared) -> Judged {
     if likeliest.faults.is_none() {
         return likeliest;
     }
-    let others = forms[1..].iter().filter(|form| **form != first).map(|form| of(*form));
+    let others = forms[1..]
+        .iter()
+        .filter(|form| **form != first)
+        .map(|form| of(*form));
     let right = others.into_iter().find(|judged| judged.faults.is_none());
     match right {
         // A sector without codes is never wrong: what is more like one with codes is a damaged one.
@@ -169,7 +175,10 @@ fn is_like_form1(raw: &Raw) -> bool {
 /// are right then.  The sync pattern is a constant; a header that no code covers stays.
 pub fn correct(raw: &Raw, declared: Declared) -> Option<(Form, Raw)> {
     let forms = candidates(raw, declared);
-    let forms = forms.iter().enumerate().filter(|(n, form)| !forms[..*n].contains(form));
+    let forms = forms
+        .iter()
+        .enumerate()
+        .filter(|(n, form)| !forms[..*n].contains(form));
     forms.map(|(_, form)| *form).find_map(|form| {
         let found = corrected(raw, form)?;
         Some((form, found))
@@ -244,7 +253,10 @@ mod tests {
 
     fn sector(form: Form, fill: impl Fn(usize) -> u8) -> Raw {
         let mut raw = [0; RAW];
-        let data = form.parts().iter().find(|(part, _)| *part == crate::image::sector::Parts::DATA);
+        let data = form
+            .parts()
+            .iter()
+            .find(|(part, _)| *part == crate::image::sector::Parts::DATA);
         let (_, data) = data.expect("has data").clone();
         for (n, byte) in raw[data].iter_mut().enumerate() {
             *byte = fill(n);
@@ -278,9 +290,21 @@ mod tests {
 
     #[test]
     fn every_form_is_recognised_whatever_the_sheet_says() {
-        let forms = [Form::Empty, Form::Mode1, Form::Form1, Form::Form2, Form::Formless];
+        let forms = [
+            Form::Empty,
+            Form::Mode1,
+            Form::Form1,
+            Form::Form2,
+            Form::Formless,
+        ];
         for form in forms {
-            let raw = sector(form, |n| if form == Form::Empty { 0 } else { (n * 7 % 251) as u8 });
+            let raw = sector(form, |n| {
+                if form == Form::Empty {
+                    0
+                } else {
+                    (n * 7 % 251) as u8
+                }
+            });
             for declared in [Declared::Mode1, Declared::Mode2] {
                 let judged = judge(&raw, declared);
                 assert_eq!((judged.form, judged.faults), (form, Faults::default()));
@@ -336,7 +360,10 @@ mod tests {
     #[test]
     fn damage_is_corrected_or_left_and_never_made_worse() {
         let mut rng = fastrand::Rng::with_seed(5);
-        let forms = [(Form::Mode1, Declared::Mode1), (Form::Form1, Declared::Mode2)];
+        let forms = [
+            (Form::Mode1, Declared::Mode1),
+            (Form::Form1, Declared::Mode2),
+        ];
         let mut corrected = 0;
         for _ in 0..1000 {
             let (form, declared) = forms[rng.usize(0..2)];

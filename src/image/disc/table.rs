@@ -94,7 +94,9 @@ impl Track {
 impl Table {
     /// The track called `number`.
     pub fn track(&self, number: u64) -> Option<&Track> {
-        self.tracks.iter().find(|track| u64::from(track.number) == number)
+        self.tracks
+            .iter()
+            .find(|track| u64::from(track.number) == number)
     }
 
     /// The first track that holds data.

@@ -96,7 +96,11 @@ mod tests {
 
     fn layout(lba: u64) -> Layout {
         let stored = if lba % 2 == 0 { 0..10 } else { 2..8 };
-        let parts = [(Parts::SYNC, 0..3), (Parts::DATA, 3..7), (Parts::EDC, 7..10)];
+        let parts = [
+            (Parts::SYNC, 0..3),
+            (Parts::DATA, 3..7),
+            (Parts::EDC, 7..10),
+        ];
         Layout::new(parts, &stored)
     }
 
@@ -125,7 +129,10 @@ mod tests {
                     Unit::Bytes => range.contains(&len64(at)),
                 };
                 let layout = layout(lba);
-                let span = layout.spans().iter().find(|s| (s.start..s.end).contains(&byte));
+                let span = layout
+                    .spans()
+                    .iter()
+                    .find(|s| (s.start..s.end).contains(&byte));
                 if is_addressed && span.is_some_and(|s| segment.parts.has(s.part)) {
                     all.push((lba, byte));
                 }
@@ -137,9 +144,18 @@ mod tests {
     #[test]
     fn the_walk_yields_the_bytes_that_a_look_at_every_byte_yields() {
         let mut rng = fastrand::Rng::with_seed(16);
-        let sets = [Parts::ALL, Parts::DATA, Parts::SYNC.union(Parts::EDC), Parts::ECC];
+        let sets = [
+            Parts::ALL,
+            Parts::DATA,
+            Parts::SYNC.union(Parts::EDC),
+            Parts::ECC,
+        ];
         for _ in 0..2000 {
-            let unit = if rng.bool() { Unit::Blocks } else { Unit::Bytes };
+            let unit = if rng.bool() {
+                Unit::Blocks
+            } else {
+                Unit::Bytes
+            };
             let most = if unit == Unit::Blocks { 20 } else { 200 };
             let list: Vec<Segment> = (0..rng.usize(0..5))
                 .map(|_| Segment {

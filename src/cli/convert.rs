@@ -11,11 +11,13 @@ use crate::cli::create::creator;
 use crate::cli::exit::{Exit, usage};
 use crate::cli::{Globals, hints, signal};
 use crate::copy::{Joined, MAX_WORKERS, Scan, default_workers};
+use crate::formats;
 use crate::image::Driver;
 use crate::image::options::OptionValues;
 use crate::output;
 
 mod damage;
+mod disc;
 mod options;
 mod place;
 mod source;
@@ -85,7 +87,7 @@ pub struct Args {
     #[arg(short, long, alias = "source-format", value_name = "FMT", value_parser = parse_driver)]
     pub format: Option<&'static Driver>,
     /// Format of the target; without it the extension decides, else it is raw.
-    #[arg(short = 'O', long, value_name = "FMT", value_parser = parse_driver)]
+    #[arg(short = 'O', long, value_name = "FMT", value_parser = formats::target_named)]
     pub target_format: Option<&'static Driver>,
     /// Options of the target's format; "help" lists them.
     #[arg(short = 'o', long, alias = "target-options", value_name = "K=V,..")]
@@ -191,6 +193,10 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     let target = args.files.last().map(PathBuf::as_path);
     if OptionValues::ask_for_help(&args.options) {
         let driver = helped_driver(args.target_format, target, globals)?;
+        if let Some(maker) = formats::disc_maker(driver) {
+            print(|out| Ok(output::options::specs(out, maker.options)?))?;
+            return Ok(Exit::Done);
+        }
         creator(driver)?;
         print(|out| Ok(output::options::table(out, driver, hints::OPTIONS)?))?;
         return Ok(Exit::Done);
@@ -204,7 +210,14 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
         stream::send(args, sources, sink, globals)?;
         return Ok(Exit::Done);
     }
-    let driver = target_driver(args.target_format, target, globals)?;
+    let made = target.extension().and_then(OsStr::to_str).and_then(formats::made_by_extension);
+    let driver = target_driver(args.target_format.or(made), target, globals)?;
+    if let Some(maker) = formats::disc_maker(driver) {
+        signal::catch()?;
+        let sources = source::open_for(args, sources)?;
+        disc::convert(args, &sources, driver, maker, target, globals)?;
+        return Ok(Exit::Done);
+    }
     options::refuse(args, driver)?;
     signal::catch()?;
     match sources {

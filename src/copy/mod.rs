@@ -12,6 +12,7 @@ pub mod compress;
 pub mod convert;
 pub mod count;
 mod differ;
+pub mod disc;
 mod engine;
 mod find;
 pub mod joined;

@@ -3,6 +3,7 @@
 pub mod align;
 pub mod buf;
 pub mod grace;
+pub mod parallel;
 pub mod progress;
 pub mod random;
 pub mod range;

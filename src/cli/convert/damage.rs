@@ -68,6 +68,15 @@ pub(super) fn explained(error: Error, sources: &Joined) -> Error {
     error
 }
 
+/// The error about sectors that cannot be read.
+pub(super) fn unreadable(sectors: Vec<u64>) -> Error {
+    Error::corrupt(format!(
+        "sectors cannot be read, since their codes are wrong and do not tell what was there: {} \
+         (--salvage takes them as they are stored)",
+        listed(sectors.into_iter())
+    ))
+}
+
 /// Addresses, in runs.
 fn listed(sectors: impl Iterator<Item = u64>) -> String {
     let mut runs: Vec<(u64, u64)> = Vec::new();

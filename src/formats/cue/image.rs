@@ -127,12 +127,17 @@ impl Cue {
         let decoded = self.decode(lba, mode, raw)?;
         let user = decoded.user(lba)?;
         out.copy_from_slice(&decoded.raw[user]);
+        self.note(lba, &decoded);
+        Ok(())
+    }
+
+    /// Remembers what was wrong with a sector that was read.
+    pub(super) fn note(&self, lba: u64, decoded: &Decoded) {
         match decoded.what {
             What::Right => {}
             What::Corrected => drop(self.damage.lock().corrected.insert(lba)),
             What::AsStored => drop(self.damage.lock().as_stored.insert(lba)),
         }
-        Ok(())
     }
 }
 
@@ -329,6 +334,10 @@ impl Disc for Cue {
 
     fn track(&self) -> Option<&Track> {
         self.disk().map(|(track, _)| track)
+    }
+
+    fn corrected(&self, lba: u64, buf: &mut [u8]) -> Result<Form> {
+        self.drive(lba, buf)
     }
 
     fn damage(&self) -> Damage {

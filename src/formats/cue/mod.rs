@@ -6,6 +6,7 @@
 //! was there, and cannot be read otherwise.
 
 mod check;
+pub(super) mod create;
 mod details;
 mod image;
 mod open;
@@ -14,7 +15,7 @@ mod place;
 mod scan;
 mod sectors;
 mod sheet;
-mod wave;
+pub(super) mod wave;
 
 use crate::image::Driver;
 use crate::image::options::{OptionKind, OptionSpec};

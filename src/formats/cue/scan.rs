@@ -1,8 +1,6 @@
 //! Looking at every sector of some tracks, on all cores.
 
-use std::num::NonZero;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
@@ -12,10 +10,8 @@ use crate::error::Result;
 use crate::image::check::Report;
 use crate::image::disc::{Raw, Track};
 use crate::util::align::len64;
+use crate::util::parallel::{cores, for_each};
 use crate::util::progress::Progress;
-
-/// Most threads: more do not read any faster.
-const MAX_WORKERS: usize = 8;
 
 /// Called for each sector with its track and address; what it finds is kept.
 pub(super) type Look<'l, T> = dyn Fn(&Track, u64, &Raw) -> Option<T> + Sync + 'l;
@@ -55,34 +51,14 @@ impl Cue {
                 sectors: start..stored.sectors.min(start + BATCH),
             })
         });
-        let jobs: Mutex<&mut (dyn Iterator<Item = Job<'_>> + Send)> = Mutex::new(&mut jobs);
         let found = Mutex::new(Vec::new());
-        let failed = AtomicBool::new(false);
-        let work = || {
-            let mut buf = Vec::new();
-            loop {
-                let job = jobs.lock().next();
-                let Some(job) = job.filter(|_| !failed.load(Ordering::Relaxed)) else {
-                    return Ok(());
-                };
-                let done = self.look_at(&job, &mut buf, progress, look);
-                let mut own = done.inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
-                let mut all = found.lock();
-                own.truncate(Report::MAX_SECTORS.saturating_sub(all.len()));
-                all.append(&mut own);
-            }
-        };
-        let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let done = std::thread::scope(|scope| {
-            let others = (1..workers.min(MAX_WORKERS)).map(|_| scope.spawn(work));
-            let others: Vec<_> = others.collect();
-            let own = work();
-            let joined = others
-                .into_iter()
-                .map(|other| other.join().unwrap_or(Ok(())));
-            joined.fold(own, |all, one| all.and(one))
-        });
-        done?;
+        for_each(cores(), &mut jobs, Vec::new, |buf, job| {
+            let mut own = self.look_at(&job, buf, progress, look)?;
+            let mut all = found.lock();
+            own.truncate(Report::MAX_SECTORS.saturating_sub(all.len()));
+            all.append(&mut own);
+            Result::Ok(())
+        })?;
         let mut found = found.into_inner();
         found.sort_by_key(|(lba, _)| *lba);
         Ok(found)

@@ -150,6 +150,24 @@ impl Cue {
         Ok(form(place.track.mode, &expand(&bytes, place.track.mode)))
     }
 
+    /// Reads one sector as a whole, corrected.
+    pub(super) fn drive(&self, lba: u64, buf: &mut [u8]) -> Result<Form> {
+        let place = self.find(lba)?;
+        let mode = place.track.mode;
+        let mut bytes = Vec::new();
+        place.stored.read(&self.files, place.index..place.index + 1, &mut bytes)?;
+        buf.fill(0);
+        buf[mode.stored()].copy_from_slice(&bytes);
+        if let Some(form) = mode.form() {
+            return Ok(form);
+        }
+        let decoded = self.decode(lba, mode, &expand(&bytes, mode))?;
+        let window = mode.stored();
+        buf[window.clone()].copy_from_slice(&decoded.raw[window]);
+        self.note(lba, &decoded);
+        Ok(decoded.form)
+    }
+
     /// Writes what differs of a sector.
     fn store(&self, place: &Place<'_>, old: &[u8], new: &[u8]) -> Result<()> {
         let mode = place.track.mode;

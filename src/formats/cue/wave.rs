@@ -8,10 +8,8 @@ use crate::storage::Storage;
 /// Most chunks that are passed on the way to the samples.
 const MAX_CHUNKS: usize = 1024;
 /// Bytes of the head of a new file.
-#[cfg(test)]
-pub(super) const HEAD: usize = 44;
+pub(in crate::formats) const HEAD: usize = 44;
 /// Bytes a second.
-#[cfg(test)]
 const RATE: u32 = 44_100 * 4;
 
 fn word16(bytes: &[u8], at: usize) -> u16 {
@@ -87,8 +85,7 @@ fn check_format(storage: &dyn Storage, start: u64, size: u64) -> Result<()> {
 }
 
 /// The head of a file with so many bytes of samples; `None` where a file cannot be so long.
-#[cfg(test)]
-pub(super) fn head(samples: u64) -> Option<[u8; HEAD]> {
+pub(in crate::formats) fn head(samples: u64) -> Option<[u8; HEAD]> {
     let data = u32::try_from(samples).ok()?;
     let whole = data.checked_add(36)?;
     let mut head = [0; HEAD];

@@ -210,7 +210,10 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
         stream::send(args, sources, sink, globals)?;
         return Ok(Exit::Done);
     }
-    let made = target.extension().and_then(OsStr::to_str).and_then(formats::made_by_extension);
+    let made = target
+        .extension()
+        .and_then(OsStr::to_str)
+        .and_then(formats::made_by_extension);
     let driver = target_driver(args.target_format.or(made), target, globals)?;
     if let Some(maker) = formats::disc_maker(driver) {
         signal::catch()?;

@@ -32,7 +32,9 @@ pub struct From<'a> {
 
 impl std::fmt::Debug for From<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("From").field("disc", &self.disc).finish_non_exhaustive()
+        f.debug_struct("From")
+            .field("disc", &self.disc)
+            .finish_non_exhaustive()
     }
 }
 
@@ -47,7 +49,9 @@ pub struct Made<'a> {
 
 /// Bytes that [`make`] tells its progress of in all.
 pub fn total(files: &[NewFile]) -> u64 {
-    files.iter().fold(0, |sum, file| sum + file.len - len64(file.head.len()))
+    files
+        .iter()
+        .fold(0, |sum, file| sum + file.len - len64(file.head.len()))
 }
 
 /// One run of a piece.
@@ -82,7 +86,9 @@ pub fn make(
         storage.set_len(file.len)?;
         storage.write_at(&file.head, 0)?;
     }
-    let pieces = files.iter().flat_map(|made| made.file.pieces.iter().map(move |p| (made, *p)));
+    let pieces = files
+        .iter()
+        .flat_map(|made| made.file.pieces.iter().map(move |p| (made, *p)));
     let mut jobs = pieces.flat_map(|(made, piece)| {
         let batches = 0..piece.sectors.div_ceil(BATCH);
         batches.map(move |n| Job {
@@ -112,7 +118,10 @@ fn move_one(from: From<'_>, job: &Job<'_>, scratch: &mut Scratch) -> Result<Vec<
     let Job { piece, first, .. } = *job;
     let size = piece.mode.len();
     scratch.out.clear();
-    scratch.out.resize(crate::util::align::clamp_len(job.count, usize::MAX) * size, 0);
+    scratch.out.resize(
+        crate::util::align::clamp_len(job.count, usize::MAX) * size,
+        0,
+    );
     let bad = match (piece.origin, from.disc) {
         (Origin::Disk(start), _) => {
             of_disk(from, job, start + first, scratch)?;
@@ -140,7 +149,10 @@ fn of_disk(from: From<'_>, job: &Job<'_>, start: u64, scratch: &mut Scratch) -> 
     let sectors = source.chunks(USER).zip(out.chunks_mut(piece.mode.len()));
     for (lba, (data, out)) in (piece.lba + job.first..).zip(sectors) {
         sector[piece.from.stored()].copy_from_slice(data);
-        let form = piece.from.form().ok_or_else(|| Error::invalid("data has no form"))?;
+        let form = piece
+            .from
+            .form()
+            .ok_or_else(|| Error::invalid("data has no form"))?;
         recode(&sector, form, piece.from, piece.mode, lba, out)?;
     }
     Ok(())

@@ -30,7 +30,9 @@ static MAKERS: &[(&Driver, &Maker)] = &[
 /// How files of a format are made of discs, where they are.
 pub fn disc_maker(driver: &Driver) -> Option<&'static Maker> {
     let mut makers = MAKERS.iter();
-    makers.find(|(of, _)| *of == driver).map(|(_, maker)| *maker)
+    makers
+        .find(|(of, _)| *of == driver)
+        .map(|(_, maker)| *maker)
 }
 
 /// The format of a target, by its name or an alias: those that are only made, too.

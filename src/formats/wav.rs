@@ -27,12 +27,19 @@ pub static DRIVER: Driver = Driver {
 /// How they are made.
 pub(super) static MAKER: Maker = Maker {
     options: &[],
-    of_disk: |_, _, _| Err(Error::unsupported("wav is made of tracks of sound, which only discs have")),
+    of_disk: |_, _, _| {
+        Err(Error::unsupported(
+            "wav is made of tracks of sound, which only discs have",
+        ))
+    },
     of_disc,
 };
 
 fn of_disc(table: &Table, only: Option<u8>, _values: &OptionValues, _stem: &OsStr) -> Result<Plan> {
-    let tracks = table.tracks.iter().filter(|t| only.is_none_or(|only| t.number == only));
+    let tracks = table
+        .tracks
+        .iter()
+        .filter(|t| only.is_none_or(|only| t.number == only));
     let tracks = tracks.filter(|track| only.is_some() || track.mode.is_audio());
     let files: Vec<NewFile> = tracks.map(file).collect::<Result<_>>()?;
     match files.is_empty() {
@@ -43,12 +50,19 @@ fn of_disc(table: &Table, only: Option<u8>, _values: &OptionValues, _stem: &OsSt
 
 fn file(track: &Track) -> Result<NewFile> {
     if !track.mode.is_audio() {
-        let text = format!("track {} is {} (allowed: AUDIO)", track.number, track.mode.name());
+        let text = format!(
+            "track {} is {} (allowed: AUDIO)",
+            track.number,
+            track.mode.name()
+        );
         return Err(Error::unsupported(text));
     }
     let samples = track.sectors() * len64(RAW);
     let Some(head) = wave::head(samples) else {
-        let text = format!("track {} has {samples} bytes, more than a WAVE file holds", track.number);
+        let text = format!(
+            "track {} has {samples} bytes, more than a WAVE file holds",
+            track.number
+        );
         return Err(Error::new(ErrorKind::OutOfRange, text));
     };
     let piece = Piece {

@@ -10,7 +10,9 @@ const MAX: usize = 8;
 
 /// As many threads as pay.
 pub fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, NonZero::get).min(MAX)
+    std::thread::available_parallelism()
+        .map_or(1, NonZero::get)
+        .min(MAX)
 }
 
 /// Does every job, in any order, on so many threads, each with a state of its own.
@@ -44,10 +46,12 @@ where
     std::thread::scope(|scope| {
         let others: Vec<_> = (1..threads).map(|_| scope.spawn(run)).collect();
         let own = run();
-        others.into_iter().fold(own, |all, other| match other.join() {
-            Ok(one) => all.and(one),
-            Err(panic) => std::panic::resume_unwind(panic),
-        })
+        others
+            .into_iter()
+            .fold(own, |all, other| match other.join() {
+                Ok(one) => all.and(one),
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
     })
 }
 

@@ -50,7 +50,10 @@ pub(super) fn convert(
     }
     let files: Vec<HostFile> = sources.chains().flat_map(Chain::files).collect();
     let placed = Placed::begin(target, &plan, &files, source.only)?;
-    placed.targets.iter().for_each(|new| new.note_replaced(globals));
+    placed
+        .targets
+        .iter()
+        .for_each(|new| new.note_replaced(globals));
     let job = Job {
         args,
         globals,
@@ -69,7 +72,10 @@ fn refuse(args: &Args, driver: &Driver) -> anyhow::Result<()> {
     let refused = [
         (args.no_create, "-n"),
         (args.compress, "-c"),
-        (args.backing.is_some() || args.target_backing_format.is_some(), "-B"),
+        (
+            args.backing.is_some() || args.target_backing_format.is_some(),
+            "-B",
+        ),
         (args.bitmaps, "--bitmaps"),
         (args.rate_limit.is_some(), "-r"),
     ];
@@ -122,7 +128,10 @@ impl<'a> Source<'a> {
     }
 
     fn path<'s>(&self, sources: &'s Joined) -> Option<&'s Path> {
-        sources.chains().next().and_then(|chain| chain.top().storage().path())
+        sources
+            .chains()
+            .next()
+            .and_then(|chain| chain.top().storage().path())
     }
 }
 
@@ -255,7 +264,12 @@ struct Job<'a> {
 impl Job<'_> {
     fn fill(&self, source: &Source<'_>, sources: &Joined, placed: &Placed) -> anyhow::Result<()> {
         let paths = placed.paths(self.plan);
-        let made = self.plan.files.iter().zip(&paths).map(|(file, path)| self.made(file, path));
+        let made = self
+            .plan
+            .files
+            .iter()
+            .zip(&paths)
+            .map(|(file, path)| self.made(file, path));
         let made: Vec<Made<'_>> = made.collect::<Result<_>>()?;
         let lost = Losses::default();
         let salvage = |at: u64, len: u64, e: &Error| lost.warn(at, len, e);
@@ -276,7 +290,11 @@ impl Job<'_> {
         lost.sum_up(self.target);
         drop(made);
         if let (Some(text), [image]) = (&self.plan.text, &*placed.targets) {
-            rewrite(image.path(), text, &placed.names.iter().map(PathBuf::from).collect::<Vec<_>>())?;
+            rewrite(
+                image.path(),
+                text,
+                &placed.names.iter().map(PathBuf::from).collect::<Vec<_>>(),
+            )?;
         }
         match self.args.verify {
             true => self.verify(sources, placed, &paths),
@@ -297,7 +315,12 @@ impl Job<'_> {
         };
         let options = ChainOptions {
             format: Some(self.driver),
-            files: placed.names.iter().cloned().zip(paths.iter().cloned()).collect(),
+            files: placed
+                .names
+                .iter()
+                .cloned()
+                .zip(paths.iter().cloned())
+                .collect(),
             ..ChainOptions::read()
         };
         let written = Joined::new(vec![chain::open::open(image.path(), &options)?])?;

@@ -22,7 +22,9 @@ pub(super) fn open(args: &Args, paths: &[PathBuf]) -> anyhow::Result<Joined> {
 /// As [`open`], for a target that takes discs as a whole: they need not be disks.
 pub(super) fn open_for(args: &Args, paths: &[PathBuf]) -> anyhow::Result<Joined> {
     let sources = open_as(args, paths, Purpose::Describe)?;
-    let is_disc = sources.chains().all(|chain| chain.top().as_disc().is_some());
+    let is_disc = sources
+        .chains()
+        .all(|chain| chain.top().as_disc().is_some());
     match is_disc {
         true => Ok(sources),
         // What is no disc is read, and what keeps that from being done is told.

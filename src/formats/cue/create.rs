@@ -103,8 +103,14 @@ fn of_disc(table: &Table, only: Option<u8>, values: &OptionValues, stem: &OsStr)
     if let Some(catalog) = &table.catalog {
         writer.line(0, &[b"CATALOG ", catalog.as_encoded_bytes()]);
     }
-    table.texts.iter().for_each(|text| writer.line(0, &[text.as_encoded_bytes()]));
-    let tracks = table.tracks.iter().filter(|t| only.is_none_or(|only| t.number == only));
+    table
+        .texts
+        .iter()
+        .for_each(|text| writer.line(0, &[text.as_encoded_bytes()]));
+    let tracks = table
+        .tracks
+        .iter()
+        .filter(|t| only.is_none_or(|only| t.number == only));
     let mut session = 1;
     for (n, track) in tracks.enumerate() {
         let mode = mode(track, values)?;
@@ -158,8 +164,14 @@ struct Writer {
 
 impl Writer {
     fn new(values: &OptionValues, stem: &OsStr) -> Result<Self> {
-        if stem.as_encoded_bytes().iter().any(|b| matches!(b, b'\n' | b'\r')) {
-            return Err(Error::invalid("a CUE sheet has no names with line ends in them"));
+        if stem
+            .as_encoded_bytes()
+            .iter()
+            .any(|b| matches!(b, b'\n' | b'\r'))
+        {
+            return Err(Error::invalid(
+                "a CUE sheet has no names with line ends in them",
+            ));
         }
         Ok(Self {
             stem: stem.to_owned(),
@@ -205,8 +217,14 @@ impl Writer {
 
     fn track(&mut self, track: &Track, mode: Mode, pieces: &[(u8, Piece)]) {
         let number = track.number;
-        self.line(2, &[format!("TRACK {number:02} {}", mode.name()).as_bytes()]);
-        track.texts.iter().for_each(|text| self.line(4, &[text.as_encoded_bytes()]));
+        self.line(
+            2,
+            &[format!("TRACK {number:02} {}", mode.name()).as_bytes()],
+        );
+        track
+            .texts
+            .iter()
+            .for_each(|text| self.line(4, &[text.as_encoded_bytes()]));
         if !track.flags.is_empty() {
             self.line(4, &[format!("FLAGS {}", track.flags.join(" ")).as_bytes()]);
         }
@@ -217,7 +235,10 @@ impl Writer {
         let is_whole = pieces.len() == stored(track);
         let [before, after] = if is_whole { gaps(track) } else { [0, 0] };
         if before > 0 {
-            self.line(4, &[format!("PREGAP {}", Msf::of_frames(before)).as_bytes()]);
+            self.line(
+                4,
+                &[format!("PREGAP {}", Msf::of_frames(before)).as_bytes()],
+            );
         }
         for (index, piece) in pieces {
             let time = Msf::of_frames(self.frames);
@@ -225,7 +246,10 @@ impl Writer {
             self.frames += piece.sectors;
         }
         if after > 0 {
-            self.line(4, &[format!("POSTGAP {}", Msf::of_frames(after)).as_bytes()]);
+            self.line(
+                4,
+                &[format!("POSTGAP {}", Msf::of_frames(after)).as_bytes()],
+            );
         }
         if let Some(file) = self.files.last_mut() {
             for (_, piece) in pieces {

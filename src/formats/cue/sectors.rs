@@ -155,7 +155,9 @@ impl Cue {
         let place = self.find(lba)?;
         let mode = place.track.mode;
         let mut bytes = Vec::new();
-        place.stored.read(&self.files, place.index..place.index + 1, &mut bytes)?;
+        place
+            .stored
+            .read(&self.files, place.index..place.index + 1, &mut bytes)?;
         buf.fill(0);
         buf[mode.stored()].copy_from_slice(&bytes);
         if let Some(form) = mode.form() {

@@ -5,8 +5,7 @@
 //! diagonals through all 26 rows (Q, (45,43)).  Two bytes side by side are treated alike, so a row is
 //! 43 pairs, and diagonal n has in its step j the pair j of row n + j (modulo 26).
 //!
-//! Whole rows, and whole steps of all diagonals, are worked on at a time: the compiler makes vectors of
-//! that.
+//! Whole rows are worked on at a time: the compiler makes vectors of that.
 
 use super::field::{double, logarithm, over, power, third, times};
 
@@ -69,6 +68,17 @@ impl<const N: usize> Sums<N> {
         }
     }
 
+    /// The same for the codewords that `mask` has ones for; of others, of which nothing is added.
+    #[inline(always)]
+    fn add_some(&mut self, bytes: &[u8; N], mask: &[u8; N]) {
+        let sums = self.plain.iter_mut().zip(&mut self.weighted);
+        for (((plain, weighted), byte), mask) in sums.zip(bytes).zip(mask) {
+            let byte = byte & mask;
+            *plain ^= byte;
+            *weighted ^= ((double(*weighted) ^ *weighted) & mask) ^ byte;
+        }
+    }
+
     /// The two bytes that make codeword `n` right, where all others were added.
     fn parity(&self, n: usize) -> [u8; 2] {
         let first = third(self.plain[n] ^ double(double(self.weighted[n])));
@@ -101,28 +111,54 @@ fn columns(block: &Block, rows: usize) -> Sums<ROW_WIDE> {
     sums
 }
 
-/// Sums over the diagonals, without the bytes of Q.
+/// Sums over the diagonals, without the bytes of Q; see [`slot`] for their order.
+///
+/// All diagonals are gone through at once, a row at a time: diagonal n begins in row n, and is at pair
+/// t - n of row t (modulo 26) when t rows are behind.  So the last diagonal stands first, and what they
+/// are at lies side by side.
 fn diagonals(block: &Block) -> Sums<STEP_WIDE> {
-    // The rows as often as the longest way down goes around, so that no way has to.
-    const AROUND: usize = (ROWS + STEPS - 1) * ROW;
-    let mut around = [0; AROUND];
-    for part in around.chunks_mut(Q) {
-        let len = part.len();
-        part.copy_from_slice(&block[..len]);
-    }
-    let mut steps = [[0u8; STEP_WIDE]; STEPS];
-    for (j, step) in steps.iter_mut().enumerate() {
-        let (pairs, _) = step.as_chunks_mut::<2>();
-        for (n, pair) in pairs[..ROWS].iter_mut().enumerate() {
-            let at = (n + j) * ROW + 2 * j;
-            *pair = [around[at], around[at + 1]];
-        }
+    // Zeroes on both sides, for diagonals that have not begun, or are through.
+    let mut rows = [[0u8; PAD + ROW + STEP_WIDE]; ROWS];
+    for (row, bytes) in rows.iter_mut().zip(block[..Q].chunks_exact(ROW)) {
+        row[PAD..PAD + ROW].copy_from_slice(bytes);
     }
     let mut sums = Sums::new();
-    for step in &steps {
-        sums.add(step);
+    for t in 0..STEPS {
+        if let Some(wide) = rows[t % ROWS][2 * t..].first_chunk() {
+            sums.add(wide);
+        }
+    }
+    for (t, mask) in (STEPS..).zip(&UNDER_WAY) {
+        if let Some(wide) = rows[t % ROWS][2 * t..].first_chunk() {
+            sums.add_some(wide, mask);
+        }
     }
     sums
+}
+
+/// Bytes before a row, of diagonals that have not begun.
+const PAD: usize = 2 * (ROWS - 1);
+
+/// `UNDER_WAY[t]`: which diagonals are not through when t rows more than [`STEPS`] are behind.
+static UNDER_WAY: [[u8; STEP_WIDE]; ROWS - 1] = under_way();
+
+const fn under_way() -> [[u8; STEP_WIDE]; ROWS - 1] {
+    let mut masks = [[0; STEP_WIDE]; ROWS - 1];
+    let mut t = 0;
+    while t < ROWS - 1 {
+        let mut byte = 0;
+        while byte < 2 * (ROWS - 1 - t) {
+            masks[t][byte] = 0xff;
+            byte += 1;
+        }
+        t += 1;
+    }
+    masks
+}
+
+/// Where the sums of a diagonal stand: those that begin in the last row first.
+fn slot(diagonal: usize) -> usize {
+    2 * (ROWS - 1 - diagonal / 2) + diagonal % 2
 }
 
 /// Sums over whole diagonals.
@@ -130,22 +166,19 @@ fn whole_diagonals(block: &Block) -> Sums<STEP_WIDE> {
     let mut sums = diagonals(block);
     for parity in block[Q..].chunks_exact(DIAGONALS) {
         let mut wide = [0; STEP_WIDE];
-        wide[..DIAGONALS].copy_from_slice(parity);
+        let (pairs, _) = parity.as_chunks::<2>();
+        for (slot, pair) in wide[..DIAGONALS].as_chunks_mut::<2>().0.iter_mut().zip(pairs.iter().rev()) {
+            *slot = *pair;
+        }
         sums.add(&wide);
     }
     sums
 }
 
-/// Columns: codewords of P.
-pub const COLUMNS: usize = ROW;
-
-/// How many columns are wrong.
-pub fn wrong_columns(block: &Block) -> usize {
-    Code::P
-        .syndromes(block)
-        .iter()
-        .filter(|s| !s.is_zero())
-        .count()
+/// How many codewords of both codes are right.
+pub fn right_words(block: &Block) -> usize {
+    let of = |code: Code| code.syndromes(block).iter().filter(|s| s.is_zero()).count();
+    of(Code::P) + of(Code::Q)
 }
 
 /// Whether P is right.
@@ -168,7 +201,7 @@ pub fn make(block: &mut Block) {
     }
     let sums = diagonals(block);
     for n in 0..DIAGONALS {
-        let [first, second] = sums.parity(n);
+        let [first, second] = sums.parity(slot(n));
         block[Q + n] = first;
         block[Q + DIAGONALS + n] = second;
     }
@@ -228,7 +261,7 @@ impl Code {
             }
             Self::Q => {
                 let sums = whole_diagonals(block);
-                (0..DIAGONALS).map(|n| sums.syndrome(n)).collect()
+                (0..DIAGONALS).map(|n| sums.syndrome(slot(n))).collect()
             }
         }
     }

@@ -59,7 +59,9 @@ impl Template {
         let names = names.iter().map(|name| name.as_ref().as_encoded_bytes());
         let names = names.map(Some).chain(std::iter::repeat(None));
         let parts = self.between.iter().zip(names);
-        parts.flat_map(|(text, name)| [text, name.unwrap_or_default()].concat()).collect()
+        parts
+            .flat_map(|(text, name)| [text, name.unwrap_or_default()].concat())
+            .collect()
     }
 }
 

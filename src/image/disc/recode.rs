@@ -54,7 +54,10 @@ pub fn recode(
 /// Moves the data of a disk to where another form has it.
 fn moved(raw: &mut [u8; RAW], from: Form, to: Form, lba: u64) -> Result<Form> {
     let (Some(source), Some(place)) = (from.user(), to.user()) else {
-        let text = format!("sector {lba} is of {}, and has no 2048 bytes of a disk", from.name());
+        let text = format!(
+            "sector {lba} is of {}, and has no 2048 bytes of a disk",
+            from.name()
+        );
         return Err(Error::corrupt(text));
     };
     let mut data = [0; super::USER];

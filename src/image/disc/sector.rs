@@ -124,19 +124,17 @@ fn form_of_subheader(raw: &Raw) -> Form {
 }
 
 /// The forms that a sector may have, the likeliest first.
-fn candidates(raw: &Raw, declared: Declared) -> [Form; 3] {
+fn candidates(raw: &Raw, declared: Declared) -> [Form; 4] {
     let of_mode2 = match form_of_subheader(raw) {
         // Where the copies differ one may be damaged.
-        Form::Formless => [Form::Form1, Form::Form2, Form::Formless],
-        form @ Form::Form2 => [form, Form::Form1, Form::Mode1],
-        form => [form, Form::Form2, Form::Mode1],
+        Form::Formless => [Form::Form1, Form::Form2, Form::Mode1, Form::Formless],
+        form @ Form::Form2 => [form, Form::Form1, Form::Mode1, form],
+        form => [form, Form::Form2, Form::Mode1, form],
     };
     match (raw[15], declared) {
-        (0, _) if is_zero(&raw[16..]) => [Form::Empty; 3],
-        (1, Declared::Mode1) => [Form::Mode1, of_mode2[0], of_mode2[1]],
-        (1, Declared::Mode2) => [Form::Mode1, of_mode2[0], of_mode2[1]],
-        (2, _) | (_, Declared::Mode2) => of_mode2,
-        (_, Declared::Mode1) => [Form::Mode1, of_mode2[0], of_mode2[1]],
+        (0, _) if is_zero(&raw[16..]) => [Form::Empty; 4],
+        (2, _) | (0 | 3.., Declared::Mode2) => of_mode2,
+        (1, _) | (_, Declared::Mode1) => [Form::Mode1, of_mode2[0], of_mode2[1], of_mode2[1]],
     }
 }
 
@@ -166,9 +164,9 @@ pub fn judge(raw: &Raw, declared: Declared) -> Judged {
     }
 }
 
-/// Whether most codewords of form 1 are right.
+/// Whether more codewords of form 1 are right than would be by chance: of one in 65536 each.
 fn is_like_form1(raw: &Raw) -> bool {
-    ecc::wrong_columns(&block(raw, Form::Form1)) < ecc::COLUMNS / 2
+    ecc::right_words(&block(raw, Form::Form1)) >= 3
 }
 
 /// A sector as it was before it was damaged, where its codes say so beyond doubt: all of P, Q and EDC
@@ -205,7 +203,9 @@ fn corrected(raw: &Raw, form: Form) -> Option<Raw> {
         }
         let mut found = tried;
         found[BLOCK + skipped..].copy_from_slice(&block[skipped..]);
-        let is_form = form != Form::Form1 || form_of_subheader(&found) == form;
+        // Of zeroes with a few bytes among them nobody can tell that they were damaged.
+        let is_form =
+            form != Form::Form1 || (form_of_subheader(&found) == form && !is_zero(&found[16..]));
         (is_form && is_right(&found)).then_some(found)
     })
 }

@@ -77,11 +77,8 @@ fn indexes_and_files_that_do_not_fit_each_other_are_refused() {
         &bin,
         "no WAVE file",
     );
-    refused(
-        &SHEET.replace("BINARY", "FLAC").replace("x.bin", "x.flac"),
-        &bin,
-        "FLAC",
-    );
+    let files = Files::new(&[("x.cue", SHEET.replace("BINARY", "FLAC").as_bytes())]);
+    files.fails(&["info", "x.cue"], 63, "type 'FLAC'");
     refused("TITLE x\n", &bin, "has no track");
     refused(&format!("{SHEET}FROB"), &bin, "line 4: 'FROB' is no word");
 }

@@ -137,7 +137,8 @@ fn one(rng: &mut Seeded) {
         }
         None => assert!(!is_few || wrong == right, "{form:?} {places:?}"),
     }
-    if wrong != right {
+    // In mode 2 a subheader that is no longer twice the same may be data of a sector without codes.
+    if wrong != right && (is_few || form == Form::Mode1) {
         assert!(
             disc::judge(&wrong, declared).faults.has_wrong_codes(),
             "{places:?}"

@@ -7,3 +7,4 @@ mod made;
 mod parts;
 mod peers;
 mod read;
+mod write;

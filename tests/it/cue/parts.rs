@@ -154,7 +154,7 @@ fn requests_that_make_no_sense_are_refused() {
             "past the end",
         ),
         (
-            "read --parts edc --lba 18446744073709551615",
+            "read --parts edc --lba 9223372036854775807",
             "x.cue",
             "2^63",
         ),

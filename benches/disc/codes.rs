@@ -30,7 +30,10 @@ fn sectors() -> Vec<Raw> {
 /// Nanoseconds that this thread has had a core.
 fn on_cpu() -> u64 {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux tells");
-    text.split(' ').next().and_then(|n| n.parse().ok()).expect("is a number")
+    text.split(' ')
+        .next()
+        .and_then(|n| n.parse().ok())
+        .expect("is a number")
 }
 
 fn measure(name: &str, sectors: &mut [Raw], mut work: impl FnMut(&mut Raw)) {
@@ -47,8 +50,12 @@ fn measure(name: &str, sectors: &mut [Raw], mut work: impl FnMut(&mut Raw)) {
 
 fn main() {
     let mut all = sectors();
-    measure("EDC alone", &mut all, |raw| drop(black_box(edc::edc(&raw[..2064]))));
-    measure("EDC, P and Q made", &mut all, |raw| make(black_box(raw), Form::Mode1, [0, 2, 0]));
+    measure("EDC alone", &mut all, |raw| {
+        drop(black_box(edc::edc(&raw[..2064])))
+    });
+    measure("EDC, P and Q made", &mut all, |raw| {
+        make(black_box(raw), Form::Mode1, [0, 2, 0])
+    });
     measure("EDC, P and Q verified", &mut all, |raw| {
         assert!(judge(black_box(raw), Declared::Mode1).faults.is_none());
     });

@@ -167,7 +167,12 @@ fn whole_diagonals(block: &Block) -> Sums<STEP_WIDE> {
     for parity in block[Q..].chunks_exact(DIAGONALS) {
         let mut wide = [0; STEP_WIDE];
         let (pairs, _) = parity.as_chunks::<2>();
-        for (slot, pair) in wide[..DIAGONALS].as_chunks_mut::<2>().0.iter_mut().zip(pairs.iter().rev()) {
+        for (slot, pair) in wide[..DIAGONALS]
+            .as_chunks_mut::<2>()
+            .0
+            .iter_mut()
+            .zip(pairs.iter().rev())
+        {
             *slot = *pair;
         }
         sums.add(&wide);
@@ -199,6 +204,11 @@ pub fn make(block: &mut Block) {
         block[DATA_ROWS * ROW + n] = first;
         block[(DATA_ROWS + 1) * ROW + n] = second;
     }
+    make_q(block);
+}
+
+/// Makes Q for what it covers.
+fn make_q(block: &mut Block) {
     let sums = diagonals(block);
     for n in 0..DIAGONALS {
         let [first, second] = sums.parity(slot(n));
@@ -320,29 +330,41 @@ impl Code {
     }
 }
 
-/// Corrects what it can by `first` and the other code in turn; whether all codewords are right then.
-/// Where they are not, the block may hold anything.
-fn correct_from(first: Code, block: &mut Block) -> bool {
+/// Corrects what it can by `first` and the other code in turn; all blocks on the way in which every
+/// codeword is right are added to `found`.
+fn correct_from(first: Code, block: &Block, found: &mut Vec<Block>) {
+    let mut block = *block;
     for _ in 0..MAX_TURNS {
-        let any = first.correct_one(block) | first.other().correct_one(block);
-        if p_is_right(block) && q_is_right(block) {
-            return true;
+        let mut any = false;
+        for code in [first, first.other()] {
+            any |= code.correct_one(&mut block);
+            if !p_is_right(&block) {
+                continue;
+            }
+            if q_is_right(&block) {
+                found.push(block);
+                return;
+            }
+            // The bytes of Q are in no other codewords: where the rest is right they follow from it.
+            let mut remade = block;
+            make_q(&mut remade);
+            if found.last() != Some(&remade) {
+                found.push(remade);
+            }
         }
-        if !any && !first.correct_two(block) && !first.other().correct_two(block) {
-            return false;
+        if !any && !first.correct_two(&mut block) && !first.other().correct_two(&mut block) {
+            return;
         }
     }
-    false
 }
 
-/// Corrects a block so that all codewords are right; `None` where that cannot be.  More bytes may have
-/// been wrong than the code can tell, so another code has to confirm it.
-pub fn correct(block: &Block) -> impl Iterator<Item = Block> {
-    let block = *block;
-    [Code::P, Code::Q].into_iter().filter_map(move |first| {
-        let mut tried = block;
-        correct_from(first, &mut tried).then_some(tried)
-    })
+/// Blocks that this one may have been before it was damaged: all codewords are right in each.  More
+/// bytes may have been wrong than the code can tell, so another code has to confirm it.
+pub fn correct(block: &Block) -> Vec<Block> {
+    let mut found = Vec::new();
+    correct_from(Code::P, block, &mut found);
+    correct_from(Code::Q, block, &mut found);
+    found
 }
 
 #[cfg(test)]
@@ -419,7 +441,7 @@ mod tests {
                     *byte ^= rng.u8(1..);
                 }
                 assert!(
-                    correct(&wrong).any(|found| found == right),
+                    correct(&wrong).contains(&right),
                     "{len} at {start}"
                 );
             }

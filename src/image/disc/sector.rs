@@ -197,7 +197,7 @@ fn corrected(raw: &Raw, form: Form) -> Option<Raw> {
         return None;
     }
     let skipped = if form == Form::Form1 { 4 } else { 0 };
-    ecc::correct(&block(&tried, form)).find_map(|block| {
+    ecc::correct(&block(&tried, form)).into_iter().find_map(|block| {
         if block[..skipped] != [0; 4][..skipped] {
             return None;
         }

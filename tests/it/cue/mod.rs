@@ -3,7 +3,7 @@
 mod bad;
 mod check;
 mod damage;
-mod made;
+pub(crate) mod made;
 mod parts;
 mod peers;
 mod read;

@@ -224,6 +224,15 @@ enum Code {
     Q,
 }
 
+/// When one byte is believed to be the wrong one of a codeword: more may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// Where the codeword of the other code that it is in is wrong too.
+    Careful,
+    /// Always.
+    Bold,
+}
+
 impl Code {
     /// Bytes of a codeword.
     fn len(self) -> usize {
@@ -276,14 +285,26 @@ impl Code {
         }
     }
 
+    /// Which of its codewords are wrong.
+    fn wrong(self, block: &Block) -> Vec<bool> {
+        self.syndromes(block).iter().map(|s| !s.is_zero()).collect()
+    }
+
     /// Corrects codewords of which one byte is wrong; whether any was.
-    fn correct_one(self, block: &mut Block) -> bool {
+    fn correct_one(self, block: &mut Block, how: How) -> bool {
         let mut any = false;
+        let others = match how {
+            How::Careful => self.other().wrong(block),
+            How::Bold => vec![true; ROW.max(DIAGONALS)],
+        };
         for (word, syndrome) in self.syndromes(block).into_iter().enumerate() {
             let locator = over(syndrome.weighted, syndrome.sum).and_then(logarithm);
             let position = locator.and_then(|n| (self.len() - 1).checked_sub(n));
-            if let Some(position) = position {
-                block[self.at(word, position)] ^= syndrome.sum;
+            let Some(at) = position.map(|position| self.at(word, position)) else {
+                continue;
+            };
+            if self.other().word(at).is_none_or(|word| others[word]) {
+                block[at] ^= syndrome.sum;
                 any = true;
             }
         }
@@ -293,12 +314,7 @@ impl Code {
     /// Corrects codewords that have two wrong bytes at most if all of them are where a codeword of
     /// the other code is wrong too; whether any was.
     fn correct_two(self, block: &mut Block) -> bool {
-        let others: Vec<bool> = self
-            .other()
-            .syndromes(block)
-            .iter()
-            .map(|s| !s.is_zero())
-            .collect();
+        let others = self.other().wrong(block);
         let is_suspect = |at| self.other().word(at).is_none_or(|word| others[word]);
         let mut any = false;
         for (word, syndrome) in self.syndromes(block).into_iter().enumerate() {
@@ -332,12 +348,12 @@ impl Code {
 
 /// Corrects what it can by `first` and the other code in turn; all blocks on the way in which every
 /// codeword is right are added to `found`.
-fn correct_from(first: Code, block: &Block, found: &mut Vec<Block>) {
+fn correct_from(first: Code, how: How, block: &Block, found: &mut Vec<Block>) {
     let mut block = *block;
     for _ in 0..MAX_TURNS {
         let mut any = false;
         for code in [first, first.other()] {
-            any |= code.correct_one(&mut block);
+            any |= code.correct_one(&mut block, how);
             if !p_is_right(&block) {
                 continue;
             }
@@ -362,8 +378,10 @@ fn correct_from(first: Code, block: &Block, found: &mut Vec<Block>) {
 /// bytes may have been wrong than the code can tell, so another code has to confirm it.
 pub fn correct(block: &Block) -> Vec<Block> {
     let mut found = Vec::new();
-    correct_from(Code::P, block, &mut found);
-    correct_from(Code::Q, block, &mut found);
+    for how in [How::Careful, How::Bold] {
+        correct_from(Code::P, how, block, &mut found);
+        correct_from(Code::Q, how, block, &mut found);
+    }
     found
 }
 
@@ -440,10 +458,7 @@ mod tests {
                 for byte in &mut wrong[start..start + len] {
                     *byte ^= rng.u8(1..);
                 }
-                assert!(
-                    correct(&wrong).contains(&right),
-                    "{len} at {start}"
-                );
+                assert!(correct(&wrong).contains(&right), "{len} at {start}");
             }
         }
     }

@@ -133,6 +133,10 @@ fn candidates(raw: &Raw, declared: Declared) -> [Form; 4] {
     };
     match (raw[15], declared) {
         (0, _) if is_zero(&raw[16..]) => [Form::Empty; 4],
+        // In a track of mode 1 a sector without codes is no more likely than a damaged mode.
+        (2, Declared::Mode1) if form_of_subheader(raw) == Form::Formless => {
+            [Form::Mode1, Form::Form1, Form::Form2, Form::Mode1]
+        }
         (2, _) | (0 | 3.., Declared::Mode2) => of_mode2,
         (1, _) | (_, Declared::Mode1) => [Form::Mode1, of_mode2[0], of_mode2[1], of_mode2[1]],
     }
@@ -197,17 +201,19 @@ fn corrected(raw: &Raw, form: Form) -> Option<Raw> {
         return None;
     }
     let skipped = if form == Form::Form1 { 4 } else { 0 };
-    ecc::correct(&block(&tried, form)).into_iter().find_map(|block| {
-        if block[..skipped] != [0; 4][..skipped] {
-            return None;
-        }
-        let mut found = tried;
-        found[BLOCK + skipped..].copy_from_slice(&block[skipped..]);
-        // Of zeroes with a few bytes among them nobody can tell that they were damaged.
-        let is_form =
-            form != Form::Form1 || (form_of_subheader(&found) == form && !is_zero(&found[16..]));
-        (is_form && is_right(&found)).then_some(found)
-    })
+    ecc::correct(&block(&tried, form))
+        .into_iter()
+        .find_map(|block| {
+            if block[..skipped] != [0; 4][..skipped] {
+                return None;
+            }
+            let mut found = tried;
+            found[BLOCK + skipped..].copy_from_slice(&block[skipped..]);
+            // Of zeroes with a few bytes among them nobody can tell that they were damaged.
+            let is_form = form != Form::Form1
+                || (form_of_subheader(&found) == form && !is_zero(&found[16..]));
+            (is_form && is_right(&found)).then_some(found)
+        })
 }
 
 /// Whether nothing confirms that the sector is what it says: form 2 without a code.
@@ -306,6 +312,10 @@ mod tests {
                 }
             });
             for declared in [Declared::Mode1, Declared::Mode2] {
+                if (form, declared) == (Form::Formless, Declared::Mode1) {
+                    assert!(judge(&raw, declared).faults.has_wrong_codes());
+                    continue;
+                }
                 let judged = judge(&raw, declared);
                 assert_eq!((judged.form, judged.faults), (form, Faults::default()));
             }

@@ -43,12 +43,12 @@ impl Cue {
             runs.extend(track.runs.iter().filter_map(stored));
         }
         let mut jobs = runs.iter().flat_map(|(track, stored, lba)| {
-            let starts = (0..stored.sectors).step_by(BATCH as usize);
-            starts.map(|start| Job {
+            let batches = 0..stored.sectors.div_ceil(BATCH);
+            batches.map(move |n| Job {
                 track,
                 stored: *stored,
                 lba: *lba,
-                sectors: start..stored.sectors.min(start + BATCH),
+                sectors: n * BATCH..stored.sectors.min((n + 1) * BATCH),
             })
         });
         let found = Mutex::new(Vec::new());

@@ -99,7 +99,7 @@ pub fn edc(bytes: &[u8]) -> u32 {
         code = step(code, one);
         last = step(last, other);
     }
-    code = alone.iter().fold(code, |code, bytes| step(code, bytes));
+    code = alone.iter().fold(code, step);
     code = finish(code, rest);
     match tail.is_empty() {
         true => code,

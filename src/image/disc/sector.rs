@@ -257,6 +257,10 @@ mod tests {
 
     use super::*;
 
+    fn low(n: usize) -> u8 {
+        n.to_le_bytes()[0]
+    }
+
     fn sector(form: Form, fill: impl Fn(usize) -> u8) -> Raw {
         let mut raw = [0; RAW];
         let data = form
@@ -308,7 +312,7 @@ mod tests {
                 if form == Form::Empty {
                     0
                 } else {
-                    (n * 7 % 251) as u8
+                    low(n * 7 % 251)
                 }
             });
             for declared in [Declared::Mode1, Declared::Mode2] {
@@ -333,7 +337,7 @@ mod tests {
             (2076, vec!["p", "q"]),
             (2300, vec!["q"]),
         ];
-        let right = sector(Form::Mode1, |n| (n % 251) as u8);
+        let right = sector(Form::Mode1, |n| low(n % 251));
         for (at, names) in parts {
             let mut wrong = right;
             wrong[at] ^= 0x55;
@@ -345,7 +349,7 @@ mod tests {
 
     #[test]
     fn a_damaged_subheader_is_no_reason_to_take_a_sector_for_formless() {
-        let right = sector(Form::Form1, |n| (n % 251) as u8);
+        let right = sector(Form::Form1, |n| low(n % 251));
         for at in 16..24 {
             let mut wrong = right;
             wrong[at] ^= 0x20;
@@ -358,7 +362,7 @@ mod tests {
 
     #[test]
     fn form_2_may_have_no_code_and_a_wrong_one_cannot_be_corrected() {
-        let mut raw = sector(Form::Form2, |n| (n % 251) as u8);
+        let mut raw = sector(Form::Form2, |n| low(n % 251));
         assert!(judge(&raw, Declared::Mode2).faults.is_none());
         raw[100] ^= 1;
         assert_eq!(judge(&raw, Declared::Mode2).faults.names(), ["edc"]);
@@ -378,7 +382,7 @@ mod tests {
         for _ in 0..1000 {
             let (form, declared) = forms[rng.usize(0..2)];
             let salt = rng.usize(..1000);
-            let right = sector(form, |n| (n * salt % 255) as u8);
+            let right = sector(form, |n| low(n * salt % 255));
             let mut wrong = right;
             // In mode 2 no code covers the header.
             let first = if form == Form::Form1 { 16 } else { 12 };

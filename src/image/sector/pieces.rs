@@ -95,7 +95,7 @@ mod tests {
     const WHOLE: usize = 10;
 
     fn layout(lba: u64) -> Layout {
-        let stored = if lba % 2 == 0 { 0..10 } else { 2..8 };
+        let stored = if lba.is_multiple_of(2) { 0..10 } else { 2..8 };
         let parts = [
             (Parts::SYNC, 0..3),
             (Parts::DATA, 3..7),

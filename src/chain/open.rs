@@ -12,7 +12,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::formats::refused::REFUSED;
 use crate::formats::{self, DRIVERS};
 use crate::image::contents::Contents;
-use crate::image::open::{OpenOptions, Purpose, WriteOrder};
+use crate::image::open::{Companions, Damaged, OpenOptions, Purpose, WriteOrder};
 use crate::image::options::OptionValues;
 use crate::image::snapshot::Pick;
 use crate::image::{Backing, Driver, Image, probe};
@@ -113,6 +113,8 @@ pub struct ChainOptions {
     pub order: WriteOrder,
     /// Why the top layer is opened; those below it are used, or described as it is.
     pub purpose: Purpose,
+    /// What to do about data of the top layer whose own codes say that it is wrong.
+    pub damaged: Damaged,
     /// The internal snapshot of the top layer to show instead of its disk as it is now.
     pub snapshot: Option<Pick>,
     /// Which disk of a file that holds several is the top layer: its number, counted from 1, or its
@@ -328,6 +330,7 @@ struct How<'a> {
     probed: Trust,
     order: WriteOrder,
     purpose: Purpose,
+    damaged: Damaged,
     snapshot: Option<&'a Pick>,
     member: Option<&'a OsString>,
     files: &'a [(OsString, PathBuf)],
@@ -355,6 +358,7 @@ impl<'a> Walk<'a> {
             probed: Trust::Probed,
             order: options.order,
             purpose: options.purpose,
+            damaged: options.damaged,
             snapshot: options.snapshot.as_ref(),
             member: options.member.as_ref(),
             files: &options.files,
@@ -450,11 +454,14 @@ impl<'a> Walk<'a> {
             storage: how.storage,
             stand_ins: how.files.to_vec(),
         };
+        let companions: Arc<dyn Companions> = Arc::new(companions);
         let image = OpenOptions {
             companions: match self.options.follow {
-                Follow::Yes | Follow::Layers(_) => Some(Arc::new(companions)),
+                Follow::Yes | Follow::Layers(_) => Some(Arc::clone(&companions)),
                 Follow::No => None,
             },
+            needed: Some(companions),
+            damaged: how.damaged,
             access: how.storage.access,
             order: how.order,
             purpose: how.purpose,

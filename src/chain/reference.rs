@@ -235,6 +235,17 @@ impl Namer {
     }
 }
 
+/// Most names of a directory that are looked at for one that differs in case.
+const MAX_NAMES: usize = 1 << 16;
+
+/// Whether two names are the same but for case; what is no text is so for ASCII alone.
+fn is_same_word(one: &OsStr, other: &OsStr) -> bool {
+    match (one.to_str(), other.to_str()) {
+        (Some(one), Some(other)) => one.to_lowercase() == other.to_lowercase(),
+        _ => one.eq_ignore_ascii_case(other),
+    }
+}
+
 fn replaced(path: &Path) -> Error {
     Error::new(ErrorKind::Io, "was replaced while it was opened").at(path)
 }
@@ -286,9 +297,43 @@ impl Companions for Confined {
             _ => self.namer.blamed(e, name, what, "header"),
         })
     }
+
+    fn open_in_any_case(&self, name: &OsStr, what: &str) -> Result<Arc<dyn Storage>> {
+        let opened = self.open(name, what);
+        match opened {
+            Err(e) if e.kind() == ErrorKind::NotFound => match self.alike(name, what)? {
+                Some(other) => self.open(&other, what),
+                None => Err(e),
+            },
+            opened => opened,
+        }
+    }
 }
 
 impl Confined {
+    /// The only name in the image's directory that differs from `name` in case alone.
+    fn alike(&self, name: &OsStr, what: &str) -> Result<Option<OsString>> {
+        let Some(id) = self.namer.id else {
+            return Ok(None);
+        };
+        let home = self.namer.home(id)?;
+        let names = home.names(MAX_NAMES);
+        let names = names.map_err(|e| Error::io("list the directory of the image", e.into()))?;
+        let mut names = names.into_iter().filter(|other| is_same_word(name, other));
+        match (names.next(), names.next()) {
+            (one, None) => Ok(one),
+            (None, _) => Ok(None),
+            (Some(one), Some(other)) => Err(Error::invalid(format!(
+                "names '{}' as its {what}, which is not there, while '{}' and '{}' differ from it \
+                 in case alone",
+                printable(name),
+                printable(&one),
+                printable(&other)
+            ))
+            .at(&self.namer.path)),
+        }
+    }
+
     fn follow(&self, name: &OsStr, what: &str) -> Result<Arc<dyn Storage>> {
         let access = self.storage.access;
         let found = self

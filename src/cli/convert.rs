@@ -18,6 +18,8 @@ use crate::image::options::OptionValues;
 use crate::output;
 
 mod assemble;
+mod damage;
+mod disc;
 mod options;
 mod place;
 mod sealed;
@@ -103,7 +105,7 @@ pub struct Args {
     #[arg(short, long, alias = "source-format", value_name = "FMT", value_parser = parse_driver)]
     pub format: Option<&'static Driver>,
     /// Format of the target; without it the extension decides, else it is raw.
-    #[arg(short = 'O', long, value_name = "FMT", value_parser = parse_driver)]
+    #[arg(short = 'O', long, value_name = "FMT", value_parser = formats::target_named)]
     pub target_format: Option<&'static Driver>,
     /// Make what this place takes: sets the format and options of the target, before those of -o;
     /// lint tells what it takes.
@@ -220,6 +222,10 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     let target = args.files.last().map(PathBuf::as_path);
     if OptionValues::ask_for_help(&args.options) {
         let driver = helped_driver(args.target_format, target, globals)?;
+        if let Some(maker) = formats::disc_maker(driver) {
+            print(|out| Ok(output::options::specs(out, maker.options)?))?;
+            return Ok(Exit::Done);
+        }
         let assembler = assemble::assembler(driver);
         if assembler.is_none() {
             creator(driver)?;
@@ -254,7 +260,17 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
         }
         return Ok(Exit::Done);
     }
-    let driver = target_driver(args.target_format, target, globals)?;
+    let made = target
+        .extension()
+        .and_then(OsStr::to_str)
+        .and_then(formats::made_by_extension);
+    let driver = target_driver(args.target_format.or(made), target, globals)?;
+    if let Some(maker) = formats::disc_maker(driver) {
+        signal::catch()?;
+        let sources = source::open_for(args, sources)?;
+        disc::convert(args, &sources, driver, maker, target, globals)?;
+        return Ok(Exit::Done);
+    }
     if let Some(assembler) = assemble::assembler(driver) {
         signal::catch()?;
         let to = assemble::To::File(target);

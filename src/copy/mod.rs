@@ -13,6 +13,7 @@ pub mod compress;
 pub mod convert;
 pub mod count;
 mod differ;
+pub mod disc;
 mod engine;
 mod find;
 pub mod joined;

@@ -3,7 +3,7 @@
 use crate::copy::find::Found;
 use crate::copy::joined::Joined;
 use crate::error::{Error, ErrorKind, Result};
-use crate::util::align::len64;
+use crate::util::align::{clamp_len, len64};
 
 /// What is tried again on its own after a read failed, in bytes.
 const UNIT: usize = 4096;
@@ -40,6 +40,18 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// What is tried again on its own: a sector of a disc.
+    fn unit(&self) -> usize {
+        let discs = self
+            .sources
+            .chains()
+            .filter(|chain| chain.top().as_disc().is_some());
+        let units = discs.filter_map(|disc| disc.top().caps().encoded);
+        units
+            .min()
+            .map_or(UNIT, |unit| clamp_len(unit.max(512), UNIT))
+    }
+
     /// As [`Joined::read_at`]; when salvaging, what cannot be read becomes zeroes, and is told of.
     pub(super) fn read_at(&self, buf: &mut [u8], at: u64) -> Result<()> {
         let Some(lost) = self.salvage else {
@@ -49,7 +61,7 @@ impl<'a> Reader<'a> {
             return Ok(());
         }
         let mut at = at;
-        for unit in buf.chunks_mut(UNIT) {
+        for unit in buf.chunks_mut(self.unit()) {
             match self.sources.read_at(unit, at) {
                 Err(e) if e.kind() == ErrorKind::Cancelled => return Err(e),
                 Err(e) => {

@@ -1,5 +1,6 @@
 //! One entry per format, and the registry.
 
+pub mod cue;
 pub mod ova;
 pub mod profiles;
 pub mod qcow2;
@@ -9,10 +10,12 @@ pub mod vdi;
 pub mod vhd;
 pub mod vhdx;
 pub mod vmdk;
+pub mod wav;
 
 use crate::error::{Error, Result};
 use crate::image::Driver;
 use crate::image::contents::Container;
+use crate::image::disc::plan::Maker;
 
 /// Every format, best first; `raw` last, because it accepts anything.
 pub static DRIVERS: &[&Driver] = &[
@@ -23,8 +26,42 @@ pub static DRIVERS: &[&Driver] = &[
     &ova::LOOSE,
     &vmdk::DRIVER,
     &vhdx::DRIVER,
+    &cue::DRIVER,
     &raw::DRIVER,
 ];
+
+/// Formats whose files are made of discs, or of disks that become one.
+static MAKERS: &[(&Driver, &Maker)] = &[
+    (&cue::DRIVER, &cue::create::MAKER),
+    (&wav::DRIVER, &wav::MAKER),
+];
+
+/// How files of a format are made of discs, where they are.
+pub fn disc_maker(driver: &Driver) -> Option<&'static Maker> {
+    let mut makers = MAKERS.iter();
+    makers
+        .find(|(of, _)| *of == driver)
+        .map(|(_, maker)| *maker)
+}
+
+/// The format of a target, by its name or an alias: those that are only made, too.
+///
+/// # Errors
+/// Those of [`named`].
+pub fn target_named(name: &str) -> Result<&'static Driver> {
+    match MAKERS.iter().find(|(driver, _)| driver.is_called(name)) {
+        Some((driver, _)) => Ok(driver),
+        None => named(name),
+    }
+}
+
+/// The format that is only made that a file name extension stands for.
+pub fn made_by_extension(extension: &str) -> Option<&'static Driver> {
+    let extension = extension.to_ascii_lowercase();
+    let mut makers = MAKERS.iter();
+    let found = makers.find(|(driver, _)| driver.extensions.contains(&extension.as_str()));
+    found.map(|(driver, _)| *driver)
+}
 
 /// The format of what nothing says it has another.
 pub static PLAIN: &Driver = &raw::DRIVER;

@@ -11,7 +11,7 @@ use crate::storage::{Limits, Storage, has_room};
 pub static DRIVER: Driver = Driver {
     name: "raw",
     aliases: &[],
-    extensions: &["raw", "img", "dd", "bin"],
+    extensions: &["raw", "img", "dd", "bin", "iso"],
     about: "the disk's bytes as they are",
     is_plain: true,
     names_uris: false,

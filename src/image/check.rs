@@ -40,6 +40,17 @@ pub struct Finding {
     pub repaired: Option<String>,
 }
 
+/// A sector with parts that are wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadSector {
+    /// Its address.
+    pub lba: u64,
+    /// The parts, by name.
+    pub parts: Vec<&'static str>,
+    /// Whether its codes tell beyond doubt what was there.
+    pub correctable: bool,
+}
+
 /// What a check found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
@@ -65,9 +76,15 @@ pub struct Report {
     pub compressed_clusters: u64,
     /// End of the last used byte in the file.
     pub image_end_offset: u64,
+    /// Sectors with parts that are wrong, in order, at most [`Report::MAX_SECTORS`]; `None`: the format
+    /// has none with codes.
+    pub sectors: Option<Vec<BadSector>>,
 }
 
 impl Report {
+    /// Sectors listed: as many as a disc has.
+    pub const MAX_SECTORS: usize = 500_000;
+
     /// Texts kept; a hostile image may have millions of faults.
     pub const MAX_FINDINGS: usize = 1000;
 

@@ -25,6 +25,7 @@ pub mod compact;
 pub mod compress;
 pub mod contents;
 pub mod create;
+pub mod disc;
 pub mod driver;
 pub mod flat;
 pub mod follow;
@@ -35,6 +36,7 @@ pub mod overlay;
 pub mod probe;
 pub mod relink;
 pub mod reserve;
+pub mod sector;
 pub mod snapshot;
 pub mod store;
 pub mod table;
@@ -437,6 +439,14 @@ pub trait Image: fmt::Debug + Send + Sync {
             "format '{}' has no compressed data",
             self.driver().name
         )))
+    }
+    /// Its sectors by part, where it has such.
+    fn as_sectors(&self) -> Option<&dyn sector::Sectors> {
+        None
+    }
+    /// The disc that it is, where it is one.
+    fn as_disc(&self) -> Option<&dyn disc::Disc> {
+        None
     }
     /// Assignment of space ahead of the writes, where the format allocates.
     fn as_layout(&self) -> Option<&dyn Layout> {

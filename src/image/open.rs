@@ -42,6 +42,24 @@ pub trait Companions: fmt::Debug + Send + Sync {
     /// # Errors
     /// `Denied` where the policy does not let us; the host's.
     fn open(&self, name: &OsStr, what: &str) -> Result<Arc<dyn Storage>>;
+    /// The same; where no file has that name, the one in the image's own directory whose name differs
+    /// in case alone, if there is one and no more.
+    ///
+    /// # Errors
+    /// As there; `Invalid` where there are several.
+    fn open_in_any_case(&self, name: &OsStr, what: &str) -> Result<Arc<dyn Storage>> {
+        self.open(name, what)
+    }
+}
+
+/// What to do about data that its own codes say is wrong, and that they cannot correct.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Damaged {
+    /// It cannot be read.
+    #[default]
+    Refuse,
+    /// It is read as it is stored.
+    AsStored,
 }
 
 /// What an image is opened with.
@@ -50,6 +68,11 @@ pub struct OpenOptions {
     /// Opens further files of the image; `None`: they are not wanted, and data there cannot be
     /// read.
     pub companions: Option<Arc<dyn Companions>>,
+    /// Opens files without which nothing is known of the image, not even its size: whatever is wanted
+    /// of others.  `None`: the image is nowhere, so that it has none.
+    pub needed: Option<Arc<dyn Companions>>,
+    /// What to do about data whose codes are wrong.
+    pub damaged: Damaged,
     /// Whether changes are wanted; never more than the storage was opened for.
     pub access: Access,
     /// Whether metadata waits for data.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::image::check::{Finding, Report, Severity};
+use crate::image::check::{BadSector, Finding, Report, Severity};
 use crate::output::json as output_json;
 use crate::util::text::printable;
 
@@ -48,7 +48,7 @@ pub fn json(out: &mut dyn Write, path: &Path, format: &str, report: &Report) -> 
         .iter()
         .map(|f| json!({ "severity": word(f.severity), "text": f.text, "repaired": f.repaired }))
         .collect();
-    let value = json!({
+    let mut value = json!({
         "image-end-offset": report.image_end_offset,
         "total-clusters": report.total_clusters,
         "allocated-clusters": report.allocated_clusters,
@@ -63,6 +63,11 @@ pub fn json(out: &mut dyn Write, path: &Path, format: &str, report: &Report) -> 
         "format": format,
         "findings": findings,
     });
+    if let (Some(sectors), Some(object)) = (&report.sectors, value.as_object_mut()) {
+        let sector =
+            |s: &BadSector| json!({ "lba": s.lba, "parts": s.parts, "correctable": s.correctable });
+        object.insert("sectors".to_owned(), sectors.iter().map(sector).collect());
+    }
     output_json::write(out, &value)
 }
 

@@ -99,6 +99,16 @@ pub(super) fn spread(facts: &mut Vec<(String, String)>, label: &str, value: &Val
                 spread(facts, &format!("{label} {}", printable(key)), member);
             }
         }
+        Value::Array(members) if members.iter().all(|m| m.get("number").is_some()) => {
+            for member in members {
+                let number = member
+                    .get("number")
+                    .map_or(String::new(), |n| word(label, n));
+                // "tracks" are listed as "track 1", "track 2".
+                let label = format!("{} {number}", label.trim_end_matches('s'));
+                facts.push((caption(&label), members_of(member)));
+            }
+        }
         Value::Array(members) if members.iter().any(|m| m.is_object() || m.is_array()) => {
             for (index, member) in members.iter().enumerate() {
                 spread(facts, &format!("{label} {index}"), member);
@@ -110,6 +120,17 @@ pub(super) fn spread(facts: &mut Vec<(String, String)>, label: &str, value: &Val
         }
         plain => facts.push((caption(label), word(label, plain))),
     }
+}
+
+/// What there is to say about one of several that have numbers.
+fn members_of(value: &Value) -> String {
+    let members = value
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(key, _)| *key != "number");
+    let words = members.map(|(key, value)| format!("{} {}", printable(key), word(key, value)));
+    words.collect::<Vec<_>>().join(", ")
 }
 
 fn caption(label: &str) -> String {

@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::chain::{Chain, Extent, State};
 use crate::image::{Image, ObjectId};
 use crate::output::{json, table};
+use crate::util::align::len64;
 
 /// Writes extents as lines for people.
 #[derive(Debug)]
@@ -30,8 +31,39 @@ struct Layer {
     size: u64,
     /// Bytes are stored as they are, so that an offset means something to others.
     offsets: bool,
+    /// Where sectors lie that a disk is a part of.
+    sectors: Option<SectorMap>,
     /// Space is given bit by bit, so that what has some is worth telling even where it is a hole.
     allocates: bool,
+}
+
+/// Where sectors lie of which each gives the disk some bytes.
+#[derive(Debug)]
+struct SectorMap {
+    /// Offset of the first.
+    host: u64,
+    /// Bytes that each takes.
+    stored: u64,
+    /// Bytes that each gives.
+    unit: u64,
+    /// The file that they are in.
+    file: Option<String>,
+}
+
+impl SectorMap {
+    fn of(image: &dyn Image, name: fn(&Path) -> String) -> Option<Self> {
+        let disc = image.as_disc()?;
+        let track = disc.track()?;
+        let stored = track.body().next()?.stored?;
+        Some(Self {
+            file: disc
+                .file(stored.file)
+                .and_then(|file| file.path().map(name)),
+            host: stored.host,
+            stored: len64(track.mode.len()),
+            unit: image.caps().encoded?,
+        })
+    }
 }
 
 /// Where in which file an extent lies.
@@ -158,6 +190,7 @@ fn layers(chain: &Chain, name: fn(&Path) -> String) -> Vec<Layer> {
         objects: objects(image, name),
         size: image.virtual_size(),
         offsets: image.caps().host_offsets,
+        sectors: SectorMap::of(image, name),
         allocates: image.cluster_size().is_some(),
     };
     chain.layers().iter().map(|image| layer(&**image)).collect()
@@ -172,8 +205,14 @@ fn objects(image: &dyn Image, name: fn(&Path) -> String) -> Vec<(ObjectId, Strin
 }
 
 fn place<'f>(layers: &'f [Layer], extent: &Extent) -> Option<Place<'f>> {
-    let host = extent.host?;
-    let layer = layers.get(extent.depth).filter(|l| l.offsets)?;
+    let layer = layers.get(extent.depth)?;
+    if let Some(map) = &layer.sectors {
+        return Some(Place {
+            host: map.host + extent.start / map.unit * map.stored,
+            file: map.file.as_deref().or(layer.file.as_deref())?,
+        });
+    }
+    let host = extent.host.filter(|_| layer.offsets)?;
     let mut objects = layer.objects.iter();
     let object = objects.find(|(id, _)| Some(*id) == extent.object);
     let file = object.map(|(_, name)| &**name).or(layer.file.as_deref())?;

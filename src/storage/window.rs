@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::storage::syncs::Syncs;
 use crate::storage::{HostId, HostRun, Limits, Storage, Zeroing};
 use crate::util::align::clamp_len;
 
@@ -126,8 +127,12 @@ impl Storage for Window {
         Err(Error::read_only().at_opt(self.path()))
     }
 
-    fn sync(&self) -> Result<()> {
-        Ok(())
+    fn sync_now(&self) -> Result<()> {
+        self.inner.sync_now()
+    }
+
+    fn syncs(&self) -> &Syncs {
+        self.inner.syncs()
     }
 
     fn reserve(&self, _host: Range<u64>) -> Result<()> {

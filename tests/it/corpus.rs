@@ -48,6 +48,11 @@ fn unpacked(corpus: &Path, archive: &'static str) -> PathBuf {
     target
 }
 
+/// The images of the collection, unpacked; `None` with a message where it is not there.
+pub(crate) fn images() -> Option<PathBuf> {
+    corpus().map(|corpus| unpacked(&corpus, "images"))
+}
+
 /// One line of the list.
 #[derive(Debug)]
 struct Row {

@@ -1,6 +1,7 @@
 //! Any bytes as an image of any format: opened, mapped, read, checked, repaired, written.  The body
 //! of the fuzz target and of the test beside it; it uses nothing but the library.
 
+use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -10,8 +11,9 @@ use vdtool::container::tar;
 use vdtool::formats::{DRIVERS, container};
 use vdtool::image::bitmap::Recording;
 use vdtool::image::check::{Repair, Report};
-use vdtool::image::open::{OpenOptions, Purpose};
+use vdtool::image::open::{Companions, OpenOptions, Purpose};
 use vdtool::image::probe::ProbeInput;
+use vdtool::image::sector::{self, Parts, Segment, Segments, Unit};
 use vdtool::image::snapshot::Pick;
 use vdtool::image::{Driver, Image};
 use vdtool::storage::memory::MemoryStorage;
@@ -46,6 +48,7 @@ pub(crate) fn exercise(bytes: &[u8]) {
         extension: None,
     };
     parse(bytes);
+    disc(bytes);
     for driver in DRIVERS.iter().filter(|d| (d.probe)(&input) > 1) {
         read(driver, bytes);
         check(driver, bytes);
@@ -74,6 +77,109 @@ fn parse(bytes: &[u8]) {
             let _ = (container.contents)(memory(bytes), &options);
         }
     }
+}
+
+/// The file that every name in a sheet leads to.
+#[derive(Debug)]
+struct Only(Arc<MemoryStorage>);
+
+impl Companions for Only {
+    fn open(&self, _name: &OsStr, _what: &str) -> vdtool::Result<Arc<dyn Storage>> {
+        Ok(Arc::clone(&self.0) as Arc<dyn Storage>)
+    }
+}
+
+/// A sheet, and from the first zero byte on the file of sectors that it names.
+fn disc(bytes: &[u8]) {
+    let Some(end) = bytes.iter().position(|b| *b == 0) else {
+        return;
+    };
+    let (sheet, sectors) = (&bytes[..end], &bytes[end + 1..]);
+    let input = ProbeInput {
+        head: &sheet[..sheet.len().min(4096)],
+        tail: &[],
+        len: sheet.len() as u64,
+        extension: Some("cue"),
+    };
+    for driver in DRIVERS.iter().filter(|d| (d.probe)(&input) >= 100) {
+        for purpose in [Purpose::Describe, Purpose::Use, Purpose::Check] {
+            let file = memory(sectors);
+            let options = OpenOptions {
+                access: Access::Write,
+                purpose,
+                needed: Some(Arc::new(Only(Arc::clone(&file)))),
+                ..OpenOptions::default()
+            };
+            let sheet: Arc<dyn Storage> = memory(sheet);
+            if let Ok(image) = (driver.open)(sheet, &options) {
+                sectors_of(&*image, &file);
+                read_disc(image, &options);
+            }
+        }
+    }
+}
+
+fn read_disc(image: Box<dyn Image>, options: &OpenOptions) {
+    let Ok(chain) = Chain::new(vec![image], Base::Zeroes, Arc::clone(&options.grace)) else {
+        return;
+    };
+    let size = chain.virtual_size();
+    if size > 0
+        && let Ok(extents) = chain.extents(0..size)
+    {
+        let all = extents.take(MAX_EXTENTS).map_while(Result::ok);
+        assert!(all.last().is_none_or(|last| last.end() <= size));
+    }
+    let mut buf = vec![0; PIECE];
+    for at in places(size) {
+        let _ = chain.read_at(&mut buf[..piece(size, at)], at);
+    }
+}
+
+/// Reads, checks, mends and writes all that the disc has, which keeps its length.
+fn sectors_of(image: &dyn Image, file: &MemoryStorage) {
+    let _ = image.details();
+    let (Some(disc), Some(check)) = (image.as_sectors(), image.as_check()) else {
+        return;
+    };
+    let len = file.to_bytes().len();
+    let all = |parts| {
+        let len = disc.end().min(100);
+        let segment = Segment {
+            start: 0,
+            len,
+            parts,
+        };
+        Segments::new(Unit::Blocks, [segment]).expect("is right")
+    };
+    let mut found = 0;
+    let read = sector::read(disc, &all(Parts::ALL), &mut |_, bytes| {
+        found += bytes.len() as u64;
+        Ok(())
+    });
+    assert!(read.is_err() || read.is_ok_and(|len| len == found));
+    let before = check.check(Repair::Nothing, &Silent);
+    let mended = check.check(Repair::All, &Silent);
+    // Files that are one file here may be mended in one place and harmed in another.
+    let is_alone = image.parts().len() == 2;
+    if let (Ok(before), Ok(mended), true) = (before, mended, is_alone) {
+        assert_eq!(
+            before.corruptions,
+            mended.corruptions + mended.corruptions_fixed
+        );
+        let after = check
+            .check(Repair::Nothing, &Silent)
+            .expect("was checked before");
+        assert_eq!(
+            after.corruptions, mended.corruptions,
+            "{mended:?}, then {after:?}"
+        );
+    }
+    let _ = sector::write(disc, &all(Parts::DATA), &mut |_, buf| {
+        buf.fill(7);
+        Ok(())
+    });
+    assert_eq!(file.to_bytes().len(), len);
 }
 
 fn open(

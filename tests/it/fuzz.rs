@@ -6,9 +6,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use vdtool::image::bitmap::Recording;
+use vdtool::image::disc::Form;
 use vdtool::image::open::WriteOrder;
 use vdtool::storage::open::Access;
 
+use crate::cue::made;
 use crate::exercise::exercise;
 use crate::layers::{Disk, LayerSpec, Place};
 use crate::util::{Seeded, rounds};
@@ -72,6 +74,7 @@ fn samples() -> Vec<Vec<u8>> {
         samples.push(disk.memory()[0].to_bytes());
     }
     samples.extend(packages(&samples[0]));
+    samples.extend(discs());
     samples
 }
 
@@ -119,6 +122,32 @@ fn sum_again(bytes: &mut [u8]) {
             block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
         }
     }
+}
+
+/// Sheets, each with the file that all names in it lead to behind a zero byte.
+fn discs() -> Vec<Vec<u8>> {
+    let mut rng = Seeded::new("fuzz-discs");
+    let forms = [Form::Mode1, Form::Form1, Form::Form2, Form::Formless];
+    let mut bin = Vec::new();
+    for (lba, form) in (0..).zip(forms.iter().cycle().take(12)) {
+        bin.extend(made::sectors(&mut rng, *form, lba, 1).0);
+    }
+    let sheets = [
+        "FILE a BINARY\nTRACK 01 MODE2/2352\nINDEX 01 00:00:00\nTRACK 02 AUDIO\nPREGAP 00:00:01\nINDEX 00 00:00:08\nINDEX 01 00:00:10\n",
+        "\u{feff}CATALOG 1\rFILE \"a b\" MOTOROLA\rTRACK 01 CDG\rFLAGS DCP\rINDEX 01 00:00:00\rREM SESSION 02\rFILE b BINARY\rTRACK 02 MODE1/2352\rINDEX 01 00:00:00\rPOSTGAP 00:01:00",
+        "FILE a BINARY\nTRACK 01 MODE2/2336\nINDEX 01 00:00:00\nTRACK 02 MODE1/2048\nINDEX 01 00:00:05\nTRACK 03 MODE2/2324\nINDEX 01 00:00:06",
+        "FILE a WAVE\nTRACK 01 AUDIO\nINDEX 01 00:00:00\n",
+    ];
+    let wave = made::wave(&bin[..2352 * 3 + 4]);
+    let lens = [bin.len(), 2448 * 11, 2336 * 5 + 2048 + 2324 * 2];
+    let bins = lens
+        .iter()
+        .map(|len| &bin[..(*len).min(bin.len())])
+        .chain([&*wave]);
+    let pairs = sheets.iter().zip(bins);
+    pairs
+        .map(|(sheet, bin)| [sheet.as_bytes(), &[0], bin].concat())
+        .collect()
 }
 
 /// Changes a few things, near the start of a cluster more often than elsewhere.

@@ -13,6 +13,7 @@ mod corpus;
 mod cost;
 mod crash;
 mod create;
+mod cue;
 mod device;
 mod docs;
 mod exercise;

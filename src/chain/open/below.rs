@@ -12,7 +12,7 @@ use crate::chain::reference::search::{Candidate, Elsewhere, Looked, Passed, Want
 use crate::chain::reference::{Found, Namer, Trust};
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats;
-use crate::image::open::{Purpose, WriteOrder};
+use crate::image::open::{Damaged, Purpose, WriteOrder};
 use crate::image::{Backing, BackingName, Driver};
 use crate::storage::HostId;
 use crate::storage::open::{Access, StorageOptions};
@@ -68,6 +68,7 @@ impl<'a> Walk<'a> {
                 Purpose::Describe => Purpose::Describe,
                 Purpose::Use | Purpose::Check => Purpose::Use,
             },
+            damaged: Damaged::Refuse,
             snapshot: None,
             member: None,
             files: &[],

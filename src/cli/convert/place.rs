@@ -12,7 +12,7 @@ use crate::cli::backing;
 use crate::cli::cache::CacheMode;
 use crate::cli::common::ParentArgs;
 use crate::cli::convert::options::{Given, given};
-use crate::cli::convert::{Args, sealed, stream};
+use crate::cli::convert::{Args, damage, sealed, stream};
 use crate::cli::create::{self, Generic, creator};
 use crate::cli::exit::{complain, usage};
 use crate::cli::hints::Hints;
@@ -297,11 +297,13 @@ impl Place<'_> {
         };
         let total = copy::convert::total(sources, &chain, self.before);
         let bar = progress::start("convert", total, &self.args.progress, self.globals);
-        match self.args.compress {
-            true => copy::compress(sources, &chain, &options, &bar)?,
-            false => copy::convert(sources, &chain, &options, &bar)?,
-        }
+        let copied = match self.args.compress {
+            true => copy::compress(sources, &chain, &options, &bar),
+            false => copy::convert(sources, &chain, &options, &bar),
+        };
+        copied.map_err(|e| damage::explained(e, sources))?;
         bar.finish();
+        damage::tell(sources);
         if self.given_space {
             keep_space(&chain)?;
         }

@@ -8,6 +8,7 @@ use crate::chain::{self, Chain};
 use crate::cli::convert::{Args, is_stream};
 use crate::cli::exit::usage;
 use crate::copy::Joined;
+use crate::image::open::{Damaged, Purpose};
 use crate::image::options::split_commas;
 use crate::image::snapshot::Pick;
 use crate::storage::open::Access;
@@ -20,12 +21,34 @@ pub(super) fn open(args: &Args, paths: &[PathBuf]) -> anyhow::Result<Joined> {
 
 /// Opens the sources.
 pub(super) fn open_each(args: &Args, paths: &[PathBuf]) -> anyhow::Result<Vec<Chain>> {
+    open_as(args, paths, Purpose::Use)
+}
+
+/// As [`open`], for a target that takes discs as a whole: they need not be disks.
+pub(super) fn open_for(args: &Args, paths: &[PathBuf]) -> anyhow::Result<Joined> {
+    let sources = open_as(args, paths, Purpose::Describe)?;
+    let is_disc = sources.iter().all(|chain| chain.top().as_disc().is_some());
+    match is_disc {
+        true => Ok(Joined::new(sources)?),
+        // What is no disc is read, and what keeps that from being done is told.
+        false => {
+            drop(sources);
+            open(args, paths)
+        }
+    }
+}
+
+fn open_as(args: &Args, paths: &[PathBuf], purpose: Purpose) -> anyhow::Result<Vec<Chain>> {
     if paths.iter().any(|p| is_stream(p)) {
         return Err(usage("- (stdin) cannot be joined with other sources"));
     }
     let mut options = args.open.plan(args.format, Access::Read)?;
+    options.purpose = purpose;
     if let Some(caching) = args.source_cache.caching() {
         options.storage.caching = caching;
+    }
+    if args.salvage {
+        options.damaged = Damaged::AsStored;
     }
     options.snapshot = args.snapshot.as_deref().map(pick).transpose()?;
     let mut chains = Vec::with_capacity(paths.len());

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::chain::{Base, Chain};
 use crate::cli::convert::options::{codec_options, given, refuse};
-use crate::cli::convert::{Args, is_stream, place, sealed, source};
+use crate::cli::convert::{Args, damage, is_stream, place, sealed, source};
 use crate::cli::create::creator;
 use crate::cli::exit::{self, usage};
 use crate::cli::patient::Patient;
@@ -131,8 +131,12 @@ pub(super) fn send(
     });
     sent.map_err(|e| match closed.load(Ordering::Relaxed) {
         true => exit::NobodyReads.into(),
-        false => e,
+        false => match e.downcast::<Error>() {
+            Ok(e) => damage::explained(e, &sources).into(),
+            Err(e) => e,
+        },
     })?;
+    damage::tell(&sources);
     lost.sum_up(Path::new("stdout"));
     Ok(())
 }

@@ -11,6 +11,7 @@ use crate::util::text::printable;
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Parsed {
     options: Vec<(char, OsString)>,
+    words: Vec<(&'static str, OsString)>,
     /// What is not an option.
     pub(super) operands: Vec<OsString>,
 }
@@ -18,16 +19,25 @@ pub(super) struct Parsed {
 impl Parsed {
     /// Sorts `words` by `letters`: option letters, each followed by `:` where it takes a value.
     ///
+    /// `long` are options that are words, each with a value: `--word VALUE`, `--word=VALUE`.
+    ///
     /// A word such as `-1` is an operand, so that it is refused as the number it was meant to be.
     ///
     /// # Errors
     /// Names the option that is unknown or lacks its value.
-    pub(super) fn parse(letters: &str, words: &[OsString]) -> Result<Self, String> {
+    pub(super) fn parse(
+        letters: &str,
+        long: &[&'static str],
+        words: &[OsString],
+    ) -> Result<Self, String> {
         let mut parsed = Self::default();
         let mut words = words.iter();
         while let Some(word) = words.next() {
             match word.as_bytes().strip_prefix(b"-") {
                 Some(b"-") => parsed.operands.extend(words.by_ref().cloned()),
+                Some([b'-', option @ ..]) if !long.is_empty() => {
+                    parsed.word(long, option, &mut words)?;
+                }
                 Some(cluster) if !cluster.is_empty() && !is_number(cluster) => {
                     parsed.cluster(letters, cluster, &mut words)?;
                 }
@@ -65,6 +75,36 @@ impl Parsed {
             return Ok(());
         }
         Ok(())
+    }
+
+    fn word<'a>(
+        &mut self,
+        long: &[&'static str],
+        option: &[u8],
+        words: &mut impl Iterator<Item = &'a OsString>,
+    ) -> Result<(), String> {
+        let end = option.iter().position(|b| *b == b'=');
+        let name = &option[..end.unwrap_or(option.len())];
+        let Some(known) = long.iter().find(|known| known.as_bytes() == name) else {
+            let name = printable(OsStr::from_bytes(name));
+            return Err(format!(
+                "no option --{name} (allowed: --{})",
+                long.join(", --")
+            ));
+        };
+        let value = match end {
+            Some(end) => Some(OsStr::from_bytes(&option[end + 1..]).to_owned()),
+            None => words.next().cloned(),
+        };
+        let value = value.ok_or_else(|| format!("option --{known} needs a value"))?;
+        self.words.push((known, value));
+        Ok(())
+    }
+
+    /// All values of an option that is a word, in order.
+    pub(super) fn of_word(&self, word: &str) -> impl Iterator<Item = &OsStr> {
+        let found = self.words.iter().filter(move |(name, _)| *name == word);
+        found.map(|(_, value)| value.as_os_str())
     }
 
     /// Whether the option was given.
@@ -120,7 +160,7 @@ fn is_number(text: &[u8]) -> bool {
     text.first().is_some_and(u8::is_ascii_digit)
 }
 
-fn parse_size(text: &OsStr) -> anyhow::Result<u64> {
+pub(super) fn parse_size(text: &OsStr) -> anyhow::Result<u64> {
     // What is no text is no number either.
     let text = &*text.to_string_lossy();
     // getopt's users write `+4k` now and then.
@@ -134,7 +174,7 @@ mod tests {
 
     fn parse(letters: &str, line: &str) -> Result<Parsed, String> {
         let words: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
-        Parsed::parse(letters, &words)
+        Parsed::parse(letters, &[], &words)
     }
 
     #[test]
@@ -177,15 +217,30 @@ mod tests {
     }
 
     #[test]
+    fn options_that_are_words_have_values_and_may_come_again() {
+        let parse = |line: &str| {
+            let words: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
+            Parsed::parse("q", &["lba", "parts"], &words)
+        };
+        let parsed = parse("-q --lba 16 5 --lba=-1 --parts edc -- --lba").expect("right");
+        let values: Vec<&OsStr> = parsed.of_word("lba").collect();
+        assert_eq!(values, ["16", "-1"]);
+        assert_eq!(parsed.operands, ["5", "--lba"]);
+        assert_eq!(parse("--lba"), Err("option --lba needs a value".to_owned()));
+        let error = parse("--lbas 1").expect_err("is none");
+        assert_eq!(error, "no option --lbas (allowed: --lba, --parts)");
+    }
+
+    #[test]
     fn numbers_that_make_no_sense_are_refused() {
         for word in ["-1", "x", "1.5", "9E", "--1"] {
             let words = vec!["--".into(), word.into()];
-            let parsed = Parsed::parse("q", &words).expect("an operand");
+            let parsed = Parsed::parse("q", &[], &words).expect("an operand");
             assert!(parsed.size_at(0).is_err(), "{word}");
         }
         let lens = vec![OsString::from("7E"); 3];
         assert!(
-            Parsed::parse("", &lens)
+            Parsed::parse("", &[], &lens)
                 .expect("operands")
                 .sizes_from(0)
                 .is_err()

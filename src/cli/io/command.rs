@@ -40,6 +40,8 @@ pub(super) struct Command {
     pub(super) usage: &'static str,
     /// Its option letters, as [`Parsed::parse`] takes them.
     pub(super) letters: &'static str,
+    /// Its options that are words, each with a value.
+    pub(super) words: &'static [&'static str],
     /// Fewest and most operands.
     pub(super) operands: std::ops::RangeInclusive<usize>,
     /// What it needs.
@@ -107,21 +109,37 @@ pub(super) fn execute(session: &mut Session, line: &[u8]) -> anyhow::Result<Outc
     if command.needs == Needs::Disk {
         session.disk()?;
     }
-    let parsed = Parsed::parse(command.letters, rest).map_err(|e| command.misused(&e))?;
-    let count = parsed.operands.len();
-    if !command.operands.contains(&count) {
-        let (least, most) = (command.operands.start(), command.operands.end());
+    let parsed = Parsed::parse(command.letters, command.words, rest);
+    let parsed = parsed.map_err(|e| command.misused(&e))?;
+    command.check_operands(&parsed, &command.operands)?;
+    (command.run)(session, &parsed)
+}
+
+impl Command {
+    /// Refuses another number of operands.
+    fn check_operands(
+        &self,
+        parsed: &Parsed,
+        allowed: &std::ops::RangeInclusive<usize>,
+    ) -> anyhow::Result<()> {
+        let count = parsed.operands.len();
+        if allowed.contains(&count) {
+            return Ok(());
+        }
+        let (least, most) = (allowed.start(), allowed.end());
         let allowed = match *most {
             usize::MAX => format!("at least {least}"),
             _ if least == most => least.to_string(),
             _ => format!("{least} to {most}"),
         };
-        return Err(command.misused(&format!("bad argument count {count} (allowed: {allowed})")));
+        Err(self.misused(&format!("bad argument count {count} (allowed: {allowed})")))
     }
-    (command.run)(session, &parsed)
-}
 
-impl Command {
+    /// Refuses any number of operands but one.
+    pub(super) fn check_count(&self, parsed: &Parsed, count: usize) -> anyhow::Result<()> {
+        self.check_operands(parsed, &(count..=count))
+    }
+
     /// An error about how the command was typed.
     pub(super) fn misused(&self, what: &str) -> anyhow::Error {
         let line = self.line();
@@ -175,6 +193,11 @@ mod tests {
                 let explained = command.help.lines().any(|l| l.starts_with(&line));
                 assert!(explained, "{} {letter}", command.name);
                 assert!(command.usage.contains(letter), "{} {letter}", command.name);
+            }
+            for word in command.words {
+                let word = format!("--{word} ");
+                let explained = command.help.lines().any(|l| l.starts_with(&word));
+                assert!(explained, "{} {word}", command.name);
             }
         }
     }

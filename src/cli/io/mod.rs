@@ -28,6 +28,7 @@ mod pattern;
 mod prompt;
 mod read;
 mod report;
+mod sectors;
 mod session;
 pub(in crate::cli) mod words;
 mod write;

@@ -8,6 +8,7 @@ use crate::cli::io::command::{Command, Needs, Outcome};
 use crate::cli::io::disk::{STEP, steps};
 use crate::cli::io::pattern::{self, Expected};
 use crate::cli::io::report::Report;
+use crate::cli::io::sectors;
 use crate::cli::io::session::Session;
 use crate::util::align::clamp_len;
 use crate::util::buf::AlignedBuf;
@@ -18,9 +19,10 @@ pub(super) const BUFFER_ALIGN: usize = 4096;
 pub(super) static READ: Command = Command {
     name: "read",
     aliases: &["r"],
-    usage: "[-bCpqrv] [-P PATTERN [-s START] [-l LEN]] OFFSET LEN",
+    usage: "[-bCpqrv] [-P PATTERN [-s START] [-l LEN]] OFFSET LEN | --parts PARTS {--lba N [--count N] | OFFSET LEN}..",
     letters: "bCpqrvP:s:l:",
-    operands: 2..=2,
+    words: sectors::WORDS,
+    operands: 0..=usize::MAX,
     needs: Needs::Disk,
     about: "read a range, and show it or compare it with a pattern",
     help: "\
@@ -33,9 +35,22 @@ pub(super) static READ: Command = Command {
 -r  no effect
 -s  start of the part to compare, with -P, counted from OFFSET
 -v  show the bytes
+--parts PARTS  these parts of sectors: sync, header, subheader, data, edc, zero, ecc, all
+--lba N  with --parts: from this sector on; repeatable
+--count N  with --lba: so many sectors; 1 unless given
 
-Example: read -P 0xcd -v 4k 512",
-    run: |session, parsed| read(session, parsed, &READ),
+With --parts, OFFSET and LEN count bytes of whole sectors from the first of the disc on, whatever is
+stored of them, and there may be several pairs. --parts may be given once, or for each of them.
+
+Example: read -P 0xcd -v 4k 512
+Example: read -v --parts edc,ecc --lba 16 --count 4",
+    run: |session, parsed| match sectors::are_meant(parsed) {
+        true => sectors::read(session, parsed, &READ),
+        false => {
+            READ.check_count(parsed, 2)?;
+            read(session, parsed, &READ)
+        }
+    },
 };
 
 pub(super) static READV: Command = Command {
@@ -43,6 +58,7 @@ pub(super) static READV: Command = Command {
     aliases: &[],
     usage: "[-Cqrv] [-P PATTERN] OFFSET LEN [LEN..]",
     letters: "CqrvP:",
+    words: &[],
     operands: 2..=usize::MAX,
     needs: Needs::Disk,
     about: "read a range given as several lengths",
@@ -62,6 +78,7 @@ pub(super) static AIO_READ: Command = Command {
     aliases: &[],
     usage: "[-Cqrv] [-P PATTERN] OFFSET LEN [LEN..]",
     letters: "CqrvP:",
+    words: &[],
     operands: 2..=usize::MAX,
     needs: Needs::Disk,
     about: "the same as readv",

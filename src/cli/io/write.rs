@@ -11,6 +11,7 @@ use crate::cli::io::disk::{Disk, FILL_STEP, WRITE_STEP, steps};
 use crate::cli::io::pattern::{self, Bytes};
 use crate::cli::io::read::BUFFER_ALIGN;
 use crate::cli::io::report::Report;
+use crate::cli::io::sectors;
 use crate::cli::io::session::Session;
 use crate::storage::Zeroing;
 use crate::util::align::clamp_len;
@@ -19,9 +20,10 @@ use crate::util::buf::AlignedBuf;
 pub(super) static WRITE: Command = Command {
     name: "write",
     aliases: &["w"],
-    usage: "[-bcCfnpqruz] [-P PATTERN | -s FILE] OFFSET LEN",
+    usage: "[-bcCfnpqruz] [-P PATTERN | -s FILE] OFFSET LEN | --parts PARTS {--lba N [--count N] | OFFSET LEN}..",
     letters: "bcCfnpqruzP:s:",
-    operands: 2..=2,
+    words: sectors::WORDS,
+    operands: 0..=usize::MAX,
     needs: Needs::Disk,
     about: "write a pattern, a file or zeroes to a range",
     help: "\
@@ -37,9 +39,22 @@ pub(super) static WRITE: Command = Command {
 -s  write what this file, device or pipe holds, over and over
 -u  with -z, give the space back where that reads as zeroes
 -z  make the range read as zeroes, by metadata or holes where possible
+--parts PARTS  these parts of sectors: sync, header, subheader, data, edc, zero, ecc, all
+--lba N  with --parts: from this sector on; repeatable
+--count N  with --lba: so many sectors; 1 unless given
 
-Example: write -P 0xff 1M 64k",
-    run: |session, parsed| write(session, parsed, &WRITE),
+With --parts, codes that are not among them are made anew for what was written. OFFSET and LEN count
+bytes as for read.
+
+Example: write -P 0xff 1M 64k
+Example: write --parts data -s new.bin --lba 16 --count 4",
+    run: |session, parsed| match sectors::are_meant(parsed) {
+        true => sectors::write(session, parsed, &WRITE),
+        false => {
+            WRITE.check_count(parsed, 2)?;
+            write(session, parsed, &WRITE)
+        }
+    },
 };
 
 pub(super) static WRITEV: Command = Command {
@@ -47,6 +62,7 @@ pub(super) static WRITEV: Command = Command {
     aliases: &[],
     usage: "[-Cfqr] [-P PATTERN] OFFSET LEN [LEN..]",
     letters: "CfqrP:",
+    words: &[],
     operands: 2..=usize::MAX,
     needs: Needs::Disk,
     about: "write a pattern to a range given as several lengths",
@@ -66,6 +82,7 @@ pub(super) static AIO_WRITE: Command = Command {
     aliases: &[],
     usage: "[-Cfqruz] [-P PATTERN] OFFSET LEN [LEN..]",
     letters: "CfqruzP:",
+    words: &[],
     operands: 2..=usize::MAX,
     needs: Needs::Disk,
     about: "the same as writev, and -z",
@@ -87,6 +104,7 @@ pub(super) static ZERO: Command = Command {
     aliases: &[],
     usage: "[-Cfnqu] OFFSET LEN",
     letters: "Cfnqu",
+    words: &[],
     operands: 2..=2,
     needs: Needs::Disk,
     about: "make a range read as zeroes: the same as write -z",
@@ -104,6 +122,7 @@ pub(super) static DISCARD: Command = Command {
     aliases: &["d"],
     usage: "[-Cq] OFFSET LEN",
     letters: "Cq",
+    words: &[],
     operands: 2..=2,
     needs: Needs::Disk,
     about: "give the space of a range back",
@@ -120,6 +139,7 @@ pub(super) static FLUSH: Command = Command {
     aliases: &["f"],
     usage: "",
     letters: "",
+    words: &[],
     operands: 0..=0,
     needs: Needs::Disk,
     about: "make completed writes durable",
@@ -132,6 +152,7 @@ pub(super) static AIO_FLUSH: Command = Command {
     aliases: &[],
     usage: "",
     letters: "",
+    words: &[],
     operands: 0..=0,
     needs: Needs::Disk,
     about: "the same as flush",

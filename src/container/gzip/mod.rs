@@ -14,6 +14,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::storage::syncs::Syncs;
 use crate::storage::{HostId, HostRun, Limits, Storage, Zeroing};
 use crate::util::align::{clamp_len, len64};
 
@@ -238,8 +239,12 @@ impl Storage for Gunzipped {
         Err(self.refuse())
     }
 
-    fn sync(&self) -> Result<()> {
-        Ok(())
+    fn sync_now(&self) -> Result<()> {
+        self.inner.sync_now()
+    }
+
+    fn syncs(&self) -> &Syncs {
+        self.inner.syncs()
     }
 
     fn reserve(&self, _host: Range<u64>) -> Result<()> {

@@ -76,18 +76,6 @@ pub(super) fn is_parallels_descriptor(input: &ProbeInput<'_>) -> bool {
     is_xml(input) && mentions(input, "<Parallels_disk_image")
 }
 
-/// A sheet names files with their kind, and tracks; its extension alone says nothing.
-pub(super) fn is_cue(input: &ProbeInput<'_>) -> bool {
-    const KINDS: [&str; 6] = ["BINARY", "MOTOROLA", "WAVE", "AIFF", "MP3", "FLAC"];
-    let is_file = |line: &str| {
-        let upper = line.to_ascii_uppercase();
-        upper.starts_with("FILE ") && KINDS.iter().any(|kind| upper.ends_with(kind))
-    };
-    let is_track = |line: &str| line.to_ascii_uppercase().starts_with("TRACK ");
-    let has_file = lines(input).any(is_file);
-    has_file && (lines(input).any(is_track) || input.extension == Some("cue"))
-}
-
 /// `!!WOcwoC`, and a version that there is.
 pub(super) fn is_android_cow(input: &ProbeInput<'_>) -> bool {
     starts(input, b"!!WOcwoC")

@@ -10,7 +10,7 @@ use crate::image::probe::{ProbeInput, Refused};
 mod bytes;
 mod others;
 
-use bytes::{ends, is_android_cow, is_cue, is_parallels_descriptor, short, starts, word_be};
+use bytes::{ends, is_android_cow, is_parallels_descriptor, short, starts, word_be};
 use others::OTHERS;
 
 /// Formats of virtual disks.
@@ -59,7 +59,6 @@ static DISKS: &[Refused] = &[
     row("bochs-sparse", &[], &[], "Bochs sparse disk image", |i| {
         short(i, &[0xce, 0x8a, 0x46, 0x02])
     }),
-    row("cue", &[], &["cue"], "CUE sheet of a disc", is_cue),
     row(
         "android-cow",
         &["acow"],

@@ -1,0 +1,10 @@
+//! Optical discs: sheets, sectors, their codes.
+
+mod bad;
+mod check;
+mod damage;
+pub(crate) mod made;
+mod parts;
+mod peers;
+mod read;
+mod write;

@@ -72,7 +72,7 @@ accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l object -d 'An object, such as a secret' -r
-complete -c vdtool -n "__fish_vdtool_using_subcommand info" -s b -l backing-chain -d 'Show the images below it as well, top first; otherwise no other file is opened'
+complete -c vdtool -n "__fish_vdtool_using_subcommand info" -s b -l backing-chain -d 'Show the images below it as well, top first; otherwise no other than its own are opened'
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -s U -l force-share -d 'Read even where another process has the image open for writing'
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l no-mmap -d 'Read by system calls, not through mappings'
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l image-opts -d 'An image by options'

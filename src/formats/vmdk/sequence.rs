@@ -51,7 +51,7 @@ pub(super) fn new(
         .filter(|level| (1..=12).contains(level));
     let level = level
         .ok_or_else(|| Error::invalid("compression_level is out of range (allowed: 1 to 12)"))?;
-    Ok(Box::new(Stream::new(plan, level)?))
+    Ok(Box::new(Stream::new(&plan, level)?))
 }
 
 /// Makes a stream without grains.
@@ -92,7 +92,7 @@ struct Stream {
 }
 
 impl Stream {
-    fn new(plan: Plan, level: i32) -> Result<Self> {
+    fn new(plan: &Plan, level: i32) -> Result<Self> {
         let descriptor = plan.descriptor()?.to_bytes();
         let room = DESCRIPTOR_SECTORS * SECTOR;
         if len64(descriptor.len()) > room {

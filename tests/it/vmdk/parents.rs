@@ -42,13 +42,25 @@ fn a_child_finds_its_parent_in_the_state_that_it_was_in() {
     let text = ends(dir, &["convert", "c.vmdk", "out.raw"], 1);
     assert!(text.contains("was changed since"), "{text}");
     let accept = ["--parent-changed", "accept"];
-    ends(dir, &[&["convert", "-q"][..], &accept, &["c.vmdk", "out.raw"]].concat(), 0);
-    ends(dir, &[&["commit", "-q"][..], &accept, &["c.vmdk"]].concat(), 0);
+    ends(
+        dir,
+        &[&["convert", "-q"][..], &accept, &["c.vmdk", "out.raw"]].concat(),
+        0,
+    );
+    ends(
+        dir,
+        &[&["commit", "-q"][..], &accept, &["c.vmdk"]].concat(),
+        0,
+    );
     ends(dir, &["compare", "out.raw", "b.vmdk"], 0);
     // The child goes with its parent as it is now.
     ends(dir, &["compare", "out.raw", "c.vmdk"], 0);
     fs::rename(dir.join("b.vmdk"), dir.join("e.vmdk")).expect("renames");
-    ends(dir, &["rebase", "-q", "-u", "-b", "e.vmdk", "-F", "vmdk", "c.vmdk"], 0);
+    ends(
+        dir,
+        &["rebase", "-q", "-u", "-b", "e.vmdk", "-F", "vmdk", "c.vmdk"],
+        0,
+    );
     ends(dir, &["compare", "out.raw", "c.vmdk"], 0);
     ends(dir, &["rebase", "-q", "-b", "", "c.vmdk"], 0);
     fs::remove_file(dir.join("e.vmdk")).expect("removes");

@@ -61,6 +61,9 @@ _vdtool() {
             vdtool,io)
                 cmd="vdtool__subcmd__io"
                 ;;
+            vdtool,lint)
+                cmd="vdtool__subcmd__lint"
+                ;;
             vdtool,map)
                 cmd="vdtool__subcmd__map"
                 ;;
@@ -190,6 +193,9 @@ _vdtool() {
             vdtool__subcmd__help,io)
                 cmd="vdtool__subcmd__help__subcmd__io"
                 ;;
+            vdtool__subcmd__help,lint)
+                cmd="vdtool__subcmd__help__subcmd__lint"
+                ;;
             vdtool__subcmd__help,map)
                 cmd="vdtool__subcmd__help__subcmd__map"
                 ;;
@@ -245,7 +251,7 @@ _vdtool() {
 
     case "${cmd}" in
         vdtool)
-            opts="-q -h -V --quiet --help --version create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help"
+            opts="-q -h -V --quiet --help --version create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -259,7 +265,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__amend)
-            opts="-f -o -t -p -U -q -h --format --options --force --cache --progress --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -o -t -p -U -q -h --format --options --force --cache --progress --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -309,6 +315,10 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --member)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --open-options)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -325,7 +335,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__bench)
-            opts="-f -t -c -d -o -s -S -i -n -w -U -q -h --format --cache --count --depth --offset --buffer-size --step-size --aio --native --write --pattern --flush-interval --no-drain --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -t -c -d -o -s -S -i -n -w -U -q -h --format --cache --count --depth --offset --buffer-size --step-size --aio --native --write --pattern --flush-interval --no-drain --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -419,6 +429,10 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --member)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --open-options)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -435,7 +449,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__bitmap)
-            opts="-f -g -b -F -U -q -h --format --add --remove --clear --enable --disable --merge --granularity --source-file --source-format --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -g -b -F -U -q -h --format --add --remove --clear --enable --disable --merge --granularity --source-file --source-format --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -493,6 +507,10 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --member)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --open-options)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -509,7 +527,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__check)
-            opts="-f -r -T -p -U -q -h --format --repair --cache --output --progress --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -r -T -p -U -q -h --format --repair --cache --output --progress --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -563,6 +581,10 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --member)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --open-options)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -579,7 +601,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__commit)
-            opts="-f -b -d -t -p -U -q -h --format --base --drop --cache --progress --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -b -d -t -p -U -q -h --format --base --drop --cache --progress --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -629,6 +651,10 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --member)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --open-options)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -645,7 +671,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__compact)
-            opts="-f -n -p -U -q -h --format --no-scan --dry-run --output --progress --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -n -p -U -q -h --format --no-scan --dry-run --output --progress --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -683,6 +709,10 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --member)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --open-options)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -699,7 +729,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__compare)
-            opts="-f -F -s -T -p -U -q -h --format --second-format --strict --cache --output --progress --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -F -s -T -p -U -q -h --format --second-format --strict --cache --output --progress --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -753,6 +783,10 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --member)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --open-options)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -783,7 +817,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__convert)
-            opts="-f -O -o -c -B -F -S -n -l -j -W -C -r -t -T -p -U -q -h --format --target-format --options --compress --backing --target-backing-format --sparse-size --no-create --target-is-zero --snapshot --jobs --oob-writes --copy-range-offloading --verify --salvage --bitmaps --skip-broken-bitmaps --rate-limit --target-cache --source-cache --progress --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -O -o -c -B -F -S -n -l -j -W -C -r -t -T -p -U -q -h --format --target-format --for --options --compress --backing --target-backing-format --sparse-size --no-create --target-is-zero --snapshot --jobs --oob-writes --copy-range-offloading --verify --salvage --no-manifest --ovf --bitmaps --skip-broken-bitmaps --rate-limit --target-cache --source-cache --progress --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -802,6 +836,10 @@ _vdtool() {
                     return 0
                     ;;
                 -O)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --for)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -853,6 +891,10 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --ovf)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --rate-limit)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -894,6 +936,10 @@ _vdtool() {
                     return 0
                     ;;
                 --backing-format)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --member)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1345,7 +1391,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__dd)
-            opts="-f -O -U -q -h --format --output-format --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -O -U -q -h --format --output-format --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1383,6 +1429,10 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --member)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --open-options)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1399,7 +1449,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__help)
-            opts="create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help"
+            opts="create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1762,6 +1812,20 @@ _vdtool() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        vdtool__subcmd__help__subcmd__lint)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         vdtool__subcmd__help__subcmd__map)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -1847,7 +1911,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__info)
-            opts="-f -b -U -q -h --format --backing-chain --output --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -b -U -q -h --format --backing-chain --output --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1881,6 +1945,10 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --member)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --open-options)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1897,7 +1965,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__io)
-            opts="-f -r -s -n -t -d -c -U -C -m -k -i -q -h --format --read-only --snapshot --nocache --cache --discard --cmd --script --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --copy-on-read --misalign --native-aio --aio --quiet --help"
+            opts="-f -r -s -n -t -d -c -U -C -m -k -i -q -h --format --read-only --snapshot --nocache --cache --discard --cmd --script --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --copy-on-read --misalign --native-aio --aio --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1955,6 +2023,10 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --member)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --open-options)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1978,8 +2050,66 @@ _vdtool() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        vdtool__subcmd__lint)
+            opts="-f -U -q -h --for --format --output --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --for)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -f)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --output)
+                    COMPREPLY=($(compgen -W "human json" -- "${cur}"))
+                    return 0
+                    ;;
+                --allow-ref)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent-changed)
+                    COMPREPLY=($(compgen -W "refuse accept" -- "${cur}"))
+                    return 0
+                    ;;
+                --backing-format)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --member)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --open-options)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --object)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         vdtool__subcmd__map)
-            opts="-f -s -l -U -q -h --format --start-offset --max-length --output --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -s -l -U -q -h --format --start-offset --max-length --output --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2029,6 +2159,10 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --member)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --open-options)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -2045,7 +2179,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__measure)
-            opts="-f -O -o -l -s -U -q -h --format --target-format --options --snapshot --size --output --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -O -o -l -s -U -q -h --format --target-format --options --snapshot --size --output --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2111,6 +2245,10 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --member)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --open-options)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -2127,7 +2265,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__rebase)
-            opts="-f -b -F -u -c -t -T -p -U -q -h --format --backing --new-backing-format --unsafe --compress --cache --backing-cache --progress --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -b -F -u -c -t -T -p -U -q -h --format --backing --new-backing-format --unsafe --compress --cache --backing-cache --progress --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2193,6 +2331,10 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --member)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --open-options)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -2209,7 +2351,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__resize)
-            opts="-f -U -q -h --format --shrink --preallocation --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -U -q -h --format --shrink --preallocation --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2243,6 +2385,10 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --member)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --open-options)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -2259,7 +2405,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__serve)
-            opts="-f -r -s -U -q -h --nbd --name --connections --persistent --bitmap --tls --tls-verify-peer --ublk --queues --depth --dev-id --recover --no-recovery --no-zero-copy --no-batches --unprivileged --list --delete --format --read-only --snapshot --overlay --cache --discard --aio --detect-zeroes --on-read-error --on-write-error --limit --logical-block-size --physical-block-size --max-io --watermark --stats-interval --control --ready-fd --pid-file --description --output --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -r -s -U -q -h --nbd --name --connections --persistent --bitmap --tls --tls-verify-peer --ublk --queues --depth --dev-id --recover --no-recovery --no-zero-copy --no-batches --unprivileged --list --delete --format --read-only --snapshot --overlay --cache --discard --aio --detect-zeroes --on-read-error --on-write-error --limit --logical-block-size --physical-block-size --max-io --watermark --stats-interval --control --ready-fd --pid-file --description --output --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2397,6 +2543,10 @@ _vdtool() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --member)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --open-options)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -2413,7 +2563,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__snapshot)
-            opts="-f -l -c -a -d -U -q -h --format --list --create --apply --delete --output --force-share --allow-ref --parent --parent-changed --backing-format --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -l -c -a -d -U -q -h --format --list --create --apply --delete --output --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2468,6 +2618,10 @@ _vdtool() {
                     return 0
                     ;;
                 --backing-format)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --member)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

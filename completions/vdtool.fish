@@ -32,6 +32,7 @@ complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "info" -d 'Show what a
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "convert" -d 'Copy disks into a new image'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "check" -d 'Check an image\'s metadata, and repair it'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "compact" -d 'Give back the space that an image takes for nothing'
+complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "lint" -d 'Tell what of an image another place would refuse'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "map" -d 'List the extents of a disk'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "compare" -d 'Compare two disks'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "measure" -d 'Tell how large a converted image will be'
@@ -70,6 +71,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l parent -d 'What l
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
 accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l member -d 'Which disk of a file that holds several, as an OVA: its number, counted from 1, or its name' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -s b -l backing-chain -d 'Show the images below it as well, top first; otherwise no other than its own are opened'
@@ -80,12 +82,14 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand info" -s q -l quiet -d 'Pr
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s f -l format -d 'Format of the sources; without it their content decides' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s O -l target-format -d 'Format of the target; without it the extension decides, else it is raw' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l for -d 'Make what this place takes: sets the format and options of the target, before those of -o; lint tells what it takes' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s o -l options -d 'Options of the target\'s format; "help" lists them' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s B -l backing -d 'Make an image that holds what differs from this one' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s F -l target-backing-format -d 'Format of the backing image of the target; without it its content decides' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s S -l sparse-size -d 'Leave out runs of zeroes of at least this size; 0: write everything, holes too [default: 4k]' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s l -l snapshot -d 'Convert an internal snapshot, in formats that have them' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s j -l jobs -d 'Threads that work [default: one per core, at most 8]' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l ovf -d 'With -O ova: a descriptor of one\'s own; the sizes of its files are replaced' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s r -l rate-limit -d 'Most bytes a second; 0: as many as there can be' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s t -l target-cache -d 'How the page cache is used for the target' -r -f -a "writeback\t'The host\'s page cache; a flush makes writes durable'
 writethrough\t'The host\'s page cache; every write is durable when it completes'
@@ -106,6 +110,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l parent -d 'Wha
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
 accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l member -d 'Which disk of a file that holds several, as an OVA: its number, counted from 1, or its name' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s c -l compress -d 'Compress the data, in formats that can'
@@ -115,6 +120,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s W -l oob-write
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s C -l copy-range-offloading -d 'Accepted: data is always copied by the host where it can'
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l verify -d 'Read the new image back and compare it with the sources before it is put in place'
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l salvage -d 'Write zeroes for what cannot be read, say where, and go on'
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l no-manifest -d 'Do not compare the sources with the digests that a manifest has of them'
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l bitmaps -d 'Copy dirty bitmaps, in formats that have them'
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l skip-broken-bitmaps -d 'With --bitmaps: leave out those that a writer did not save'
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s p -d 'Show a progress bar: the same as --progress bar'
@@ -142,6 +148,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l parent -d 'What 
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
 accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l member -d 'Which disk of a file that holds several, as an OVA: its number, counted from 1, or its name' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -s p -d 'Show a progress bar: the same as --progress bar'
@@ -162,6 +169,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -l parent -d 'Wha
 complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
 accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -l member -d 'Which disk of a file that holds several, as an OVA: its number, counted from 1, or its name' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -l no-scan -d 'Do not look for stored zeroes'
@@ -172,6 +180,23 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -l no-mmap -d 'Re
 complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -l image-opts -d 'An image by options'
 complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand lint" -l for -d 'Where the image is to go' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand lint" -s f -l format -d 'Format of the image; without it the content decides' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand lint" -l output -d 'How to print the result' -r -f -a "human\t'For people'
+json\t'For programs; keys as qemu-img has them'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand lint" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file, or have parents be looked for by identity in this directory; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand lint" -l parent -d 'What lies below the image, topmost first, whatever images name; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand lint" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
+accept\t'It is read as it is now'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand lint" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand lint" -l member -d 'Which disk of a file that holds several, as an OVA: its number, counted from 1, or its name' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand lint" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand lint" -l object -d 'An object, such as a secret' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand lint" -s U -l force-share -d 'Read even where another process has the image open for writing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand lint" -l no-mmap -d 'Read by system calls, not through mappings'
+complete -c vdtool -n "__fish_vdtool_using_subcommand lint" -l image-opts -d 'An image by options'
+complete -c vdtool -n "__fish_vdtool_using_subcommand lint" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand lint" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -s f -l format -d 'Format of the image; without it the content decides' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -s s -l start-offset -d 'First byte of the disk to look at' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -s l -l max-length -d 'How many bytes to look at; without it, all up to the end' -r
@@ -182,6 +207,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l parent -d 'What li
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
 accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l member -d 'Which disk of a file that holds several, as an OVA: its number, counted from 1, or its name' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand map" -s U -l force-share -d 'Read even where another process has the image open for writing'
@@ -207,6 +233,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l parent -d 'Wha
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
 accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l member -d 'Which disk of a file that holds several, as an OVA: its number, counted from 1, or its name' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -s s -l strict -d 'Sizes must be equal too, and data, zeroes and holes in the same places'
@@ -228,6 +255,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l parent -d 'Wha
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
 accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l member -d 'Which disk of a file that holds several, as an OVA: its number, counted from 1, or its name' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand measure" -s U -l force-share -d 'Read even where another process has the image open for writing'
@@ -245,6 +273,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l parent -d 'What
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
 accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l member -d 'Which disk of a file that holds several, as an OVA: its number, counted from 1, or its name' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand resize" -l shrink -d 'Allow a smaller size: what lies past it is lost'
@@ -264,6 +293,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l parent -d 'Wh
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
 accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l member -d 'Which disk of a file that holds several, as an OVA: its number, counted from 1, or its name' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -s l -l list -d 'List the snapshots'
@@ -288,6 +318,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l parent -d 'What
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
 accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l member -d 'Which disk of a file that holds several, as an OVA: its number, counted from 1, or its name' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s d -l drop -d 'Leave the image as it is instead of emptying it'
@@ -319,6 +350,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l parent -d 'What
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
 accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l member -d 'Which disk of a file that holds several, as an OVA: its number, counted from 1, or its name' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s u -l unsafe -d 'Change the name only, and open neither backing image'
@@ -339,6 +371,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l parent -d 'What
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
 accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l member -d 'Which disk of a file that holds several, as an OVA: its number, counted from 1, or its name' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l add -d 'Add it; it takes note of writes unless --disable is given too'
@@ -367,6 +400,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l parent -d 'What 
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
 accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l member -d 'Which disk of a file that holds several, as an OVA: its number, counted from 1, or its name' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -l force -d 'Accepted for qemu-img\'s sake: it is about keys of encrypted images'
@@ -383,6 +417,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -l parent -d 'What lie
 complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
 accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -l member -d 'Which disk of a file that holds several, as an OVA: its number, counted from 1, or its name' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand dd" -s U -l force-share -d 'Read even where another process has the image open for writing'
@@ -411,6 +446,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l parent -d 'What 
 complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
 accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l member -d 'Which disk of a file that holds several, as an OVA: its number, counted from 1, or its name' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand bench" -s n -l native -d 'Accepted for qemu-img\'s sake, without effect'
@@ -436,6 +472,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l parent -d 'What lie
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
 accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l member -d 'Which disk of a file that holds several, as an OVA: its number, counted from 1, or its name' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand io" -s i -l aio -d 'Accepted for qemu-io\'s sake, without effect' -r -f -a "threads\t'By threads'
@@ -501,6 +538,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l parent -d 'What 
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
 accept\t'It is read as it is now'"
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l member -d 'Which disk of a file that holds several, as an OVA: its number, counted from 1, or its name' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand serve" -l persistent -d 'Go on after the last NBD client has left'
@@ -580,27 +618,28 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subco
 complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c vdtool -n "__fish_vdtool_using_subcommand completions" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "create" -d 'Make a new image'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "info" -d 'Show what an image is'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "convert" -d 'Copy disks into a new image'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "check" -d 'Check an image\'s metadata, and repair it'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "compact" -d 'Give back the space that an image takes for nothing'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "map" -d 'List the extents of a disk'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "compare" -d 'Compare two disks'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "measure" -d 'Tell how large a converted image will be'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "resize" -d 'Change the size of a disk'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "snapshot" -d 'List, make, apply and delete internal snapshots'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "commit" -d 'Move what an image has into one below it'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "rebase" -d 'Give an image another backing image'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "bitmap" -d 'Add, remove, clear, merge, enable and disable dirty bitmaps'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "amend" -d 'Change format options of an image in place'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "dd" -d 'Copy a part of a disk into a new image'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "bench" -d 'Measure how fast a disk is read or written'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "io" -d 'Read and write a disk\'s bytes by commands'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "serve" -d 'Serve disks until told to stop'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "ctl" -d 'Give commands to a running \'serve --control\''
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "completions" -d 'Print completions for a shell'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "create" -d 'Make a new image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "info" -d 'Show what an image is'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "convert" -d 'Copy disks into a new image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "check" -d 'Check an image\'s metadata, and repair it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "compact" -d 'Give back the space that an image takes for nothing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "lint" -d 'Tell what of an image another place would refuse'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "map" -d 'List the extents of a disk'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "compare" -d 'Compare two disks'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "measure" -d 'Tell how large a converted image will be'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "resize" -d 'Change the size of a disk'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "snapshot" -d 'List, make, apply and delete internal snapshots'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "commit" -d 'Move what an image has into one below it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "rebase" -d 'Give an image another backing image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "bitmap" -d 'Add, remove, clear, merge, enable and disable dirty bitmaps'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "amend" -d 'Change format options of an image in place'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "dd" -d 'Copy a part of a disk into a new image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "bench" -d 'Measure how fast a disk is read or written'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "io" -d 'Read and write a disk\'s bytes by commands'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "serve" -d 'Serve disks until told to stop'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "ctl" -d 'Give commands to a running \'serve --control\''
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "completions" -d 'Print completions for a shell'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "status" -d 'What is served, and how it does'
 complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "stats" -d 'What was done so far: requests, bytes, failures, latencies'
 complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "pause" -d 'Hold requests, and return once none is under way'

@@ -73,7 +73,7 @@ pub fn choose(pick: Option<&OsStr>, disks: &[Vec<OsString>]) -> Result<usize, St
         count => {
             let named = disks.iter().enumerate().take(MAX_TOLD);
             let named = named.map(|(place, names)| {
-                let name = names.first().map(|name| printable(name));
+                let name = names.first().map(printable);
                 format!("{} ({})", place + 1, name.unwrap_or_default())
             });
             let rest = match count.saturating_sub(MAX_TOLD) {

@@ -233,7 +233,7 @@ impl Walk<'_> {
         let records = next.records.unwrap_or_default();
         let name = records.path.or(next.name);
         let name = name.or_else(|| self.global.path.clone());
-        let name = clean(name.unwrap_or_else(|| header.name()));
+        let name = clean(&name.unwrap_or_else(|| header.name()));
         let shown = format!("member '{}'", printable(&name));
         let size = match records.size.or(self.global.size) {
             Some(size) => size,
@@ -315,8 +315,8 @@ fn damaged(storage: &dyn Storage, at: u64, what: &str) -> Error {
 }
 
 /// A name without what says no more than "here", and without the slash of a directory.
-fn clean(name: Vec<u8>) -> OsString {
-    let mut name = &*name;
+fn clean(name: &[u8]) -> OsString {
+    let mut name = name;
     while let Some(rest) = name.strip_prefix(b"./") {
         name = rest;
     }
@@ -347,7 +347,7 @@ pub fn first_name(head: &[u8]) -> Option<OsString> {
             }
             b'g' | b'K' => {}
             b'5' => long = None,
-            _ => return Some(clean(long.unwrap_or_else(|| header.name()))),
+            _ => return Some(clean(&long.unwrap_or_else(|| header.name()))),
         }
         at = at
             .checked_add(512)?

@@ -225,7 +225,7 @@ impl Sealed for Held {
         manifest.verify(name, &**storage, progress)?;
         let opened = self.files.opened.lock().clone();
         for (name, storage) in opened {
-            let name = name_in_manifest(manifest.names(), &name);
+            let name = name_in_manifest(&manifest.names(), &name);
             manifest.verify(&name, &*storage, progress)?;
         }
         Ok(())
@@ -233,7 +233,7 @@ impl Sealed for Held {
 }
 
 /// What a manifest calls the file `name`: as the descriptor does, or without its directory.
-fn name_in_manifest(names: Vec<&OsStr>, name: &OsStr) -> OsString {
+fn name_in_manifest(names: &[&OsStr], name: &OsStr) -> OsString {
     let last = Path::new(name).file_name().unwrap_or(name);
     match names.contains(&name) {
         true => name.to_owned(),

@@ -35,13 +35,13 @@ pub(super) struct Source<'a> {
 /// Opens the disk that is wanted of the archive in `storage`.
 pub(super) fn archive(storage: Arc<dyn Storage>, options: &OpenOptions) -> Result<Box<dyn Image>> {
     refuse_writing(options)?;
-    chosen(Arc::new(Package::archive(storage)?), options)
+    chosen(&Arc::new(Package::archive(storage)?), options)
 }
 
 /// Opens the disk that is wanted of those beside the descriptor in `storage`.
 pub(super) fn beside(storage: Arc<dyn Storage>, options: &OpenOptions) -> Result<Box<dyn Image>> {
     refuse_writing(options)?;
-    chosen(Arc::new(Package::beside(storage, options)?), options)
+    chosen(&Arc::new(Package::beside(storage, options)?), options)
 }
 
 fn refuse_writing(options: &OpenOptions) -> Result<()> {
@@ -53,9 +53,9 @@ fn refuse_writing(options: &OpenOptions) -> Result<()> {
     }
 }
 
-fn chosen(package: Arc<Package>, options: &OpenOptions) -> Result<Box<dyn Image>> {
-    let source = pick(&package, options.member.as_deref())?;
-    let image = open(&package, &source, options)?;
+fn chosen(package: &Arc<Package>, options: &OpenOptions) -> Result<Box<dyn Image>> {
+    let source = pick(package, options.member.as_deref())?;
+    let image = open(package, &source, options)?;
     Ok(Box::new(image))
 }
 

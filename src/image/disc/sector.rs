@@ -201,19 +201,17 @@ fn corrected(raw: &Raw, form: Form) -> Option<Raw> {
         return None;
     }
     let skipped = if form == Form::Form1 { 4 } else { 0 };
-    ecc::correct(&block(&tried, form))
-        .into_iter()
-        .find_map(|block| {
-            if block[..skipped] != [0; 4][..skipped] {
-                return None;
-            }
-            let mut found = tried;
-            found[BLOCK + skipped..].copy_from_slice(&block[skipped..]);
-            // Of zeroes with a few bytes among them nobody can tell that they were damaged.
-            let is_form = form != Form::Form1
-                || (form_of_subheader(&found) == form && !is_zero(&found[16..]));
-            (is_form && is_right(&found)).then_some(found)
-        })
+    ecc::correct(&block(&tried, form)).find_map(|block| {
+        if block[..skipped] != [0; 4][..skipped] {
+            return None;
+        }
+        let mut found = tried;
+        found[BLOCK + skipped..].copy_from_slice(&block[skipped..]);
+        // Of zeroes with a few bytes among them nobody can tell that they were damaged.
+        let is_form =
+            form != Form::Form1 || (form_of_subheader(&found) == form && !is_zero(&found[16..]));
+        (is_form && is_right(&found)).then_some(found)
+    })
 }
 
 /// Whether nothing confirms that the sector is what it says: form 2 without a code.

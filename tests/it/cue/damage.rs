@@ -120,7 +120,7 @@ fn one(rng: &mut Seeded) {
     let data = rng.bytes(2048);
     let right = sector(form, rng.u64(0..400_000), &data);
     let mut wrong = right;
-    let is_few = rng.u8(0..10) > 0;
+    let is_few = rng.u8(0..50) > 0;
     let places = match is_few {
         true => few(rng, first),
         false => (0..rng.usize(20..400))

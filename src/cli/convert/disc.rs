@@ -1,4 +1,5 @@
-//! Targets that are discs, or made of their tracks: a sheet with its files, sound files in a directory.
+//! Targets that are discs, or made of their tracks: a sheet with its files, sound files in a
+//! directory.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -217,8 +218,8 @@ fn with_files(target: &Path, names: &[OsString], files: &[HostFile]) -> anyhow::
     Ok(new)
 }
 
-/// Files that stand for themselves: in a directory, which is made where it is not there, or the only
-/// one under the name that was given.
+/// Files that stand for themselves: in a directory, which is made where it is not there, or the
+/// only one under the name that was given.
 fn alone(
     target: &Path,
     names: &[OsString],

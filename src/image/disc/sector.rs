@@ -173,8 +173,8 @@ fn is_like_form1(raw: &Raw) -> bool {
     ecc::right_words(&block(raw, Form::Form1)) >= 3
 }
 
-/// A sector as it was before it was damaged, where its codes say so beyond doubt: all of P, Q and EDC
-/// are right then.  The sync pattern is a constant; a header that no code covers stays.
+/// A sector as it was before it was damaged, where its codes say so beyond doubt: all of P, Q and
+/// EDC are right then.  The sync pattern is a constant; a header that no code covers stays.
 pub fn correct(raw: &Raw, declared: Declared) -> Option<(Form, Raw)> {
     let forms = candidates(raw, declared);
     let forms = forms
@@ -232,8 +232,8 @@ pub fn make_codes(raw: &mut Raw, form: Form) {
     }
 }
 
-/// Makes a sector of this form of its data, which is in place: the sync pattern, the header, what is to
-/// be zero, the codes.
+/// Makes a sector of this form of its data, which is in place: the sync pattern, the header, what
+/// is to be zero, the codes.
 pub fn make(raw: &mut Raw, form: Form, msf: [u8; 3]) {
     if form == Form::Audio {
         return;

@@ -89,7 +89,8 @@ fn sectors_without_data_of_a_disk_are_refused_by_address_or_become_zeroes() {
     assert_eq!(files.run(&["check", "x.cue"]).0, 0);
 }
 
-/// What lies within the strength of the codes whatever it hits: one byte in each of a few codewords.
+/// What lies within the strength of the codes whatever it hits: one byte in each of a few
+/// codewords.
 fn few(rng: &mut Seeded, first: usize) -> Vec<usize> {
     let count = rng.usize(1..9);
     let mut places: Vec<usize> = (0..count).map(|_| rng.usize(first..RAW)).collect();

@@ -41,6 +41,9 @@ EXAMPLES:
   vdtool convert --member 2 appliance.ova disk.qcow2
   vdtool convert --for azure disk.qcow2 azure.vhd
   vdtool convert -o cpus=2,memory=4G,network='VM Network' system.qcow2 data.vhd appliance.ova
+  vdtool convert game.cue track.iso
+  vdtool convert -O cue -o mode=2352 disk.iso new.cue
+  vdtool convert -O wav game.cue DIRECTORY
 
 The new image is written beside its name and renamed into place once it is whole; of a file that it
 replaces it keeps owner, mode, access control list and user attributes, and other names (hard links)
@@ -81,6 +84,15 @@ COMPRESSION:
   them: it inflates a whole cluster in one call, and then the limit does not matter. So this is the
   default; strict_window=on is for readers that inflate a cluster piece by piece with a window of
   4 KiB.
+
+DISCS:
+  A CUE sheet is read as the data of one track (--open-options track=N). Sectors whose codes are wrong
+  are corrected where that is beyond doubt, and told; else they are listed and nothing is made, unless
+  --salvage takes them as they are stored (those of form 2, which hold no data of a disk, are zeroes).
+  -O cue makes a sheet, and beside it NEW.bin: of a disk one track (-o mode=2048|2352|mode2-form1), of a
+  CUE sheet the whole disc as it is (-o layout=single|per-track; -o mode stores its data in another way),
+  or the one track that --open-options names. -O wav writes the tracks of sound as trackNN.wav into a
+  directory, which is made where it is not there, or the one that track=N names under the name given.
 
 STREAMS:
   To stdout (-) go raw and qcow2, compressed or not. An image is read, and compressed, twice: first

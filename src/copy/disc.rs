@@ -70,8 +70,8 @@ struct Scratch {
     out: Vec<u8>,
 }
 
-/// Writes all sectors of new files.  Returns the addresses of those that cannot be read, in order; where
-/// there are any, the files are not whole.
+/// Writes all sectors of new files.  Returns the addresses of those that cannot be read, in order;
+/// where there are any, the files are not whole.
 ///
 /// # Errors
 /// Those of the sources but for damage of single sectors of a disc, and of the host; `Cancelled`;

@@ -76,8 +76,8 @@ pub struct Report {
     pub compressed_clusters: u64,
     /// End of the last used byte in the file.
     pub image_end_offset: u64,
-    /// Sectors with parts that are wrong, in order, at most [`Report::MAX_SECTORS`]; `None`: the format
-    /// has none with codes.
+    /// Sectors with parts that are wrong, in order, at most [`Report::MAX_SECTORS`]; `None`: the
+    /// format has none with codes.
     pub sectors: Option<Vec<BadSector>>,
 }
 

@@ -42,8 +42,8 @@ pub trait Companions: fmt::Debug + Send + Sync {
     /// # Errors
     /// `Denied` where the policy does not let us; the host's.
     fn open(&self, name: &OsStr, what: &str) -> Result<Arc<dyn Storage>>;
-    /// The same; where no file has that name, the one in the image's own directory whose name differs
-    /// in case alone, if there is one and no more.
+    /// The same; where no file has that name, the one in the image's own directory whose name
+    /// differs in case alone, if there is one and no more.
     ///
     /// # Errors
     /// As there; `Invalid` where there are several.
@@ -68,8 +68,8 @@ pub struct OpenOptions {
     /// Opens further files of the image; `None`: they are not wanted, and data there cannot be
     /// read.
     pub companions: Option<Arc<dyn Companions>>,
-    /// Opens files without which nothing is known of the image, not even its size: whatever is wanted
-    /// of others.  `None`: the image is nowhere, so that it has none.
+    /// Opens files without which nothing is known of the image, not even its size: whatever is
+    /// wanted of others.  `None`: the image is nowhere, so that it has none.
     pub needed: Option<Arc<dyn Companions>>,
     /// What to do about data whose codes are wrong.
     pub damaged: Damaged,

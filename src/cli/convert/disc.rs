@@ -1,4 +1,5 @@
-//! Targets that are discs, or made of their tracks: a sheet with its files, sound files in a directory.
+//! Targets that are discs, or made of their tracks: a sheet with its files, sound files in a
+//! directory.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -63,8 +64,13 @@ pub(super) fn convert(
         target,
     };
     let done = job.fill(&source, sources, &placed);
-    done.map_err(|e| placed.named(e))?;
-    placed.commit(args, &plan)
+    let done = done.map_err(|e| placed.named(e));
+    let directory = placed.directory.clone();
+    done.and_then(|()| placed.commit(args, &plan))
+        .inspect_err(|_| {
+            // It stays where something is in it.
+            directory.map(std::fs::remove_dir);
+        })
 }
 
 /// Refuses what discs are not made with.
@@ -141,6 +147,8 @@ struct Placed {
     targets: Vec<Target>,
     /// What the image calls its files.
     names: Vec<OsString>,
+    /// The directory that was made for them.
+    directory: Option<PathBuf>,
 }
 
 impl Placed {
@@ -151,11 +159,16 @@ impl Placed {
         only: Option<u8>,
     ) -> anyhow::Result<Self> {
         let names: Vec<OsString> = plan.files.iter().map(|file| file.name.clone()).collect();
+        let is_new = plan.text.is_none() && only.is_none() && !target.is_dir();
         let targets = match plan.text {
             Some(_) => vec![with_files(target, &names, files)?],
             None => alone(target, &names, files, only)?,
         };
-        Ok(Self { targets, names })
+        Ok(Self {
+            targets,
+            names,
+            directory: is_new.then(|| target.to_owned()),
+        })
     }
 
     /// Where the files are written.
@@ -205,8 +218,8 @@ fn with_files(target: &Path, names: &[OsString], files: &[HostFile]) -> anyhow::
     Ok(new)
 }
 
-/// Files that stand for themselves: in a directory, which is made where it is not there, or the only
-/// one under the name that was given.
+/// Files that stand for themselves: in a directory, which is made where it is not there, or the
+/// only one under the name that was given.
 fn alone(
     target: &Path,
     names: &[OsString],

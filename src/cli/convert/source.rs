@@ -26,6 +26,10 @@ pub(super) fn open_each(args: &Args, paths: &[PathBuf]) -> anyhow::Result<Vec<Ch
 
 /// As [`open`], for a target that takes discs as a whole: they need not be disks.
 pub(super) fn open_for(args: &Args, paths: &[PathBuf]) -> anyhow::Result<Joined> {
+    // Several are joined as disks.
+    let [_] = paths else {
+        return open(args, paths);
+    };
     let sources = open_as(args, paths, Purpose::Describe)?;
     let is_disc = sources.iter().all(|chain| chain.top().as_disc().is_some());
     match is_disc {

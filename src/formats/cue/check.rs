@@ -83,7 +83,8 @@ fn off(raw: &Raw, lba: u64) -> Option<i64> {
     (off != 0).then_some(off)
 }
 
-/// Notes of headers that disagree with the place of their sectors, one for each run that is off alike.
+/// Notes of headers that disagree with the place of their sectors, one for each run that is off
+/// alike.
 fn note_headers(found: &[(u64, Fault)], report: &mut Report) {
     let mut rest = found
         .iter()

@@ -1,9 +1,9 @@
 //! CUE sheets: optical discs as a text that says where in which files their tracks lie.
 //!
 //! As a disk, such an image is the user data of one track, 2048 bytes a sector; as sectors
-//! ([`crate::image::sector`]) it is all that is stored.  Where sectors are stored with codes, reading
-//! the disk does what a drive does: what is wrong is corrected where the codes tell beyond doubt what
-//! was there, and cannot be read otherwise.
+//! ([`crate::image::sector`]) it is all that is stored.  Where sectors are stored with codes,
+//! reading the disk does what a drive does: what is wrong is corrected where the codes tell beyond
+//! doubt what was there, and cannot be read otherwise.
 
 mod check;
 pub(super) mod create;

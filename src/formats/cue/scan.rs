@@ -26,8 +26,8 @@ struct Job<'a> {
 }
 
 impl Cue {
-    /// Looks at all sectors that are stored of these tracks.  What is found, by address; of more than
-    /// [`Report::MAX_SECTORS`] the rest is dropped.
+    /// Looks at all sectors that are stored of these tracks.  What is found, by address; of more
+    /// than [`Report::MAX_SECTORS`] the rest is dropped.
     ///
     /// # Errors
     /// The host's, and `Cancelled`.

@@ -58,8 +58,8 @@ impl Stored {
         })
     }
 
-    /// Fills `buf` with these sectors, counted from its first, as they are stored but for the order of
-    /// bytes.
+    /// Fills `buf` with these sectors, counted from its first, as they are stored but for the order
+    /// of bytes.
     pub(super) fn read(&self, files: &[Bin], sectors: Range<u64>, buf: &mut Vec<u8>) -> Result<()> {
         let Some(file) = files.get(self.file) else {
             return Err(Error::corrupt("a track is in no file"));

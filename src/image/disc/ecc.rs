@@ -1,9 +1,9 @@
 //! The error correction code of CD-ROM sectors (ECMA-130, annex A): a product code of P and Q.
 //!
 //! Its block is the sector without the sync pattern: 24 rows of 86 bytes, two rows that make a
-//! codeword of each column (P, (26,24) Reed-Solomon), and 104 bytes that make a codeword of each of 52
-//! diagonals through all 26 rows (Q, (45,43)).  Two bytes side by side are treated alike, so a row is
-//! 43 pairs, and diagonal n has in its step j the pair j of row n + j (modulo 26).
+//! codeword of each column (P, (26,24) Reed-Solomon), and 104 bytes that make a codeword of each of
+//! 52 diagonals through all 26 rows (Q, (45,43)).  Two bytes side by side are treated alike, so a
+//! row is 43 pairs, and diagonal n has in its step j the pair j of row n + j (modulo 26).
 //!
 //! Whole rows are worked on at a time: the compiler makes vectors of that.
 
@@ -113,9 +113,9 @@ fn columns(block: &Block, rows: usize) -> Sums<ROW_WIDE> {
 
 /// Sums over the diagonals, without the bytes of Q; see [`slot`] for their order.
 ///
-/// All diagonals are gone through at once, a row at a time: diagonal n begins in row n, and is at pair
-/// t - n of row t (modulo 26) when t rows are behind.  So the last diagonal stands first, and what they
-/// are at lies side by side.
+/// All diagonals are gone through at once, a row at a time: diagonal n begins in row n, and is at
+/// pair t - n of row t (modulo 26) when t rows are behind.  So the last diagonal stands first, and
+/// what they are at lies side by side.
 fn diagonals(block: &Block) -> Sums<STEP_WIDE> {
     // Zeroes on both sides, for diagonals that have not begun, or are through.
     let mut rows = [[0u8; PAD + ROW + STEP_WIDE]; ROWS];
@@ -322,7 +322,8 @@ impl Code {
                 continue;
             }
             let positions = (0..self.len()).filter(|p| is_suspect(self.at(word, *p)));
-            // The bytes of Q itself have no other code: they are believed where others are suspects.
+            // The bytes of Q itself have no other code: they are believed where others are
+            // suspects.
             let positions: Vec<usize> = match self {
                 Self::P => positions.collect(),
                 Self::Q => positions.filter(|p| *p < STEPS).collect(),
@@ -361,7 +362,8 @@ fn correct_from(first: Code, how: How, block: &Block, found: &mut Vec<Block>) {
                 found.push(block);
                 return;
             }
-            // The bytes of Q are in no other codewords: where the rest is right they follow from it.
+            // The bytes of Q are in no other codewords: where the rest is right they follow from
+            // it.
             let mut remade = block;
             make_q(&mut remade);
             if found.last() != Some(&remade) {
@@ -376,13 +378,16 @@ fn correct_from(first: Code, how: How, block: &Block, found: &mut Vec<Block>) {
 
 /// Blocks that this one may have been before it was damaged: all codewords are right in each.  More
 /// bytes may have been wrong than the code can tell, so another code has to confirm it.
-pub fn correct(block: &Block) -> Vec<Block> {
-    let mut found = Vec::new();
-    for how in [How::Careful, How::Bold] {
-        correct_from(Code::P, how, block, &mut found);
-        correct_from(Code::Q, how, block, &mut found);
-    }
-    found
+pub fn correct(block: &Block) -> impl Iterator<Item = Block> + use<> {
+    let block = *block;
+    // One after the other: the first is hardly ever wrong.
+    let ways = [How::Careful, How::Bold].into_iter();
+    let ways = ways.flat_map(|how| [Code::P, Code::Q].map(|first| (first, how)));
+    ways.flat_map(move |(first, how)| {
+        let mut found = Vec::new();
+        correct_from(first, how, &block, &mut found);
+        found
+    })
 }
 
 #[cfg(test)]
@@ -458,7 +463,10 @@ mod tests {
                 for byte in &mut wrong[start..start + len] {
                     *byte ^= rng.u8(1..);
                 }
-                assert!(correct(&wrong).contains(&right), "{len} at {start}");
+                assert!(
+                    correct(&wrong).any(|found| found == right),
+                    "{len} at {start}"
+                );
             }
         }
     }

@@ -45,16 +45,16 @@ pub trait Disc: Sectors {
     fn file(&self, index: usize) -> Option<&dyn Storage>;
     /// The track that is the disk; `None`: there is none.
     fn track(&self) -> Option<&Track>;
-    /// Fills `buf`, of [`Sectors::whole_len`] bytes, with a sector as a drive gives it: what its codes
-    /// say is wrong is corrected, and noted as [`Damage`].
+    /// Fills `buf`, of [`Sectors::whole_len`] bytes, with a sector as a drive gives it: what its
+    /// codes say is wrong is corrected, and noted as [`Damage`].
     ///
     /// # Errors
     /// `Corrupt` where the codes do not tell what was there; those of [`Sectors::fetch`].
     fn corrected(&self, lba: u64, buf: &mut [u8]) -> Result<Form>;
     /// Sectors that were read as parts of the disk so far and whose codes were wrong.
     fn damage(&self) -> Damage;
-    /// All sectors of the disk that cannot be read as such: their codes are wrong and do not tell what
-    /// was there, or they are of a form that has no 2048 bytes of data.
+    /// All sectors of the disk that cannot be read as such: their codes are wrong and do not tell
+    /// what was there, or they are of a form that has no 2048 bytes of data.
     ///
     /// # Errors
     /// The host's, and `Cancelled`.

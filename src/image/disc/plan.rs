@@ -86,7 +86,8 @@ pub struct Maker {
     /// Of a disc, or of one track of it.
     ///
     /// # Errors
-    /// `Unsupported` where it has nothing that the format holds; `Invalid` for names that cannot be.
+    /// `Unsupported` where it has nothing that the format holds; `Invalid` for names that cannot
+    /// be.
     pub of_disc: fn(&Table, Option<u8>, &OptionValues, &OsStr) -> Result<Plan>,
 }
 

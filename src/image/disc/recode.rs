@@ -7,12 +7,12 @@ use crate::util::buf::is_zero;
 /// Subheader of data that nothing else is known of, once.
 const DATA: [u8; 4] = [0, 0, 8, 0];
 
-/// Fills `out`, of the length that `to` stores sectors in, with a sector of this form that is whole in
-/// `sector` as far as `from` stores it.  `lba` is its address where a header is made.
+/// Fills `out`, of the length that `to` stores sectors in, with a sector of this form that is whole
+/// in `sector` as far as `from` stores it.  `lba` is its address where a header is made.
 ///
 /// # Errors
-/// `Corrupt` for a sector that a track of mode `to` has no place for; `OutOfRange` for an address that
-/// no header can hold.
+/// `Corrupt` for a sector that a track of mode `to` has no place for; `OutOfRange` for an address
+/// that no header can hold.
 pub fn recode(
     sector: &[u8],
     form: Form,

@@ -173,8 +173,8 @@ fn is_like_form1(raw: &Raw) -> bool {
     ecc::right_words(&block(raw, Form::Form1)) >= 3
 }
 
-/// A sector as it was before it was damaged, where its codes say so beyond doubt: all of P, Q and EDC
-/// are right then.  The sync pattern is a constant; a header that no code covers stays.
+/// A sector as it was before it was damaged, where its codes say so beyond doubt: all of P, Q and
+/// EDC are right then.  The sync pattern is a constant; a header that no code covers stays.
 pub fn correct(raw: &Raw, declared: Declared) -> Option<(Form, Raw)> {
     let forms = candidates(raw, declared);
     let forms = forms
@@ -201,19 +201,17 @@ fn corrected(raw: &Raw, form: Form) -> Option<Raw> {
         return None;
     }
     let skipped = if form == Form::Form1 { 4 } else { 0 };
-    ecc::correct(&block(&tried, form))
-        .into_iter()
-        .find_map(|block| {
-            if block[..skipped] != [0; 4][..skipped] {
-                return None;
-            }
-            let mut found = tried;
-            found[BLOCK + skipped..].copy_from_slice(&block[skipped..]);
-            // Of zeroes with a few bytes among them nobody can tell that they were damaged.
-            let is_form = form != Form::Form1
-                || (form_of_subheader(&found) == form && !is_zero(&found[16..]));
-            (is_form && is_right(&found)).then_some(found)
-        })
+    ecc::correct(&block(&tried, form)).find_map(|block| {
+        if block[..skipped] != [0; 4][..skipped] {
+            return None;
+        }
+        let mut found = tried;
+        found[BLOCK + skipped..].copy_from_slice(&block[skipped..]);
+        // Of zeroes with a few bytes among them nobody can tell that they were damaged.
+        let is_form =
+            form != Form::Form1 || (form_of_subheader(&found) == form && !is_zero(&found[16..]));
+        (is_form && is_right(&found)).then_some(found)
+    })
 }
 
 /// Whether nothing confirms that the sector is what it says: form 2 without a code.
@@ -234,8 +232,8 @@ pub fn make_codes(raw: &mut Raw, form: Form) {
     }
 }
 
-/// Makes a sector of this form of its data, which is in place: the sync pattern, the header, what is to
-/// be zero, the codes.
+/// Makes a sector of this form of its data, which is in place: the sync pattern, the header, what
+/// is to be zero, the codes.
 pub fn make(raw: &mut Raw, form: Form, msf: [u8; 3]) {
     if form == Form::Audio {
         return;

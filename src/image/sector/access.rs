@@ -24,8 +24,8 @@ fn check(sectors: &dyn Sectors, segments: &Segments) -> Result<()> {
     Ok(())
 }
 
-/// Hands `take` what the segments mean, piece by piece, with the bytes of each, in order.  Returns how
-/// many bytes that were.
+/// Hands `take` what the segments mean, piece by piece, with the bytes of each, in order.  Returns
+/// how many bytes that were.
 ///
 /// # Errors
 /// `OutOfRange` where a segment reaches past the end of the disc, before anything is read; those of
@@ -49,14 +49,14 @@ pub fn read(
     Ok(done)
 }
 
-/// Has `give` fill what the segments mean, piece by piece in order, and stores it, sector by sector.
-/// Codes that depend on what was changed are made anew unless they are among the parts.  Returns how
-/// many bytes were given.
+/// Has `give` fill what the segments mean, piece by piece in order, and stores it, sector by
+/// sector. Codes that depend on what was changed are made anew unless they are among the parts.
+/// Returns how many bytes were given.
 ///
 /// # Errors
 /// `OutOfRange` where a segment reaches past the end of the disc, and `Invalid` where a sector has
-/// none of the parts, before that sector is changed; those of `give` and of [`Sectors::change`].  The
-/// sectors before are then changed, each as a whole.
+/// none of the parts, before that sector is changed; those of `give` and of [`Sectors::change`].
+/// The sectors before are then changed, each as a whole.
 pub fn write(
     sectors: &dyn Sectors,
     segments: &Segments,

@@ -80,19 +80,20 @@ pub trait Sectors: fmt::Debug + Send + Sync {
     /// Bytes of a whole sector, the longest that there is; addresses in bytes count sectors of this
     /// length.
     fn whole_len(&self) -> usize;
-    /// Fills `buf`, of [`Sectors::whole_len`] bytes, with the sector as a whole, and says which of its
-    /// parts are stored; bytes of what is not stored are 0.  Codes are neither verified nor used.
+    /// Fills `buf`, of [`Sectors::whole_len`] bytes, with the sector as a whole, and says which of
+    /// its parts are stored; bytes of what is not stored are 0.  Codes are neither verified nor
+    /// used.
     ///
     /// # Errors
-    /// `OutOfRange` past the end of the disc; `NotFound` for a sector that is not stored at all; the
-    /// host's.
+    /// `OutOfRange` past the end of the disc; `NotFound` for a sector that is not stored at all;
+    /// the host's.
     fn fetch(&self, lba: u64, buf: &mut [u8]) -> Result<Layout>;
-    /// Stores what `change` makes of the whole sector, of which it changes `parts` alone.  Codes that
-    /// depend on what it changed and are not among `parts` are made anew.
+    /// Stores what `change` makes of the whole sector, of which it changes `parts` alone.  Codes
+    /// that depend on what it changed and are not among `parts` are made anew.
     ///
     /// # Errors
-    /// `Corrupt` where a part of the data is changed and the codes say that the rest of it is wrong:
-    /// new codes would hide that; those of `change`, of [`Sectors::fetch`], and the host's.
+    /// `Corrupt` where a part of the data is changed and the codes say that the rest of it is
+    /// wrong: new codes would hide that; those of `change`, of [`Sectors::fetch`], and the host's.
     fn change(
         &self,
         lba: u64,

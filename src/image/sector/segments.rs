@@ -10,8 +10,8 @@ use crate::error::{Error, ErrorKind, Result};
 pub enum Unit {
     /// Sectors.
     Blocks,
-    /// Bytes of whole sectors, each of [`super::Sectors::whole_len`] bytes, from the first sector of
-    /// the disc on, whatever is stored of them.
+    /// Bytes of whole sectors, each of [`super::Sectors::whole_len`] bytes, from the first sector
+    /// of the disc on, whatever is stored of them.
     Bytes,
 }
 

@@ -95,8 +95,8 @@ fn a_file_of_sectors_without_a_sheet_is_read_by_their_size() {
     files.fails(&wrong, 1, "allowed: 2048, 2324, 2336, 2352, 2448");
 }
 
-/// Data, then sound in a file of the other order, and sound in a file with a head: with pauses of both
-/// kinds.
+/// Data, then sound in a file of the other order, and sound in a file with a head: with pauses of
+/// both kinds.
 fn mixed(rng: &mut Seeded) -> (Files, Vec<u8>, Vec<u8>, Vec<u8>) {
     let (data, user) = sectors(rng, Form::Mode1, 0, 400);
     let (_, two) = sectors(rng, Form::Audio, 0, 200);

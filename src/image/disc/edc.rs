@@ -1,6 +1,6 @@
-//! The error detection code of CD-ROM sectors (ECMA-130, 14.3): a CRC-32 with the polynomial (x^16
-//! + x^15 + x^2 + 1)(x^16 + x^2 + x + 1), least significant bit first, from 0, without a final
-//! complement, stored little-endian.
+//! The error detection code of CD-ROM sectors (ECMA-130, 14.3): a CRC-32 from 0, least significant
+//! bit first, without a final complement, stored little-endian.  Its polynomial is
+//! `(x^16 + x^15 + x^2 + 1)(x^16 + x^2 + x + 1)`.
 
 /// The polynomial with its bits in the order in which they are worked on.
 const POLYNOMIAL: u32 = 0xd801_8001;

@@ -414,8 +414,8 @@ fn a_writer_that_unwinds_leaves_its_clusters_to_the_next() {
             // Nothing yet, and then a part of a cluster that has space.
             _ => {
                 unwinds(&shape, 4096, |_| {});
-                // Those of VDI have all of it.
-                if shape.layers[0].format == "vdi" {
+                // Those of VDI and VMDK have all of it.
+                if ["vdi", "vmdk"].contains(&shape.layers[0].format) {
                     continue;
                 }
                 unwinds(&shape, 8192, |chain| {

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::formats::vmdk::check::leak;
-use crate::formats::vmdk::header::UNCLEAN;
+use crate::formats::vmdk::header::{SECTOR, UNCLEAN};
 use crate::formats::vmdk::space::{What, Wrong};
 use crate::formats::vmdk::sparse::Sparse;
 use crate::formats::vmdk::tables::{Entry, Tables};
@@ -77,10 +77,21 @@ impl Sparse {
     fn mend(&self, tables: &Tables, wrong: &Wrong) -> Result<Option<&'static str>> {
         let storage = &*self.storage;
         Ok(match wrong.what {
+            What::Stuck => None,
             What::Table => match tables.copy(storage, wrong.index) {
-                Ok(Some(copy)) if !self.leads_to_table(tables, wrong.index)? => {
-                    self.remake_table(tables, wrong.index, copy)?;
+                Ok(Some(copy)) => {
+                    let host = self.remake_table(tables, copy)?;
+                    tables.publish_table(storage, wrong.index, host)?;
                     Some("the table was made anew from its second copy")
+                }
+                _ => None,
+            },
+            What::Copy => match (&tables.rgd, tables.table(storage, wrong.index, Wait::Yes)?) {
+                (Some(rgd), Entry::At(first)) => {
+                    let host = self.remake_table(tables, first)?;
+                    let sector = u32::try_from(host / SECTOR).unwrap_or(u32::MAX);
+                    rgd.publish(storage, wrong.index, &[sector])?;
+                    Some("it was made anew")
                 }
                 _ => None,
             },
@@ -103,14 +114,6 @@ impl Sparse {
                 Some("it was given a copy of its own")
             }
         })
-    }
-
-    fn leads_to_table(&self, tables: &Tables, number: u64) -> Result<bool> {
-        match tables.table(&*self.storage, number, Wait::Yes) {
-            Ok(entry) => Ok(matches!(entry, Entry::At(_))),
-            Err(e) if e.kind() == crate::error::ErrorKind::Corrupt => Ok(false),
-            Err(e) => Err(e),
-        }
     }
 
     /// What the second copy says of a grain, where that can be: it lies where others do, and in space
@@ -138,16 +141,16 @@ impl Sparse {
         Ok(fault.is_none().then_some(word))
     }
 
-    /// Gives a directory's entry a new table, which holds what is at `copy`.
-    fn remake_table(&self, tables: &Tables, number: u64, copy: u64) -> Result<()> {
+    /// A new table that holds what is at `host`.
+    fn remake_table(&self, tables: &Tables, host: u64) -> Result<u64> {
         let storage = &*self.storage;
         let mut bytes = vec![0; clamp_len(tables.geometry.per_table * 4, usize::MAX)];
-        storage.read_at(&mut bytes, copy)?;
+        storage.read_at(&mut bytes, host)?;
         let host = self.take_table(1)?;
         storage.write_at(&bytes, host)?;
         self.allocator()?.order.settle()?;
         tables.words.forget(host..host + len64(bytes.len()));
-        tables.publish_table(storage, number, host)
+        Ok(host)
     }
 
     fn check_copies(
@@ -168,7 +171,7 @@ impl Sparse {
                 for number in &copies.none {
                     let host = self.take_table(1)?;
                     tables.words.forget(host..host + len);
-                    let sector = u32::try_from(host / crate::formats::vmdk::header::SECTOR);
+                    let sector = u32::try_from(host / SECTOR);
                     rgd.publish(&*self.storage, *number, &[sector.unwrap_or(u32::MAX)])?;
                 }
                 self.align_copies()?;

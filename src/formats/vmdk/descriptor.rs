@@ -96,7 +96,9 @@ impl Descriptor {
     pub(super) fn read(storage: &dyn Storage, host: u64, len: u64) -> Result<Self> {
         let mut bytes = vec![0; clamp_len(len.min(MAX_LEN + 1), usize::MAX)];
         storage.read_at(&mut bytes, host)?;
-        if let Some(end) = bytes.iter().position(|b| *b == 0) {
+        if let Some(end) = bytes.iter().position(|b| *b == 0)
+            && !is_utf16(&bytes)
+        {
             bytes.truncate(end);
         }
         if len64(bytes.len()) > MAX_LEN {

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::formats::vmdk::create::{self, Shape};
 use crate::formats::vmdk::tables::Geometry;
 use crate::storage::Storage;
+use crate::util::range;
 
 /// What all offsets and lengths are in.
 pub(super) const SECTOR: u64 = 512;
@@ -226,6 +227,33 @@ impl Header {
         Ok(())
     }
 
+    /// Refuses directories, of `len` bytes each, that lie over each other, the descriptor, or the
+    /// first grain.
+    fn check_apart(&self, geometry: &Geometry, len: u64) -> Result<()> {
+        let named = |host: u64, name| (host..host + len, name);
+        let mut parts = vec![
+            named(geometry.gd, "the grain directory"),
+            (geometry.first..geometry.first + 1, "the first grain"),
+        ];
+        parts.extend(
+            geometry
+                .rgd
+                .map(|host| named(host, "the redundant grain directory")),
+        );
+        parts.extend(self.descriptor().map(|host| (host, "the descriptor")));
+        for (index, (one, name)) in parts.iter().enumerate() {
+            for (other, its) in &parts[index + 1..] {
+                if let Some(both) = range::intersect(one, other) {
+                    return Err(Error::corrupt(format!(
+                        "{name} and {its} both have the bytes {:#x}..{:#x} (allowed: apart)",
+                        both.start, both.end
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn word(&self, at: usize) -> u32 {
         let bytes = self.bytes[at..].first_chunk();
         bytes.copied().map_or(0, u32::from_le_bytes)
@@ -335,6 +363,7 @@ impl Header {
         if self.flags() & REDUNDANT != 0 && !self.is_stream() {
             geometry.rgd = Some(inside("the redundant grain directory", self.quad(RGD))?);
         }
+        self.check_apart(&geometry, len)?;
         Ok(geometry)
     }
 }

@@ -27,6 +27,7 @@ mod sequence;
 mod sesparse;
 mod session;
 mod space;
+mod spans;
 mod sparse;
 mod stream;
 mod tables;

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use crate::error::{Error, Result};
 use crate::formats::vmdk::header::{SECTOR, UNCLEAN};
 use crate::formats::vmdk::session::Session;
+use crate::formats::vmdk::spans::Spans;
 use crate::formats::vmdk::sparse::{Sparse, Writer};
 use crate::formats::vmdk::tables::{Entry, Tables};
 use crate::image::Wait;
@@ -30,6 +31,10 @@ pub(super) struct InUse {
 pub(super) enum What {
     /// The directory's entry leads to no table of its own.
     Table,
+    /// The same, of the redundant directory.
+    Copy,
+    /// Of both.
+    Stuck,
     /// The table's entry leads to no grain: behind the end, into metadata, between others.
     Lost,
     /// The file ends within its grain.
@@ -118,6 +123,72 @@ impl Scan<'_> {
 }
 
 impl Sparse {
+    /// Host offsets and numbers of tables, host ranges of metadata behind the first grain, and numbers
+    /// of tables that are not read; `wrong` is told of entries of the directories that are.
+    #[expect(clippy::type_complexity, reason = "one caller takes it apart")]
+    fn find_tables(
+        &self,
+        tables: &Tables,
+        wrong: &mut impl FnMut(Wrong) -> Result<()>,
+    ) -> Result<(Vec<(u64, u64)>, Vec<Range<u64>>, Vec<u64>)> {
+        let storage = &*self.storage;
+        let (geometry, len) = (tables.geometry, tables.geometry.per_table * 4);
+        let (mut hosts, mut invalid, mut spans) = (Vec::new(), Vec::new(), Spans::default());
+        spans.add(0..SECTOR);
+        spans.add(geometry.gd..geometry.gd + geometry.tables() * 4);
+        self.kept.iter().for_each(|host| spans.add(host.clone()));
+        tables.gd.each(storage, |number, word| {
+            match tables.table_at(storage, number, word) {
+                Ok(Entry::At(host)) => {
+                    hosts.push((host, number));
+                    spans.add_first(number, host..host + len);
+                }
+                Ok(_) => {}
+                Err(_) => invalid.push((number, word)),
+            }
+            Ok(())
+        })?;
+        if let Some(rgd) = &tables.rgd {
+            spans.add(rgd.host()..rgd.host() + rgd.len() * 4);
+            rgd.each(storage, |number, word| {
+                if let Ok(Entry::At(host)) = tables.table_at(storage, number, word) {
+                    spans.add_second(number, host..host + len);
+                }
+                Ok(())
+            })?;
+        }
+        let bad = spans.overlaps();
+        let what = |number: &u64| match bad.second.binary_search(number) {
+            Ok(_) => What::Stuck,
+            Err(_) => What::Table,
+        };
+        for (index, word) in invalid {
+            let text = match tables.table_at(storage, index, word) {
+                Err(e) => e.message().to_owned(),
+                Ok(_) => continue,
+            };
+            let what = what(&index);
+            wrong(Wrong { index, what, text })?;
+        }
+        for index in &bad.first {
+            wrong(Wrong {
+                index: *index,
+                what: what(index),
+                text: format!("table {index} lies over other metadata"),
+            })?;
+        }
+        for index in &bad.second {
+            if bad.first.binary_search(index).is_err() {
+                wrong(Wrong {
+                    index: *index,
+                    what: What::Copy,
+                    text: format!("the second copy of table {index} lies over other metadata"),
+                })?;
+            }
+        }
+        Ok((hosts, spans.behind(geometry.first), bad.first))
+    }
+
     /// What tables name; `wrong` is told of entries that are.
     ///
     /// # Errors
@@ -129,52 +200,7 @@ impl Sparse {
     ) -> Result<InUse> {
         let storage = &*self.storage;
         let (geometry, len) = (tables.geometry, tables.geometry.per_table * 4);
-        let mut hosts = Vec::new();
-        tables.gd.each(storage, |number, word| {
-            match tables.table_at(storage, number, word) {
-                Ok(Entry::At(host)) => hosts.push((host, number)),
-                Ok(_) => {}
-                Err(e) => wrong(Wrong {
-                    index: number,
-                    what: What::Table,
-                    text: e.message().to_owned(),
-                })?,
-            }
-            Ok(())
-        })?;
-        let mut kept = vec![geometry.gd..geometry.gd + geometry.tables() * 4];
-        kept.extend(self.kept.clone());
-        if let Some(rgd) = &tables.rgd {
-            kept.push(rgd.host()..rgd.host() + rgd.len() * 4);
-            rgd.each(storage, |number, word| {
-                if let Ok(Entry::At(host)) = tables.table_at(storage, number, word) {
-                    kept.push(host..host + len);
-                }
-                Ok(())
-            })?;
-        }
-        hosts.sort_unstable();
-        let mut end = 0;
-        let mut shared = Vec::new();
-        for (host, number) in &hosts {
-            if *host < end {
-                shared.push(*number);
-            }
-            end = host + len;
-            kept.push(*host..end);
-        }
-        shared.sort_unstable();
-        for number in &shared {
-            wrong(Wrong {
-                index: *number,
-                what: What::Table,
-                text: format!(
-                    "entry {number} of the grain directory leads to a table of another entry"
-                ),
-            })?;
-        }
-        kept.retain(|range| range.end > geometry.first);
-        hosts.sort_unstable_by_key(|(_, number)| *number);
+        let (hosts, kept, bad) = self.find_tables(tables, &mut wrong)?;
         let mut scan = Scan {
             sparse: self,
             tables,
@@ -183,7 +209,7 @@ impl Sparse {
         };
         let mut words = vec![0; clamp_len(len, usize::MAX)];
         for (host, number) in hosts {
-            if shared.binary_search(&number).is_ok() {
+            if bad.binary_search(&number).is_ok() {
                 continue;
             }
             storage.read_at(&mut words, host)?;

@@ -97,13 +97,16 @@ impl Chain {
             };
             looks = if done == 0 { looks + 1 } else { 0 };
             if looks == LOOKS {
-                let text = format!("the bytes at {at:#x} got no space in {LOOKS} tries");
-                let path = self.top().storage().path();
-                return Err(Error::new(ErrorKind::Io, text).at_opt(path));
+                return Err(self.no_space(at));
             }
             at += done;
         }
         Ok(())
+    }
+
+    fn no_space(&self, at: u64) -> Error {
+        let text = format!("the bytes at {at:#x} got no space in {LOOKS} tries");
+        Error::new(ErrorKind::Io, text).at_opt(self.top().storage().path())
     }
 
     /// Makes a range read as zeroes, by metadata or holes where that is possible.
@@ -164,15 +167,18 @@ impl Chain {
     }
 
     fn give_all(&self, range: &Range<u64>, stored: &mut Stored<'_>) -> Result<()> {
-        let mut at = range.start;
+        let (mut at, mut looks) = (range.start, 0);
         while at < range.end {
             match self.writable_at(at, range.end - at)? {
                 Place::Stored { storage, host, len } => {
                     stored(storage, host..host + len)?;
                     at += len;
+                    looks = 0;
                 }
+                Place::Unallocated if looks == LOOKS => return Err(self.no_space(at)),
                 Place::Unallocated => {
                     self.allocate(at, range.end - at, With::Zeroes(Zeroing::KeepSpace))?;
+                    looks += 1;
                 }
             }
         }

@@ -457,6 +457,10 @@ pub(super) fn target(file: &Path, options: &CreateOptions, files: &[HostFile]) -
     if options.preallocation() == Preallocation::Falloc {
         refuse_falloc(file)?;
     }
+    if options.in_order && matches!(look(file)?.1, Existing::Device(_)) {
+        let text = "an image that is written in order ends where its file does (allowed: a file, not a device)";
+        return Err(Error::unsupported(text).at(file));
+    }
     let mut target = Target::begin(file)?;
     for (path, (_, name)) in further.iter().zip(options.further()) {
         target.add(path, Path::new(name))?;
@@ -480,7 +484,8 @@ pub(super) fn commit(
 /// Where the further files of `file` are to be made; `files` may not be replaced.
 fn further(file: &Path, options: &CreateOptions, files: &[HostFile]) -> Result<Vec<PathBuf>> {
     let mut paths: Vec<PathBuf> = Vec::new();
-    for (key, name) in options.further() {
+    let given = options.further().count() - options.named.len();
+    for (number, (key, name)) in options.further().enumerate() {
         let path = clean(&home_of_new(file)?.path().join(name));
         if kept::is_same_place(&path, file)? {
             return Err(itself(key).at(file));
@@ -492,9 +497,36 @@ fn further(file: &Path, options: &CreateOptions, files: &[HostFile]) -> Result<V
             }
         }
         kept::refuse(&path, files)?;
+        if number >= given {
+            refuse_others(&path, file)?;
+        }
         paths.push(path);
     }
     Ok(paths)
+}
+
+/// Refuses to replace a file that nobody named, unless it is one of the image that is replaced with
+/// it.
+fn refuse_others(path: &Path, file: &Path) -> Result<()> {
+    if matches!(look(path)?.1, Existing::Nothing) {
+        return Ok(());
+    }
+    let mut options = ChainOptions {
+        follow: Follow::Layers(1),
+        ..ChainOptions::read()
+    };
+    options.storage.sharing = Sharing::Force;
+    let old = chain::open::open(file, &options).map(|old| old.files());
+    let id = HostId::named(path);
+    let is_own = |own: &HostFile| own.is_same(id, path);
+    match old.is_ok_and(|files| files.iter().any(is_own)) {
+        true => Ok(()),
+        false => Err(Error::invalid(format!(
+            "would replace {}, which is there and is no file of the image that is replaced (allowed: another name, or without that file)",
+            printable(path)
+        ))
+        .at(file)),
+    }
 }
 
 /// The error for an image that names itself as a further file.

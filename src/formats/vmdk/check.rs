@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::formats::vmdk::extent::{Data, Extent};
 use crate::formats::vmdk::image::Vmdk;
+use crate::formats::vmdk::line::Access;
 use crate::formats::vmdk::sesparse::SeSparse;
 use crate::image::check::{Check, Repair, Report, Severity, settle};
 use crate::image::{Image, Wait};
@@ -76,6 +77,12 @@ impl Vmdk {
         repair: Repair,
         progress: &dyn Progress,
     ) -> Result<()> {
+        // What is only read is not mended, but for streams, which are not written to anyhow.
+        let given = repair;
+        let repair = match extent.line.access {
+            Access::ReadWrite => repair,
+            _ => Repair::Nothing,
+        };
         match &extent.data {
             Data::Zero => {}
             Data::Missing(why) => {
@@ -95,7 +102,7 @@ impl Vmdk {
                     ));
                 }
                 match sparse.packed.is_some() {
-                    true => sparse.check_stream(report, self.write, repair, progress)?,
+                    true => sparse.check_stream(report, self.write, given, progress)?,
                     false => sparse.check(report, repair, progress)?,
                 }
             }

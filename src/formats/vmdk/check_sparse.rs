@@ -35,7 +35,7 @@ impl Sparse {
     ) -> Result<()> {
         let tables = self.tables.load_full();
         let (mut faults, mut more) = (Vec::new(), 0);
-        let found = self.scan(&tables, |wrong| {
+        let mut found = self.scan(&tables, |wrong| {
             match faults.len() < MAX_FAULTS {
                 true => faults.push(wrong),
                 false => more += 1,
@@ -46,22 +46,28 @@ impl Sparse {
         report.allocated_clusters += found.grains;
         let end = found.grid.host(found.slots.end()).start;
         report.image_end_offset = report.image_end_offset.max(end);
+        let sound = faults.is_empty();
+        if !sound {
+            // What is not read may name anything that is in the file: space is taken behind it.
+            let behind = self.storage.size().saturating_sub(found.grid.start);
+            found.slots.reach(behind.div_ceil(found.grid.stride));
+            found.partial = true;
+        }
         if let Some(writer) = &self.writer {
             *writer.space.lock() = found;
         }
-        let sound = faults.is_empty();
-        if repair == Repair::All && !sound {
-            // The disk is about to read as something else.
-            self.writer()?.session.begin()?;
+        let mut zero_tables = 0;
+        tables.gd.each(&*self.storage, |_, word| {
+            zero_tables += u64::from(word == 1 && tables.geometry.zero_tables);
+            Ok(())
+        })?;
+        if zero_tables > 0 {
+            report.note(format!(
+                "{zero_tables} entries of the grain directory are 1: all that their tables would have reads as zeroes"
+            ));
         }
         faults.sort_by_key(|wrong| wrong.what);
-        for wrong in faults {
-            let did = match repair == Repair::All && (more == 0 || wrong.what != What::Shared) {
-                true => self.mend(&tables, &wrong)?,
-                false => None,
-            };
-            report.corruption(wrong.text, did);
-        }
+        self.mend_all(report, &tables, faults, more, repair)?;
         if more > 0 {
             let text = format!("{more} more entries are wrong");
             report.add(Severity::Corruption, more, text, None);
@@ -71,6 +77,42 @@ impl Sparse {
             self.check_unused(report, repair)?;
         }
         self.check_unclean(report, repair)
+    }
+
+    /// Tells of wrong entries, and mends what `repair` allows; `more` of them are wrong beside these.
+    fn mend_all(
+        &self,
+        report: &mut Report,
+        tables: &Tables,
+        faults: Vec<Wrong>,
+        more: u64,
+        repair: Repair,
+    ) -> Result<()> {
+        let mends = repair == Repair::All && !faults.is_empty();
+        if mends {
+            // The disk is about to read as something else.
+            self.writer()?.session.begin()?;
+            self.mark_unclean()?;
+        }
+        let is_table = |wrong: &Wrong| matches!(wrong.what, What::Table | What::Stuck);
+        let unread = faults.iter().any(is_table);
+        for wrong in faults {
+            let may = match wrong.what {
+                What::Shared => more == 0,
+                // Whether its grain is another's is known once all tables are.
+                What::Lost => !unread,
+                _ => true,
+            };
+            let did = match mends && may {
+                true => self.mend(tables, &wrong)?,
+                false => None,
+            };
+            report.corruption(wrong.text, did);
+        }
+        match mends {
+            true => self.unmark_unclean(),
+            false => Ok(()),
+        }
     }
 
     /// Mends one entry; what was done.

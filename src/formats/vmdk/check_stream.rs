@@ -69,8 +69,27 @@ impl Sparse {
         match self.ends_with_footer {
             // The footer is looked for at the end, so that is where it is.
             true => Ok(()),
-            false => self.check_end(report, end, wrong == 0 && write, repair),
+            false => {
+                // Tables may lie behind the grains.
+                let all = end.max(self.tables_end()?);
+                self.check_end(report, all, wrong == 0 && write && all == end, repair)
+            }
         }
+    }
+
+    /// Behind the last of its directory, its tables and its descriptor.
+    fn tables_end(&self) -> Result<u64> {
+        let (storage, tables) = (&*self.storage, self.tables.load());
+        let geometry = tables.geometry;
+        let mut end = geometry.gd + geometry.tables() * 4;
+        end = end.max(self.kept.as_ref().map_or(0, |host| host.end));
+        tables.gd.each(storage, |number, word| {
+            if let Ok(Entry::At(host)) = tables.table_at(storage, number, word) {
+                end = end.max(host + geometry.per_table * 4);
+            }
+            Ok(())
+        })?;
+        Ok(end.next_multiple_of(SECTOR))
     }
 
     /// A stream whose tables come first ends with one sector of zeroes behind its last grain: others

@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::error::{Error, Result};
 use crate::formats::vmdk::extent::Data;
 use crate::formats::vmdk::image::Vmdk;
+use crate::formats::vmdk::line::Access;
 use crate::formats::vmdk::sparse::Sparse;
 use crate::image::Compact;
 use crate::image::units::{Taken, Units};
@@ -20,7 +21,11 @@ impl Vmdk {
     /// The sparse files that are written to, and the bytes of the disk that each holds.
     fn sparse(&self) -> impl Iterator<Item = (Range<u64>, &Sparse)> {
         self.extents.iter().filter_map(|extent| match &extent.data {
-            Data::Sparse(sparse) if sparse.packed.is_none() => Some((extent.guest(), &**sparse)),
+            Data::Sparse(sparse)
+                if sparse.packed.is_none() && extent.line.access == Access::ReadWrite =>
+            {
+                Some((extent.guest(), &**sparse))
+            }
             _ => None,
         })
     }
@@ -45,9 +50,16 @@ impl Compact for Vmdk {
             let tables = sparse.tables.load();
             let grain = tables.geometry.grain;
             let word = u32::from(sparse.has_backing());
-            let first = (part.start - own.start) / grain;
-            for index in first..(part.end - own.start).div_ceil(grain) {
+            // Of a grain that others of the disk's units have a part in nothing is known; behind the
+            // end of the extent nothing is.
+            let first = (part.start - own.start).div_ceil(grain);
+            let end = match part.end == own.end {
+                true => (part.end - own.start).div_ceil(grain),
+                false => (part.end - own.start) / grain,
+            };
+            for index in first..end {
                 if sparse.unit(index)?.is_own() {
+                    sparse.allocator()?.begin(sparse)?;
                     sparse.write_entries(&tables, index, &[word])?;
                 }
             }
@@ -109,9 +121,11 @@ impl Sparse {
             let grains = self.geometry().grains();
             let step = match holes.is_empty() {
                 true => 0,
-                false => self
-                    .allocator()?
-                    .move_down(self, grains, &holes, progress)?,
+                false => {
+                    self.allocator()?.begin(self)?;
+                    let allocator = self.allocator()?;
+                    allocator.move_down(self, grains, &holes, progress)?
+                }
             };
             if step == 0 {
                 self.learn()?;

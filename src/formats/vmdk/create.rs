@@ -139,6 +139,13 @@ impl Plan {
 
     fn check(&self) -> Result<()> {
         let sectors = self.size / SECTOR;
+        if sectors == 0 && !self.subformat.is_flat() {
+            // A sparse file of no sectors holds a descriptor and no data.
+            return Err(out_of_range(format!(
+                "a VMDK of subformat {} and 0 bytes (allowed: at least {SECTOR})",
+                self.subformat.name()
+            )));
+        }
         let most = match self.subformat {
             Subformat::VmfsSparse => SECTORS - 1,
             Subformat::Sparse | Subformat::Stream => {

@@ -305,7 +305,13 @@ impl Descriptor {
 
     /// Has the disk be in another state, whose CID this is.
     pub(super) fn set_cid(&mut self, cid: u32, longer: u128) {
-        self.set("CID", format!("{cid:08x}").as_bytes());
+        // As long as the old one, where that is long enough: what follows stays in its place.
+        let digits = self.get("cid").map_or(8, |old| old.trim_ascii().len());
+        let (cid, digits) = match digits {
+            7 if cid & 0xfff_ffff != 0 => (cid & 0xfff_ffff, 7),
+            _ => (cid, 8),
+        };
+        self.set("CID", format!("{cid:0digits$x}").as_bytes());
         if self.get("ddb.longcontentid").is_some() {
             let id = longer << 32 | u128::from(cid);
             self.set("ddb.longContentID", format!("{id:032x}").as_bytes());

@@ -78,6 +78,7 @@ impl Vmdk {
             let path = path.map(std::path::Path::to_owned);
             if let Data::Sparse(sparse) = &mut extent.data
                 && sparse.packed.is_none()
+                && extent.line.access == LineAccess::ReadWrite
             {
                 let learns = options.purpose == Purpose::Use;
                 let started = sparse.start_writing(options, session, has_backing, learns);
@@ -123,8 +124,7 @@ impl Vmdk {
                     format!("has flags {:#x} that are not known", sparse.odd_flags)
                 }
                 Data::Sparse(sparse) => {
-                    let geometry = sparse.geometry();
-                    let room = geometry.grains() * geometry.grain;
+                    let room = sparse.geometry().capacity;
                     match extent.end() - extent.start > room {
                         true => format!("holds {room} bytes, fewer than its line says"),
                         false => continue,

@@ -74,7 +74,7 @@ const GRAIN_SIZE: OptionSpec = OptionSpec {
     name: "grain_size",
     kind: OptionKind::Size,
     default: "64k",
-    help: "unit of allocation, a power of two from 4k to 64M, in a stream to 2M, in vmfsSparse from 512 [512] to 1M",
+    help: "unit of allocation, a power of two from 4k to 64M, in a stream to 2M, in parts to 1M, in vmfsSparse from 512 [512] to 1M",
 };
 
 const ZEROED_GRAIN: OptionSpec = OptionSpec {
@@ -189,6 +189,8 @@ pub(super) fn grain(options: &CreateOptions) -> Result<Option<u64>> {
     let allowed = match Subformat::of(options)? {
         Subformat::VmfsSparse => SECTOR..=1 << 20,
         Subformat::Stream => 4 << 10..=2 << 20,
+        // Parts have 2047 MiB, which are to be whole grains.
+        Subformat::SplitSparse => 4 << 10..=1 << 20,
         _ => 4 << 10..=64 << 20,
     };
     match size.is_power_of_two() && allowed.contains(&size) {

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::formats::vmdk::descriptor::NO_CID;
-use crate::formats::vmdk::extent::Data;
+use crate::formats::vmdk::extent::{Data, Extent};
 use crate::formats::vmdk::image::Vmdk;
 use crate::formats::vmdk::line::ExtentLine;
 use crate::formats::vmdk::session::Session;
@@ -27,6 +27,8 @@ impl Vmdk {
 impl Empty for Vmdk {
     fn empty(&mut self) -> Result<()> {
         self.changed()?;
+        let written = |extent: &Extent| extent.session().map(drop);
+        self.extents.iter().try_for_each(written)?;
         self.extents
             .iter()
             .try_for_each(|extent| match &extent.data {

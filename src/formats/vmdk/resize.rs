@@ -9,9 +9,9 @@ use crate::formats::vmdk::header::{Header, SECTOR};
 use crate::formats::vmdk::image::Vmdk;
 use crate::formats::vmdk::line::ExtentLine;
 use crate::formats::vmdk::sparse::Sparse;
-use crate::formats::vmdk::tables::{Entry, Tables};
+use crate::formats::vmdk::tables::{Entry, Geometry, Tables};
 use crate::image::table::{Endian, Table};
-use crate::image::units::Units;
+use crate::image::units::{Content, Units};
 use crate::image::{Image, LayerBelow, Resize, Wait};
 use crate::storage::{Zeroing, zero_or_write};
 use crate::util::align::clamp_len;
@@ -83,10 +83,21 @@ impl Vmdk {
     }
 }
 
+/// Tables of a disk of `len` bytes.
+fn tables_of(geometry: &Geometry, len: u64) -> u64 {
+    let capacity = len;
+    Geometry {
+        capacity,
+        ..*geometry
+    }
+    .tables()
+}
+
 impl Extent {
     /// Refuses what cannot be, before anything is changed; up to where of it the parent may have data
     /// that is not to show.
     fn may_resize(&self, len: u64, old_end: u64, below: LayerBelow) -> Result<u64> {
+        self.session()?;
         match &self.data {
             Data::Flat(_) => Ok(0),
             Data::Sparse(sparse) if sparse.is_hosted() => {
@@ -101,9 +112,17 @@ impl Extent {
                         "a VMDK does not grow over data of its parent, which would show (allowed: with zeroed_grain=on, or after a rebase without a parent)",
                     ));
                 }
-                let shape = Shape::new(len / SECTOR, geometry.grain / SECTOR);
+                let (old, grain) = (old_end - self.start, geometry.grain);
+                if hidden > old_end
+                    && !old.is_multiple_of(grain)
+                    && sparse.unit(old / grain)?.whole == Some(Content::Below)
+                {
+                    return Err(Error::unsupported(
+                        "a VMDK does not grow over data of its parent within its last grain, which would show (allowed: after a rebase without a parent)",
+                    ));
+                }
                 let room = geometry.per_table == crate::formats::vmdk::create::PER_TABLE;
-                if !room && shape.tables > geometry.tables() {
+                if !room && tables_of(&geometry, len) > geometry.tables() {
                     return Err(Error::unsupported(format!(
                         "its tables have {} entries (allowed where more are needed: 512)",
                         geometry.per_table
@@ -172,9 +191,9 @@ impl Sparse {
             zero_or_write(&*self.storage, cut, Zeroing::KeepSpace)?;
         }
         self.clear_entries(&tables, grains)?;
-        let shape = Shape::new(len / SECTOR, geometry.grain / SECTOR);
-        let (gd, rgd) = match shape.tables > geometry.tables() {
-            true => self.more_tables(&tables, shape.tables)?,
+        let wanted = tables_of(&geometry, len);
+        let (gd, rgd) = match wanted > geometry.tables() {
+            true => self.more_tables(&tables, wanted)?,
             false => (geometry.gd, geometry.rgd),
         };
         self.show(len, gd, rgd, |new| {

@@ -57,6 +57,11 @@ pub(super) fn new(
 /// Makes a stream without grains.
 pub(super) fn empty(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
     let mut stream = new(options, 0, None)?;
+    if storage.has_fixed_len() {
+        return Err(Error::unsupported(
+            "a stream (streamOptimized) ends where its file does (allowed: in a file, not on a device)",
+        ));
+    }
     let mut bytes = Vec::new();
     stream.begin(&mut bytes)?;
     stream.finish(&mut bytes)?;

@@ -119,7 +119,44 @@ impl Session {
     pub(super) fn fits(&self, change: impl FnOnce(&mut Descriptor)) -> Result<()> {
         let mut new = (*self.descriptor()).clone();
         change(&mut new);
-        self.room(&new.to_bytes()).map(drop)
+        let bytes = new.to_bytes();
+        self.room(&bytes)?;
+        self.old(len64(bytes.len())).map(drop)
+    }
+
+    /// The bytes that a descriptor of `len` bytes, which has room, takes the place of: up to the
+    /// first NUL, and behind that, where it is longer, nothing but zeroes.
+    fn old(&self, len: u64) -> Result<Vec<u8>> {
+        let (start, end) = match &self.place {
+            Place::Inside(room) => (room.start, room.end),
+            Place::File => (0, self.storage.size()),
+            Place::Nowhere => return Ok(Vec::new()),
+        };
+        let most = super::descriptor::MAX_LEN;
+        if end - start > most {
+            return Err(Error::unsupported(format!(
+                "the descriptor has room of {} bytes (allowed for writing: up to {most})",
+                end - start
+            )));
+        }
+        let mut old = vec![0; clamp_len(end - start, usize::MAX)];
+        self.storage.read_at(&mut old, start)?;
+        let text = old.iter().position(|byte| *byte == 0).unwrap_or(old.len());
+        // One more, with which a text ends that others follow.
+        let needed = match &self.place {
+            Place::Inside(_) => clamp_len(len + 1, old.len()).max(text),
+            _ => old.len(),
+        };
+        if let Some(at) = old[text..needed].iter().position(|byte| *byte != 0) {
+            return Err(Error::unsupported(format!(
+                "something follows the descriptor at {:#x}, where it would be written (allowed: zeroes)",
+                start + len64(text + at)
+            )));
+        }
+        if matches!(self.place, Place::Inside(_)) {
+            old.truncate(text.max(clamp_len(len, old.len())));
+        }
+        Ok(old)
     }
 
     /// Where the descriptor may be, for one of these bytes.
@@ -150,13 +187,10 @@ impl Session {
         let mut bytes = new.to_bytes();
         let room = self.room(&bytes)?;
         let is_file = self.place == Place::File;
-        let (start, len) = match is_file {
-            true => (0, self.storage.size()),
-            false => (room.start, room.end - room.start),
-        };
-        let mut old = vec![0; clamp_len(len, usize::MAX)];
-        self.storage.read_at(&mut old, start)?;
+        let start = if is_file { 0 } else { room.start };
         let end = len64(bytes.len());
+        let mut old = self.old(end)?;
+        let len = len64(old.len());
         // Blank lines at the end of a file that becomes shorter; it is cut after that.
         let fill = if is_file { b'\n' } else { 0 };
         bytes.resize(bytes.len().max(old.len()), fill);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
@@ -24,6 +24,8 @@ pub(super) struct InUse {
     pub(super) slots: Slots,
     /// How many of the slots are grains.
     pub(super) grains: u64,
+    /// Tables or entries were not read that may name grains: no gap is free for certain.
+    pub(super) partial: bool,
 }
 
 /// What is wrong with an entry.
@@ -86,6 +88,7 @@ impl Scan<'_> {
                 grid,
                 slots,
                 grains: 0,
+                partial: false,
             });
         }
         let found = self.found.as_mut();
@@ -250,12 +253,14 @@ impl Sparse {
             },
             slots: Slots::default(),
             grains: 0,
+            partial: false,
         };
         self.writer = Some(Writer {
             allocator,
             session: Arc::clone(session),
             has_backing,
             space: Mutex::new(none),
+            torn: AtomicBool::new(false),
             making: Mutex::new(()),
         });
         match learns {
@@ -304,6 +309,24 @@ impl Sparse {
         Ok(())
     }
 
+    /// Has the header say that tables are being mended, where it does not say that already.
+    pub(super) fn mark_unclean(&self) -> Result<()> {
+        if self.is_hosted() && !self.unclean.load(Ordering::Acquire) {
+            self.storage.write_at(&[1], UNCLEAN)?;
+            self.writer()?.allocator.order.settle()?;
+        }
+        Ok(())
+    }
+
+    /// Takes that back, once what was mended is on stable media.
+    pub(super) fn unmark_unclean(&self) -> Result<()> {
+        if self.is_hosted() && !self.unclean.load(Ordering::Acquire) {
+            self.writer()?.allocator.order.settle()?;
+            self.storage.write_at(&[0], UNCLEAN)?;
+        }
+        Ok(())
+    }
+
     /// Makes the second copies of tables what the first ones are; how many differed.
     pub(super) fn align_copies(&self) -> Result<u64> {
         let (storage, tables) = (&*self.storage, self.tables.load());
@@ -337,6 +360,9 @@ impl Sparse {
             return Ok(());
         }
         self.trim()?;
+        if writer.torn.load(Ordering::Acquire) {
+            self.align_copies()?;
+        }
         let order = &writer.allocator.order;
         order.flush()?;
         if self.is_hosted() {
@@ -352,6 +378,9 @@ impl Sparse {
     /// Ends the file behind what is in use.
     pub(super) fn trim(&self) -> Result<()> {
         let mut space = self.writer()?.space.lock();
+        if space.partial {
+            return Ok(());
+        }
         space.slots.trim();
         let end = space.grid.host(space.slots.end()).start;
         self.write_free(space.grid, space.slots.end())?;

@@ -47,6 +47,8 @@ pub(super) struct Writer {
     /// What no grain has is read from the parent.
     pub(super) has_backing: bool,
     pub(super) space: Mutex<InUse>,
+    /// A write failed that would have made the two copies of a table the same.
+    pub(super) torn: AtomicBool,
     /// Held while a table is made.
     pub(super) making: Mutex<()>,
 }

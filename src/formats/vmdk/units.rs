@@ -1,6 +1,7 @@
 //! Giving grains space: what of it is VMDK's own.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::vmdk::header::SECTOR;
@@ -9,7 +10,7 @@ use crate::formats::vmdk::tables::{Entry, Tables};
 use crate::image::Wait;
 use crate::image::units::{Allocator, Content, Grid, New, Space, Taken, Target, Unit, Units};
 use crate::storage::{Storage, Zeroing, zero_or_write};
-use crate::util::align::len64;
+use crate::util::align::{clamp_len, len64};
 
 /// Grains made ready ahead at most, and their bytes.
 const AHEAD: u64 = 64;
@@ -31,11 +32,19 @@ impl Sparse {
         let Entry::At(table) = tables.table(storage, number, Wait::Yes)? else {
             return Err(Error::corrupt(format!("grain {index} has no table")));
         };
-        if let Some(copy) = tables.copy(storage, number)? {
-            let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-            storage.write_at(&bytes, copy + at)?;
-        }
-        tables.words.publish(storage, table + at, words)
+        let copy = tables.copy(storage, number)?;
+        let write = || {
+            if let Some(copy) = copy {
+                let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+                storage.write_at(&bytes, copy + at)?;
+            }
+            tables.words.publish(storage, table + at, words)
+        };
+        write().inspect_err(|_| {
+            if let Some(writer) = &self.writer {
+                writer.torn.store(true, Ordering::Release);
+            }
+        })
     }
 
     /// Sees to it that table `number` is there.
@@ -46,11 +55,24 @@ impl Sparse {
             return Ok(());
         }
         let _making = writer.making.lock();
-        if matches!(tables.table(storage, number, Wait::Yes)?, Entry::At(_)) {
+        let old = tables.table(storage, number, Wait::Yes)?;
+        if matches!(old, Entry::At(_)) {
             return Ok(());
+        }
+        let hides = old == Entry::Zero && writer.has_backing;
+        if hides && !tables.geometry.zeroes {
+            return Err(Error::unsupported(format!(
+                "entry {number} of the grain directory hides the parent, and the file has no entries of tables that do"
+            )));
         }
         let len = tables.geometry.per_table * 4;
         let host = self.take_table(1 + u64::from(tables.rgd.is_some()))?;
+        if hides {
+            let sets = 1 + u64::from(tables.rgd.is_some());
+            let words = clamp_len(tables.geometry.per_table * sets, usize::MAX);
+            storage.write_at(&[1, 0, 0, 0].repeat(words), host)?;
+            writer.allocator.order.settle()?;
+        }
         tables.words.forget(host..host + len);
         if let Some(rgd) = &tables.rgd {
             let sector = u32::try_from((host + len) / SECTOR).unwrap_or(u32::MAX);
@@ -181,7 +203,10 @@ impl Units for Sparse {
         let mut space = self.writer()?.space.lock();
         let grid = space.grid;
         let room = Self::room(grid);
-        let grains = space.slots.vacant(count, room);
+        let grains = match space.partial {
+            true => space.slots.end()..space.slots.end() + 1,
+            false => space.slots.vacant(count, room),
+        };
         if grains.end > room {
             return Err(full());
         }
@@ -257,7 +282,7 @@ impl Units for Sparse {
                 (Entry::Below, Target::Zero | Target::ZeroKept) if self.has_backing() => 1,
                 (Entry::Zero | Entry::Below, _) => continue,
             };
-            if entry == Entry::Below {
+            if !matches!(entry, Entry::At(_)) {
                 self.make_table(index / tables.geometry.per_table)?;
             }
             self.write_entries(&tables, index, &[word])?;

@@ -21,7 +21,7 @@ impl Extent {
     }
 
     /// What it is part of, where it may be written to.
-    fn session(&self) -> Result<&Arc<Session>> {
+    pub(super) fn session(&self) -> Result<&Arc<Session>> {
         let session = self.session.as_ref().ok_or_else(Error::read_only)?;
         let why = match (self.line.access, &self.data) {
             (Access::ReadOnly, _) => "is RDONLY",
@@ -178,6 +178,7 @@ impl Layout for Vmdk {
             let parts = ranges.iter().filter_map(|r| intersect(r, &extent.guest()));
             let parts: Vec<Range<u64>> = parts.map(|r| r.start - base..r.end - base).collect();
             if !parts.is_empty() {
+                extent.session()?;
                 let assigned = sparse.allocator()?.assign(&**sparse, &parts);
                 assigned.map_err(|e| e.at_opt(extent.path()))?;
             }

@@ -39,6 +39,12 @@ fn what_the_second_copy_knows_is_mended_and_the_disk_is_as_before() {
             made.primary.0,
             0xff_ffff_u32,
         ),
+        (
+            "entry 1 of the grain directory",
+            made.primary.0 + 4,
+            0xff_ffff,
+        ),
+        ("have no second copy", made.second.0 + 4, 0xff_ffff),
         ("grain 0", made.primary.1, 0xff_ffff),
         ("grain 0", made.primary.1, 2),
         ("differ between", made.second.1, 0xff_ffff),

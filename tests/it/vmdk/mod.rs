@@ -4,6 +4,7 @@ mod check;
 mod esx;
 mod extents;
 mod hostile;
+mod keeps;
 mod oracle;
 mod parents;
 mod stream;

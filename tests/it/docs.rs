@@ -294,10 +294,7 @@ fn formats() -> String {
     for driver in vdtool::formats::DRIVERS {
         let names = [&[driver.name], driver.aliases].concat().join(", ");
         let _ = writeln!(roff, ".TP\n\\fB{names}\\fR\n{}", escaped(driver.about));
-        let creation = driver.creator.as_ref().map(|c| c.options);
-        let assembler = vdtool::formats::container(driver).and_then(|c| c.assembler);
-        let creation = creation.or(assembler.map(|a| a.options));
-        let creation = creation.unwrap_or_default();
+        let creation = driver.creator.as_ref().map_or(&[][..], |c| c.options);
         for (when, specs) in [("\\-o", creation), ("open", driver.open_options)] {
             for spec in specs {
                 let default = match spec.default {

@@ -459,25 +459,25 @@ fn a_vhdx_agrees_with_a_byte_vector() {
         "block_size=1M,logical_sector_size=4096",
         "block_size=1M,subformat=fixed",
     ] {
-        let specs = [vhdx(options, 3 * MIB + 8192)];
+        let specs = [vhdx(options, MIB + 8192)];
         Session::new(options, Place::Memory, &specs).run();
     }
-    Session::new("vhdx file", Place::Files, &[vhdx("", 5 * MIB + 512)]).run();
-    let specs = [vhdx("block_size=1M", 3 * MIB + 1536)];
+    Session::new("vhdx file", Place::Files, &[vhdx("", 2 * MIB + 512)]).run();
+    let specs = [vhdx("block_size=1M", MIB + 1536)];
     Session::new("vhdx device", Place::Device(24 << 20), &specs).run();
 }
 
 #[test]
 fn a_differencing_vhdx_agrees_with_a_byte_vector() {
     let specs = [
-        vhdx("block_size=2M", 3 * MIB),
-        vhdx("block_size=1M", 2 * MIB + 1536),
+        vhdx("block_size=2M", 2 * MIB + 4096),
+        vhdx("block_size=1M", MIB + 1536),
     ];
     Session::new("vhdx over vhdx", Place::Memory, &specs).run();
     // The parent goes on behind the end of the child.
     let specs = [
-        vhdx("block_size=1M", 2 * MIB),
-        vhdx("block_size=2M", 5 * MIB),
+        vhdx("block_size=1M", MIB + 512),
+        vhdx("block_size=2M", 3 * MIB),
     ];
     Session::new("vhdx over a longer one", Place::Memory, &specs).run();
 }

@@ -144,7 +144,7 @@ impl Locator {
             .pairs
             .iter()
             .map(|(_, value)| value.encode_utf16().count() * 2);
-        match longest.max().is_none_or(|len| len <= usize::from(u16::MAX)) {
+        match longest.max().is_none_or(|len| u16::try_from(len).is_ok()) {
             true => Ok(locator),
             false => Err(Error::invalid(
                 "the backing file's path is too long for a VHDX",

@@ -38,7 +38,7 @@ impl Relink for Vhdx {
         if locator.is_none() {
             self.complete_all()?;
         }
-        self.write_locator(locator)?;
+        self.write_locator(locator.as_ref())?;
         self.end_session()
     }
 
@@ -47,7 +47,7 @@ impl Relink for Vhdx {
         let locator = self.locator.as_ref().map(|old| old.with_state(state));
         match locator {
             Some(locator) => {
-                self.write_locator(Some(locator))?;
+                self.write_locator(Some(&locator))?;
                 self.end_session()
             }
             None => Ok(()),
@@ -59,7 +59,7 @@ impl Relink for Vhdx {
         let locator = self.locator.as_ref().map(|old| old.with_other_state(state));
         match locator {
             Some(locator) => {
-                self.write_locator(Some(locator))?;
+                self.write_locator(Some(&locator))?;
                 self.end_session()
             }
             None => Ok(()),
@@ -74,9 +74,9 @@ impl Relink for Vhdx {
 
 impl Vhdx {
     /// Has the metadata name the parent, or none.
-    fn write_locator(&mut self, locator: Option<Locator>) -> Result<()> {
+    fn write_locator(&mut self, locator: Option<&Locator>) -> Result<()> {
         let shape = self.shape.load_full();
-        let item = locator.as_ref().map(Locator::to_bytes);
+        let item = locator.map(Locator::to_bytes);
         let region = &shape.regions.metadata;
         let changes = shape.metadata.with_locator(region, item.as_deref())?;
         let changes: Vec<(u64, &[u8])> = changes.iter().map(|(at, b)| (*at, &**b)).collect();

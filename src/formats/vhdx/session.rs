@@ -132,7 +132,7 @@ impl Journal {
         if state.session.is_none() {
             let guid = (!state.named).then(random::uuid).transpose()?;
             self.begin(state, |header| {
-                header.file_write = guid.unwrap_or(header.file_write)
+                header.file_write = guid.unwrap_or(header.file_write);
             })?;
             state.named = true;
         }

@@ -13,6 +13,8 @@ use crate::util::random;
 
 /// Bytes of the log that are used before they are put in place: as much is kept in memory.
 const MAX_LOGGED: u64 = 16 << 20;
+/// Bytes that stay free behind the last entry.
+const MARGIN: u64 = 2 * SECTOR;
 
 /// What is known of the file's headers and its log.
 #[derive(Debug)]
@@ -21,39 +23,38 @@ pub(super) struct State {
     /// The header says that somebody else than before writes to the file.
     pub(super) named: bool,
     pub(super) session: Option<Session>,
+    /// A header may name a log of this opening that ended: all of it is in place.
+    pub(super) ending: bool,
     /// The file is as long as this on stable media.
     pub(super) stable: u64,
 }
 
-/// A log that is written to.
+/// A log that is written to: from the beginning of its space on, and never around its end, where other
+/// readers lose their way.
 #[derive(Debug)]
 pub(super) struct Session {
     guid: Uuid,
     /// The next entry's.
     sequence: u64,
-    /// Where the oldest entry is that is not in place yet, and where the next one goes.
-    tail: u64,
+    /// Where the next entry goes.
     head: u64,
-    /// Bytes from the one to the other.
-    used: u64,
 }
 
 impl Session {
-    /// Writes an entry, unless it is too long.
+    /// Writes an entry, for which there is room.
     pub(super) fn append(&mut self, journal: &Journal, stable: u64, pages: &Pages) -> Result<()> {
         let entry = NewEntry {
             guid: self.guid,
             sequence: self.sequence,
-            tail: self.tail,
+            // None is in place before the log ends.
+            tail: 0,
             flushed: stable,
             last: journal.file.size().next_multiple_of(MB),
         };
         let bytes = entry.to_bytes(pages);
         journal.ring.write(&*journal.file, &bytes, self.head)?;
-        let len = len64(bytes.len());
         self.sequence += 1;
-        self.head = journal.ring.step(self.head, len);
-        self.used += len;
+        self.head += len64(bytes.len());
         Ok(())
     }
 }
@@ -101,6 +102,9 @@ impl Journal {
 
     /// Begins a log, and changes the headers as they name it.
     pub(super) fn begin(&self, state: &mut State, change: impl Fn(&mut Header)) -> Result<()> {
+        if state.ending {
+            self.end(state)?;
+        }
         if self.ring.len() == 0 || state.current.header.has_log() {
             return Err(Error::unsupported(
                 "the file has no log, or one that was not replayed (allowed: a copy)",
@@ -109,80 +113,57 @@ impl Journal {
         let mut session = Session {
             guid: random::uuid()?,
             sequence: 1,
-            tail: 0,
             head: 0,
-            used: 0,
         };
         let size = self.file.size();
         // The headers name it only once there is an entry.
         session.append(self, self.ring.host.end, &Vec::new())?;
         self.order.settle()?;
         let guid = session.guid;
+        state.ending = true;
         self.write_headers(state, |header| {
             change(header);
             header.log_guid = guid;
         })?;
         state.stable = size;
         state.session = Some(session);
+        state.ending = false;
         Ok(())
     }
 
     /// Has room for an entry of `pages` pages.
     pub(super) fn make_room(&self, state: &mut State, pages: usize) -> Result<()> {
-        if state.session.is_none() {
-            let guid = (!state.named).then(random::uuid).transpose()?;
-            self.begin(state, |header| {
-                header.file_write = guid.unwrap_or(header.file_write);
-            })?;
-            state.named = true;
-        }
-        // An entry that says where the tail is must have room behind it.
-        let wanted = entry::len(pages) + SECTOR;
+        let wanted = entry::len(pages) + MARGIN;
         let room = self.ring.len().min(MAX_LOGGED);
-        if state
-            .session
-            .as_ref()
-            .is_some_and(|s| s.used + wanted > room)
-        {
-            self.checkpoint(state)?;
+        let session = state.session.as_ref();
+        if session.is_some_and(|session| session.head + wanted > room) {
+            self.end(state)?;
         }
-        Ok(())
-    }
-
-    /// Puts in place what is logged, and gives its part of the log to others.
-    pub(super) fn checkpoint(&self, state: &mut State) -> Result<()> {
-        if state.session.is_none() {
+        if state.session.is_some() {
             return Ok(());
         }
-        let size = self.file.size();
-        self.order.settle()?;
-        state.stable = size;
-        self.put_in_place()?;
-        if let Some(session) = &mut state.session {
-            let old = (session.tail, session.used);
-            (session.tail, session.used) = (session.head, 0);
-            let done = session.append(self, size, &Vec::new());
-            let done = done.and_then(|()| self.order.settle());
-            if let Err(e) = done {
-                // What is before it may be wanted still.
-                (session.tail, session.used) = (old.0, old.1 + session.used);
-                return Err(e);
-            }
-        }
-        *self.patches.write() = Patches::default();
+        let guid = (!state.named).then(random::uuid).transpose()?;
+        self.begin(state, |header| {
+            header.file_write = guid.unwrap_or(header.file_write)
+        })?;
+        state.named = true;
         Ok(())
     }
 
     /// Puts in place what is logged, and says that nothing is.
     pub(super) fn end(&self, state: &mut State) -> Result<()> {
-        if state.session.is_none() {
-            return Ok(());
+        if state.session.is_some() {
+            self.order.settle()?;
+            self.put_in_place()?;
+            // Nothing more goes to a log that a header may not name any more.
+            state.session = None;
+            state.ending = true;
+            *self.patches.write() = Patches::default();
         }
-        self.order.settle()?;
-        self.put_in_place()?;
-        self.end_log(state)?;
-        state.session = None;
-        *self.patches.write() = Patches::default();
+        if state.ending {
+            self.end_log(state)?;
+            state.ending = false;
+        }
         Ok(())
     }
 }

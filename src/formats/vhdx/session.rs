@@ -167,3 +167,162 @@ impl Journal {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::formats::vhdx::entry::{Descriptor, Head, PAGE, page};
+    use crate::formats::vhdx::header;
+    use crate::image::open::WriteOrder;
+    use crate::image::units::Order;
+    use crate::storage::Storage;
+    use crate::storage::memory::{Fault, MemoryStorage, Op};
+
+    /// Where the pages are that change: the log is before them.
+    const PAGES: u64 = 2 * MB;
+
+    fn file() -> Arc<MemoryStorage> {
+        let file = Arc::new(MemoryStorage::from_bytes(&vec![0; 4 << 20]));
+        let header = Header::new(Uuid::from_u128(1), Uuid::from_u128(2), &(MB..2 * MB));
+        header::create(&*file, "test", &header).expect("written");
+        file
+    }
+
+    fn journal(file: &Arc<MemoryStorage>) -> Journal {
+        let storage: Arc<dyn Storage> = file.clone();
+        let order = Arc::new(Order::new(WriteOrder::Ordered, storage.clone(), None));
+        Journal::open(storage, order).expect("opens")
+    }
+
+    /// The pages as a reader has them that takes the run of entries whose first one has the highest
+    /// number, from wherever it begins in the log, and looks at no tail.
+    fn as_others_replay(file: &MemoryStorage) -> Vec<u8> {
+        let current = Current::read(file).expect("headers");
+        let mut bytes = file.to_bytes();
+        let (guid, log) = (current.header.log_guid, current.header.log());
+        if guid.is_nil() {
+            return bytes.split_off(2 << 20);
+        }
+        let ring = crate::formats::vhdx::entry::Ring { host: log };
+        let head_at = |at: u64| {
+            let mut sector = [0; PAGE];
+            ring.read(file, &mut sector, at).expect("reads");
+            let head = Head::parse(&sector, at, guid, &ring)?;
+            let changes = head.read(file, &ring).expect("reads")?;
+            Some((head, changes))
+        };
+        let mut runs: Vec<Vec<(Head, Vec<Descriptor>)>> = Vec::new();
+        let mut at = 0;
+        while at < ring.len() {
+            let Some(entry) = head_at(at) else {
+                at += SECTOR;
+                continue;
+            };
+            at += entry.0.len;
+            assert!(at + MARGIN <= ring.len(), "an entry ends at {at:#x}");
+            match runs.last_mut() {
+                Some(run)
+                    if run
+                        .last()
+                        .is_some_and(|e| e.0.sequence + 1 == entry.0.sequence) =>
+                {
+                    run.push(entry);
+                }
+                _ => runs.push(vec![entry]),
+            }
+        }
+        let run = runs.into_iter().max_by_key(|run| run[0].0.sequence);
+        for (_, changes) in run.expect("the header names a log") {
+            for change in changes {
+                let Descriptor::Data {
+                    host,
+                    sector,
+                    lead,
+                    trail,
+                } = change
+                else {
+                    panic!("none is made");
+                };
+                let mut data = [0; PAGE];
+                ring.read(file, &mut data, sector).expect("reads");
+                let host = usize::try_from(host).expect("fits");
+                bytes[host..host + PAGE].copy_from_slice(&page(data, lead, trail));
+            }
+        }
+        bytes.split_off(2 << 20)
+    }
+
+    #[test]
+    fn at_every_entry_others_replay_exactly_what_was_changed() {
+        let file = file();
+        let journal = journal(&file);
+        let mut model = vec![0; 2 << 20];
+        let pages = [
+            1_u64, 1, 2, 1, 60, 1, 1, 63, 1, 2, 3, 192, 1, 1, 192, 62, 61, 60, 1,
+        ];
+        for (n, pages) in pages.into_iter().cycle().take(120).enumerate() {
+            let first = len64(n) * 37 % (512 - pages);
+            let byte = u8::try_from(n + 1).expect("fits");
+            let bytes = vec![byte; usize::try_from(pages * SECTOR).expect("fits")];
+            journal
+                .change(&[(PAGES + first * SECTOR, &bytes)])
+                .expect("logged");
+            let at = usize::try_from(first * SECTOR).expect("fits");
+            model[at..at + bytes.len()].copy_from_slice(&bytes);
+            assert!(as_others_replay(&file) == model, "entry {n}");
+        }
+        journal.finish().expect("ends");
+        assert!(!Current::read(&*file).expect("headers").header.has_log());
+        assert!(as_others_replay(&file) == model, "in place");
+    }
+
+    #[test]
+    fn a_thousand_small_changes_take_few_syncs() {
+        let file = file();
+        let journal = journal(&file);
+        file.record();
+        for n in 0..1000 {
+            let host = PAGES + n * 311 % 512 * SECTOR;
+            journal.change(&[(host, &[1; 8])]).expect("logged");
+        }
+        let is_sync = |change: &&crate::storage::memory::Change| {
+            matches!(change, crate::storage::memory::Change::Sync)
+        };
+        let syncs = file.changes().iter().filter(is_sync).count();
+        assert!(syncs <= 60, "{syncs} syncs");
+    }
+
+    #[test]
+    fn whatever_change_of_the_file_fails_what_was_acknowledged_is_found_again() {
+        for after in 0..24 {
+            let file = file();
+            let journal = journal(&file);
+            file.inject(Fault {
+                op: Op::Change,
+                after,
+                count: 1,
+                errno: libc::EIO,
+            });
+            let mut model = vec![0; 2 << 20];
+            for n in 0..12 {
+                let bytes = [n + 1; PAGE];
+                let at = usize::from(n) * 5 * PAGE;
+                if journal.change(&[(PAGES + len64(at), &bytes)]).is_ok() {
+                    model[at..at + PAGE].copy_from_slice(&bytes);
+                }
+                if n % 3 == 2 {
+                    drop(journal.finish());
+                }
+                // As a kill leaves it.
+                assert!(
+                    as_others_replay(&file) == model,
+                    "change {n}, fault {after}"
+                );
+            }
+            journal.finish().expect("the fault is over");
+            assert!(as_others_replay(&file) == model, "fault {after}");
+        }
+    }
+}

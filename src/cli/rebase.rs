@@ -198,9 +198,10 @@ fn name_only(args: &Args) -> anyhow::Result<()> {
         }
     };
     let done = relink_of(&mut chain).and_then(|top| {
-        top.relink(create.as_ref())?;
-        // Nobody knows what it reads as now.
-        top.renew_state()
+        top.may_relink(create.as_ref())?;
+        // Nobody knows what it reads as from the new name on.
+        top.renew_state()?;
+        top.relink(create.as_ref())
     });
     done.map_err(|e| e.at(&args.file))?;
     Ok(chain.close()?)

@@ -11,6 +11,13 @@ use crate::image::create::CreateBacking;
 ///
 /// The image must have been opened for writing, with no other request under way.
 pub trait Relink {
+    /// Whether [`Relink::relink`] would be refused for what `backing` is; changes nothing.
+    ///
+    /// # Errors
+    /// `Unsupported`, `Invalid`, as there.
+    fn may_relink(&self, _backing: Option<&CreateBacking>) -> Result<()> {
+        Ok(())
+    }
     /// Makes the header name `backing`, or none, and nothing else: what the image does not have
     /// itself is read there from now on.  Durable when it returns; at every moment before, the
     /// header names the old image or the new one.  The chain must then be opened anew.

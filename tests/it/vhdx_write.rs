@@ -470,6 +470,70 @@ fn entries_that_are_wrong_are_told_of_and_set_right() {
     }
 }
 
+#[test]
+fn a_repair_leaves_the_data_of_blocks_that_it_cannot_set_right() {
+    // Partially present without a sector bitmap, at the end of the file, and something to mend.
+    let host = DATA + 7 * MIB;
+    let made = made(8 * MIB, MIB)
+        .child(MIB, &[("parent_linkage", "{}")])
+        .word(0, DATA | 4)
+        .word(1, (DATA + MIB) | 6)
+        .word(2, (DATA + MIB) | 6)
+        .word(3, host | 7)
+        .fill(host, MIB, 5);
+    let disk = Disk::of_bytes("vhdx", &made.to_bytes());
+    let report = disk.check(Repair::All).expect("checks");
+    assert_eq!(report.corruptions, 1, "{report:?}");
+    assert_eq!(report.corruptions_fixed, 2, "{report:?}");
+    let after = disk.memory()[0].to_bytes();
+    let host = usize::try_from(host).expect("fits");
+    assert!(after.len() >= host + (1 << 20), "{:#x}", after.len());
+    assert!(after[host..host + (1 << 20)].iter().all(|b| *b == 5));
+}
+
+#[test]
+fn space_kept_for_blocks_without_data_is_nobody_elses() {
+    for state in [1, 3] {
+        let kept = DATA + 5 * MIB;
+        let made = made(8 * MIB, MIB)
+            .word(0, DATA | 6)
+            .word(3, kept | state)
+            .fill(kept, MIB, 9);
+        let disk = Disk::of_bytes("vhdx", &made.to_bytes());
+        assert_eq!(disk.check(Repair::Nothing).expect("checks").corruptions, 0);
+        let chain = disk.open(Access::Write, WriteOrder::Ordered);
+        for block in [1, 2, 4, 5, 6, 7] {
+            chain.write_at(&[7; 512], block * MIB).expect("writes");
+        }
+        chain.close().expect("closes");
+        let file = disk.memory()[0].to_bytes();
+        let at = usize::try_from(kept).expect("fits");
+        assert!(file[at..at + (1 << 20)].iter().all(|b| *b == 9), "{state}");
+        // The first write to it names other space.
+        let chain = disk.open(Access::Write, WriteOrder::Ordered);
+        chain.write_at(&[8; 512], 3 * MIB).expect("writes");
+        chain.close().expect("closes");
+        walk(&disk.memory()[0].to_bytes());
+        assert_eq!(disk.check(Repair::Nothing).expect("checks").corruptions, 0);
+        // Cut off, or another's.
+        for wrong in [DATA, 40 * MIB, MIB] {
+            let mut made = made.clone();
+            made.words.retain(|(index, _)| *index != 3);
+            let disk = Disk::of_bytes("vhdx", &made.word(3, wrong | state).to_bytes());
+            let report = disk.check(Repair::Nothing).expect("checks");
+            assert_eq!(report.corruptions, 1, "{report:?}");
+            assert!(
+                report.findings[0].text.contains("kept for it"),
+                "{report:?}"
+            );
+            let report = disk.check(Repair::All).expect("checks");
+            assert_eq!(report.corruptions, 0, "{report:?}");
+            let disk = disk.open(Access::Write, WriteOrder::Ordered);
+            disk.close().expect("closes");
+        }
+    }
+}
+
 /// A base with a 1, a middle with a 2 and a top with a 3, each in a block of its own.
 fn chain_of_three(dir: &Path) -> Vec<u8> {
     run(dir, "create -q -f vhdx -o block_size=1M base.vhdx 6M").success();

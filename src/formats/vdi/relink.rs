@@ -17,23 +17,13 @@ impl Empty for Vdi {
 }
 
 impl Relink for Vdi {
+    fn may_relink(&self, backing: Option<&CreateBacking>) -> Result<()> {
+        self.plan(backing).map(drop)
+    }
+
     fn relink(&mut self, backing: Option<&CreateBacking>) -> Result<()> {
-        self.allocator()?;
-        let kind = match (self.kind, backing) {
-            (Kind::Differencing, Some(_)) => Kind::Differencing,
-            (Kind::Differencing, None) => Kind::Dynamic,
-            (Kind::Dynamic | Kind::Fixed, None) => return Ok(()),
-            // Of others, what is free reads as zeroes and would not any more.
-            (kind, _) => {
-                return Err(Error::unsupported(format!(
-                    "a VDI of type '{}' is given no other parent (allowed: differencing)",
-                    kind.word()
-                )));
-            }
-        };
-        let (identity, state) = match backing {
-            Some(backing) => (parent_of(backing)?, backing.state.unwrap_or_default()),
-            None => (Uuid::nil(), Uuid::nil()),
+        let Some((kind, identity, state)) = self.plan(backing)? else {
+            return Ok(());
         };
         self.rewrite(|header| {
             header.set_word(KIND, kind as u64);
@@ -53,6 +43,31 @@ impl Relink for Vdi {
         self.allocator()?;
         let state = random::uuid()?;
         self.rewrite(|header| header.set(STATE_ID, &state.to_bytes_le()))
+    }
+}
+
+impl Vdi {
+    /// What the header is to say: which kind of disk it is, the parent's identity and its state; nothing
+    /// where nothing changes.
+    fn plan(&self, backing: Option<&CreateBacking>) -> Result<Option<(Kind, Uuid, Uuid)>> {
+        self.allocator()?;
+        let kind = match (self.kind, backing) {
+            (Kind::Differencing, Some(_)) => Kind::Differencing,
+            (Kind::Differencing, None) => Kind::Dynamic,
+            (Kind::Dynamic | Kind::Fixed, None) => return Ok(None),
+            // Of others, what is free reads as zeroes and would not any more.
+            (kind, _) => {
+                return Err(Error::unsupported(format!(
+                    "a VDI of type '{}' is given no other parent (allowed: differencing)",
+                    kind.word()
+                )));
+            }
+        };
+        let (identity, state) = match backing {
+            Some(backing) => (parent_of(backing)?, backing.state.unwrap_or_default()),
+            None => (Uuid::nil(), Uuid::nil()),
+        };
+        Ok(Some((kind, identity, state)))
     }
 }
 

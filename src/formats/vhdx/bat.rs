@@ -194,12 +194,29 @@ impl Shape {
         let index = self.grid.bitmap(block);
         let word = self.table.get(storage, index, wait)?;
         match Block::from_word(word) {
-            Block::Present(host) if host >= MB && host + MB <= storage.size() => Ok(host),
+            Block::Present(host) if host >= MB && ends_within(host, storage.size()) => Ok(host),
             _ => Err(Error::corrupt(format!(
                 "block {block} is partially present, and the entry {word:#x} of its sector bitmap names none inside the file"
             ))),
         }
     }
+}
+
+/// Whether a sector bitmap at `host` is inside a file of `size` bytes.
+fn ends_within(host: u64, size: u64) -> bool {
+    host.checked_add(MB).is_some_and(|end| end <= size)
+}
+
+/// Where the space is that an entry of a block without data keeps for it: others write to it again
+/// where it was, and refuse a file that does not have it.
+pub(super) fn anchor(word: u64) -> Option<u64> {
+    let host = word & !(MB - 1);
+    (matches!(word & STATE, 1 | 3) && host != 0).then_some(host)
+}
+
+/// The entry without the space that is kept for its block.
+pub(super) fn without_anchor(word: u64) -> u64 {
+    word & STATE
 }
 
 /// Bits of an entry that are to be zero, where they are not; of blocks without space the place too.
@@ -208,5 +225,27 @@ pub(super) fn odd_bits(word: u64) -> u64 {
         // Others take a place for one that is in use.
         Block::Zero if word & STATE == 2 => word & !STATE,
         _ => word & RESERVED,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_undefined_and_unmapped_blocks_keep_space_without_data() {
+        for state in 0..8 {
+            let kept = anchor(5 * MB | state);
+            assert_eq!(kept, matches!(state, 1 | 3).then_some(5 * MB), "{state}");
+            assert_eq!(anchor(state), None, "{state} without a place");
+        }
+        assert_eq!(without_anchor(5 * MB | 3), 3);
+    }
+
+    #[test]
+    fn a_sector_bitmap_at_the_end_of_all_numbers_is_in_no_file() {
+        assert!(!ends_within(!(MB - 1), u64::MAX));
+        assert!(ends_within(MB, 2 * MB));
+        assert!(!ends_within(MB, 2 * MB - 1));
     }
 }

@@ -1,7 +1,7 @@
 //! Consistency check: the log, the headers, the region tables, the table of blocks, the end of the file.
 
 use crate::error::Result;
-use crate::formats::vhdx::bat::{Block, Shape, Use};
+use crate::formats::vhdx::bat::{Block, Shape, Use, anchor, odd_bits, without_anchor};
 use crate::formats::vhdx::bytes::MB;
 use crate::formats::vhdx::image::Vhdx;
 use crate::formats::vhdx::region::PLACES;
@@ -29,7 +29,9 @@ impl Check for Vhdx {
         let mut report = settle(repair, |repair| {
             let report = self.pass(repair)?;
             if repair != Repair::Nothing {
-                self.end_session()?;
+                // The file is cut by `check_end` alone.
+                self.journal.finish()?;
+                self.allocator.order.settle()?;
             }
             Ok(report)
         })?;
@@ -178,6 +180,16 @@ impl Vhdx {
                 Some(host) => (Block::Present(host), "it is present as a whole now"),
                 None => return Ok(None),
             },
+            (Problem::Anchor, _) => {
+                let word = without_anchor(wrong.word);
+                shape.table.publish(&*self.journal, wrong.index, &[word])?;
+                return Ok(Some("no space is kept for it now"));
+            }
+            (Problem::Bits, _) if anchor(wrong.word).is_some() => {
+                let word = wrong.word & !odd_bits(wrong.word);
+                shape.table.publish(&*self.journal, wrong.index, &[word])?;
+                return Ok(Some("they are zero now"));
+            }
             (Problem::Bits, _) => (block, "they are zero now"),
             (Problem::Space(Fault::Cut), _) => return self.lengthen(block),
             // Of those that are left for the next pass, one may name what a copy takes.

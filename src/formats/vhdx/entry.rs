@@ -119,7 +119,8 @@ impl Head {
         let fits = (SECTOR..ring.len()).contains(&head.len)
             && head.table() <= head.len
             && head.descriptors <= MAX_DESCRIPTORS
-            && head.tail < ring.len();
+            && head.tail < ring.len()
+            && head.flushed.max(head.last) < 1 << 63;
         let aligned = head.len.is_multiple_of(SECTOR) && head.tail.is_multiple_of(SECTOR);
         (is_one && fits && aligned && head.sequence > 0).then_some(head)
     }

@@ -36,6 +36,8 @@ pub(super) struct Vhdx {
     /// Where guest data is.
     pub(super) data: Arc<dyn Storage>,
     pub(super) write: bool,
+    /// Everything that the file says of its space is sound.
+    pub(super) uses: bool,
     /// Bytes of a block.
     pub(super) block: u64,
     /// What is known of the parent, where there is one.
@@ -83,6 +85,7 @@ impl Vhdx {
         };
         let image = Self {
             write,
+            uses,
             block: shape.metadata.block,
             locator,
             shape: ArcSwap::from_pointee(shape),

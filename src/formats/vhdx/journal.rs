@@ -1,9 +1,9 @@
 //! The file as its log makes it read, and changes of it through the log ([MS-VHDX] 2.3).
 //!
 //! Readers see what the log holds and what is in place as one.  A change of metadata is an entry of
-//! the log first; the pages follow later, many together, once the entries are on stable media.  Nothing
-//! of the log from the oldest entry on that is not in place yet is written over.  Where order does not
-//! matter nothing is logged: changes go where they belong.
+//! the log first; the pages follow later, all together, once the entries are on stable media and
+//! before the log begins anew under another name.  Where order does not matter nothing is logged: changes
+//! go where they belong.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -60,6 +60,7 @@ impl Journal {
                 current,
                 named: false,
                 session: None,
+                ending: false,
                 stable: 0,
             }),
             patches: RwLock::default(),
@@ -129,7 +130,7 @@ impl Journal {
     /// Whether there are changes that are not in place yet, of others before this opening.
     pub(super) fn is_dirty(&self) -> bool {
         let state = self.state.lock();
-        state.session.is_none() && state.current.header.has_log()
+        state.session.is_none() && !state.ending && state.current.header.has_log()
     }
 
     /// Puts in place what the log held when the file was opened.
@@ -138,7 +139,7 @@ impl Journal {
     /// The host's; the log is then as it was.
     pub(super) fn replay(&self) -> Result<()> {
         let mut state = self.state.lock();
-        if state.session.is_some() || !state.current.header.has_log() {
+        if state.session.is_some() || state.ending || !state.current.header.has_log() {
             return Ok(());
         }
         self.rename(&mut state)?;
@@ -148,14 +149,18 @@ impl Journal {
         Ok(())
     }
 
-    /// Drops what the log held when the file was opened.
+    /// Drops what the log held when the file was opened, after which the data may be another.
     ///
     /// # Errors
     /// The host's.
     pub(super) fn drop_log(&self) -> Result<()> {
         let mut state = self.state.lock();
         self.rename(&mut state)?;
-        self.end_log(&mut state)?;
+        let data_write = random::uuid()?;
+        self.write_headers(&mut state, |header| {
+            header.log_guid = Uuid::nil();
+            header.data_write = data_write;
+        })?;
         *self.patches.write() = Patches::default();
         Ok(())
     }

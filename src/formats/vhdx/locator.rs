@@ -153,7 +153,10 @@ impl Locator {
     }
 
     /// The same with other values for some keys; an empty one takes its key away.
-    fn with(&self, changes: &[(&str, String)]) -> Self {
+    ///
+    /// # Errors
+    /// `Unsupported` where it would have more pairs than are read.
+    fn with(&self, changes: &[(&str, String)]) -> Result<Self> {
         let mut pairs = self.pairs.clone();
         for (key, value) in changes {
             match pairs.iter_mut().find(|(k, _)| k == key) {
@@ -162,11 +165,20 @@ impl Locator {
             }
         }
         pairs.retain(|(_, value)| !value.is_empty());
-        Self { pairs }
+        match pairs.len() <= usize::from(MAX_PAIRS) {
+            true => Ok(Self { pairs }),
+            false => Err(Error::unsupported(format!(
+                "the parent locator would have {} entries (allowed: up to {MAX_PAIRS})",
+                pairs.len()
+            ))),
+        }
     }
 
     /// The same with the parent in another state.
-    pub(super) fn with_state(&self, state: Uuid) -> Self {
+    ///
+    /// # Errors
+    /// As [`Locator::with`].
+    pub(super) fn with_state(&self, state: Uuid) -> Result<Self> {
         self.with(&[
             (LINKAGE, state.braced().to_string()),
             (LINKAGE_2, String::new()),
@@ -174,7 +186,10 @@ impl Locator {
     }
 
     /// The same with another state in which the parent may be too.
-    pub(super) fn with_other_state(&self, state: Uuid) -> Self {
+    ///
+    /// # Errors
+    /// As [`Locator::with`].
+    pub(super) fn with_other_state(&self, state: Uuid) -> Result<Self> {
         self.with(&[(LINKAGE_2, state.braced().to_string())])
     }
 
@@ -195,5 +210,24 @@ impl Locator {
             }
         }
         bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_locator_is_made_that_would_not_be_read_again() {
+        let pair = |n: u16| (format!("key{n}"), "value".to_owned());
+        let mut pairs = vec![(LINKAGE.to_owned(), Uuid::nil().braced().to_string())];
+        pairs.extend((1..MAX_PAIRS).map(pair));
+        let full = Locator { pairs };
+        assert_eq!(Locator::from_bytes(&full.to_bytes()).expect("full"), full);
+        let e = full
+            .with_other_state(Uuid::nil())
+            .expect_err("one too many");
+        assert!(e.message().contains("257 entries"), "{e}");
+        full.with_state(Uuid::nil()).expect("as many as before");
     }
 }

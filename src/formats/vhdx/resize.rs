@@ -126,6 +126,17 @@ impl Vhdx {
         }
         match self.find(shape, size / self.block, Wait::Yes)? {
             Block::Present(host) => self.zero_within(host, cut..self.block, how),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a disk of `size` bytes whose last block would be here in part: what is behind its end
+    /// cannot be made to read as zeroes.
+    fn may_be_cut(&self, shape: &Shape, size: u64) -> Result<()> {
+        if size.is_multiple_of(self.block) {
+            return Ok(());
+        }
+        match self.find(shape, size / self.block, Wait::Yes)? {
             Block::Partial(_) => Err(Error::unsupported(
                 "the disk's last block is here in part (allowed: after a write to it)",
             )),
@@ -258,6 +269,7 @@ impl Vhdx {
     /// Shrinks: the size first, behind which nobody looks at entries.
     fn shrink(&self, shape: &Shape, size: u64) -> Result<()> {
         let blocks = shape.grid.blocks(size);
+        self.may_be_cut(shape, size)?;
         self.allocator.begin(self)?;
         self.zero_tail(shape, size, Zeroing::MayUnmap)?;
         self.switch(&[(shape.metadata.size_at(), &size.to_le_bytes())])?;

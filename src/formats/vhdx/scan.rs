@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::error::Result;
-use crate::formats::vhdx::bat::{Block, Shape, Use, odd_bits};
+use crate::formats::vhdx::bat::{Block, Shape, Use, anchor, odd_bits};
 use crate::formats::vhdx::bytes::MB;
 use crate::formats::vhdx::image::Vhdx;
 use crate::formats::vhdx::units::{MIBS, mibs};
@@ -18,6 +18,8 @@ pub(super) enum Problem {
     Space(Fault),
     /// The space that it names is that of the headers, the log or a region.
     Metadata,
+    /// It has no data, and the space that is kept for it is not its own or not in the file.
+    Anchor,
     /// The format keeps its state for later, or only blocks have it.
     State,
     /// Its block is partially present, and there is no parent.
@@ -50,6 +52,7 @@ impl Wrong {
             Problem::Space(Fault::Cut) => "its space is cut off by the end of the file",
             Problem::Space(Fault::Shared) => "its space overlaps that of something else",
             Problem::Metadata => "its space is that of other metadata",
+            Problem::Anchor => "the space kept for it is not its own, or not inside the file",
             Problem::State => "it has a state that it cannot have",
             Problem::NoParent => "it is partially present in a disk without a parent",
             Problem::NoBitmap => "it is partially present and has no sector bitmap",
@@ -94,7 +97,20 @@ pub(super) fn scan(
             return Ok(());
         }
         let block = Block::from_word(word);
-        let len = match (of, block) {
+        let len = match of {
+            Use::Bitmap(_) => MB,
+            Use::Block(_) => image.block,
+        };
+        let host = block.host().or(anchor(word));
+        let host = host.map(|host| host..host.saturating_add(len));
+        let meets = |host: &Range<u64>| fixed.iter().any(|o| intersect(o, host).is_some());
+        let is_metadata = host.as_ref().is_some_and(meets);
+        // Whatever else is wrong with the entry, nobody else takes its space.
+        let fault = match &host {
+            Some(host) if !is_metadata => slots.name_run(MIBS, mibs(host), size)?,
+            _ => None,
+        };
+        match (of, block) {
             (_, Block::Unknown(_)) | (Use::Bitmap(_), Block::Partial(_) | Block::Zero) => {
                 return found(Problem::State);
             }
@@ -104,25 +120,19 @@ pub(super) fn scan(
             (Use::Block(_), Block::Partial(_)) if image.locator.is_none() => {
                 return found(Problem::NoParent);
             }
-            (Use::Bitmap(_), _) => MB,
-            (Use::Block(_), _) => image.block,
-        };
-        if let Use::Block(number) = of
-            && matches!(block, Block::Partial(_))
-            && shape
-                .bitmap(&*image.journal, number, crate::image::Wait::Yes)
-                .is_err()
-        {
-            return found(Problem::NoBitmap);
+            (Use::Block(number), Block::Partial(_)) => {
+                let bitmap = shape.bitmap(&*image.journal, number, crate::image::Wait::Yes);
+                if bitmap.is_err() {
+                    return found(Problem::NoBitmap);
+                }
+            }
+            _ => {}
         }
-        if let Some(host) = block.host() {
-            let host = host..host.saturating_add(len);
-            if fixed.iter().any(|other| intersect(other, &host).is_some()) {
-                return found(Problem::Metadata);
-            }
-            if let Some(fault) = slots.name_run(MIBS, mibs(&host), size)? {
-                return found(Problem::Space(fault));
-            }
+        match (block, is_metadata, fault) {
+            (Block::Zero, true, _) | (Block::Zero, _, Some(_)) => return found(Problem::Anchor),
+            (_, true, _) => return found(Problem::Metadata),
+            (_, _, Some(fault)) => return found(Problem::Space(fault)),
+            (_, false, None) => {}
         }
         match odd_bits(word) {
             0 => Ok(()),

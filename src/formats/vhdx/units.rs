@@ -58,7 +58,8 @@ impl Vhdx {
     /// Ends what was written through the log, and has the file end behind what is in use.
     pub(super) fn end_session(&self) -> Result<()> {
         self.journal.finish()?;
-        if self.allocator.has_begun() {
+        // A check cuts the file itself, where that is safe.
+        if self.uses && self.allocator.has_begun() {
             self.trim()?;
         }
         match self.allocator.order.policy() {

@@ -39,8 +39,7 @@ impl Empty for Vmdk {
 }
 
 impl Relink for Vmdk {
-    fn relink(&mut self, backing: Option<&CreateBacking>) -> Result<()> {
-        let session = self.changed()?;
+    fn may_relink(&self, backing: Option<&CreateBacking>) -> Result<()> {
         if backing.is_some()
             && !self
                 .extents
@@ -51,6 +50,12 @@ impl Relink for Vmdk {
                 "a flat VMDK has no parent: it has all of the disk itself",
             ));
         }
+        backing.map_or(Ok(()), |backing| check_name(&backing.name))
+    }
+
+    fn relink(&mut self, backing: Option<&CreateBacking>) -> Result<()> {
+        self.may_relink(backing)?;
+        let session = self.changed()?;
         let cid = match backing {
             None => NO_CID,
             // Who does not look at the parent does not know its state; it stays what was recorded.
@@ -60,9 +65,6 @@ impl Relink for Vmdk {
             }
             Some(backing) => parent_of(backing)?,
         };
-        if let Some(backing) = backing {
-            check_name(&backing.name)?;
-        }
         session.change(|descriptor| {
             descriptor.set("parentCID", format!("{cid:08x}").as_bytes());
             match backing {

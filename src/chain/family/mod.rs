@@ -304,7 +304,7 @@ impl Survey {
             troubles.push(Trouble::new(&e, accepted.is_some()));
             accepted
         });
-        let parent = below.map(|layer| self.expect(layer));
+        let parent = below.as_ref().map(|layer| self.expect(layer));
         let names = backing.iter().flat_map(|b| b.names.iter());
         let leads = names
             .map(|name| self.lead(&above, name))
@@ -341,8 +341,8 @@ impl Survey {
     }
 
     /// Has the image below another looked at too.
-    fn expect(&mut self, layer: Layer) -> Key {
-        let key = Key::of_layer(&layer);
+    fn expect(&mut self, layer: &Layer) -> Key {
+        let key = Key::of_layer(layer);
         if !self.looked.insert((key.clone(), layer.image.driver().name)) {
             return key;
         }

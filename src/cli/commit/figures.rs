@@ -35,9 +35,10 @@ impl Figures {
                 figures.taken += HostInfo::of(part.storage)?.disk_size.unwrap_or(0);
             }
         }
+        let base = lower.first().map(|layer| &**layer);
         let mut at = 0;
         while at < chain.virtual_size() {
-            let len = figures.add(upper, lower.first(), at, chain.virtual_size() - at)?;
+            let len = figures.add(upper, base, at, chain.virtual_size() - at)?;
             at += len;
         }
         Ok(figures)
@@ -47,7 +48,7 @@ impl Figures {
     fn add(
         &mut self,
         upper: &[Box<dyn Image>],
-        base: Option<&Box<dyn Image>>,
+        base: Option<&dyn Image>,
         at: u64,
         len: u64,
     ) -> Result<u64> {
@@ -68,7 +69,7 @@ impl Figures {
             return Ok(len);
         }
         let (len, in_base) = match base {
-            Some(base) => find(&**base, at, len)?,
+            Some(base) => find(base, at, len)?,
             None => (len, Source::Below),
         };
         self.data += len;

@@ -25,6 +25,9 @@ _vdtool() {
             vdtool,bitmap)
                 cmd="vdtool__subcmd__bitmap"
                 ;;
+            vdtool,chain)
+                cmd="vdtool__subcmd__chain"
+                ;;
             vdtool,check)
                 cmd="vdtool__subcmd__check"
                 ;;
@@ -51,6 +54,9 @@ _vdtool() {
                 ;;
             vdtool,dd)
                 cmd="vdtool__subcmd__dd"
+                ;;
+            vdtool,fork)
+                cmd="vdtool__subcmd__fork"
                 ;;
             vdtool,help)
                 cmd="vdtool__subcmd__help"
@@ -157,6 +163,9 @@ _vdtool() {
             vdtool__subcmd__help,bitmap)
                 cmd="vdtool__subcmd__help__subcmd__bitmap"
                 ;;
+            vdtool__subcmd__help,chain)
+                cmd="vdtool__subcmd__help__subcmd__chain"
+                ;;
             vdtool__subcmd__help,check)
                 cmd="vdtool__subcmd__help__subcmd__check"
                 ;;
@@ -183,6 +192,9 @@ _vdtool() {
                 ;;
             vdtool__subcmd__help,dd)
                 cmd="vdtool__subcmd__help__subcmd__dd"
+                ;;
+            vdtool__subcmd__help,fork)
+                cmd="vdtool__subcmd__help__subcmd__fork"
                 ;;
             vdtool__subcmd__help,help)
                 cmd="vdtool__subcmd__help__subcmd__help"
@@ -251,7 +263,7 @@ _vdtool() {
 
     case "${cmd}" in
         vdtool)
-            opts="-q -h -V --quiet --help --version create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help"
+            opts="-q -h -V --quiet --help --version create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -526,6 +538,60 @@ _vdtool() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        vdtool__subcmd__chain)
+            opts="-f -U -q -h --format --output --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --format)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -f)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --output)
+                    COMPREPLY=($(compgen -W "human json" -- "${cur}"))
+                    return 0
+                    ;;
+                --allow-ref)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent-changed)
+                    COMPREPLY=($(compgen -W "refuse accept" -- "${cur}"))
+                    return 0
+                    ;;
+                --backing-format)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --member)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --open-options)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --object)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         vdtool__subcmd__check)
             opts="-f -r -T -p -U -q -h --format --repair --cache --output --progress --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -601,7 +667,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__commit)
-            opts="-f -b -d -t -p -U -q -h --format --base --drop --cache --progress --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -b -d -n -t -p -U -q -h --format --base --drop --children --remove --dry-run --cache --progress --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -620,6 +686,10 @@ _vdtool() {
                     return 0
                     ;;
                 -b)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --children)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1448,8 +1518,58 @@ _vdtool() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        vdtool__subcmd__fork)
+            opts="-f -U -q -h --format --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --format)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -f)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --allow-ref)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent-changed)
+                    COMPREPLY=($(compgen -W "refuse accept" -- "${cur}"))
+                    return 0
+                    ;;
+                --backing-format)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --member)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --open-options)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --object)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         vdtool__subcmd__help)
-            opts="create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help"
+            opts="create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1491,6 +1611,20 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__help__subcmd__bitmap)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__help__subcmd__chain)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -1757,6 +1891,20 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__help__subcmd__dd)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__help__subcmd__fork)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

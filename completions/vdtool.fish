@@ -32,12 +32,14 @@ complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "info" -d 'Show what a
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "convert" -d 'Copy disks into a new image'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "check" -d 'Check an image\'s metadata, and repair it'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "compact" -d 'Give back the space that an image takes for nothing'
+complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "chain" -d 'Show which images lie below which, and what is wrong between them'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "lint" -d 'Tell what of an image another place would refuse'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "map" -d 'List the extents of a disk'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "compare" -d 'Compare two disks'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "measure" -d 'Tell how large a converted image will be'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "resize" -d 'Change the size of a disk'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "snapshot" -d 'List, make, apply and delete internal snapshots'
+complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "fork" -d 'Make a base of an image, with empty children over it'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "commit" -d 'Move what an image has into one below it'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "rebase" -d 'Give an image another backing image'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "bitmap" -d 'Add, remove, clear, merge, enable and disable dirty bitmaps'
@@ -180,6 +182,22 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -l no-mmap -d 'Re
 complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -l image-opts -d 'An image by options'
 complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand compact" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand chain" -s f -l format -d 'Format of the files that are named; without it the content decides' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand chain" -l output -d 'How to print the result' -r -f -a "human\t'For people'
+json\t'For programs; keys as qemu-img has them'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand chain" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file, or have parents be looked for by identity in this directory; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand chain" -l parent -d 'What lies below the image, topmost first, whatever images name; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand chain" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
+accept\t'It is read as it is now'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand chain" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand chain" -l member -d 'Which disk of a file that holds several, as an OVA: its number, counted from 1, or its name' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand chain" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand chain" -l object -d 'An object, such as a secret' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand chain" -s U -l force-share -d 'Read even where another process has the image open for writing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand chain" -l no-mmap -d 'Read by system calls, not through mappings'
+complete -c vdtool -n "__fish_vdtool_using_subcommand chain" -l image-opts -d 'An image by options'
+complete -c vdtool -n "__fish_vdtool_using_subcommand chain" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand chain" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand lint" -l for -d 'Where the image is to go' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand lint" -s f -l format -d 'Format of the image; without it the content decides' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand lint" -l output -d 'How to print the result' -r -f -a "human\t'For people'
@@ -302,8 +320,23 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l no-mmap -d 'R
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -l image-opts -d 'An image by options'
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand snapshot" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand fork" -s f -l format -d 'Format of the image; without it the content decides' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand fork" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file, or have parents be looked for by identity in this directory; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand fork" -l parent -d 'What lies below the image, topmost first, whatever images name; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand fork" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
+accept\t'It is read as it is now'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand fork" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand fork" -l member -d 'Which disk of a file that holds several, as an OVA: its number, counted from 1, or its name' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand fork" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand fork" -l object -d 'An object, such as a secret' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand fork" -s U -l force-share -d 'Read even where another process has the image open for writing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand fork" -l no-mmap -d 'Read by system calls, not through mappings'
+complete -c vdtool -n "__fish_vdtool_using_subcommand fork" -l image-opts -d 'An image by options'
+complete -c vdtool -n "__fish_vdtool_using_subcommand fork" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand fork" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s f -l format -d 'Format of the image; without it the content decides' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s b -l base -d 'The image below FILE to commit into, by the name that the chain has for it, else by its path; without it, the one right below. Implies -d' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l children -d 'An image that has FILE below it, and is to have BASE below it instead; repeatable, one for each. FILE may then lie in the middle of a chain' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s t -l cache -d 'How the page cache is used' -r -f -a "writeback\t'The host\'s page cache; a flush makes writes durable'
 writethrough\t'The host\'s page cache; every write is durable when it completes'
 none\t'No page cache (`O_DIRECT`)'
@@ -322,6 +355,8 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l member -d 'Whic
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s d -l drop -d 'Leave the image as it is instead of emptying it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l remove -d 'Remove FILE and the images between it and BASE, once all is on stable media'
+complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s n -l dry-run -d 'Say what would be moved, and change nothing'
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s p -d 'Show a progress bar: the same as --progress bar'
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -s U -l force-share -d 'Read even where another process has the image open for writing'
 complete -c vdtool -n "__fish_vdtool_using_subcommand commit" -l no-mmap -d 'Read by system calls, not through mappings'
@@ -618,28 +653,30 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subco
 complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c vdtool -n "__fish_vdtool_using_subcommand completions" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "create" -d 'Make a new image'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "info" -d 'Show what an image is'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "convert" -d 'Copy disks into a new image'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "check" -d 'Check an image\'s metadata, and repair it'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "compact" -d 'Give back the space that an image takes for nothing'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "lint" -d 'Tell what of an image another place would refuse'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "map" -d 'List the extents of a disk'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "compare" -d 'Compare two disks'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "measure" -d 'Tell how large a converted image will be'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "resize" -d 'Change the size of a disk'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "snapshot" -d 'List, make, apply and delete internal snapshots'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "commit" -d 'Move what an image has into one below it'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "rebase" -d 'Give an image another backing image'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "bitmap" -d 'Add, remove, clear, merge, enable and disable dirty bitmaps'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "amend" -d 'Change format options of an image in place'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "dd" -d 'Copy a part of a disk into a new image'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "bench" -d 'Measure how fast a disk is read or written'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "io" -d 'Read and write a disk\'s bytes by commands'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "serve" -d 'Serve disks until told to stop'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "ctl" -d 'Give commands to a running \'serve --control\''
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "completions" -d 'Print completions for a shell'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact lint map compare measure resize snapshot commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "create" -d 'Make a new image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "info" -d 'Show what an image is'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "convert" -d 'Copy disks into a new image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "check" -d 'Check an image\'s metadata, and repair it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "compact" -d 'Give back the space that an image takes for nothing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "chain" -d 'Show which images lie below which, and what is wrong between them'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "lint" -d 'Tell what of an image another place would refuse'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "map" -d 'List the extents of a disk'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "compare" -d 'Compare two disks'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "measure" -d 'Tell how large a converted image will be'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "resize" -d 'Change the size of a disk'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "snapshot" -d 'List, make, apply and delete internal snapshots'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "fork" -d 'Make a base of an image, with empty children over it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "commit" -d 'Move what an image has into one below it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "rebase" -d 'Give an image another backing image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "bitmap" -d 'Add, remove, clear, merge, enable and disable dirty bitmaps'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "amend" -d 'Change format options of an image in place'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "dd" -d 'Copy a part of a disk into a new image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "bench" -d 'Measure how fast a disk is read or written'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "io" -d 'Read and write a disk\'s bytes by commands'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "serve" -d 'Serve disks until told to stop'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "ctl" -d 'Give commands to a running \'serve --control\''
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "completions" -d 'Print completions for a shell'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "status" -d 'What is served, and how it does'
 complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "stats" -d 'What was done so far: requests, bytes, failures, latencies'
 complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "pause" -d 'Hold requests, and return once none is under way'

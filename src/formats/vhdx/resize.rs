@@ -271,10 +271,10 @@ impl Vhdx {
         let blocks = shape.grid.blocks(size);
         self.may_be_cut(shape, size)?;
         self.allocator.begin(self)?;
-        self.zero_tail(shape, size, Zeroing::MayUnmap)?;
         self.switch(&[(shape.metadata.size_at(), &size.to_le_bytes())])?;
-        // Before entries are cleared and space is given away.
+        // Before data and entries are cleared and space is given away.
         self.journal.finish()?;
+        self.zero_tail(shape, size, Zeroing::MayUnmap)?;
         self.clear_from(shape, blocks)?;
         self.allocator.order.settle()?;
         self.learn()?;

@@ -40,7 +40,7 @@ NOTES:
   With --children FILE may lie in the middle of a chain. All that it and the images down to BASE have
   goes into BASE, then each CHILD has BASE below it, and at every moment each CHILD reads as before
   and is accepted by all checks. In the end FILE and the images between are emptied, in formats that
-  can, and read as FILE did; --remove removes them. Nothing may have any of these images below it but
+  can, and read as FILE did; of others those between hold nonsense. --remove removes them. Nothing may have any of these images below it but
   the ones that are named; they are looked for in the directories of FILE and BASE, and images
   elsewhere cannot be known. Where the program is killed, or the host fails, the same command goes on
   from there; once all is done it says so, and changes nothing. The identity and the recorded state

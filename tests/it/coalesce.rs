@@ -9,6 +9,9 @@ use crate::util::{Seeded, killable, rounds, scratch, vdtool};
 
 const FORMATS: [&str; 4] = ["qcow2", "vhd", "vdi", "vhdx"];
 
+/// Those whose images can be emptied.
+const EMPTIED: [&str; 2] = ["qcow2", "vhdx"];
+
 fn ours(dir: &Path, line: &[&str]) -> String {
     let done = vdtool().current_dir(dir).args(line).assert().success();
     String::from_utf8_lossy(&done.get_output().stdout).into_owned()
@@ -117,6 +120,10 @@ fn children_read_as_before_and_lie_over_the_base() {
         );
         ours(dir, &MERGE);
         for (file, like) in ["t", "u", "n", "m", "b"].into_iter().zip([0, 1, 2, 2, 2]) {
+            // What is not emptied between holds nonsense over the new base.
+            if file == "m" && !EMPTIED.contains(&format) {
+                continue;
+            }
             let (now, before) = (read(dir, file), &before[like]);
             assert!(
                 now[..] == before[..now.len()],
@@ -193,7 +200,7 @@ fn whatever_would_read_otherwise_afterwards_is_refused_by_name() {
         says(&MERGE, "other too");
         fs::remove_file(dir.join("other")).expect("removes");
         says(&["commit", "-b", "b", "--children", "t", "n"], "u too");
-        says(&["commit", "-b", "b", "--children", "m", "n"], "has");
+        says(&["commit", "-b", "b", "--children", "m", "n"], "go into");
         says(&["commit", "-b", "x", "--children", "t", "n"], "'x'");
         says(
             &["commit", "-b", "b", "--children", "absent", "n"],

@@ -138,6 +138,12 @@ impl<'a> Plan<'a> {
 
     fn add(&mut self, child: Child) -> Result<()> {
         let Child { node, below } = child;
+        let mut own = self.layers.iter().chain([&self.base]);
+        if own.any(|own| own.id == node.id) {
+            let text = "is one of the images that go into the base, or that itself (allowed as a \
+                        child: one that has FILE below it)";
+            return Err(Error::invalid(text).at(&node.path));
+        }
         let is = |other: Option<&Node>| other.is_some_and(|other| below.id == other.id);
         let known = self
             .waiting

@@ -304,7 +304,9 @@ mod tests {
         let text =
             "FILE a BINARY\nTRACK 01 AUDIO\nINDEX 01 00:00:00\nTRACK 02 AUDIO\nINDEX 01 99:00:00";
         laid(text, &[10]).expect_err("is short");
-        laid("FILE a BINARY\nTRACK 01 AUDIO\nINDEX 01 00:00:00", &[0]).expect("is empty");
+        let empty = "FILE a BINARY\nTRACK 01 AUDIO\nINDEX 01 00:00:00";
+        let error = laid(empty, &[0]).expect_err("is empty").to_string();
+        assert!(error.contains("has no sectors"), "{error}");
     }
 
     #[test]

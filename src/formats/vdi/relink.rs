@@ -6,15 +6,9 @@ use crate::error::{Error, Result};
 use crate::formats::vdi::header::{KIND, Kind, PARENT_ID, PARENT_STATE_ID, STATE_ID};
 use crate::formats::vdi::image::Vdi;
 use crate::image::create::CreateBacking;
-use crate::image::relink::{Empty, Relink};
+use crate::image::relink::Relink;
 use crate::image::units::Units;
 use crate::util::random;
-
-impl Empty for Vdi {
-    fn empty(&mut self) -> Result<()> {
-        self.allocator()?.empty(self)
-    }
-}
 
 impl Relink for Vdi {
     fn may_relink(&self, backing: Option<&CreateBacking>) -> Result<()> {

@@ -13,14 +13,8 @@ use crate::formats::vhd::header;
 use crate::formats::vhd::open::End;
 use crate::formats::vhd::sparse::{Shape, Sparse, read_locators};
 use crate::image::create::CreateBacking;
-use crate::image::relink::{Empty, Relink};
+use crate::image::relink::Relink;
 use crate::image::units::Units;
-
-impl Empty for Sparse {
-    fn empty(&mut self) -> Result<()> {
-        self.allocator()?.empty(self)
-    }
-}
 
 impl Relink for Sparse {
     fn relink(&mut self, backing: Option<&CreateBacking>) -> Result<()> {

@@ -22,7 +22,7 @@ use crate::formats::vhd::open::{self, End, Found};
 use crate::formats::vhd::space::Space;
 use crate::image::info::Detail;
 use crate::image::open::{OpenOptions, Purpose};
-use crate::image::relink::{Empty, Relink};
+use crate::image::relink::Relink;
 use crate::image::table::{Endian, Table};
 use crate::image::units::{Allocator, Order, Units};
 use crate::image::{
@@ -388,10 +388,6 @@ impl Image for Sparse {
     }
 
     fn as_relink(&mut self) -> Option<&mut dyn Relink> {
-        Some(self)
-    }
-
-    fn as_empty(&mut self) -> Option<&mut dyn Empty> {
         Some(self)
     }
 

@@ -54,7 +54,8 @@ impl Allocator {
     }
 
     /// Drops all that units have, so that what lies below is read; on stable media when it returns.
-    /// Where it fails, or is killed, a part of them is dropped.
+    /// Where it fails, or is killed, a part of them is dropped.  For formats that have an entry for
+    /// what lies below and free its unit ([`Target::Below`]).
     ///
     /// # Errors
     /// `Unsupported` where nothing lies below; those of [`Allocator::drop_units`].

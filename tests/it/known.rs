@@ -291,8 +291,8 @@ fn such_a_format_is_known_by_its_bytes() {
         &["dd", "if=image", "of=new.raw"],
         &["bench", "-c", "1", "image"],
     ] {
-        file(&dir.join("image"), b"vhdxfile", &[]);
-        refuses(dir, arguments, "vhdx");
+        file(&dir.join("image"), b"QED\0", &[]);
+        refuses(dir, arguments, "qed");
         works(dir, &["info", "-f", "raw", "image"]);
     }
     assert_eq!(names(dir), ["a.qcow2", "b.qcow2", "image"]);

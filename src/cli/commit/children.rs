@@ -34,6 +34,8 @@ struct Node {
     path: PathBuf,
     id: Option<HostId>,
     driver: &'static Driver,
+    /// Bytes of its disk.
+    size: u64,
     /// Further files that it is made of.
     others: Vec<(PathBuf, Option<HostId>)>,
 }
@@ -51,6 +53,7 @@ impl Node {
             path,
             id,
             driver: image.driver(),
+            size: image.virtual_size(),
             others: parts.filter_map(|part| place(part.storage)).collect(),
         })
     }
@@ -292,8 +295,18 @@ impl<'a> Plan<'a> {
     /// Empties them in the same order; whether any had something.
     fn empty(&self, globals: &Globals) -> Result<bool> {
         let mut done = false;
+        // The base has become as long as FILE.
+        let mut shortest = u64::MAX;
         for node in self.layers.iter().rev() {
             interrupt::check()?;
+            if node.size > shortest {
+                globals.note(&format!(
+                    "{}: is not emptied: an image between it and the base is shorter",
+                    printable(&node.path)
+                ));
+                continue;
+            }
+            shortest = node.size;
             let mut chain = self.for_writing(node)?;
             if own(chain.top())? == 0 {
                 continue;

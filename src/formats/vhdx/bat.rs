@@ -235,11 +235,11 @@ mod tests {
     #[test]
     fn only_undefined_and_unmapped_blocks_keep_space_without_data() {
         for state in 0..8 {
-            let kept = anchor(5 * MB | state);
+            let kept = anchor((5 * MB) | state);
             assert_eq!(kept, matches!(state, 1 | 3).then_some(5 * MB), "{state}");
             assert_eq!(anchor(state), None, "{state} without a place");
         }
-        assert_eq!(without_anchor(5 * MB | 3), 3);
+        assert_eq!(without_anchor((5 * MB) | 3), 3);
     }
 
     #[test]

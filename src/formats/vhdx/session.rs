@@ -144,7 +144,7 @@ impl Journal {
         }
         let guid = (!state.named).then(random::uuid).transpose()?;
         self.begin(state, |header| {
-            header.file_write = guid.unwrap_or(header.file_write)
+            header.file_write = guid.unwrap_or(header.file_write);
         })?;
         state.named = true;
         Ok(())

@@ -135,9 +135,15 @@ fn open_data_file(header: &Header, options: &OpenOptions) -> Result<Option<Arc<d
     let Some(companions) = &options.companions else {
         return Ok(None);
     };
-    let name = header
-        .data_file_name()
-        .ok_or_else(|| Error::corrupt(header.unnamed_data_file().unwrap_or_default()))?;
+    let Some(name) = header.data_file_name() else {
+        return match options.purpose {
+            Purpose::Use => Err(Error::corrupt(
+                header.unnamed_data_file().unwrap_or_default(),
+            )),
+            // Who checks it says so.
+            Purpose::Describe | Purpose::Check => Ok(None),
+        };
+    };
     match companions.open(&name, "data file") {
         // What the image is can be said without, and whether its tables are right.
         Err(_) if options.purpose != Purpose::Use => Ok(None),

@@ -76,7 +76,7 @@ fn scripted(dir: &Path, calls: &[&str]) -> (super::Peer, String) {
 }
 
 #[test]
-fn a_flush_that_fails_is_told_and_the_next_is_a_new_one() {
+fn a_flush_that_fails_is_told_until_the_disk_is_opened_anew() {
     if !requires("nbdkit") {
         return;
     }
@@ -94,6 +94,11 @@ fn a_flush_that_fails_is_told_and_the_next_is_a_new_one() {
     let expected = (ErrorKind::NoSpace, libc::ENOSPC);
     assert_eq!((error.kind(), error.errno()), expected, "{error}");
     std::fs::remove_file(&trigger).expect("removes");
+    // What the server dropped does not come back.
+    let error = storage.sync().expect_err("is told still");
+    assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+    drop(storage);
+    let storage = NbdStorage::connect(&uri, &quick(Access::Write)).expect("connects");
     storage.sync().expect("flushes");
 }
 

@@ -20,7 +20,7 @@ impl Target {
     /// alone is missing; on a host without hard links `new` may for a moment be the new image.
     ///
     /// # Errors
-    /// The host's; then both names stand for what they stood for before.
+    /// The host's; then the old file has the name it had, `new`, or both.
     pub fn commit_keeping(self, old: BorrowedFd<'_>, new: &Path) -> Result<()> {
         let failed = |e: io::Error| Error::io("give the file another name", e).at(new);
         let directory = open_directory(parent(new)).map_err(failed)?;
@@ -51,9 +51,9 @@ impl Target {
         }
         // The old content has its other name for good before it loses the one it had.
         sync_directory(&directory).map_err(failed)?;
-        self.commit(Durable::Yes)?;
+        // From here on it may be the only one: where the rest fails it stays, and is harmless.
         removed.keep();
-        Ok(())
+        self.commit(Durable::Yes)
     }
 
     /// The same where no file has two names: the new image takes the free one, and then both are

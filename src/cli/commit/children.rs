@@ -23,10 +23,14 @@ use crate::cli::{Globals, interrupt, progress, signal};
 use crate::copy::{self, default_workers};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::create::CreateBacking;
-use crate::image::{Driver, Role};
+use crate::image::{Driver, Role, Source, Wait};
 use crate::storage::open::{Access, Sharing};
 use crate::storage::{HostId, Storage};
+use crate::util::align::{clamp_len, len64};
 use crate::util::text::printable;
+
+/// Bytes compared at a time.
+const STEP: usize = 1 << 20;
 
 /// One of the images, by what it is and where.
 #[derive(Debug, Clone)]
@@ -95,6 +99,7 @@ pub(super) fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     signal::catch()?;
     let plan = Plan::new(args)?;
     plan.refuse_others()?;
+    plan.refuse_unmerged()?;
     if args.dry_run {
         plan.say(globals)?;
         return Ok(Exit::Done);
@@ -191,6 +196,57 @@ impl<'a> Plan<'a> {
                 );
                 return Err(Error::invalid(text).at(&node.path));
             }
+        }
+        Ok(())
+    }
+
+    /// Where a child has the base below it already: refuses it unless the base has all that FILE and the
+    /// images between have, as after a run that was killed.  It would be another disk otherwise, or
+    /// FILE would go unmerged.
+    fn refuse_unmerged(&self) -> Result<()> {
+        let (Some(child), false) = (self.linked.first(), self.layers.is_empty()) else {
+            return Ok(());
+        };
+        let upper = ChainOptions {
+            follow: Follow::Layers(self.layers.len()),
+            ..self.look.clone()
+        };
+        let upper = chain::open::open(&self.args.file, &upper)?;
+        let base = ChainOptions {
+            format: Some(self.base.driver),
+            parents: Vec::new(),
+            ..self.look.clone()
+        };
+        let base = chain::open::open(&self.base.path, &base)?;
+        let (mut a, mut b) = (vec![0; STEP], vec![0; STEP]);
+        let (mut at, end) = (0, upper.virtual_size());
+        while at < end {
+            interrupt::check()?;
+            let found = upper.resolve_layers(at, end - at, Wait::Yes)?;
+            if matches!(found.source, Source::Below) {
+                at += found.len;
+                continue;
+            }
+            let len = clamp_len(found.len, STEP);
+            let (a, b) = (&mut a[..len], &mut b[..len]);
+            match found.source {
+                Source::Zero => a.fill(0),
+                _ => upper.read_at(a, at)?,
+            }
+            let reaches = at + len64(len) <= base.virtual_size();
+            if reaches {
+                base.read_at(b, at)?;
+            }
+            if !reaches || a != b {
+                let text = format!(
+                    "has {} below it, which does not have what {} has (allowed as a child: an image \
+                     that has that below it)",
+                    printable(&self.base.path),
+                    printable(&self.args.file)
+                );
+                return Err(Error::invalid(text).at(&child.path));
+            }
+            at += len64(len);
         }
         Ok(())
     }

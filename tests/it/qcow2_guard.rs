@@ -141,6 +141,26 @@ fn an_entry_that_points_at_any_metadata_is_not_written_through() {
 }
 
 #[test]
+fn a_run_of_clusters_that_goes_on_into_metadata_is_written_as_far_as_that() {
+    let sound = sample();
+    for (what, host) in metadata(&sound) {
+        let guest = 30 * CLUSTER;
+        let mut bytes = sound.clone();
+        for (cluster, host) in [(30, host.saturating_sub(CLUSTER)), (31, host)] {
+            let place = entry(&bytes, cluster * CLUSTER);
+            put(&mut bytes, place, host | COPIED);
+        }
+        let (_disk, memory, chain) = open(&bytes);
+        let Ok(chain) = chain else { continue };
+        // The first change of all looks at each cluster by itself.
+        chain.write_at(&DATA, 0).expect("is elsewhere");
+        let done = chain.write_at(&[DATA, DATA].concat(), guest);
+        assert!(done.is_err(), "{what}: {done:?}");
+        untouched(&memory, host, what);
+    }
+}
+
+#[test]
 fn metadata_whose_refcount_says_that_it_is_free_is_not_taken() {
     let sound = sample();
     for (what, host) in metadata(&sound) {

@@ -157,6 +157,14 @@ impl Qcow2 {
         self.external().is_none() && self.is_metadata(host)
     }
 
+    /// How many of `len` bytes at `host` come before the first cluster that is guarded.
+    pub(super) fn unguarded(&self, host: u64, len: u64) -> u64 {
+        let size = self.layout.cluster_size();
+        let starts = (down(host, size)..host + len).step_by(clamp_len(size, usize::MAX));
+        let guarded = starts.into_iter().find(|start| self.is_guarded(*start));
+        guarded.map_or(len, |start| start.saturating_sub(host))
+    }
+
     /// Whether guest data is not at its own offset `at` in an external data file, but at `host`.
     pub(super) fn is_misplaced(&self, host: u64, at: u64) -> bool {
         host != at && self.external().is_some()

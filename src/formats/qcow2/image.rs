@@ -86,7 +86,9 @@ impl Qcow2 {
         Ok(())
     }
 
-    fn stored(&self, host: u64, copied: bool, at: u64) -> Result<Source<'_>> {
+    /// The run of `len` bytes at `host`, which is cut where metadata in use follows that it would
+    /// be written over.
+    fn stored(&self, host: u64, len: u64, copied: bool, at: u64) -> Result<Run<'_>> {
         let Some(data) = &self.data else {
             return Err(Error::new(
                 ErrorKind::NotFound,
@@ -105,10 +107,18 @@ impl Qcow2 {
             .writer
             .as_ref()
             .is_some_and(|w| w.allocator.has_begun());
-        Ok(Source::Stored {
-            storage: &**data,
-            host,
-            writable: copied && started && !self.is_guarded(host) && !self.is_misplaced(host, at),
+        let unguarded = match copied && started && !self.is_misplaced(host, at) {
+            true => self.unguarded(host, len),
+            false => 0,
+        };
+        let writable = unguarded > 0;
+        Ok(Run {
+            len: if writable { unguarded } else { len },
+            source: Source::Stored {
+                storage: &**data,
+                host,
+                writable,
+            },
         })
     }
 }
@@ -162,7 +172,7 @@ impl Image for Qcow2 {
             return Err(encryption.refusal());
         }
         let len = len.min(self.size().saturating_sub(at));
-        let mut found = self.tables.find(at, len, wait)?;
+        let found = self.tables.find(at, len, wait)?;
         let source = match found.place {
             Place::Below => Source::Below,
             Place::Zero => Source::Zero,
@@ -172,11 +182,10 @@ impl Image for Qcow2 {
                     true => self.recorded(&(at..at + found.len)),
                     false => 0,
                 };
-                let source = self.stored(host, recorded > 0, at)?;
-                if recorded > 0 {
-                    found.len = recorded;
-                }
-                source
+                return match recorded {
+                    0 => self.stored(host, found.len, false, at),
+                    len => self.stored(host, len, true, at),
+                };
             }
         };
         Ok(Run {

@@ -40,6 +40,9 @@ fn what_is_made_reads_alike_in_qemu_img_and_goes_on_being_written_by_both() {
             continue;
         }
         let mut rng = Seeded::new(subformat);
+        // Where a table is missing in a copy-on-write extent, as in those that ESX makes, qemu-io
+        // writes over the header.
+        let both = subformat != "vmfsSparse";
         for round in 0..rounds(4) {
             let patterns = patterns(&mut rng, 20 * MIB);
             let mut disk = fs::read(dir.join("raw")).expect("reads");
@@ -48,13 +51,13 @@ fn what_is_made_reads_alike_in_qemu_img_and_goes_on_being_written_by_both() {
             let commands = as_commands(&patterns);
             let commands = commands.iter().map(String::as_str);
             match round % 2 {
-                0 => {
-                    let arguments: Vec<&str> = ["io"].into_iter().chain(commands).collect();
-                    ends(dir, &[&arguments[..], &["a.vmdk"]].concat(), 0);
-                }
-                _ => {
+                1 if both => {
                     let arguments: Vec<&str> = ["-f", "vmdk"].into_iter().chain(commands).collect();
                     peer("qemu-io", dir, [&arguments[..], &["a.vmdk"]].concat());
+                }
+                _ => {
+                    let arguments: Vec<&str> = ["io"].into_iter().chain(commands).collect();
+                    ends(dir, &[&arguments[..], &["a.vmdk"]].concat(), 0);
                 }
             }
             same(&format!("after round {round}"));

@@ -161,6 +161,31 @@ fn a_run_of_clusters_that_goes_on_into_metadata_is_written_as_far_as_that() {
 }
 
 #[test]
+fn an_entry_behind_the_end_of_the_file_names_nothing_that_comes_there_later() {
+    let sound = sample();
+    let end = sound.len() as u64;
+    let (stale, other) = (30 * CLUSTER, 1 << 20);
+    for (ahead, compressed) in [(0, 0), (1, 0), (3, 0), (8, 0), (1, 1u64 << 62)] {
+        let mut bytes = sound.clone();
+        let place = entry(&bytes, stale);
+        let flags = if compressed == 0 { COPIED } else { compressed };
+        put(&mut bytes, place, (end + ahead * CLUSTER) | flags);
+        let (_disk, _, chain) = open(&bytes);
+        let chain = chain.expect("is not looked through");
+        chain
+            .write_at(&[7; 20_000], other)
+            .expect("has a table of its own");
+        let mut found = [0; 512];
+        let read = chain.read_at(&mut found, stale);
+        assert!(read.is_err(), "{ahead}: {read:?}");
+        assert!(chain.write_at(&DATA, stale).is_err(), "{ahead}");
+        let mut found = [0; 20_000];
+        chain.read_at(&mut found, other).expect("reads");
+        assert!(found == [7; 20_000], "{ahead}");
+    }
+}
+
+#[test]
 fn metadata_whose_refcount_says_that_it_is_free_is_not_taken() {
     let sound = sample();
     for (what, host) in metadata(&sound) {

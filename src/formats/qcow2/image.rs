@@ -66,6 +66,7 @@ impl Qcow2 {
                 range.start
             )));
         }
+        self.not_behind(range.start, 1, at)?;
         // The last cluster's sectors may reach past the end of the file.
         let len = clamp_len(range.end.min(len) - range.start, usize::MAX);
         self.decoded.with(|decoders| {
@@ -102,6 +103,7 @@ impl Qcow2 {
                 data.size()
             )));
         }
+        let len = self.not_behind(host, len, at)?;
         // The first change is made by `allocate`, which sees to the header.
         let started = self
             .writer

@@ -1,6 +1,7 @@
 //! qcow2: QEMU's copy-on-write format, versions 2 and 3.
 
 mod amend;
+mod behind;
 mod bitmap;
 mod bitmap_change;
 mod bitmap_dir;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use super::behind::Behind;
 use super::guard::Guard;
 use super::header::{Header, Need};
 use super::lookup::Tables;
@@ -20,6 +21,7 @@ use crate::image::units::{Allocator, Order};
 use crate::storage::Storage;
 use crate::storage::open::Access;
 use crate::util::progress::{Silent, Watcher};
+use crate::util::range;
 
 impl Qcow2 {
     /// Opens the image in `file`.
@@ -128,7 +130,9 @@ fn open_writer(
     let refcounts = Refcounts::new(Arc::clone(file), place, options.order, Arc::clone(&guard));
     let order = Order::new(options.order, Arc::clone(file), data);
     let allocator = Allocator::new(order, Arc::clone(&options.grace));
-    Writer::new(refcounts, guard, allocator)
+    let end = file.size().next_multiple_of(header.cluster_size());
+    let behind = Behind::new(end, range::len(&header.l1()) / 8);
+    Writer::new(refcounts, guard, behind, allocator)
 }
 
 fn open_data_file(header: &Header, options: &OpenOptions) -> Result<Option<Arc<dyn Storage>>> {

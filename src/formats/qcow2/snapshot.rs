@@ -59,6 +59,7 @@ impl Qcow2 {
             self.has_data_file(),
         );
         self.decoded.clear();
+        self.renew_behind();
         if let Some(writer) = &self.writer {
             let mut refcounts = writer.refcounts.lock();
             *refcounts = Refcounts::new(

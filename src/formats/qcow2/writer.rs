@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicBool;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::Qcow2;
+use super::behind::Behind;
 use super::bitmap::Tracker;
 use super::entry::COPIED;
 use super::extension;
@@ -38,6 +39,7 @@ pub(super) struct Writer {
     stripes: Box<[Mutex<()>]>,
     /// Metadata that guest data must not overwrite.
     pub(super) guard: Arc<Guard>,
+    pub(super) behind: Behind,
     /// There is a tracker.
     pub(super) tracking: AtomicBool,
     /// The bitmaps are where the header in the file says, not the one that was read on opening.
@@ -81,12 +83,18 @@ impl Table<'_> {
 }
 
 impl Writer {
-    pub(super) fn new(refcounts: Refcounts, guard: Arc<Guard>, allocator: Allocator) -> Self {
+    pub(super) fn new(
+        refcounts: Refcounts,
+        guard: Arc<Guard>,
+        behind: Behind,
+        allocator: Allocator,
+    ) -> Self {
         Self {
             refcounts: Mutex::new(refcounts),
             allocator,
             stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
             guard,
+            behind,
             tracking: AtomicBool::new(false),
             new_header: AtomicBool::new(false),
             tracker: Mutex::default(),
@@ -281,6 +289,7 @@ impl Qcow2 {
     ) -> Result<Table<'a>> {
         let entry = self.tables.l1_entry(l1_index, Wait::Yes)?;
         let old = self.layout.table(entry)?;
+        self.look_behind(l1_index, old)?;
         if let Some(host) = old
             && entry & COPIED != 0
         {

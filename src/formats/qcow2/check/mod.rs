@@ -90,6 +90,7 @@ impl Check for Qcow2 {
         if repair != Repair::Nothing {
             self.tables.forget(0..u64::MAX);
             self.decoded.clear();
+            self.renew_behind();
         }
         report
     }

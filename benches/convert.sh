@@ -4,7 +4,7 @@
 #
 # Usage: benches/convert.sh [DIRECTORY [RUNS]]
 #
-# DIRECTORY (default: a new one under target/) needs some 40 GiB; RUNS is how often each tool runs
+# DIRECTORY (default: a new one under target/) needs some 60 GiB; RUNS is how often each tool runs
 # (default 5).  As root it also makes an XFS (else btrfs) file system in a loop mount and
 # converts there.
 cd "$(dirname "$0")/.."
@@ -32,6 +32,31 @@ on_this_file_system() {
   warm "$work/source.vdi"
   beside "vdi to raw" "$dir/ours" "$dir/theirs" \
     convert -f vdi -O raw "$work/source.vdi" -- convert -f vdi -O raw "$work/source.vdi"
+  same cmp "$work/source.raw" "$dir/ours"
+  warm "$work/source.raw"
+  beside "raw to vhdx" "$dir/ours" "$dir/theirs" \
+    convert -f raw -O vhdx "$work/source.raw" -- convert -f raw -O vhdx "$work/source.raw"
+  same qemu-img compare -f raw -F vhdx "$work/source.raw" "$dir/ours"
+  warm "$work/source.vhdx"
+  beside "vhdx to raw" "$dir/ours" "$dir/theirs" \
+    convert -f vhdx -O raw "$work/source.vhdx" -- convert -f vhdx -O raw "$work/source.vhdx"
+  same cmp "$work/source.raw" "$dir/ours"
+  warm "$work/source.raw"
+  beside "raw to vmdk (sparse)" "$dir/ours" "$dir/theirs" \
+    convert -f raw -O vmdk "$work/source.raw" -- convert -f raw -O vmdk "$work/source.raw"
+  same qemu-img compare -f raw -F vmdk "$work/source.raw" "$dir/ours"
+  warm "$work/source.vmdk"
+  beside "vmdk to raw" "$dir/ours" "$dir/theirs" \
+    convert -f vmdk -O raw "$work/source.vmdk" -- convert -f vmdk -O raw "$work/source.vmdk"
+  same cmp "$work/source.raw" "$dir/ours"
+  warm "$work/source.raw"
+  beside "raw to vmdk (streamOptimized)" "$dir/ours" "$dir/theirs" \
+    convert -f raw -O vmdk -o subformat=streamOptimized "$work/source.raw" -- \
+    convert -f raw -O vmdk -o subformat=streamOptimized "$work/source.raw"
+  same qemu-img compare -f raw -F vmdk "$work/source.raw" "$dir/ours"
+  warm "$work/stream.vmdk"
+  beside "vmdk (streamOptimized) to raw" "$dir/ours" "$dir/theirs" \
+    convert -f vmdk -O raw "$work/stream.vmdk" -- convert -f vmdk -O raw "$work/stream.vmdk"
   same cmp "$work/source.raw" "$dir/ours"
   rm -f "$dir/ours" "$dir/theirs"
   truncate -s 2T "$work/empty.raw"
@@ -85,6 +110,61 @@ on_a_reflinking_file_system() {
   echo "Raw to raw took $((after - before)) KiB of new space there."
 }
 
+# An appliance to qcow2: in place, beside its disk unpacked first.
+appliance() {
+  local run
+  "$vdtool" convert -f raw -o name=vm "$work/source.raw" "$work/source.ova"
+  : >"$work/ours.s" && : >"$work/theirs.s"
+  for ((run = 0; run < runs; run++)); do
+    rm -rf "$work/ours" "$work/theirs" "$work/unpacked"
+    sync
+    warm "$work/source.ova"
+    touch_memory
+    measured "$vdtool" convert -O qcow2 "$work/source.ova" "$work/ours"
+    echo "$seconds" >>"$work/ours.s"
+    rm -rf "$work/ours"
+    mkdir "$work/unpacked"
+    sync
+    touch_memory
+    measured unpack_and_convert
+    echo "$seconds" >>"$work/theirs.s"
+  done
+  rm -rf "$work/unpacked"
+  "$vdtool" convert -O qcow2 "$work/source.ova" "$work/ours"
+  same qemu-img compare -f raw -F qcow2 "$work/source.raw" "$work/ours"
+  rm -f "$work/ours" "$work/theirs" "$work/source.ova"
+  echo
+  awk -v a="$(median <"$work/ours.s")" -v b="$(median <"$work/theirs.s")" 'BEGIN {
+    printf "OVA to qcow2: %.2f s, with its manifest compared; `tar x` and `qemu-img convert`: %.2f s; ratio %.2f.\n", a, b, a / b }'
+}
+
+unpack_and_convert() {
+  tar -xf "$work/source.ova" -C "$work/unpacked"
+  qemu-img convert -f vmdk -O qcow2 "$work/unpacked/vm-disk1.vmdk" "$work/theirs"
+}
+
+# An empty VHDX of 64 TiB: how long it takes to be opened, and to become a qcow2.
+empty_vhdx() {
+  local size run
+  echo
+  for size in 1M 32M; do
+    "$vdtool" create -q -f vhdx -o "block_size=$size" "$work/empty.vhdx" 64T
+    : >"$work/ours.s" && : >"$work/theirs.s" && : >"$work/ours.m"
+    for ((run = 0; run < runs; run++)); do
+      measured "$vdtool" info "$work/empty.vhdx"
+      echo "$seconds" >>"$work/ours.s"
+      rm -f "$work/ours"
+      measured "$vdtool" convert -O qcow2 "$work/empty.vhdx" "$work/ours"
+      echo "$seconds" >>"$work/theirs.s"
+      echo "$memory" >>"$work/ours.m"
+    done
+    rm -f "$work/ours" "$work/empty.vhdx"
+    awk -v n="$size" -v a="$(median <"$work/ours.s")" -v b="$(median <"$work/theirs.s")" \
+      -v c="$(sort -n "$work/ours.m" | tail -1)" 'BEGIN {
+      printf "An empty VHDX of 64 TiB in blocks of %s: `info` %.0f ms, to qcow2 %.2f s and %.1f MiB.\n", n, a * 1000, b, c / 1024 }'
+  done
+}
+
 start_up() {
   local i start end
   "$vdtool" create -q -f vhd "$work/small.vhd" 64M
@@ -102,9 +182,14 @@ begin "${1:-target}" "${2:-5}"
 build_source "$work/source.raw" 8G 3584 6144
 qemu-img convert -f raw -O vpc -o force_size=on "$work/source.raw" "$work/source.vhd"
 qemu-img convert -f raw -O vdi "$work/source.raw" "$work/source.vdi"
+qemu-img convert -f raw -O vhdx "$work/source.raw" "$work/source.vhdx"
+qemu-img convert -f raw -O vmdk "$work/source.raw" "$work/source.vmdk"
+qemu-img convert -f raw -O vmdk -o subformat=streamOptimized "$work/source.raw" "$work/stream.vmdk"
 sync
 introduce "8 GiB ext4 image, $(($(stat -c '%b' "$work/source.raw") / 2048)) MiB of data"
 on_this_file_system "$work"
 on_a_reflinking_file_system
+appliance
+empty_vhdx
 start_up
 [ "$mistakes" -eq 0 ]

@@ -171,6 +171,9 @@ impl Chain {
             None if self.base == Base::NotOpened => LayerBelow::NotOpened,
             None => LayerBelow::Nothing,
         };
+        resize
+            .may_resize(virtual_size, below)
+            .map_err(|e| e.at_opt(path))?;
         self.own_the_end(virtual_size, below)?;
         resize
             .resize(virtual_size, below)

@@ -21,6 +21,7 @@ use crate::storage::Storage;
 use crate::storage::highwater::{HighWater, Watched};
 use crate::storage::open::{Access, StorageOptions, adopt, open_file, open_uri};
 use crate::util::grace::Grace;
+use crate::util::progress::Watcher;
 
 mod below;
 mod link;
@@ -133,6 +134,8 @@ pub struct ChainOptions {
     pub changed: Changed,
     /// Format options as typed (`K=V,..`), checked against the top layer's format.
     pub values: Vec<OsString>,
+    /// Who is told of what must be read whole before a layer can be used, and asked whether to stop.
+    pub watcher: Watcher,
     /// Who is told how far into the top layer's file is written.
     pub high_water: Option<Arc<HighWater>>,
 }
@@ -469,6 +472,7 @@ impl<'a> Walk<'a> {
             snapshot: how.snapshot.cloned(),
             member: how.member.cloned(),
             values: OptionValues::parse(driver.open_options, driver.name, how.values).at(path)?,
+            watcher: self.options.watcher.clone(),
         };
         if how.member.is_some() && formats::container(driver).is_none() {
             let text = format!(

@@ -249,6 +249,7 @@ impl OpenArgs {
             remotes: self.remotes(),
             values: self.open_options.clone(),
             member: self.member.clone(),
+            watcher: crate::cli::progress::watcher("open"),
             ..ChainOptions::default()
         };
         self.parents.give(&mut options);

@@ -8,6 +8,7 @@ use std::io::{self, BufWriter, Write};
 
 use crate::error::{Error, Result};
 use crate::image::assemble::{Assembly, Stored};
+use crate::storage::append::Appended;
 use crate::storage::{Storage, start_over, write_zeroes};
 use crate::util::align::{clamp_len, len64};
 use crate::util::buf::zeroes;
@@ -34,11 +35,7 @@ pub fn into_storage<E: From<Error>>(
     let mut disks = Vec::with_capacity(count);
     for number in 0..count {
         let start = at + assembly.before_len();
-        let appended = Appended {
-            storage,
-            end: start,
-        };
-        let mut out = BufWriter::with_capacity(BUFFER, appended);
+        let mut out = BufWriter::with_capacity(BUFFER, Appended::new(storage, start));
         let disk = counted(assembly, &mut out, |out| write(number, out))?;
         out.flush().map_err(lost)?;
         drop(out);
@@ -148,24 +145,5 @@ impl Write for Counted<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
-    }
-}
-
-/// An object that is written from an offset on.
-struct Appended<'a> {
-    storage: &'a dyn Storage,
-    end: u64,
-}
-
-impl Write for Appended<'_> {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let written = self.storage.write_at(buf, self.end);
-        written.map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
-        self.end += len64(buf.len());
-        Ok(buf.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

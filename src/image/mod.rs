@@ -456,6 +456,15 @@ pub trait Image: fmt::Debug + Send + Sync {
 
 /// Change of virtual size.
 pub trait Resize {
+    /// Refuses what [`Resize::resize`] would refuse, before anything is changed; the unit that the end
+    /// of the disk cuts may get space of its own until then.
+    ///
+    /// # Errors
+    /// As [`Resize::resize`].
+    fn may_resize(&self, virtual_size: u64, below: LayerBelow) -> Result<()> {
+        let _ = (virtual_size, below);
+        Ok(())
+    }
     /// Sets the virtual size in bytes; new bytes read as zeroes, and so they do where a backing
     /// image has data there.  Called when no request is under way.
     ///

@@ -10,6 +10,7 @@ use crate::image::snapshot::Pick;
 use crate::storage::Storage;
 use crate::storage::open::Access;
 use crate::util::grace::Grace;
+use crate::util::progress::Watcher;
 
 /// Whether metadata waits for the data it points at to be on stable media.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -87,4 +88,6 @@ pub struct OpenOptions {
     pub member: Option<OsString>,
     /// Options of the format, checked against its `open_options`.
     pub values: OptionValues,
+    /// Told of what must be read whole before the image can be used, and asked whether to stop.
+    pub watcher: Watcher,
 }

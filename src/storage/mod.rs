@@ -15,6 +15,7 @@ use crate::util::align::{clamp_len, len64};
 use crate::util::buf::zeroes;
 
 pub mod aligned;
+pub mod append;
 pub mod attributes;
 pub mod copy;
 pub mod device;

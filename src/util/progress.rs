@@ -49,6 +49,14 @@ impl Watcher {
     pub fn advance(&self, bytes: u64) {
         self.0.advance(bytes);
     }
+
+    /// `Cancelled` where the user asked to stop.
+    ///
+    /// # Errors
+    /// As it says.
+    pub fn check(&self) -> Result<()> {
+        self.0.check()
+    }
 }
 
 impl Default for Watcher {

@@ -20,6 +20,7 @@ use vdtool::storage::memory::MemoryStorage;
 use vdtool::storage::open::Access;
 use vdtool::storage::{Storage, Zeroing};
 use vdtool::util::progress::Silent;
+use vdtool::util::progress::Watcher;
 
 /// Longer inputs are let go: what they add is time.
 const MAX_INPUT: usize = 1 << 20;
@@ -65,7 +66,7 @@ fn parse(bytes: &[u8]) {
             assert!(member.data.start <= member.data.end && member.data.end <= storage.size());
         }
     }
-    if let Ok(unzipped) = Gunzipped::open(storage, MOST_UNZIPPED) {
+    if let Ok(unzipped) = Gunzipped::open(storage, MOST_UNZIPPED, &Watcher::default()) {
         let mut buf = vec![0; PIECE];
         for at in places(unzipped.size()) {
             unzipped.read_at(&mut buf, at).expect("was read before");

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::util::{Seeded, assert_same, peer, requires, rounds, scratch, skipped, vdtool};
+use crate::util::{Seeded, assert_same, peer, python, requires, rounds, scratch, vdtool};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -312,22 +312,6 @@ fn end(child: &mut std::process::Child) {
     child.wait().expect("it ends");
 }
 
-/// A Python that has libvhdi's module; `None` with a message where there is none.
-fn python() -> Option<&'static str> {
-    let has = |python: &&&str| {
-        Command::new(python)
-            .args(["-c", "import pyvhdi"])
-            .stderr(Stdio::null())
-            .status()
-            .is_ok_and(|status| status.success())
-    };
-    let python = ["python3", "/usr/bin/python3"].iter().find(has).copied();
-    if python.is_none() {
-        skipped("no Python with pyvhdi (python3-libvhdi) is installed");
-    }
-    python
-}
-
 /// Reads the disk of a chain of files, top first, by libvhdi.
 const READ_BY_LIBVHDI: &str = "\
 import sys, pyvhdi
@@ -356,7 +340,9 @@ fn libvhdi_reads(python: &str, directory: &Path, chain: &[&str]) -> Vec<u8> {
 
 #[test]
 fn vhds_made_by_us_read_right_by_libvhdi() {
-    let Some(python) = python() else { return };
+    let Some(python) = python("pyvhdi") else {
+        return;
+    };
     let mut rng = Seeded::new("to libvhdi");
     let directory = scratch();
     let directory = directory.path();
@@ -371,14 +357,16 @@ fn vhds_made_by_us_read_right_by_libvhdi() {
             directory,
             &[&convert[..], &["source.raw", "x.vhd"]].concat(),
         );
-        let found = libvhdi_reads(python, directory, &["x.vhd"]);
+        let found = libvhdi_reads(&python, directory, &["x.vhd"]);
         assert_same(&found, &expected, 0, options);
     }
 }
 
 #[test]
 fn differencing_vhds_made_by_us_read_right_by_libvhdi() {
-    let Some(python) = python() else { return };
+    let Some(python) = python("pyvhdi") else {
+        return;
+    };
     let mut rng = Seeded::new("chain to libvhdi");
     let directory = scratch();
     let directory = directory.path();
@@ -404,7 +392,7 @@ fn differencing_vhds_made_by_us_read_right_by_libvhdi() {
     }
     let chain = ["top.vhd", "middle.vhd", "base.vhd"];
     assert_same(&we_read(directory, "top.vhd"), &expected, 0, "by us");
-    let found = libvhdi_reads(python, directory, &chain);
+    let found = libvhdi_reads(&python, directory, &chain);
     assert_same(&found, &expected, 0, "by libvhdi");
 }
 

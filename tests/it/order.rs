@@ -191,8 +191,13 @@ const ALL: [(&str, &str); 3] = [
 
 #[test]
 fn after_a_sync_that_failed_nothing_is_durable_until_the_image_is_opened_anew() {
-    let flat = [("raw", ""), ("vhd", "subformat=fixed")];
-    for (format, options) in ALL.iter().chain(&flat) {
+    let others = [
+        ("raw", ""),
+        ("vhd", "subformat=fixed"),
+        ("vhdx", "block_size=1M"),
+        ("vmdk", "grain_size=16k"),
+    ];
+    for (format, options) in ALL.iter().chain(&others) {
         let disk = over(Place::Memory, &[spec(format, options, SIZE)]);
         write(&disk, 0..20_000, 0);
         let top = Arc::clone(&disk.memory()[0]);
@@ -603,6 +608,46 @@ fn blocks_of_a_vdi() {
 }
 
 #[test]
+fn grains_of_a_vmdk() {
+    let small = spec("vmdk", "grain_size=4k", SIZE);
+    let child = spec("vmdk", "grain_size=8k,zeroed_grain=on", SIZE);
+    for (name, specs) in [("vmdk", &[small][..]), ("vmdk over vmdk", &[child, small])] {
+        let acts = [
+            Write(100..9000),
+            Flush,
+            Discard(0..8192),
+            Write(40_000..48_000),
+            Resize(SIZE * 2),
+            Write(SIZE + 100..SIZE + 200),
+            Resize(SIZE),
+            Close,
+            Write(56_000..60_000),
+        ];
+        look(name, over(Place::Memory, specs), None, &acts);
+    }
+}
+
+#[test]
+fn blocks_of_a_vhdx() {
+    const BLOCK: u64 = 1 << 20;
+    let acts = [
+        Write(BLOCK - 500..BLOCK + 500),
+        Flush,
+        Discard(0..BLOCK),
+        Resize(BLOCK * 2 + SIZE),
+        Write(BLOCK * 2..BLOCK * 2 + 700),
+        Resize(BLOCK + SIZE),
+        Close,
+        Write(100..900),
+    ];
+    let disk = over(
+        Place::Memory,
+        &[spec("vhdx", "block_size=1M", BLOCK + SIZE)],
+    );
+    look("vhdx", disk, None, &acts);
+}
+
+#[test]
 fn blocks_of_a_vhd_that_were_freed_and_are_taken_again() {
     let layer = spec("vhd", "block_size=4k", SIZE);
     let disk = over(Place::Memory, &[layer]);
@@ -654,6 +699,8 @@ fn a_close_is_a_flush() {
         ("vhd", "subformat=fixed"),
         ("vhd", "block_size=4k"),
         ("vdi", "block_size=4k"),
+        ("vhdx", "block_size=1M"),
+        ("vmdk", "grain_size=4k"),
         ("qcow2", "cluster_size=4k"),
     ] {
         let disk = over(Place::Memory, &[spec(format, options, SIZE)]);

@@ -42,6 +42,30 @@ pub(crate) fn requires(tool: &str) -> bool {
     there
 }
 
+/// A Python that has `module`: that which `tests/run` makes, the user's, or the system's; says that the
+/// test is skipped where none has it.
+pub(crate) fn python(module: &str) -> Option<String> {
+    // Beside the scratch directories, or above where cargo names the machine between them.
+    let above = Path::new(env!("CARGO_TARGET_TMPDIR")).ancestors().skip(1);
+    let own = above.take(2).map(|dir| dir.join("python/bin/python3"));
+    let own: Vec<String> = own.map(|path| path.display().to_string()).collect();
+    let import = format!("import {module}");
+    let has = |python: &&str| {
+        let mut command = Command::new(python);
+        let status = command.args(["-c", &import]).stderr(Stdio::null()).status();
+        status.is_ok_and(|status| status.success())
+    };
+    let mut all = own
+        .iter()
+        .map(|path| &**path)
+        .chain(["python3", "/usr/bin/python3"]);
+    let found = all.find(has);
+    if found.is_none() {
+        skipped(&format!("no Python module {module}"));
+    }
+    found.map(str::to_owned)
+}
+
 /// Says that a test is skipped, past the capture of the test harness, and to the file that
 /// `VDTOOL_SKIPPED` names, so that it is seen at the end of all tests.
 pub(crate) fn skipped(why: &str) {

@@ -9,7 +9,7 @@ use vdtool::storage::Storage;
 use vdtool::storage::open::Access;
 
 use crate::layers::{Disk, LayerSpec, Place, read_all};
-use crate::util::{Seeded, len, peer, requires, rounds, scratch, skipped, vdtool};
+use crate::util::{Seeded, len, peer, python, requires, rounds, scratch, vdtool};
 use crate::vhdx_made::{DATA, MIB, made};
 use crate::vhdx_walk::walk;
 
@@ -294,15 +294,9 @@ fn qemu_and_we_take_turns() {
 
 /// Programs that read VHDX: a command that prints the disk's content.
 fn readers(file: &str) -> Vec<(&'static str, Vec<String>)> {
-    let python = |module: &str, code: String| {
-        let probe = std::process::Command::new("python3")
-            .args(["-c", &format!("import {module}")])
-            .output();
-        let there = probe.is_ok_and(|output| output.status.success());
-        if !there {
-            skipped(&format!("no Python module {module}"));
-        }
-        there.then(|| vec!["python3".to_owned(), "-c".to_owned(), code])
+    let by = |module: &str, code: String| {
+        let python = python(module)?;
+        Some(vec![python, "-c".to_owned(), code])
     };
     let libvhdi = format!(
         "import pyvhdi,sys\nf=pyvhdi.file()\nf.open('{file}')\nn=f.get_media_size()\nsys.stdout.buffer.write(f.read_buffer(n))"
@@ -311,10 +305,10 @@ fn readers(file: &str) -> Vec<(&'static str, Vec<String>)> {
         "import sys\nfrom pathlib import Path\nfrom dissect.hypervisor.disk.vhdx import VHDX\nd=VHDX(Path('{file}'))\nsys.stdout.buffer.write(d.read(d.size))"
     );
     let mut readers = Vec::new();
-    if let Some(words) = python("pyvhdi", libvhdi) {
+    if let Some(words) = by("pyvhdi", libvhdi) {
         readers.push(("libvhdi", words));
     }
-    if let Some(words) = python("dissect.hypervisor", dissect) {
+    if let Some(words) = by("dissect.hypervisor", dissect) {
         readers.push(("dissect", words));
     }
     if requires("7zz") {

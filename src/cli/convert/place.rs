@@ -1,7 +1,7 @@
 //! The image that `convert` makes: created, written, verified, put in place.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{BufWriter, Write};
+use std::io::BufWriter;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,9 +27,9 @@ use crate::image::options::OptionValues;
 use crate::image::{Driver, Role};
 use crate::nbd::uri::is_uri;
 use crate::storage;
+use crate::storage::append::Appended;
 use crate::storage::open::{Access, StorageOptions};
 use crate::storage::{HostId, Storage};
-use crate::util::align::len64;
 use crate::util::text::printable;
 
 /// Warnings about unreadable places that are printed; all are counted.
@@ -227,11 +227,7 @@ impl Place<'_> {
         let lost = Losses::default();
         let salvage = |at: u64, len: u64, e: &Error| lost.warn(at, len, e);
         let salvage = self.args.salvage.then_some(&salvage as &copy::Lost<'_>);
-        let out = Appended {
-            storage: &*storage,
-            end: 0,
-        };
-        let mut out = BufWriter::with_capacity(stream::BUFFER, out);
+        let mut out = BufWriter::with_capacity(stream::BUFFER, Appended::new(&*storage, 0));
         let image = stream::Image {
             args: self.args,
             driver: self.driver,
@@ -391,25 +387,6 @@ impl Place<'_> {
                 Ok(())
             }
         }
-    }
-}
-
-/// An object that is written from its start on.
-struct Appended<'a> {
-    storage: &'a dyn Storage,
-    end: u64,
-}
-
-impl Write for Appended<'_> {
-    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
-        let written = self.storage.write_at(buf, self.end);
-        written.map_err(|e| std::io::Error::from_raw_os_error(e.errno()))?;
-        self.end += len64(buf.len());
-        Ok(buf.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
     }
 }
 

@@ -168,7 +168,8 @@ impl Cursor {
             .at_opt(self.storage.path())
     }
 
-    fn offset(&self) -> u64 {
+    /// Bytes of what is compressed before where it is.
+    pub(super) fn offset(&self) -> u64 {
         self.start + len64(self.taken)
     }
 

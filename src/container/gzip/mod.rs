@@ -17,6 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::storage::syncs::Syncs;
 use crate::storage::{HostId, HostRun, Limits, Storage, Zeroing};
 use crate::util::align::{clamp_len, len64};
+use crate::util::progress::Watcher;
 
 mod cursor;
 mod header;
@@ -51,22 +52,31 @@ struct Engine {
 }
 
 impl Gunzipped {
-    /// Decodes all of `inner` once, which may give `most` bytes.
+    /// Decodes all of `inner` once, which may give `most` bytes.  `watcher` is told how many bytes of
+    /// `inner` were decoded.
     ///
     /// # Errors
     /// `WrongFormat` where it is not gzip; `Corrupt` where it is damaged or cut; `OutOfRange` where it
-    /// gives more; the host's.
-    pub fn open(inner: Arc<dyn Storage>, most: u64) -> Result<Self> {
-        Self::spaced(inner, most, FIRST_SPACING)
+    /// gives more; `Cancelled` where the watcher is to stop; the host's.
+    pub fn open(inner: Arc<dyn Storage>, most: u64, watcher: &Watcher) -> Result<Self> {
+        Self::spaced(inner, most, FIRST_SPACING, watcher)
     }
 
     /// As [`Gunzipped::open`], with places `spacing` bytes apart at first.
-    fn spaced(inner: Arc<dyn Storage>, most: u64, mut spacing: u64) -> Result<Self> {
+    fn spaced(
+        inner: Arc<dyn Storage>,
+        most: u64,
+        mut spacing: u64,
+        watcher: &Watcher,
+    ) -> Result<Self> {
         let mut cursor = Cursor::new(Arc::clone(&inner), true);
         let mut points: Vec<Point> = Vec::new();
         let mut buf = vec![0; CHUNK];
         loop {
+            watcher.check()?;
+            let before = cursor.offset();
             let len = cursor.read(&mut buf)?;
+            watcher.advance(cursor.offset() - before);
             if len == 0 {
                 break;
             }

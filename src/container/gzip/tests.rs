@@ -1,12 +1,14 @@
 //! Files by an encoder, put together and damaged by hand.
 
 use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
 use super::*;
 use crate::storage::memory::MemoryStorage;
+use crate::util::progress::Progress;
 
 fn gz(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
@@ -15,7 +17,11 @@ fn gz(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn open(bytes: &[u8]) -> Result<Gunzipped> {
-    Gunzipped::open(Arc::new(MemoryStorage::from_bytes(bytes)), u64::MAX)
+    Gunzipped::open(
+        Arc::new(MemoryStorage::from_bytes(bytes)),
+        u64::MAX,
+        &Watcher::default(),
+    )
 }
 
 /// Bytes that deflate makes shorter, but not by much.
@@ -84,11 +90,13 @@ fn places_to_go_on_from_are_bounded_however_long_it_is() {
     let memory = |bytes: &[u8]| Arc::new(MemoryStorage::from_bytes(bytes));
     let file = gz(&vec![0; 1 << 20]).repeat(40);
     // Pieces are as long as the least spacing.
-    let storage = Gunzipped::spaced(memory(&file), u64::MAX, 1).expect("is right");
+    let storage =
+        Gunzipped::spaced(memory(&file), u64::MAX, 1, &Watcher::default()).expect("is right");
     assert_eq!(storage.size(), 40 << 20);
     assert!(storage.points.len() > 100, "{}", storage.points.len());
     let file = gz(&vec![0; 1 << 20]).repeat(160);
-    let storage = Gunzipped::spaced(memory(&file), u64::MAX, 1).expect("is right");
+    let storage =
+        Gunzipped::spaced(memory(&file), u64::MAX, 1, &Watcher::default()).expect("is right");
     assert!(
         storage.points.len() <= MAX_POINTS,
         "{}",
@@ -99,7 +107,7 @@ fn places_to_go_on_from_are_bounded_however_long_it_is() {
         "{}",
         storage.points.len()
     );
-    let error = Gunzipped::open(memory(&file), 20 << 20);
+    let error = Gunzipped::open(memory(&file), 20 << 20, &Watcher::default());
     assert_eq!(error.expect_err("is more").kind(), ErrorKind::OutOfRange);
 }
 
@@ -124,4 +132,31 @@ fn what_is_damaged_or_cut_is_refused_when_it_is_opened() {
         let error = open(none).expect_err("is none");
         assert_eq!(error.kind(), ErrorKind::WrongFormat, "{error}");
     }
+}
+
+/// Counts, and stops after so many bytes.
+struct Until(AtomicU64, u64);
+
+impl Progress for Until {
+    fn advance(&self, bytes: u64) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed) >= self.1
+    }
+}
+
+#[test]
+fn who_waits_for_it_to_be_opened_is_told_how_far_it_is_and_may_stop_it() {
+    let file = gz(&content(4 << 20));
+    let memory = Arc::new(MemoryStorage::from_bytes(&file));
+    let all = Arc::new(Until(AtomicU64::new(0), u64::MAX));
+    let watcher = Watcher::new(all.clone());
+    Gunzipped::open(memory.clone(), u64::MAX, &watcher).expect("is right");
+    assert_eq!(all.0.load(Ordering::Relaxed), file.len() as u64);
+    let some = Arc::new(Until(AtomicU64::new(0), 1 << 20));
+    let error = Gunzipped::open(memory, u64::MAX, &Watcher::new(some.clone()));
+    assert_eq!(error.expect_err("stops").kind(), ErrorKind::Cancelled);
+    assert!(some.0.load(Ordering::Relaxed) < 2 << 20);
 }

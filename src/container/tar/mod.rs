@@ -91,7 +91,7 @@ pub fn members(storage: &dyn Storage) -> Result<Vec<Member>> {
     let mut walk = Walk {
         storage,
         at: 0,
-        global: Records::default(),
+        global: false,
         next: Next::default(),
         names: HashSet::new(),
         names_len: 0,
@@ -112,7 +112,8 @@ struct Next {
 struct Walk<'a> {
     storage: &'a dyn Storage,
     at: u64,
-    global: Records,
+    /// All members from here on are sparse.
+    global: bool,
     next: Next,
     names: HashSet<OsString>,
     /// Bytes of all names.
@@ -135,7 +136,12 @@ impl Walk<'_> {
             }
             b'g' => {
                 let records = self.records(&header)?;
-                self.global.update(records);
+                if records.path.is_some() || records.size.is_some() {
+                    // Some readers go by it for all members that follow, others for none.
+                    let text = "a name or a size that is to be that of all members";
+                    return Err(self.corrupt(text));
+                }
+                self.global |= records.sparse;
             }
             b'L' => {
                 let name = self.long_name(&header)?;
@@ -232,17 +238,16 @@ impl Walk<'_> {
         let next = std::mem::take(&mut self.next);
         let records = next.records.unwrap_or_default();
         let name = records.path.or(next.name);
-        let name = name.or_else(|| self.global.path.clone());
         let name = clean(&name.unwrap_or_else(|| header.name()));
         let shown = format!("member '{}'", printable(&name));
-        let size = match records.size.or(self.global.size) {
+        let size = match records.size {
             Some(size) => size,
             None => header
                 .size()
                 .map_err(|e| self.corrupt(&format!("{shown}: {e}")))?,
         };
         let mut kind = header.kind();
-        if kind == Kind::File && (records.sparse || self.global.sparse) {
+        if kind == Kind::File && (records.sparse || self.global) {
             kind = Kind::Sparse;
         }
         if size > 0 && !matches!(kind, Kind::File | Kind::Sparse | Kind::Other(_)) {

@@ -34,13 +34,6 @@ impl Records {
         Ok(records)
     }
 
-    /// Takes over what `newer` says.
-    pub(super) fn update(&mut self, newer: Self) {
-        self.path = newer.path.or(self.path.take());
-        self.size = newer.size.or(self.size);
-        self.sparse |= newer.sparse;
-    }
-
     fn take(&mut self, (key, value): (&[u8], &[u8])) -> Result<(), String> {
         match key {
             b"path" if value.contains(&0) => Err("a name with a zero byte in it".to_owned()),

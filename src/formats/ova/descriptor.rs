@@ -19,6 +19,8 @@ pub(super) const MAX_BYTES: u64 = 16 << 20;
 pub(super) const MAX_NODES: u32 = 300_000;
 /// Most files that it may refer to, and most disks.
 const MAX_FILES: usize = 10_000;
+/// Most bytes of a number.
+const MAX_NUMBER: usize = 64;
 /// What the namespaces of DMTF begin with; a version follows.
 pub(super) const NAMESPACE: &str = "http://schemas.dmtf.org/ovf/envelope/";
 /// The namespace of OVF 0.9.
@@ -286,7 +288,9 @@ fn capacity_of(
         Some(key) => properties.get(key).map_or("", |value| &**value),
         None => written,
     };
-    let bytes = number.trim().parse::<u64>().ok();
+    // A long one would be read once for each disk that goes by it.
+    let number = Some(number).filter(|number| number.len() <= MAX_NUMBER);
+    let bytes = number.and_then(|number| number.trim().parse::<u64>().ok());
     let bytes = bytes.and_then(|n| n.checked_mul(unit(units.unwrap_or("byte"))?));
     bytes.map_or_else(unknown, Capacity::Bytes)
 }
@@ -400,7 +404,11 @@ mod tests {
 
     #[test]
     fn capacities_that_are_no_sizes_are_shown_as_they_are() {
-        let properties = HashMap::from([("size".to_owned(), "3".to_owned())]);
+        let long = format!("{}3", "0".repeat(100));
+        let properties = HashMap::from([
+            ("size".to_owned(), "3".to_owned()),
+            ("long".to_owned(), long),
+        ]);
         for (written, units, bytes) in [
             ("10", None, Some(10)),
             ("10", Some("byte"), Some(10)),
@@ -408,6 +416,7 @@ mod tests {
             ("10", Some("byte*2^10"), Some(10 << 10)),
             ("${size}", Some("byte * 2^30"), Some(3 << 30)),
             ("${other}", None, None),
+            ("${long}", None, None),
             ("-1", None, None),
             ("1e99", None, None),
             ("99999999999", Some("byte * 2^40"), None),

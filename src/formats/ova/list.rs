@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,6 +20,8 @@ use crate::image::{Driver, Image};
 use crate::storage::Storage;
 use crate::util::text::replaced;
 
+/// Most characters of what is said again of each disk in a file.
+const MAX_REPEATED: usize = 200;
 /// Members that are told by name at most.
 const MAX_TOLD: usize = 100;
 
@@ -40,19 +43,32 @@ fn list(
 ) -> Result<Contents> {
     let storage = package.storage();
     let mut disks: Vec<Held> = Vec::with_capacity(package.envelope.disks.len());
-    // A file is looked at once, however many disks are said to be in it.
-    let mut seen: HashMap<usize, usize> = HashMap::new();
+    // A file is looked at once and described once, however many disks are said to be in it, and by
+    // however many references.
+    let mut seen: HashMap<(OsString, Option<String>), usize> = HashMap::new();
     for disk in &package.envelope.disks {
-        let before = disk.file.and_then(|file| seen.get(&file));
+        let file = disk.file.and_then(|p| package.envelope.files.get(p));
+        let name = disk.file.and_then(|p| package.file_name(p).ok());
+        let key = name.map(|name| (name, file.and_then(|f| f.compression.clone())));
+        let before = key.as_ref().and_then(|key| seen.get(key));
         let held = match before.and_then(|place| disks.get(*place)) {
             Some(same) => Held {
                 name: disk.id.clone(),
-                ..same.clone()
+                file: same.file.clone(),
+                format: same.format,
+                virtual_size: same.virtual_size,
+                details: [
+                    vec![Detail::new("same-file-as", &*same.name)],
+                    said(disk, None),
+                ]
+                .concat(),
+                image: Vec::new(),
+                problem: same.problem.as_ref().map(|why| shortened(why)),
             },
             None => held(package, disk, options),
         };
-        if let Some(file) = disk.file {
-            seen.entry(file).or_insert(disks.len());
+        if let Some(key) = key {
+            seen.entry(key).or_insert(disks.len());
         }
         disks.push(held);
     }
@@ -63,6 +79,11 @@ fn list(
         details: details(package),
         disks,
     })
+}
+
+/// What is told once for each of many disks.
+fn shortened(why: &str) -> String {
+    why.chars().take(MAX_REPEATED).collect()
 }
 
 fn details(package: &Package) -> Vec<Detail> {
@@ -85,6 +106,11 @@ fn details(package: &Package) -> Vec<Detail> {
     if !members.is_empty() {
         let names = members.iter().take(MAX_TOLD).map(|m| replaced(&m.name));
         details.push(Detail::new("members", names.collect::<Vec<_>>()));
+    }
+    let nested = members.iter().filter(|m| m.name.as_bytes().contains(&b'/'));
+    if let Some(first) = nested.clone().next() {
+        details.push(Detail::new("in-directories", nested.count()));
+        details.push(Detail::new("in-directory", replaced(&first.name)));
     }
     let others = others(package);
     if !others.is_empty() {

@@ -68,13 +68,6 @@ impl Manifest {
         self.entries.len()
     }
 
-    /// The names that it has, in order.
-    pub(super) fn names(&self) -> Vec<&OsStr> {
-        let mut names: Vec<&OsStr> = self.entries.keys().map(|name| &**name).collect();
-        names.sort_unstable();
-        names
-    }
-
     /// What it has of the file called `name`.
     pub(super) fn get(&self, name: &OsStr) -> Option<&Entry> {
         self.entries.get(name)

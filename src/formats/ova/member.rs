@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::ops::Range;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::formats::ova::manifest::Manifest;
 use crate::formats::ova::package::{Package, Seal};
 use crate::image::check::{Repair, Report};
 use crate::image::contents::Sealed;
@@ -221,22 +223,25 @@ impl Sealed for Held {
             }
             Seal::None | Seal::Unknown => return Ok(()),
         };
+        let folder = package.folder();
         let (name, storage) = &package.descriptor;
-        manifest.verify(name, &**storage, progress)?;
+        let name = name_in_manifest(manifest, folder, name);
+        manifest.verify(&name, &**storage, progress)?;
         let opened = self.files.opened.lock().clone();
         for (name, storage) in opened {
-            let name = name_in_manifest(&manifest.names(), &name);
+            let name = name_in_manifest(manifest, folder, &name);
             manifest.verify(&name, &*storage, progress)?;
         }
         Ok(())
     }
 }
 
-/// What a manifest calls the file `name`: as the descriptor does, or without its directory.
-fn name_in_manifest(names: &[&OsStr], name: &OsStr) -> OsString {
+/// What a manifest calls the file `name` of the package in `folder`: as the descriptor does, with the
+/// folder of both, or without any.
+fn name_in_manifest(manifest: &Manifest, folder: &[u8], name: &OsStr) -> OsString {
+    let whole = OsString::from_vec([folder, name.as_bytes()].concat());
     let last = Path::new(name).file_name().unwrap_or(name);
-    match names.contains(&name) {
-        true => name.to_owned(),
-        false => last.to_owned(),
-    }
+    let names = [name, &whole];
+    let found = names.into_iter().find(|name| manifest.get(name).is_some());
+    found.unwrap_or(last).to_owned()
 }

@@ -1,7 +1,6 @@
 //! From a package to one of its disks.
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,6 +16,7 @@ use crate::image::open::{Companions, OpenOptions};
 use crate::image::{Driver, Image, probe};
 use crate::storage::Storage;
 use crate::storage::open::Access;
+use crate::util::progress::Watcher;
 use crate::util::text::printable;
 
 /// Bytes by which what is compressed may be longer than its disk and an eighth of it: tables.
@@ -28,6 +28,8 @@ pub(super) struct Source<'a> {
     /// As the descriptor calls it.
     pub(super) name: OsString,
     pub(super) file: Option<&'a File>,
+    /// What the descriptor calls its format.
+    pub(super) format: Option<&'a str>,
     /// Size of the disk, as the descriptor has it.
     pub(super) capacity: Option<u64>,
 }
@@ -76,6 +78,7 @@ fn pick<'a>(package: &'a Package, wanted: Option<&OsStr>) -> Result<Source<'a>> 
                 Some(name) => Ok(Source {
                     name: name.to_owned(),
                     file: None,
+                    format: None,
                     capacity: None,
                 }),
                 None => Err(Error::invalid(why)),
@@ -104,6 +107,7 @@ pub(super) fn source_of<'a>(package: &'a Package, disk: &'a Disk) -> Result<Sour
     Ok(Source {
         name: package.file_name(place)?,
         file: package.envelope.files.get(place),
+        format: disk.format.as_deref(),
         capacity: match disk.capacity {
             Capacity::Bytes(bytes) => Some(bytes),
             Capacity::Unknown(_) => None,
@@ -119,8 +123,8 @@ pub(super) fn open(
 ) -> Result<Held> {
     let files = Arc::new(Inside::new(Arc::clone(package)));
     let stored = files.take(&source.name, "disk")?;
-    let storage = plain(stored, source)?;
-    let driver = driver_of(&*storage, options)?;
+    let storage = plain(stored, source, &options.watcher)?;
+    let driver = driver_of(&*storage, source, options)?;
     // What a disk names is in the package too, and for one beside its descriptor in its directory.
     let companions = Arc::clone(&files) as Arc<dyn Companions>;
     let inner = OpenOptions {
@@ -131,9 +135,7 @@ pub(super) fn open(
     };
     let path = storage.path().map(Path::to_owned);
     let image = (driver.open)(storage, &inner).map_err(|e| e.at_opt(path.as_deref()))?;
-    if let Some(backing) = image.backing()
-        && (package.is_archive() || source.name.as_bytes().contains(&b'/'))
-    {
+    if let Some(backing) = image.backing() {
         let name = backing.names.first().map(|name| printable(&name.path));
         let text = format!(
             "has another image below it, '{}' (allowed in an appliance: disks that are whole)",
@@ -145,7 +147,11 @@ pub(super) fn open(
 }
 
 /// The bytes of the disk's file.
-fn plain(stored: Arc<dyn Storage>, source: &Source<'_>) -> Result<Arc<dyn Storage>> {
+fn plain(
+    stored: Arc<dyn Storage>,
+    source: &Source<'_>,
+    watcher: &Watcher,
+) -> Result<Arc<dyn Storage>> {
     let shown = printable(&source.name);
     let Some(file) = source.file else {
         return Ok(stored);
@@ -162,7 +168,7 @@ fn plain(stored: Arc<dyn Storage>, source: &Source<'_>) -> Result<Arc<dyn Storag
                     .saturating_add(capacity / 8)
                     .saturating_add(MORE_THAN_CAPACITY)
             });
-            Ok(Arc::new(Gunzipped::open(stored, most)?))
+            Ok(Arc::new(Gunzipped::open(stored, most, watcher)?))
         }
         Some(other) => Err(Error::unsupported(format!(
             "'{shown}' is compressed by '{}', which is not supported",
@@ -171,15 +177,36 @@ fn plain(stored: Arc<dyn Storage>, source: &Source<'_>) -> Result<Arc<dyn Storag
     }
 }
 
+/// Parts of the URIs by which descriptors call formats whose files tell what they are.
+const DESCRIBED: [&str; 3] = ["vmdk", "qcow", "LinkId=137171"];
+
 /// The format of a disk: as the user says, else by its bytes.
-fn driver_of(storage: &dyn Storage, options: &OpenOptions) -> Result<&'static Driver> {
+///
+/// # Errors
+/// `Corrupt` for bytes that no format has, where the descriptor says that they are of one: they are
+/// not the disk's.
+fn driver_of(
+    storage: &dyn Storage,
+    source: &Source<'_>,
+    options: &OpenOptions,
+) -> Result<&'static Driver> {
     let drivers: Vec<&'static Driver> = formats::DRIVERS
         .iter()
         .copied()
         .filter(|driver| formats::container(driver).is_none())
         .collect();
     let Some(name) = options.values.text("format") else {
-        return probe::probe(&drivers, REFUSED, storage);
+        let found = probe::probe(&drivers, REFUSED, storage)?;
+        let said = source.format.unwrap_or_default();
+        if found.is_plain && DESCRIBED.iter().any(|part| said.contains(part)) {
+            let text = format!(
+                "is of no known format, and the descriptor calls it '{}' (--open-options format=raw \
+                 reads it as it is)",
+                printable(said)
+            );
+            return Err(Error::corrupt(text).at_opt(storage.path()));
+        }
+        return Ok(found);
     };
     let driver = formats::named(name).map_err(|e| e.noted("option 'format'"))?;
     match drivers.contains(&driver) {

@@ -122,9 +122,12 @@ impl Package {
         }
     }
 
-    /// Whether all of it is in one file.
-    pub(super) fn is_archive(&self) -> bool {
-        matches!(&self.place, Place::Archive { .. })
+    /// The directory of the descriptor in an archive, with its slash.
+    pub(super) fn folder(&self) -> &[u8] {
+        match &self.place {
+            Place::Archive { folder, .. } => folder,
+            Place::Beside(_) => &[],
+        }
     }
 
     /// Opens the file that the descriptor calls `name`.
@@ -179,32 +182,21 @@ impl Package {
             }
             Place::Beside(_) => self.open(&named(".cert"), "certificate").is_ok(),
         };
-        let name = match &self.place {
+        let opened = match &self.place {
             Place::Archive {
-                members, folder, ..
+                storage,
+                members,
+                folder,
             } => {
-                let all = members.iter().filter(|m| has_extension(&m.name, "mf"));
-                let all: Vec<&OsStr> = all.map(|m| &*m.name).collect();
                 let wanted = OsString::from_vec([folder, named(".mf").as_bytes()].concat());
-                match &*all {
-                    [] => return Ok(()),
-                    all if all.contains(&&*wanted) => named(".mf"),
-                    [one] => last(one).to_owned(),
-                    [one, other, ..] => {
-                        let text = format!(
-                            "has manifests '{}' and '{}' in it, and none of the name of its \
-                             descriptor '{}'",
-                            printable(one),
-                            printable(other),
-                            printable(&self.descriptor.0)
-                        );
-                        return Err(Error::corrupt(text));
-                    }
+                match manifest_of(members, &wanted)? {
+                    Some(member) => open_member(storage, member),
+                    None => return Ok(()),
                 }
             }
-            Place::Beside(_) => named(".mf"),
+            Place::Beside(_) => self.open(&named(".mf"), "manifest"),
         };
-        self.seal = match self.open(&name, "manifest") {
+        self.seal = match opened {
             Err(e) if e.kind() == ErrorKind::NotFound => Seal::None,
             Err(e) => return Err(e),
             Ok(storage) => {
@@ -216,6 +208,24 @@ impl Package {
             }
         };
         Ok(())
+    }
+}
+
+/// The manifest of an archive, in whichever directory: that which is called `wanted`, else the only
+/// one.
+fn manifest_of<'a>(members: &'a [Member], wanted: &OsStr) -> Result<Option<&'a Member>> {
+    let mut all = members.iter().filter(|m| has_extension(&m.name, "mf"));
+    if let Some(member) = all.clone().find(|member| member.name == wanted) {
+        return Ok(Some(member));
+    }
+    match (all.next(), all.next()) {
+        (Some(one), Some(other)) => Err(Error::corrupt(format!(
+            "has manifests '{}' and '{}' in it, and none of the name of its descriptor, '{}'",
+            printable(&one.name),
+            printable(&other.name),
+            printable(wanted)
+        ))),
+        (one, _) => Ok(one),
     }
 }
 

@@ -71,13 +71,16 @@ pub(super) fn closed(facts: &Facts<'_>) -> Verdict {
     keeps(!facts.is_dirty, || "it was not closed cleanly".to_owned())
 }
 
-/// Every disk in it keeps a rule; the first that does not is told.
+/// Every disk in it can be read and keeps a rule; the first that does not is told.
 pub(super) fn every(facts: &Facts<'_>, broken: impl Fn(&Held) -> Option<String>) -> Verdict {
     let Some(disks) = facts.disks else {
         return Verdict::Silent;
     };
     let first = disks.iter().find_map(|disk| {
-        let why = broken(disk)?;
+        let why = match &disk.problem {
+            Some(problem) => problem.clone(),
+            None => broken(disk)?,
+        };
         Some(format!("disk '{}': {why}", disk.name))
     });
     first.map_or(Verdict::Keeps, Verdict::Breaks)

@@ -279,10 +279,11 @@ fn member(facts: &Facts<'_>, number: usize, extension: &str) -> Verdict {
 fn flat_names(facts: &Facts<'_>) -> Verdict {
     match names(facts) {
         None => Verdict::Silent,
-        Some(names) => {
-            let nested = names.iter().find(|name| name.contains('/'));
-            nested.map_or(Verdict::Keeps, |name| Verdict::Breaks(format!("'{name}'")))
-        }
+        // There may be more members than are told by name.
+        Some(_) => match word(facts.details, "in-directory") {
+            "" => Verdict::Keeps,
+            name => Verdict::Breaks(format!("'{name}'")),
+        },
     }
 }
 

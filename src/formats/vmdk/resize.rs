@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use crate::error::{Error, Result};
 use crate::formats::vmdk::create::{PART, Shape, TABLE, out_of_range};
+use crate::formats::vmdk::descriptor::Descriptor;
 use crate::formats::vmdk::extent::{Data, Extent};
 use crate::formats::vmdk::header::{Header, SECTOR};
 use crate::formats::vmdk::image::Vmdk;
@@ -17,14 +18,62 @@ use crate::storage::{Zeroing, zero_or_write};
 use crate::util::align::clamp_len;
 use crate::util::progress::Silent;
 
+/// A change of size that can be made.
+struct Planned<'a> {
+    last: &'a Extent,
+    /// Where the last extent begins, and the length that it is to have.
+    start: u64,
+    len: u64,
+    /// Up to where of it the parent may have data that is not to show.
+    hidden: u64,
+    lines: Vec<ExtentLine>,
+}
+
+/// Whether the grain that the end of the disk cuts is the disk's own by now.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cut {
+    Owned,
+    Later,
+}
+
 impl Resize for Vmdk {
+    fn may_resize(&self, virtual_size: u64, below: LayerBelow) -> Result<()> {
+        self.planned(virtual_size, below, Cut::Later).map(drop)
+    }
+
     fn resize(&self, virtual_size: u64, below: LayerBelow) -> Result<()> {
-        let session = self.changed()?;
-        self.may_change()?;
         let old = self.virtual_size();
+        let session = self.changed()?;
+        let Planned {
+            last,
+            start,
+            len,
+            hidden,
+            lines,
+        } = self.planned(virtual_size, below, Cut::Owned)?;
         if virtual_size == old {
             return Ok(());
         }
+        let relined = |descriptor: &mut Descriptor| descriptor.set_extents(lines);
+        session.begin()?;
+        if virtual_size > old {
+            last.grow(old - start, len, hidden)?;
+            session.change(relined)?;
+        } else {
+            session.change(relined)?;
+            last.shrink(len)?;
+        }
+        last.end.store(virtual_size, Ordering::Release);
+        self.set_size(virtual_size);
+        Ok(())
+    }
+}
+
+impl Vmdk {
+    fn planned(&self, virtual_size: u64, below: LayerBelow, cut: Cut) -> Result<Planned<'_>> {
+        let session = self.changed()?;
+        self.may_change()?;
+        let old = self.virtual_size();
         if !virtual_size.is_multiple_of(SECTOR) {
             return Err(Error::invalid(format!(
                 "a VMDK of {virtual_size} bytes (allowed: a multiple of {SECTOR})"
@@ -42,26 +91,20 @@ impl Resize for Vmdk {
         if let Some(line) = lines.last_mut() {
             line.sectors = len / SECTOR;
         }
-        let relined = |descriptor: &mut crate::formats::vmdk::descriptor::Descriptor| {
-            descriptor.set_extents(lines.clone());
+        session.fits(|descriptor| descriptor.set_extents(lines.clone()))?;
+        let hidden = match virtual_size == old {
+            true => 0,
+            false => last.may_resize(len, old, below, cut)?,
         };
-        session.fits(relined)?;
-        let hidden = last.may_resize(len, old, below)?;
-        session.begin()?;
-        if virtual_size > old {
-            last.grow(old - start, len, hidden)?;
-            session.change(relined)?;
-        } else {
-            session.change(relined)?;
-            last.shrink(len)?;
-        }
-        last.end.store(virtual_size, Ordering::Release);
-        self.set_size(virtual_size);
-        Ok(())
+        Ok(Planned {
+            last,
+            start,
+            len,
+            hidden,
+            lines,
+        })
     }
-}
 
-impl Vmdk {
     fn last(&self) -> Result<(&Extent, u64)> {
         let last = self.extents.last();
         let last = last.ok_or_else(|| Error::corrupt("the disk has no extents"))?;
@@ -96,7 +139,7 @@ fn tables_of(geometry: &Geometry, len: u64) -> u64 {
 impl Extent {
     /// Refuses what cannot be, before anything is changed; up to where of it the parent may have data
     /// that is not to show.
-    fn may_resize(&self, len: u64, old_end: u64, below: LayerBelow) -> Result<u64> {
+    fn may_resize(&self, len: u64, old_end: u64, below: LayerBelow, cut: Cut) -> Result<u64> {
         self.session()?;
         match &self.data {
             Data::Flat(_) => Ok(0),
@@ -114,6 +157,7 @@ impl Extent {
                 }
                 let (old, grain) = (old_end - self.start, geometry.grain);
                 if hidden > old_end
+                    && cut == Cut::Owned
                     && !old.is_multiple_of(grain)
                     && sparse.unit(old / grain)?.whole == Some(Content::Below)
                 {

@@ -369,6 +369,8 @@ impl Sparse {
             self.storage.write_at(&[0], UNCLEAN)?;
             self.unclean.store(false, Ordering::Release);
         }
+        // Who changes tables after this says so again.
+        writer.allocator.begin_again();
         match order.policy() {
             WriteOrder::Ordered => order.flush(),
             WriteOrder::Unordered => Ok(()),

@@ -161,17 +161,22 @@ impl Units for Sparse {
     }
 
     fn next_to_drop(&self, index: u64, end: u64, target: Target) -> Result<u64> {
-        if self.has_backing() && matches!(target, Target::Zero | Target::ZeroKept) {
-            return Ok(index);
-        }
+        let hides = self.has_backing() && matches!(target, Target::Zero | Target::ZeroKept);
         let tables = self.tables.load();
         let per_table = tables.geometry.per_table;
         let mut index = index;
         while index < end {
-            match tables.table(&*self.storage, index / per_table, Wait::Yes)? {
-                Entry::Below => index = (index / per_table + 1) * per_table,
+            let table = tables.table(&*self.storage, index / per_table, Wait::Yes)?;
+            if matches!(table, Entry::Below) && !hides {
+                index = (index / per_table + 1) * per_table;
+                continue;
+            }
+            match tables.entry(&*self.storage, index, Wait::Yes)? {
+                Entry::Below if !hides => {}
+                Entry::Zero if target != Target::Below => {}
                 _ => break,
             }
+            index += 1;
         }
         Ok(index.min(end))
     }

@@ -8,10 +8,25 @@ use crate::formats::vmdk::extent::{Data, Extent};
 use crate::formats::vmdk::image::Vmdk;
 use crate::formats::vmdk::line::Access;
 use crate::formats::vmdk::session::Session;
-use crate::image::units::Units;
+use crate::formats::vmdk::sparse::Sparse;
+use crate::image::units::{Target, Units};
 use crate::image::{Fill, Layout, Slot, Store};
 use crate::storage::Zeroing;
 use crate::util::range::{intersect, len};
+
+impl Sparse {
+    /// Whether there is nothing in a range for a change that may be made.
+    fn has_none(&self, guest: &Range<u64>, change: Change) -> Result<bool> {
+        let target = match change {
+            Change::Zero(_) => Target::Zero,
+            Change::Discard => Target::Dropped,
+        };
+        self.may_drop(target)?;
+        let grain = self.unit_len();
+        let (first, end) = (guest.start / grain, guest.end.div_ceil(grain));
+        Ok(self.next_to_drop(first, end, target)? >= end)
+    }
+}
 
 impl Extent {
     /// Whether bytes in place may be overwritten: the disk says that it is another by now.
@@ -80,6 +95,10 @@ impl Extent {
         match (&self.data, &self.storage) {
             (Data::Sparse(sparse), _) => {
                 let within = guest.start - base..guest.end - base;
+                // Where nothing changes, the disk does not say that it is another.
+                if sparse.has_none(&within, change)? {
+                    return Ok(());
+                }
                 match change {
                     Change::Zero(how) => sparse.zero(within, how),
                     Change::Discard => sparse.discard(within),

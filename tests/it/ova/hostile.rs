@@ -266,3 +266,100 @@ fn compressed_members_that_are_bombs_or_damaged_are_refused() {
         0
     );
 }
+
+#[test]
+fn a_manifest_in_another_directory_is_compared_too() {
+    let scratch = scratch();
+    let dir = scratch.path();
+    let (disk, text) = ([7; 1024], descriptor(&[("d.raw", 1024, "")]));
+    let digests = |folder: &str, disk: &[u8]| {
+        let [text, disk] = [text.as_bytes(), disk].map(|b| hex(&Sha256::digest(b)));
+        format!("SHA256({folder}x.ovf)= {text}\nSHA256({folder}d.raw)= {disk}\n")
+    };
+    for manifest in ["x.mf", "other/x.mf", "s/x.mf", "s/y.mf"] {
+        for folder in ["", "s/"] {
+            for (sealed, code) in [([7; 1024], 0), ([8; 1024], 1)] {
+                let members = [
+                    member("s/x.ovf", b'0', text.as_bytes()),
+                    member(manifest, b'0', digests(folder, &sealed).as_bytes()),
+                    member("s/d.raw", b'0', &disk),
+                ];
+                archive(dir, "x.ova", &members);
+                let line = ["convert", "-q", "-f", "ova", "x.ova", "out.raw"];
+                vdtool().current_dir(dir).args(line).assert().code(code);
+                assert_eq!(
+                    dir.join("out.raw").exists(),
+                    code == 0,
+                    "{manifest} {folder}"
+                );
+                let _ = fs::remove_file(dir.join("out.raw"));
+            }
+        }
+    }
+}
+
+#[test]
+fn records_that_are_to_be_of_all_members_are_refused_as_readers_differ() {
+    let scratch = scratch();
+    let dir = scratch.path();
+    for record in [&b"12 size=512\n"[..], b"14 path=e.raw\n"] {
+        let global = member("x", b'g', record);
+        let disk = member("d.raw", b'0', &[7; 1024]);
+        archive(dir, "x.ova", &[ovf("d.raw", ""), global, disk]);
+        refused(dir, "that of all members", 1);
+    }
+    let global = member("x", b'g', b"15 comment=abc\n");
+    let disk = member("d.raw", b'0', &[7; 1024]);
+    archive(dir, "x.ova", &[ovf("d.raw", ""), global, disk]);
+    works(dir, &["convert", "x.ova", "out.raw"]);
+}
+
+#[test]
+fn a_disk_that_is_described_as_of_a_format_and_is_of_none_is_not_read_as_raw() {
+    let scratch = scratch();
+    let dir = scratch.path();
+    for uri in [
+        "http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized",
+        "http://www.gnome.org/~markmc/qcow-image-format.html",
+        "http://go.microsoft.com/fwlink/?LinkId=137171",
+    ] {
+        let text = descriptor(&[("d.raw", 1024, "")]);
+        let text = text.replace("ovf:diskId", &format!("ovf:format=\"{uri}\" ovf:diskId"));
+        let text = member("x.ovf", b'0', text.as_bytes());
+        archive(dir, "x.ova", &[text, member("d.raw", b'0', &[7; 1024])]);
+        refused(dir, "of no known format", 1);
+        let line = ["convert", "--open-options", "format=raw", "x.ova", "raw"];
+        works(dir, &line);
+    }
+}
+
+#[test]
+fn a_file_of_many_disks_is_looked_at_and_described_once() {
+    let scratch = scratch();
+    let dir = scratch.path();
+    let files = vec![("d.raw", 1024, ""); 200];
+    let text = member("x.ovf", b'0', descriptor(&files).as_bytes());
+    archive(dir, "x.ova", &[text, member("d.raw", b'0', &[7; 1024])]);
+    let found = info(dir, "x.ova");
+    let disks = found["disks"].as_array().expect("a list");
+    assert_eq!(disks.len(), 200);
+    assert!(
+        disks[1..].iter().all(|d| d["same-file-as"] == "disk0"),
+        "{found}"
+    );
+}
+
+#[test]
+fn a_disk_over_another_is_refused_beside_a_descriptor_too() {
+    let scratch = scratch();
+    let dir = scratch.path();
+    works(dir, &["create", "-q", "base.qcow2", "1M"]);
+    works(
+        dir,
+        &["create", "-q", "-b", "base.qcow2", "-F", "qcow2", "c.qcow2"],
+    );
+    fs::write(dir.join("x.ovf"), descriptor(&[("c.qcow2", 1024, "")])).expect("writes");
+    // What lies below it is in no manifest.
+    let text = fails(dir, &["convert", "x.ovf", "out.raw"], 63);
+    assert!(text.contains("'base.qcow2'"), "{text}");
+}

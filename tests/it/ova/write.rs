@@ -235,6 +235,8 @@ fn what_cannot_be_made_is_refused_and_nothing_is_left() {
         (&["-B", "c.raw", "-F", "raw"], 2, "-B"),
         (&["--ovf", "missing.ovf"], 1, "missing.ovf"),
         (&["--ovf", "c.raw"], 1, "c.raw"),
+        (&["--ovf", "c.raw", "-o", "memory=2G"], 1, "'memory'"),
+        (&["--ovf", "c.raw", "-o", "os_type=x"], 1, "'os_type'"),
         (&["--member", "1"], 1, "--member"),
     ] {
         let line = convert(line, "x.ova");

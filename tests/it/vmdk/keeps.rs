@@ -251,3 +251,30 @@ fn a_disk_that_is_made_can_be_opened_however_small() {
         }
     }
 }
+
+#[test]
+fn a_disk_to_which_nothing_is_done_does_not_say_that_it_is_another() {
+    let scratch = scratch();
+    let dir = scratch.path();
+    ends(dir, &["create", "-q", "-f", "vmdk", "p.vmdk", "3M"], 0);
+    ends(dir, &["io", "-q", "-c", "write -P 7 0 3M", "p.vmdk"], 0);
+    let child = ["create", "-q", "-b", "p.vmdk", "-F", "vmdk"];
+    ends(dir, &[&child[..], &["c.vmdk", "1025k"]].concat(), 0);
+    let read = |name: &str| fs::read(dir.join(name)).expect("reads");
+    let before = read("c.vmdk");
+    // It would show what its parent has there.
+    let text = ends(dir, &["resize", "-q", "c.vmdk", "2M"], 63);
+    assert!(text.contains("over data of its parent"), "{text}");
+    assert!(read("c.vmdk") == before);
+    let text = ends(dir, &["io", "-c", "write -z 0 64k", "c.vmdk"], 0);
+    assert!(!text.is_empty());
+    assert!(read("c.vmdk") != before, "it hides its parent");
+    ends(dir, &["create", "-q", "-f", "vmdk", "e.vmdk", "3M"], 0);
+    let before = read("e.vmdk");
+    for change in ["discard 0 1M", "write -z 64k 1M", "write -z -u 0 3M"] {
+        ends(dir, &["io", "-q", "-c", change, "e.vmdk"], 0);
+        assert!(read("e.vmdk") == before, "{change}");
+    }
+    ends(dir, &["io", "-q", "-c", "write 1M 64k", "e.vmdk"], 0);
+    assert!(read("e.vmdk") != before);
+}

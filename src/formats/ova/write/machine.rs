@@ -271,6 +271,20 @@ impl Machine {
     }
 }
 
+/// Refuses options that describe a machine, where the user has a description.
+pub(super) fn refuse_description(values: &OptionValues) -> Result<()> {
+    let numbers = ["cpus", "memory", "hwversion"];
+    let texts = ["firmware", "network", "adapter", "os_type"];
+    let number = numbers.iter().find(|key| values.number(key).is_some());
+    match number.or_else(|| texts.iter().find(|key| values.text(key).is_some())) {
+        None => Ok(()),
+        Some(key) => Err(Error::invalid(format!(
+            "option '{key}' describes the machine, which a descriptor of one's own does (allowed \
+             with it: name, controller, manifest, tar)"
+        ))),
+    }
+}
+
 fn within(key: &str, value: u64, allowed: std::ops::RangeInclusive<u64>) -> Result<u64> {
     match allowed.contains(&value) {
         true => Ok(value),

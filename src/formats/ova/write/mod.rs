@@ -36,7 +36,10 @@ fn disk_options(values: &OptionValues) -> Result<Vec<String>> {
 fn plan(plan: &Plan<'_>) -> Result<Box<dyn Assembly>> {
     let machine = Machine::of(plan)?;
     let text = match plan.description {
-        Some(bytes) => Text::Own(Adopted::of(bytes, plan.disks)?),
+        Some(bytes) => {
+            machine::refuse_description(plan.values)?;
+            Text::Own(Adopted::of(bytes, plan.disks)?)
+        }
         None => Text::Made(plan.disks.to_vec()),
     };
     let package = Package { machine, text };

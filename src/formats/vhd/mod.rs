@@ -13,6 +13,7 @@ mod check_blocks;
 mod compact;
 mod create;
 mod details;
+mod empty;
 mod end;
 mod fixed;
 mod footer;

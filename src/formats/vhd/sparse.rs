@@ -26,7 +26,7 @@ use crate::image::relink::Relink;
 use crate::image::table::{Endian, Table};
 use crate::image::units::{Allocator, Order, Units};
 use crate::image::{
-    Backing, Caps, Check, Compact, Driver, Image, Layout, Resize, Run, Source, Store, Wait,
+    Backing, Caps, Check, Compact, Driver, Empty, Image, Layout, Resize, Run, Source, Store, Wait,
 };
 use crate::storage::open::Access;
 use crate::storage::{Limits, Storage};
@@ -388,6 +388,10 @@ impl Image for Sparse {
     }
 
     fn as_relink(&mut self) -> Option<&mut dyn Relink> {
+        Some(self)
+    }
+
+    fn as_empty(&mut self) -> Option<&mut dyn Empty> {
         Some(self)
     }
 

@@ -19,6 +19,7 @@ use crate::image::create::{CreateBacking, CreateOptions};
 use crate::image::{Driver, Image};
 use crate::storage::HostId;
 use crate::storage::open::{Access, Sharing};
+use crate::util::moment::moment;
 use crate::util::text::printable;
 
 const HELP: &str = "\
@@ -183,6 +184,7 @@ impl<'a> Fork<'a> {
         if !leads.any(|lead| lead == Some(id)) || own(left.top())? != 0 {
             return taken();
         }
+        moment();
         std::fs::remove_file(&self.new).map_err(|e| Error::io("remove", e).at(&self.args.new))?;
         Ok(false)
     }

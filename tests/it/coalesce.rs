@@ -134,7 +134,8 @@ fn what_lies_over_the_base_already_is_no_child_of_an_image_that_was_not_merged()
 
 #[test]
 fn a_child_that_was_linked_stays_so_when_the_others_follow() {
-    for format in FORMATS {
+    // A VHDX has both states of the base recorded then: see `moments`.
+    for format in ["qcow2", "vhd", "vdi", "vmdk"] {
         let dir = scratch();
         let dir = dir.path();
         ours(dir, &["create", "-q", "-f", format, "b", "8M"]);
@@ -154,17 +155,13 @@ fn a_child_that_was_linked_stays_so_when_the_others_follow() {
             "m",
         ];
         // Killed when the first of them was linked.
+        fs::create_dir(dir.join("kept")).expect("makes a directory");
         for file in ["u", "m"] {
-            fs::copy(dir.join(file), dir.join(format!("{file}.kept"))).expect("copies");
+            fs::copy(dir.join(file), dir.join("kept").join(file)).expect("copies");
         }
         ours(dir, &merge);
         for file in ["u", "m"] {
-            fs::rename(dir.join(format!("{file}.kept")), dir.join(file)).expect("renames");
-        }
-        // Its record of the base is of before, where only its child was merged.
-        let linked = ["rebase", "-q", "-u", "-b", "b", "-F", format, "m"];
-        if format != "qcow2" && format != "vhd" {
-            ours(dir, &linked);
+            fs::rename(dir.join("kept").join(file), dir.join(file)).expect("renames");
         }
         ours(dir, &merge);
         for file in ["t", "u", "m"] {
@@ -260,7 +257,12 @@ fn children_read_as_before_and_lie_over_the_base() {
             );
         }
         assert_eq!(["t", "u"].map(|file| layers(dir, file)), [2, 2], "{format}");
-        for file in ["m", "n"] {
+        // A qcow2 here has a shorter one below it, behind whose end it would read zeroes.
+        for file in if format == "qcow2" {
+            &["m"][..]
+        } else {
+            &["m", "n"]
+        } {
             assert_eq!(own(dir, file), 0, "{format}: {file} has nothing any more");
         }
         for file in ["b", "t", "u", "n", "m"] {

@@ -25,6 +25,7 @@ use crate::image::create::CreateBacking;
 use crate::image::{Driver, Image, Relink, Role, Source, Wait};
 use crate::storage::open::{Access, Sharing};
 use crate::storage::{HostId, Storage};
+use crate::util::moment::moment;
 use crate::util::text::printable;
 
 /// One of the images, by what it is and where.
@@ -66,6 +67,7 @@ impl Node {
             }
             // The file itself, not a link to it.
             let path = &*std::fs::canonicalize(path).map_err(failed)?;
+            moment();
             std::fs::remove_file(path).map_err(failed)?;
             let directory = File::open(parent(path));
             directory.and_then(|d| d.sync_all()).map_err(failed)?;

@@ -14,6 +14,7 @@ use super::{Durable, Target, nameless, sync_directory};
 use crate::cli::removed::{Removed, open_directory, parent};
 use crate::error::{Error, Result};
 use crate::storage::HostId;
+use crate::util::moment::moment;
 
 impl Target {
     /// As [`Target::commit`]; the file that it replaces, which is open as `old`, goes on as `new`,
@@ -72,6 +73,7 @@ impl Target {
         temp.place_new(name).map_err(failed)?;
         let directory = temp.directory();
         let own = self.image.file_name();
+        moment();
         if let Err(e) = renameat_with(directory, name, directory, own, RenameFlags::EXCHANGE) {
             drop(Removed::at(new));
             return Err(failed(e.into()));

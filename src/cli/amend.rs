@@ -27,6 +27,7 @@ EXAMPLES:
   vdtool amend -o refcount_bits=64 disk.qcow2
   vdtool amend -o size=20G disk.qcow2
   vdtool amend -o backing_file=moved/base.qcow2,backing_fmt=qcow2 child.qcow2
+  vdtool amend -o hidden=1 snapshot.vhd
   vdtool amend -o help disk.qcow2
 
 NOTES:

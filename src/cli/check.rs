@@ -1,5 +1,7 @@
 //! `vdtool check`.
 
+mod layers;
+
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
@@ -21,6 +23,7 @@ const HELP: &str = "\
 EXAMPLES:
   vdtool check disk.vhd
   vdtool check -r leaks disk.vhd
+  vdtool check --chain disk.vhd
   vdtool check --output json disk.vhd | jq .corruptions
 
 FINDINGS:
@@ -28,6 +31,10 @@ FINDINGS:
   corruption is metadata that is wrong. Findings that are called notes are neither. What a repair
   did stands beside the finding. Where the image has a backing image, that one is opened to see
   that it is there and that it is the right one; its own metadata is not checked.
+
+  With --chain that of all images below FILE is checked too, and whether each is there and the right
+  one. They are only read: what -r says is done to FILE alone, because others may have them below
+  them as well. JSON then has one object for each image, FILE first, in the list 'images'.
 
 EXIT STATUS:
   0              clean, or everything found was repaired
@@ -56,6 +63,9 @@ pub struct Args {
     /// Repair what is found.
     #[arg(short, long, value_enum, value_name = "WHAT")]
     pub repair: Option<RepairArg>,
+    /// Check all images below FILE too.
+    #[arg(long)]
+    pub chain: bool,
     /// How the page cache is used.
     #[arg(
         short = 'T',
@@ -107,7 +117,10 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
         ..plan(access)?
     };
     signal::catch()?;
-    let mut checked = check(args, &options, repair, globals)?;
+    let mut checked = check(args, &args.file, &options, repair, globals)?;
+    if args.chain {
+        return layers::run(args, globals, &options, checked);
+    }
     if checked.has_backing {
         let options = ChainOptions {
             follow: Follow::Yes,
@@ -118,14 +131,14 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     exit::answer(show(args, globals, &checked), verdict(&checked.report))
 }
 
-/// Checks the image itself, and opens no other.
+/// Checks the image at `file` itself, and opens no other.
 fn check(
     args: &Args,
+    file: &Path,
     options: &ChainOptions,
     repair: Repair,
     globals: &Globals,
 ) -> crate::Result<Checked> {
-    let file = &*args.file;
     let chain = chain::open::open(file, options)?;
     let image = chain.top();
     let format = image.driver().name;
@@ -157,9 +170,13 @@ fn check(
 /// wrong is a corruption, one that may not be opened has not been checked.
 fn look_below(file: &Path, mut options: ChainOptions, report: &mut Report) {
     options.storage.access = Access::Read;
-    let Err(error) = chain::open::open(file, &options) else {
-        return;
-    };
+    if let Err(error) = chain::open::open(file, &options) {
+        add_below(error, report);
+    }
+}
+
+/// Adds what keeps the image below from being read.
+fn add_below(error: Error, report: &mut Report) {
     match error.kind() {
         ErrorKind::NotFound
         | ErrorKind::WrongFormat

@@ -2,6 +2,7 @@
 
 mod children;
 mod figures;
+mod refuse;
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};

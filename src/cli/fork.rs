@@ -1,5 +1,6 @@
 //! `vdtool fork`.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::chain::family::{own, survey};
@@ -18,6 +19,7 @@ use crate::image::create::{CreateBacking, CreateOptions};
 use crate::image::{Driver, Image};
 use crate::storage::HostId;
 use crate::storage::open::{Access, Sharing};
+use crate::util::moment::moment;
 use crate::util::text::printable;
 
 const HELP: &str = "\
@@ -182,6 +184,7 @@ impl<'a> Fork<'a> {
         if !leads.any(|lead| lead == Some(id)) || own(left.top())? != 0 {
             return taken();
         }
+        moment();
         std::fs::remove_file(&self.new).map_err(|e| Error::io("remove", e).at(&self.args.new))?;
         Ok(false)
     }
@@ -191,6 +194,7 @@ impl<'a> Fork<'a> {
         let target = Target::begin(&self.args.file)?;
         let chain = self.open(&self.file, 2)?;
         self.refuse_children(&chain)?;
+        self.refuse_linked(&chain)?;
         if chain.top().parts().len() > 1 && moves {
             let text = "is made of several files, which are not moved to another directory";
             return Err(Error::unsupported(text).at(&self.args.file));
@@ -262,6 +266,23 @@ impl<'a> Fork<'a> {
                 );
                 Err(Error::invalid(text).at(&self.args.file))
             }
+        }
+    }
+
+    /// Refuses a file that has other names than FILE and, after a run that was killed, NEW: who writes
+    /// by one of them would change the base.
+    fn refuse_linked(&self, chain: &Chain) -> Result<()> {
+        let id = chain.top().storage().host_id();
+        let own = 1 + u64::from(HostId::named(&self.new) == id);
+        let found = std::fs::metadata(&self.file);
+        let names = found.map_err(|e| Error::io("look at", e).at(&self.file))?;
+        match names.nlink() {
+            links if links <= own => Ok(()),
+            links => Err(Error::invalid(format!(
+                "has {} other names (hard links), by which the base could be written to (allowed: none)",
+                links - own
+            ))
+            .at(&self.args.file)),
         }
     }
 

@@ -17,6 +17,7 @@ use rustix::fs::{
 
 use crate::cli::exit::Exit;
 use crate::storage::HostId;
+use crate::util::moment::moment;
 
 /// All names there are now.
 static TABLE: Mutex<Table> = Mutex::new(Table {
@@ -40,6 +41,7 @@ struct Name {
 impl Name {
     fn unlink(&self) {
         if self.id.is_some() && self.found() == self.id {
+            moment();
             // Nothing is lost where somebody else removed it.
             let _ = unlinkat(&*self.directory, &self.name, AtFlags::empty());
         }
@@ -52,6 +54,7 @@ impl Name {
 
     fn rename(&self, to: &OsStr, flags: RenameFlags) -> io::Result<()> {
         let directory = &*self.directory;
+        moment();
         let renamed = match flags.is_empty() {
             true => renameat(directory, &self.name, directory, to),
             false => renameat_with(directory, &self.name, directory, to, flags),
@@ -78,6 +81,7 @@ impl Removed {
     ) -> io::Result<(Self, T)> {
         // Held meanwhile: there is no moment at which it is there and not in the table.
         let mut table = TABLE.lock();
+        moment();
         let made = make()?;
         let id = table.next;
         table.next += 1;

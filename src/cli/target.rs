@@ -76,7 +76,7 @@ struct New {
     temp: Option<Temp>,
     existing: Existing,
     /// Keeps others from the file that is to be replaced.
-    _lock: Option<Arc<dyn Storage>>,
+    lock: Option<Arc<dyn Storage>>,
 }
 
 /// Makes durable what was written to a server, over the connections that alone tell whether it is
@@ -193,9 +193,7 @@ impl Target {
     /// # Errors
     /// The host's; then the name still stands for what it stood for before.
     pub fn commit(self, durable: Durable) -> Result<()> {
-        self.commit_named(durable, &|_, _| {
-            Err(Error::invalid("the image has no names for further files"))
-        })
+        self.commit_named(durable, &nameless)
     }
 
     fn all(&self) -> impl Iterator<Item = &New> {
@@ -232,7 +230,7 @@ impl New {
             path,
             temp,
             existing,
-            _lock: lock,
+            lock,
         })
     }
 
@@ -281,6 +279,11 @@ impl New {
         let synced = directory.map_or(Ok(()), sync_directory);
         synced.map_err(|e| Error::io("sync the directory", e).at(parent(&self.path)))
     }
+}
+
+/// Of an image of one file.
+fn nameless(_image: &Path, _names: &[PathBuf]) -> Result<()> {
+    Err(Error::invalid("the image has no names for further files"))
 }
 
 fn writable() -> StorageOptions {

@@ -43,6 +43,28 @@ pub fn human(out: &mut dyn Write, report: &Report) -> io::Result<()> {
 /// # Errors
 /// The writer's.
 pub fn json(out: &mut dyn Write, path: &Path, format: &str, report: &Report) -> io::Result<()> {
+    output_json::write(out, &value(path, format, report))
+}
+
+/// Writes one object with one such object for each image of a chain.
+///
+/// # Errors
+/// The writer's.
+pub fn json_chain(out: &mut dyn Write, images: Vec<Value>) -> io::Result<()> {
+    output_json::write(out, &json!({ "images": images }))
+}
+
+/// Writes the line that begins what is said of the image of a chain with this number.
+///
+/// # Errors
+/// The writer's.
+pub fn title(out: &mut dyn Write, index: usize, path: &Path) -> io::Result<()> {
+    let space = if index > 0 { "\n" } else { "" };
+    writeln!(out, "{space}image: {}", printable(path))
+}
+
+/// What is said of one image.
+pub fn value(path: &Path, format: &str, report: &Report) -> Value {
     let findings: Vec<Value> = report
         .findings
         .iter()
@@ -68,7 +90,7 @@ pub fn json(out: &mut dyn Write, path: &Path, format: &str, report: &Report) -> 
             |s: &BadSector| json!({ "lba": s.lba, "parts": s.parts, "correctable": s.correctable });
         object.insert("sectors".to_owned(), sectors.iter().map(sector).collect());
     }
-    output_json::write(out, &value)
+    value
 }
 
 /// One finding as one line.

@@ -20,6 +20,7 @@ use crate::storage::positioned::Positioned;
 use crate::storage::syncs::Syncs;
 use crate::storage::{HostId, HostRun, Limits, Storage, Zeroing};
 use crate::util::align::len64;
+use crate::util::moment::moment;
 
 /// Longer reads gain nothing from the windows that stay: one system call costs less than the page
 /// faults, and leaves no page tables behind.
@@ -104,6 +105,7 @@ impl FileStorage {
             return Ok(());
         }
         let (start, len) = (range.start, range.end - range.start);
+        moment();
         let done = retry_on_intr(|| fallocate(&self.host.file, mode, start, len));
         // Also where it failed: a part may be gone.
         if mode.intersects(FallocateFlags::PUNCH_HOLE | FallocateFlags::ZERO_RANGE) {
@@ -192,6 +194,7 @@ impl Storage for FileStorage {
             return Ok(());
         }
         self.check_end(host, len64(buf.len()))?;
+        moment();
         self.host.write(buf, host)?;
         self.grown(host + len64(buf.len()));
         Ok(())
@@ -247,6 +250,7 @@ impl Storage for FileStorage {
             // Readers stop at the new end before the bytes go.
             self.len.store(len, Ordering::Release);
         }
+        moment();
         let done = self.host.file.set_len(len);
         self.known.forget(&(len..u64::MAX));
         if let Err(e) = done {
@@ -258,6 +262,7 @@ impl Storage for FileStorage {
     }
 
     fn sync_now(&self) -> Result<()> {
+        moment();
         self.host.sync()
     }
 

@@ -4,6 +4,7 @@ pub mod align;
 pub mod buf;
 pub mod digest;
 pub mod grace;
+pub mod moment;
 pub mod parallel;
 pub mod progress;
 pub mod random;

@@ -143,8 +143,8 @@ fn what_an_image_cannot_become_is_refused_by_name() {
     ours(dir, &["snapshot", "-c", "x", "a.qcow2"]).success();
     ours(dir, &["resize", "-q", "a.qcow2", "2M"]).success();
     refused("compat=0.10", 63, "snapshot 'x' is of a disk of");
-    ours(dir, &["create", "-q", "a.vhd", "1M"]).success();
-    ours(dir, &["amend", "-o", "compat=1.1", "a.vhd"]).code(63);
+    ours(dir, &["create", "-q", "a.vdi", "1M"]).success();
+    ours(dir, &["amend", "-o", "compat=1.1", "a.vdi"]).code(63);
     let help = ours(dir, &["amend", "-o", "help", "a.qcow2"]).success();
     let help = String::from_utf8_lossy(&help.get_output().stdout).into_owned();
     assert!(help.contains("refcount_bits"), "{help}");

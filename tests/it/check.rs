@@ -248,3 +248,88 @@ fn a_check_tells_how_far_it_is_and_stops_when_told() {
         assert_eq!(value["done"], value["total"], "{text}");
     }
 }
+
+#[test]
+fn with_chain_every_image_below_is_checked_and_so_is_every_link() {
+    for format in ["qcow2", "vhd", "vdi", "vhdx", "vmdk"] {
+        let dir = scratch();
+        let dir = dir.path();
+        let run = |line: &[&str]| vdtool().current_dir(dir).args(line).assert();
+        run(&["create", "-q", "-f", format, "b", "8M"]).success();
+        for (below, above, size) in [("b", "m", "8M"), ("m", "t", "9M")] {
+            let over = ["-b", below, "-F", format, above, size];
+            run(&[&["create", "-q", "-f", format][..], &over].concat()).success();
+        }
+        let images = |code| {
+            let all = ["check", "--chain", "--output", "json", "t"];
+            let out = run(&all).code(code).get_output().stdout.clone();
+            let value: serde_json::Value = serde_json::from_slice(&out).expect("is JSON");
+            value["images"].as_array().expect("is a list").clone()
+        };
+        let found = images(0);
+        assert_eq!(found.len(), 3, "{format}: {found:?}");
+        assert!(found.iter().all(|image| image["format"] == format));
+        let notes = found[0]["findings"].to_string();
+        assert!(
+            notes.contains("zeroes are read behind"),
+            "{format}: {notes}"
+        );
+        // Damage that does not keep it from being read.
+        let mut bytes = std::fs::read(dir.join("b")).expect("reads");
+        let kept = bytes.clone();
+        let damaged = match format {
+            // The first refcount of all, the copy of the footer, the count of blocks.
+            "qcow2" => Some(0x2_0000..0x2_0002),
+            "vhd" => Some(8..12),
+            "vdi" => Some(0x184..0x185),
+            _ => None,
+        };
+        if let Some(range) = damaged {
+            bytes[range].fill(0x77);
+            std::fs::write(dir.join("b"), &bytes).expect("writes");
+            run(&["check", "t"]).success();
+            let all = ["check", "--chain", "--output", "json", "t"];
+            let code = run(&all).get_output().status.code();
+            assert!(matches!(code, Some(2 | 3)), "{format}: {code:?}");
+            let found = images(code.expect("ends by itself"));
+            let sum = |image: &serde_json::Value| {
+                let number = |key: &str| image[key].as_u64().expect("is a number");
+                number("corruptions") + number("leaks")
+            };
+            let sums: Vec<u64> = found.iter().map(sum).collect();
+            assert!(sums[..2] == [0, 0] && sums[2] > 0, "{format}: {sums:?}");
+            // What lies below is only looked at.
+            run(&["check", "-q", "--chain", "-r", "all", "t"]).failure();
+            assert!(
+                std::fs::read(dir.join("b")).expect("reads") == bytes,
+                "{format}"
+            );
+            std::fs::write(dir.join("b"), &kept).expect("writes");
+        }
+        std::fs::rename(dir.join("b"), dir.join("elsewhere-b")).expect("renames");
+        if format == "vdi" {
+            std::fs::remove_file(dir.join("elsewhere-b")).expect("removes");
+        }
+        let found = images(2);
+        assert_eq!(found.len(), 2, "{format}: {found:?}");
+        assert_eq!(found[0]["corruptions"], 0, "{format}");
+        assert_eq!(found[1]["corruptions"], 1, "{format}: {}", found[1]);
+    }
+    // What has nothing to check is said so, and is no fault.
+    let dir = scratch();
+    let dir = dir.path();
+    std::fs::write(dir.join("b.raw"), [1; 4096]).expect("writes");
+    let line = [
+        "create", "-q", "-f", "qcow2", "-b", "b.raw", "-F", "raw", "t",
+    ];
+    vdtool().current_dir(dir).args(line).assert().success();
+    let shown = vdtool()
+        .current_dir(dir)
+        .args(["check", "--chain", "t"])
+        .assert();
+    let text = String::from_utf8_lossy(&shown.success().get_output().stdout).into_owned();
+    assert!(
+        text.contains("image: t\n") && text.contains("b.raw\nnote: format 'raw'"),
+        "{text}"
+    );
+}

@@ -16,12 +16,14 @@ use vdtool::image::check::Repair;
 use vdtool::image::compress::{Existing, Form, Unit};
 use vdtool::image::open::{OpenOptions, WriteOrder};
 use vdtool::image::snapshot::Pick;
+use vdtool::image::{Source, Wait};
 use vdtool::storage::memory::{Change, Fault, MemoryStorage, Op};
 use vdtool::storage::open::Access;
 use vdtool::storage::{Storage, Zeroing};
 use vdtool::util::progress::Silent;
 
 use crate::layers::{Disk, LayerSpec, Place, check, filled, read_all};
+use crate::moving::allocated;
 use crate::util::{Seeded, len, rounds, up_to};
 
 const SECTOR: u64 = 512;
@@ -57,13 +59,15 @@ pub(crate) enum Act {
     Close,
     /// Frees what reads as zeroes and packs the file.
     Compact,
+    /// Drops all that the top layer has, which is below it too.
+    Empty,
 }
 
 impl Act {
     /// Does it to the disk and to its model.
     fn carry_out(
         &self,
-        chain: &Chain,
+        chain: &mut Chain,
         model: &mut Vec<u8>,
         rng: &mut Seeded,
     ) -> vdtool::Result<()> {
@@ -119,6 +123,11 @@ impl Act {
                 };
                 chain.close()?;
                 compact::compact(chain.top(), how, &Silent).map(drop)
+            }
+            Self::Empty => {
+                chain.top().keep_state();
+                let empty = chain.top_mut().as_empty().expect("can be emptied");
+                empty.empty()
             }
         }
     }
@@ -195,7 +204,7 @@ impl Session {
     pub(crate) fn of(name: &str, disk: Disk, kept: Option<Vec<u8>>, acts: &[Act]) -> Self {
         let mut rng = Seeded::new(name);
         let top = Arc::clone(&disk.memory()[0]);
-        let chain = disk.open(Access::Write, WriteOrder::Ordered);
+        let mut chain = disk.open(Access::Write, WriteOrder::Ordered);
         let base = top.to_bytes();
         top.record();
         let mut steps = vec![Step {
@@ -206,7 +215,7 @@ impl Session {
         }];
         for act in acts {
             let mut model = steps[steps.len() - 1].model.clone();
-            let done = act.carry_out(&chain, &mut model, &mut rng);
+            let done = act.carry_out(&mut chain, &mut model, &mut rng);
             done.unwrap_or_else(|e| panic!("{name}: {act:x?}: {e}"));
             steps.push(Step {
                 what: format!("{act:x?}"),
@@ -761,6 +770,76 @@ fn a_qcow2_over_another_image_survives_kills_and_power_cuts() {
         vhd("block_size=8k", 130 * 512),
     ];
     sessions("qcow2 over vhd", &specs, Also::Nothing);
+}
+
+/// An image that has in places what lies below it too: emptied and written again it reads the same at
+/// every moment, and its space is given back.
+#[test]
+fn an_image_that_is_emptied_over_what_it_had_survives_kills_and_power_cuts() {
+    const LEN: u64 = 2 * MIB;
+    let vmdk = |size| LayerSpec {
+        format: "vmdk",
+        options: "grain_size=4k",
+        size,
+    };
+    for (name, top, below, place) in [
+        ("vhd", vhd("block_size=64k", LEN), RAW, Place::Memory),
+        (
+            "vhd device",
+            vhd("block_size=64k", LEN),
+            RAW,
+            Place::Device(len(LEN) * 2),
+        ),
+        (
+            "vdi",
+            vdi("block_size=64k", LEN),
+            vdi("", LEN),
+            Place::Memory,
+        ),
+        (
+            "vhdx",
+            vhdx("block_size=1M", LEN),
+            vhdx("block_size=1M", LEN),
+            Place::Memory,
+        ),
+        ("qcow2", qcow2("cluster_size=4k", LEN), RAW, Place::Memory),
+        ("vmdk", vmdk(LEN), vmdk(LEN), Place::Memory),
+    ] {
+        let mut rng = Seeded::new(name);
+        let mut disk = Disk::create(place, &[LayerSpec { size: LEN, ..below }]);
+        let bytes = rng.bytes(len(LEN));
+        let chain = disk.open(Access::Write, WriteOrder::Ordered);
+        chain.write_at(&bytes, 0).expect("writes");
+        chain.close().expect("closes");
+        drop(chain);
+        disk.push(&top);
+        let made = disk.memory()[0].size();
+        let chain = disk.open(Access::Write, WriteOrder::Ordered);
+        for _ in 0..8 {
+            let at = rng.usize(0..bytes.len());
+            let end = bytes.len().min(at + rng.usize(1..200_000));
+            chain.write_at(&bytes[at..end], at as u64).expect("writes");
+        }
+        chain.close().expect("closes");
+        drop(chain);
+        let full = disk.memory()[0].size();
+        let acts = [Act::Empty, Act::Write(MIB..MIB + 5000), Act::Close];
+        let mut session = Session::of(name, disk, None, &acts);
+        let emptied = Arc::new(session.storage(&session.base));
+        let changes = &session.changes[..session.steps[1].changes];
+        changes.iter().for_each(|change| emptied.apply(change));
+        let left = allocated(&emptied);
+        assert!(
+            place != Place::Memory || left < made + (full - made) / 2,
+            "{name}: {left} of {full}, made with {made}"
+        );
+        let chain = session.open_on(&emptied, Access::Read).expect("opens");
+        let run = chain.top().map(0, LEN, Wait::Yes).expect("maps");
+        assert!(matches!(run.source, Source::Below), "{name}");
+        drop(chain);
+        session.every_kill();
+        session.power_cuts();
+    }
 }
 
 /// Operations during which the host fails now and then: what was acknowledged stays, what failed

@@ -40,7 +40,7 @@ fn disk(dir: &Path, format: &str, file: &str) {
     ours(dir, &["io", "-q", "-c", "write -P 1 0 1M", file]);
 }
 
-const FORMATS: [&str; 3] = ["qcow2", "vhd", "vdi"];
+const FORMATS: [&str; 5] = ["qcow2", "vhd", "vdi", "vhdx", "vmdk"];
 
 #[test]
 fn both_children_read_as_the_image_did_and_the_base_is_its_file() {
@@ -103,6 +103,35 @@ fn what_cannot_be_forked_is_refused_and_nothing_is_changed() {
         .collect();
     names.sort();
     assert_eq!(names, ["below.qcow2", "disk", "taken"]);
+}
+
+#[test]
+fn a_file_that_could_be_written_to_by_another_name_is_refused() {
+    let dir = scratch();
+    let dir = dir.path();
+    disk(dir, "vhd", "disk");
+    hard_link(dir.join("disk"), dir.join("machine")).expect("links");
+    for _ in 0..2 {
+        let said = fails(dir, &["fork", "disk", "base"], 1);
+        assert!(said.contains("hard links"), "{said}");
+        reads(dir, "disk", 1);
+        // Nor where a run that was killed has given it its new name.
+        let _ = hard_link(dir.join("disk"), dir.join("base"));
+    }
+    fs::remove_file(dir.join("machine")).expect("removes");
+    ours(dir, &["fork", "-q", "disk", "base"]);
+    reads(dir, "disk", 1);
+    // A symbolic link is followed: the file itself is forked.
+    std::os::unix::fs::symlink("disk", dir.join("link")).expect("links");
+    ours(dir, &["fork", "-q", "link", "base2"]);
+    assert!(
+        fs::symlink_metadata(dir.join("link"))
+            .expect("is there")
+            .is_symlink()
+    );
+    for file in ["disk", "link", "base2"] {
+        reads(dir, file, 1);
+    }
 }
 
 #[test]
@@ -193,7 +222,7 @@ fn what_a_killed_run_left_is_finished_by_the_same_command() {
 fn killed_at_any_moment_the_image_reads_as_before_and_the_command_ends_it() {
     let mut rng = Seeded::new("fork");
     for format in FORMATS {
-        for _ in 0..rounds(12) {
+        for _ in 0..rounds(8) {
             let dir = scratch();
             let dir = dir.path();
             disk(dir, format, "disk");

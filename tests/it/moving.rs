@@ -297,7 +297,7 @@ fn a_full_host_takes_what_was_asked_for_where_it_has_no_room_for_more() {
 }
 
 /// Bytes of an object that take space.
-fn allocated(storage: &MemoryStorage) -> u64 {
+pub(crate) fn allocated(storage: &MemoryStorage) -> u64 {
     let (mut at, mut sum) = (0, 0);
     while at < storage.size() {
         let run = storage.run(at, storage.size() - at).expect("memory");

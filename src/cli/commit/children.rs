@@ -10,7 +10,6 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use crate::chain::family::{own, survey};
 use crate::chain::open::{ChainOptions, Follow};
 use crate::chain::{self, Chain, HostFile};
 use crate::cli::backing::{clean, describe, relative};
@@ -23,25 +22,22 @@ use crate::cli::{Globals, interrupt, progress, signal};
 use crate::copy::{self, default_workers};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::create::CreateBacking;
-use crate::image::{Driver, Role, Source, Wait};
+use crate::image::{Driver, Image, Relink, Role, Source, Wait};
 use crate::storage::open::{Access, Sharing};
 use crate::storage::{HostId, Storage};
-use crate::util::align::{clamp_len, len64};
+use crate::util::moment::moment;
 use crate::util::text::printable;
-
-/// Bytes compared at a time.
-const STEP: usize = 1 << 20;
 
 /// One of the images, by what it is and where.
 #[derive(Debug, Clone)]
-struct Node {
-    path: PathBuf,
-    id: Option<HostId>,
-    driver: &'static Driver,
+pub(super) struct Node {
+    pub(super) path: PathBuf,
+    pub(super) id: Option<HostId>,
+    pub(super) driver: &'static Driver,
     /// Bytes of its disk.
-    size: u64,
+    pub(super) size: u64,
     /// Further files that it is made of.
-    others: Vec<(PathBuf, Option<HostId>)>,
+    pub(super) others: Vec<(PathBuf, Option<HostId>)>,
 }
 
 impl Node {
@@ -69,6 +65,9 @@ impl Node {
             if HostId::named(path) != *id {
                 return Err(Error::new(ErrorKind::Io, "was replaced meanwhile").at(path));
             }
+            // The file itself, not a link to it.
+            let path = &*std::fs::canonicalize(path).map_err(failed)?;
+            moment();
             std::fs::remove_file(path).map_err(failed)?;
             let directory = File::open(parent(path));
             directory.and_then(|d| d.sync_all()).map_err(failed)?;
@@ -78,17 +77,17 @@ impl Node {
 }
 
 /// What there is to do.
-struct Plan<'a> {
-    args: &'a Args,
+pub(super) struct Plan<'a> {
+    pub(super) args: &'a Args,
     /// For looking, without locks.
-    look: ChainOptions,
+    pub(super) look: ChainOptions,
     /// FILE and the images between it and the base, top first, as far as they are there.
-    layers: Vec<Node>,
-    base: Node,
+    pub(super) layers: Vec<Node>,
+    pub(super) base: Node,
     /// The children that have FILE below them.
-    waiting: Vec<Node>,
+    pub(super) waiting: Vec<Node>,
     /// Those that have the base below them.
-    linked: Vec<Node>,
+    pub(super) linked: Vec<Node>,
 }
 
 /// Runs the command.
@@ -98,8 +97,7 @@ struct Plan<'a> {
 pub(super) fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     signal::catch()?;
     let plan = Plan::new(args)?;
-    plan.refuse_others()?;
-    plan.refuse_unmerged()?;
+    plan.refuse()?;
     if args.dry_run {
         plan.say(globals)?;
         return Ok(Exit::Done);
@@ -108,6 +106,8 @@ pub(super) fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     if !plan.waiting.is_empty() {
         plan.merge(globals)?;
         done = true;
+        // Somebody may have made one meanwhile: what lies over the base is safe, others are not.
+        plan.refuse_others()?;
     }
     done |= match args.remove {
         true => plan.remove()?,
@@ -174,83 +174,6 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// Refuses to leave an image over another disk than it was made over.
-    fn refuse_others(&self) -> Result<()> {
-        let nodes = || self.layers.iter().chain([&self.base]);
-        let mut places: Vec<PathBuf> = nodes().map(|n| parent(&n.path).to_owned()).collect();
-        places.sort();
-        places.dedup();
-        let family = survey(&places, &self.look, &interrupt::check)?;
-        let known = nodes().chain(&self.waiting).chain(&self.linked);
-        let known: Vec<Option<HostId>> = known.map(|n| n.id).collect();
-        for node in nodes() {
-            let Some(id) = node.id else {
-                continue;
-            };
-            let mut above = family.above(id).into_iter();
-            if let Some(other) = above.find(|member| !known.contains(&member.id())) {
-                let text = format!(
-                    "lies below {} too, which would read otherwise (--children names images that have \
-                     FILE below them; allowed: no others)",
-                    printable(other.info.path.as_deref().unwrap_or(Path::new("")))
-                );
-                return Err(Error::invalid(text).at(&node.path));
-            }
-        }
-        Ok(())
-    }
-
-    /// Where a child has the base below it already: refuses it unless the base has all that FILE and the
-    /// images between have, as after a run that was killed.  It would be another disk otherwise, or
-    /// FILE would go unmerged.
-    fn refuse_unmerged(&self) -> Result<()> {
-        let (Some(child), false) = (self.linked.first(), self.layers.is_empty()) else {
-            return Ok(());
-        };
-        let upper = ChainOptions {
-            follow: Follow::Layers(self.layers.len()),
-            ..self.look.clone()
-        };
-        let upper = chain::open::open(&self.args.file, &upper)?;
-        let base = ChainOptions {
-            format: Some(self.base.driver),
-            parents: Vec::new(),
-            ..self.look.clone()
-        };
-        let base = chain::open::open(&self.base.path, &base)?;
-        let (mut a, mut b) = (vec![0; STEP], vec![0; STEP]);
-        let (mut at, end) = (0, upper.virtual_size());
-        while at < end {
-            interrupt::check()?;
-            let found = upper.resolve_layers(at, end - at, Wait::Yes)?;
-            if matches!(found.source, Source::Below) {
-                at += found.len;
-                continue;
-            }
-            let len = clamp_len(found.len, STEP);
-            let (a, b) = (&mut a[..len], &mut b[..len]);
-            match found.source {
-                Source::Zero => a.fill(0),
-                _ => upper.read_at(a, at)?,
-            }
-            let reaches = at + len64(len) <= base.virtual_size();
-            if reaches {
-                base.read_at(b, at)?;
-            }
-            if !reaches || a != b {
-                let text = format!(
-                    "has {} below it, which does not have what {} has (allowed as a child: an image \
-                     that has that below it)",
-                    printable(&self.base.path),
-                    printable(&self.args.file)
-                );
-                return Err(Error::invalid(text).at(&child.path));
-            }
-            at += len64(len);
-        }
-        Ok(())
-    }
-
     fn say(&self, globals: &Globals) -> anyhow::Result<()> {
         if self.waiting.is_empty() {
             return globals.say("All children are linked already.");
@@ -268,10 +191,7 @@ impl<'a> Plan<'a> {
         // Whoever has one of them open keeps it, before anything is moved.
         let mut children = Vec::new();
         for child in &self.waiting {
-            let chain = self.for_writing(child)?;
-            let below = has_names(chain.top());
-            refuse_unreachable(below, &self.base.path, &child.path, &options.references)?;
-            children.push(chain);
+            children.push(self.lock_child(child, &options)?);
         }
         for layer in &self.layers {
             drop(self.for_writing(layer)?);
@@ -284,9 +204,13 @@ impl<'a> Plan<'a> {
         let target =
             target.ok_or_else(|| Error::invalid("has changed meanwhile").at(&args.file))?;
         drop(full);
-        let (upper, base) = self.open_in_two(options, &target)?;
+        let (upper, base) = self.open_in_two(options, &target, &mut children)?;
         let bar = progress::start("commit", upper.virtual_size(), &args.progress, globals);
-        let moved = copy::commit(&upper, &base, default_workers(), &bar);
+        let moved = match self.linked.is_empty() {
+            true => copy::commit(&upper, &base, default_workers(), &bar),
+            // All is there: what others have recorded of it stays right.
+            false => Ok(()),
+        };
         let closed = base.close();
         moved?;
         closed?;
@@ -300,16 +224,39 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
+    /// Opens a child, which nobody else may change from then on, and looks at it once more.
+    fn lock_child(&self, child: &Node, options: &ChainOptions) -> Result<Chain> {
+        let chain = self.for_writing(child)?;
+        let below = Child::open(&child.path, &self.look)?.below;
+        if Some(below.id) != self.layers.first().map(|file| file.id) {
+            let text = "was given another backing image meanwhile";
+            return Err(Error::new(ErrorKind::Io, text).at(&child.path));
+        }
+        let has_names = has_names(chain.top());
+        refuse_unreachable(has_names, &self.base.path, &child.path, &options.references)?;
+        Ok(chain)
+    }
+
     /// Opens FILE and the images down to the base, and the base, which may be written to: the image
-    /// right above it accepts it at every moment.
-    fn open_in_two(&self, mut options: ChainOptions, target: &HostFile) -> Result<(Chain, Chain)> {
+    /// right above it accepts it at every moment, and all `children` can have it below them.
+    fn open_in_two(
+        &self,
+        mut options: ChainOptions,
+        target: &HostFile,
+        children: &mut [Chain],
+    ) -> Result<(Chain, Chain)> {
         let file = &self.args.file;
-        let is_only = self.layers.len() == 1;
-        if is_only {
+        let expects = self.layers.len() == 1 && self.linked.is_empty();
+        if expects {
             options.storage.access = Access::Write;
         }
         let (mut upper, base) = chain::open::open_in_two(file, &options, target)?;
-        if !expect(&mut upper, &base).map_err(|e| e.at(file))? {
+        for (child, chain) in self.waiting.iter().zip(children) {
+            let backing = self.backing(&base, child)?;
+            let relink = relinks(chain).and_then(|relink| relink.may_relink(Some(&backing)));
+            relink.map_err(|e| e.at(&child.path))?;
+        }
+        if !expects || !expect(&mut upper, &base).map_err(|e| e.at(file))? {
             // What it has recorded stays right, and nobody else may have recorded it.
             base.top().keep_state();
         }
@@ -343,7 +290,10 @@ impl<'a> Plan<'a> {
     fn remove(&self) -> Result<bool> {
         for node in self.layers.iter().rev() {
             interrupt::check()?;
+            // Nobody has it open, and nobody opens it any more.
+            let chain = self.for_writing(node)?;
             node.remove()?;
+            drop(chain);
         }
         Ok(!self.layers.is_empty())
     }
@@ -364,7 +314,7 @@ impl<'a> Plan<'a> {
             }
             shortest = node.size;
             let mut chain = self.for_writing(node)?;
-            if own(chain.top())? == 0 {
+            if !has_any(chain.top())? {
                 continue;
             }
             chain.top().keep_state();
@@ -393,13 +343,29 @@ impl<'a> Plan<'a> {
 /// Has an image lie over another, over which it reads the same.
 fn link(chain: &mut Chain, backing: &CreateBacking) -> Result<()> {
     chain.top().keep_state();
+    relinks(chain)?.relink(Some(backing))?;
+    chain.close()
+}
+
+fn relinks(chain: &mut Chain) -> Result<&mut dyn Relink> {
     let name = chain.top().driver().name;
-    let relink = chain.top_mut().as_relink().ok_or_else(|| {
+    chain.top_mut().as_relink().ok_or_else(|| {
         let text = format!("images of format '{name}' cannot be given another backing image");
         Error::unsupported(text)
-    })?;
-    relink.relink(Some(backing))?;
-    chain.close()
+    })
+}
+
+/// Whether an image hides anything of what lies below it, be it by zeroes.
+fn has_any(image: &dyn Image) -> Result<bool> {
+    let (size, mut at) = (image.virtual_size(), 0);
+    while at < size {
+        let run = image.map(at, size - at, Wait::Yes)?;
+        if !matches!(run.source, Source::Below) {
+            return Ok(true);
+        }
+        at += run.len;
+    }
+    Ok(false)
 }
 
 /// An image above, and what lies right below it.

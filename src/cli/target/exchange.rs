@@ -3,16 +3,18 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, RenameFlags, linkat, renameat_with};
 use rustix::io::Errno;
 
-use super::{Durable, Target, sync_directory};
+use super::{Durable, Target, nameless, sync_directory};
 use crate::cli::removed::{Removed, open_directory, parent};
 use crate::error::{Error, Result};
 use crate::storage::HostId;
+use crate::util::moment::moment;
 
 impl Target {
     /// As [`Target::commit`]; the file that it replaces, which is open as `old`, goes on as `new`,
@@ -22,38 +24,41 @@ impl Target {
     /// # Errors
     /// The host's; then the old file has the name it had, `new`, or both.
     pub fn commit_keeping(self, old: BorrowedFd<'_>, new: &Path) -> Result<()> {
+        self.keep_seen(old, new, &mut || {})
+    }
+
+    fn keep_seen(self, old: BorrowedFd<'_>, new: &Path, seen: &mut dyn FnMut()) -> Result<()> {
         let failed = |e: io::Error| Error::io("give the file another name", e).at(new);
         let directory = open_directory(parent(new)).map_err(failed)?;
-        let directory = std::sync::Arc::new(directory);
+        let directory = Arc::new(directory);
         let name = new.file_name().unwrap_or_default();
-        let id = HostId::of_fd(old);
-        if HostId::named(new) == id {
-            return self.commit(Durable::Yes);
+        self.refuse_replaced(old)?;
+        let mut linked = None;
+        if HostId::named(new) != HostId::of_fd(old) {
+            match link(&directory, name, old) {
+                Ok(removed) => linked = Some(removed),
+                Err(e) if has_no_links(&e) => return self.exchange(name, new),
+                Err(e) => return Err(failed(e)),
+            }
+            self.refuse_replaced(old)?;
         }
-        let through = format!("/proc/self/fd/{}", old.as_raw_fd());
-        let linked = Removed::make(&directory, name, || {
-            Ok(linkat(
-                CWD,
-                &*through,
-                &*directory,
-                name,
-                AtFlags::SYMLINK_FOLLOW,
-            )?)
-        });
-        let removed = match linked {
-            Ok((removed, ())) => removed,
-            Err(e) if has_no_links(&e) => return self.exchange(name, new),
-            Err(e) => return Err(failed(e)),
-        };
-        if HostId::named(&self.image.path) != id {
-            let text = "was replaced while it was open";
-            return Err(Error::new(crate::ErrorKind::Io, text).at(&self.image.given));
-        }
-        // The old content has its other name for good before it loses the one it had.
+        // The old content has its other name for good before it loses the one it had, whoever gave
+        // it that.
         sync_directory(&directory).map_err(failed)?;
         // From here on it may be the only one: where the rest fails it stays, and is harmless.
-        removed.keep();
-        self.commit(Durable::Yes)
+        linked.into_iter().for_each(Removed::keep);
+        self.commit_seen(Durable::Yes, &nameless, seen)
+    }
+
+    /// Refuses to take the name from another file than the one that is `old`, and locked.
+    fn refuse_replaced(&self, old: BorrowedFd<'_>) -> Result<()> {
+        let id = HostId::of_fd(old);
+        let locked = self.image.lock.as_ref().and_then(|lock| lock.host_id());
+        if id.is_some() && HostId::named(&self.image.path) == id && locked == id {
+            return Ok(());
+        }
+        let text = "was replaced while it was open";
+        Err(Error::new(crate::ErrorKind::Io, text).at(&self.image.given))
     }
 
     /// The same where no file has two names: the new image takes the free one, and then both are
@@ -68,6 +73,7 @@ impl Target {
         temp.place_new(name).map_err(failed)?;
         let directory = temp.directory();
         let own = self.image.file_name();
+        moment();
         if let Err(e) = renameat_with(directory, name, directory, own, RenameFlags::EXCHANGE) {
             drop(Removed::at(new));
             return Err(failed(e.into()));
@@ -78,6 +84,14 @@ impl Target {
         let file = File::open(new).and_then(|file| file.sync_all());
         file.map_err(|e| Error::io("sync", e).at(new))
     }
+}
+
+/// Gives what is open as `old` a name that is free.
+fn link(directory: &Arc<OwnedFd>, name: &OsStr, old: BorrowedFd<'_>) -> io::Result<Removed> {
+    let through = format!("/proc/self/fd/{}", old.as_raw_fd());
+    let flags = AtFlags::SYMLINK_FOLLOW;
+    let make = || Ok(linkat(CWD, &*through, &**directory, name, flags)?);
+    Removed::make(directory, name, make).map(|(removed, ())| removed)
 }
 
 /// Whether a file cannot have two names there.
@@ -135,6 +149,43 @@ mod tests {
             (b"old".to_vec(), b"old".to_vec())
         );
         assert_eq!(names(dir), ["a", "b"]);
+    }
+
+    #[test]
+    fn the_old_content_is_kept_whatever_ends_it_once_it_lost_its_name() {
+        use std::os::fd::AsFd;
+        use std::panic::{AssertUnwindSafe, catch_unwind};
+        let dir = tempfile::tempdir().expect("a directory");
+        let dir = dir.path();
+        let (new, old) = target(dir);
+        let run = || {
+            let mut seen = || panic!("after the rename");
+            new.keep_seen(old.as_fd(), &dir.join("b"), &mut seen)
+        };
+        catch_unwind(AssertUnwindSafe(run)).expect_err("ends early");
+        assert_eq!(
+            (read(dir, "a"), read(dir, "b")),
+            (b"new".to_vec(), b"old".to_vec())
+        );
+    }
+
+    #[test]
+    fn a_file_that_took_the_name_meanwhile_is_not_replaced() {
+        use std::os::fd::AsFd;
+        for has_link in [false, true] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let dir = dir.path();
+            let (new, old) = target(dir);
+            if has_link {
+                std::fs::hard_link(dir.join("a"), dir.join("b")).expect("links");
+            }
+            std::fs::write(dir.join("c"), b"another").expect("writes");
+            std::fs::rename(dir.join("c"), dir.join("a")).expect("renames");
+            let error = new.commit_keeping(old.as_fd(), &dir.join("b"));
+            let text = error.expect_err("is another").to_string();
+            assert!(text.contains("was replaced"), "{text}");
+            assert_eq!(read(dir, "a"), b"another");
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use rustix::fs::{
 use crate::cli::removed::parent;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nbd::uri::is_uri;
+use crate::util::moment::moment;
 
 /// Most symbolic links that are followed to a file that does not exist.
 const MAX_LINKS: usize = 40;
@@ -209,5 +210,6 @@ fn may_be_written(path: &Path) -> Result<()> {
 pub(super) fn sync_directory(directory: &OwnedFd) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let opened = rustix::fs::openat(directory, ".", flags, rustix::fs::Mode::empty())?;
+    moment();
     Ok(rustix::fs::fsync(opened)?)
 }

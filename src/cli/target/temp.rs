@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use super::stale::{Kind, claimed};
 use crate::cli::removed::{Removed, open_directory, parent};
 use crate::storage::filesystem::FileSystem;
+use crate::util::moment::moment;
 
 /// How often a file is made anew that somebody took for one that was left behind.
 const TRIES: usize = 8;
@@ -168,6 +169,7 @@ impl Temp {
 
     fn link(&self, name: &OsStr) -> io::Result<()> {
         let directory = &*self.directory;
+        moment();
         let linked = match &self.name {
             Some(own) => linkat(directory, &own.name, directory, name, AtFlags::empty()),
             None => linkat(CWD, &self.path, directory, name, AtFlags::SYMLINK_FOLLOW),

@@ -17,7 +17,8 @@ use crate::image::open::{OpenOptions, Purpose};
 use crate::image::table::{Endian, Table};
 use crate::image::units::{Allocator, Order, Units};
 use crate::image::{
-    Backing, Caps, Check, Compact, Driver, Image, Layout, Relink, Resize, Run, Source, Store, Wait,
+    Backing, Caps, Check, Compact, Driver, Empty, Image, Layout, Relink, Resize, Run, Source,
+    Store, Wait,
 };
 use crate::storage::open::Access;
 use crate::storage::{Limits, Storage};
@@ -257,6 +258,10 @@ impl Image for Vdi {
     }
 
     fn as_relink(&mut self) -> Option<&mut dyn Relink> {
+        Some(self)
+    }
+
+    fn as_empty(&mut self) -> Option<&mut dyn Empty> {
         Some(self)
     }
 

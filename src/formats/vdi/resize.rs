@@ -7,7 +7,7 @@ use crate::formats::vdi::header::{COUNT, DATA, DISK, ENTRIES, FREE, Kind, MAP, S
 use crate::formats::vdi::image::{Shape, Vdi};
 use crate::image::table::{Endian, Table};
 use crate::image::units::{Taken, Units};
-use crate::image::{Compact, LayerBelow, Resize};
+use crate::image::{Compact, Empty, LayerBelow, Resize};
 use crate::storage::{Zeroing, zero_or_write};
 use crate::util::progress::{Progress, Silent};
 
@@ -29,6 +29,19 @@ impl Resize for Vdi {
             std::cmp::Ordering::Less => self.shrink(virtual_size),
             std::cmp::Ordering::Greater => self.grow(virtual_size, below),
         }
+    }
+}
+
+impl Empty for Vdi {
+    fn empty(&mut self) -> Result<()> {
+        self.allocator()?;
+        if !self.has_backing() {
+            return Err(Error::unsupported("nothing lies below it"));
+        }
+        drop(self.allocator.release_unused(&*self));
+        self.allocator.begin(&*self)?;
+        self.drop_behind(0)?;
+        self.allocator.order.settle()
     }
 }
 

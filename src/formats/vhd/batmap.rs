@@ -14,6 +14,8 @@ use crate::util::align::{self, clamp_len};
 
 /// Length of its header in bytes.
 pub(super) const LEN: usize = 512;
+/// Where in it the marker is.
+pub(super) const MARKER: u64 = 24 + 4;
 /// Largest map we read, in bytes: eight million blocks.
 const MAX_MAP: u64 = 1 << 20;
 const COOKIE: [u8; 8] = *b"tdbatmap";
@@ -47,12 +49,14 @@ struct RawBatmap {
 }
 
 const _: () = assert!(size_of::<RawBatmap>() == LEN);
+const _: () = assert!(std::mem::offset_of!(RawBatmap, marker) as u64 == MARKER);
 
 /// A batmap that can be trusted.
 #[derive(Debug)]
 pub(super) struct Batmap {
     bits: Box<[u8]>,
     ranges: [Range<u64>; 2],
+    marker: u8,
 }
 
 /// What was found where a batmap is due.
@@ -72,6 +76,11 @@ impl Batmap {
         let byte = clamp_len(block / 8, usize::MAX);
         let bit = 0x80u8 >> (block % 8);
         self.bits.get(byte).is_some_and(|b| b & bit != 0)
+    }
+
+    /// XenServer's own.
+    pub(super) fn marker(&self) -> u8 {
+        self.marker
     }
 
     /// The bytes of the file that it occupies.
@@ -118,7 +127,11 @@ pub(super) fn read(storage: &dyn Storage, footer: &Footer, header: &Header) -> R
     }
     let ranges = [host..host + align::len64(LEN), map];
     let bits = bits.into_boxed_slice();
-    Ok(Found::Trusted(Batmap { bits, ranges }))
+    Ok(Found::Trusted(Batmap {
+        bits,
+        ranges,
+        marker: raw.marker,
+    }))
 }
 
 fn sum(map: &[u8]) -> u32 {

@@ -65,6 +65,10 @@ pub(super) fn of_header(
     batmap: &batmap::Found,
     locators: &[(Code, OsString)],
 ) -> Vec<Detail> {
+    let marker = match batmap {
+        batmap::Found::Trusted(map) => Some(map.marker()),
+        _ => None,
+    };
     let batmap = match batmap {
         batmap::Found::None => "none".to_owned(),
         batmap::Found::Trusted(_) => "trusted".to_owned(),
@@ -76,6 +80,7 @@ pub(super) fn of_header(
         Detail::new("table-offset", header.table_offset()),
         Detail::new("batmap", batmap),
     ];
+    details.extend(marker.map(|marker| Detail::new("marker", marker)));
     let name = header.parent_name();
     if header.parent_uuid().is_nil() && name.as_deref() == Some("") && locators.is_empty() {
         return details;

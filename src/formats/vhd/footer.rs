@@ -338,6 +338,13 @@ impl Footer {
         self.sealed()
     }
 
+    /// The same footer of a disk that XenServer shows or hides.
+    #[must_use]
+    pub(super) fn hidden_as(mut self, hidden: u8) -> Self {
+        self.raw.hidden = hidden;
+        self.sealed()
+    }
+
     /// The same footer with another program named as its creator.
     #[must_use]
     pub(super) fn created_by(mut self, creator: Creator) -> Self {

@@ -6,6 +6,7 @@
 //! disk a sector whose bit is 0 reads as zeroes, in a differencing disk it is in the parent.
 
 mod allocate;
+mod amend;
 mod batmap;
 mod bitmap;
 mod check;
@@ -13,6 +14,7 @@ mod check_blocks;
 mod compact;
 mod create;
 mod details;
+mod empty;
 mod end;
 mod fixed;
 mod footer;

@@ -17,22 +17,22 @@ use crate::image::relink::Relink;
 use crate::image::units::Units;
 
 impl Relink for Sparse {
-    fn relink(&mut self, backing: Option<&CreateBacking>) -> Result<()> {
-        self.allocator()?;
-        if matches!(*self.end.lock(), End::Killed | End::Damaged(_)) {
-            return Err(Error::corrupt(
-                "the footer at the end is damaged (allowed: another parent after `check -r all`)",
+    fn may_relink(&self, backing: Option<&CreateBacking>) -> Result<()> {
+        self.whole_footer("another parent")?;
+        if backing.is_some() && self.kind != Kind::Differencing {
+            return Err(Error::unsupported(
+                "a dynamic VHD has no parent (allowed: differencing VHDs)",
             ));
         }
+        backing.map(|b| new_parent(b, 0)).transpose().map(drop)
+    }
+
+    fn relink(&mut self, backing: Option<&CreateBacking>) -> Result<()> {
+        self.may_relink(backing)?;
         let kind = match (self.kind, backing) {
-            (Kind::Differencing, Some(_)) => Kind::Differencing,
             (Kind::Differencing, None) => Kind::Dynamic,
             (_, None) => return Ok(()),
-            (_, Some(_)) => {
-                return Err(Error::unsupported(
-                    "a dynamic VHD has no parent (allowed: differencing VHDs)",
-                ));
-            }
+            (kind, Some(_)) => kind,
         };
         self.switch_parent(backing, kind)?;
         self.locators = read_locators(&*self.storage, &self.shape.load().header)?;
@@ -42,11 +42,20 @@ impl Relink for Sparse {
 }
 
 impl Sparse {
+    /// Refuses a change that the footers tell of, where there are not two.
+    pub(super) fn whole_footer(&self, what: &str) -> Result<()> {
+        self.allocator()?;
+        match *self.end.lock() {
+            End::Killed | End::Damaged(_) => Err(Error::corrupt(format!(
+                "the footer at the end is damaged (allowed: {what} after `check -r all`)"
+            ))),
+            End::Whole | End::Short => Ok(()),
+        }
+    }
+
     fn switch_parent(&self, backing: Option<&CreateBacking>, kind: Kind) -> Result<()> {
         let shape = self.shape.load_full();
         let paths = backing.map(parent_paths).unwrap_or_default();
-        // Refused before anything is changed.
-        backing.map(|b| new_parent(b, 0)).transpose()?;
         let rooms: u64 = paths.iter().map(|(_, data)| room(data)).sum();
         let mut space = self.space.lock();
         let host = self.take_bytes(&mut space, &shape, rooms + header::LEN64)?;

@@ -60,6 +60,13 @@ impl Space {
         self.tail = None;
     }
 
+    /// The file is about to end at `end`: what is free behind it is no more.
+    pub(super) fn forget_behind(&mut self, end: u64) {
+        for slots in [&mut self.ready, &mut self.clean, &mut self.gaps] {
+            slots.retain(|slot| u64::from(*slot) * SECTOR < end);
+        }
+    }
+
     /// The free blocks, which no table word names.
     fn listed(&self) -> impl Iterator<Item = u32> {
         self.ready.iter().chain(&self.clean).copied()

@@ -26,7 +26,8 @@ use crate::image::relink::Relink;
 use crate::image::table::{Endian, Table};
 use crate::image::units::{Allocator, Order, Units};
 use crate::image::{
-    Backing, Caps, Check, Compact, Driver, Image, Layout, Resize, Run, Source, Store, Wait,
+    Amend, Backing, Caps, Check, Compact, Driver, Empty, Image, Layout, Resize, Run, Source, Store,
+    Wait,
 };
 use crate::storage::open::Access;
 use crate::storage::{Limits, Storage};
@@ -391,6 +392,14 @@ impl Image for Sparse {
         Some(self)
     }
 
+    fn as_amend(&mut self) -> Option<&mut dyn Amend> {
+        Some(self)
+    }
+
+    fn as_empty(&mut self) -> Option<&mut dyn Empty> {
+        Some(self)
+    }
+
     fn as_compact(&self) -> Option<&dyn Compact> {
         Some(self)
     }
@@ -409,6 +418,7 @@ mod tests {
     use crate::image::LayerBelow;
     use crate::image::check::Repair;
     use crate::image::create::CreateOptions;
+    use crate::image::options::OptionValues;
     use crate::storage::memory::MemoryStorage;
     use crate::util::progress::Silent;
 
@@ -470,6 +480,33 @@ mod tests {
         assert!(matches!(run(0), Source::Zero));
         assert!(matches!(run(BLOCK), Source::Stored { .. }));
         assert!(matches!(run(2 * BLOCK), Source::Below));
+    }
+
+    #[test]
+    fn what_xenserver_records_is_changed_and_nothing_else() {
+        let storage = by_tapdisk();
+        let before = storage.to_bytes();
+        let mut image = open_for_writing(&storage);
+        let amend = image.as_amend().expect("can be");
+        let specs = amend.options();
+        let values = |text| OptionValues::parse(specs, "vhd", [text]).expect("are known");
+        for wrong in ["hidden=3", "marker=256"] {
+            amend.amend(&values(wrong)).expect_err("is no such value");
+        }
+        amend.amend(&values("hidden=1,marker=7")).expect("is taken");
+        image.close().expect("closes");
+        let image = open_for_writing(&storage);
+        assert_eq!(batmap(&*image), "\"trusted\"");
+        let fact = |key: &str| {
+            let mut details = image.details().into_iter();
+            details.find(|d| d.key == key).map(|d| d.value.to_string())
+        };
+        let facts = ["hidden", "marker"].map(fact);
+        assert_eq!(facts, ["1", "7"].map(|text| Some(text.to_owned())));
+        let after = storage.to_bytes();
+        let changed = (0..before.len()).filter(|at| before[*at] != after[*at]);
+        // In each footer the byte and the last of the checksum, and the marker.
+        assert_eq!(changed.count(), 5);
     }
 
     #[test]

@@ -395,12 +395,10 @@ impl Job<'_> {
             Ok(Made { file, storage })
         });
         let made: Vec<Made<'_>> = made.collect::<Result<_>>()?;
-        // It was told when they were made.
-        let known = |_, _, _: &Error| {};
         let from = From {
             sources,
             disc: Some(disc),
-            salvage: self.args.salvage.then_some(&known),
+            salvage: None,
         };
         let (args, globals) = (self.args, self.globals);
         let bar = progress::start("verify", total(&self.plan.files), &args.progress, globals);

@@ -302,11 +302,15 @@ impl Image for Cue {
 
     fn parts(&self) -> Vec<Part<'_>> {
         let part = |role, storage| Part { role, storage };
-        let files = self
-            .files
-            .iter()
-            .filter(|file| !Arc::ptr_eq(&file.storage, &self.header));
-        let files = files.map(|file| part(Role::Data, &*file.storage));
+        let is_header = |file: &Bin| Arc::ptr_eq(&file.storage, &self.header);
+        // A file that is named several times is one.
+        let is_new = |n: usize, file: &Bin| {
+            let mut before = self.files[..n].iter();
+            !before.any(|other| Arc::ptr_eq(&other.storage, &file.storage))
+        };
+        let files = self.files.iter().enumerate();
+        let files = files.filter(|(n, file)| !is_header(file) && is_new(*n, file));
+        let files = files.map(|(_, file)| part(Role::Data, &*file.storage));
         std::iter::once(part(Role::Header, self.storage()))
             .chain(files)
             .collect()

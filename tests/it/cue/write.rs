@@ -268,7 +268,7 @@ fn targets_take_no_options_that_mean_nothing_and_replace_no_source() {
     files.fails(
         &["convert", "-O", "cue", "d.iso", "a\nb.cue"],
         1,
-        "a\\nb: a CUE sheet has no names with line ends",
+        "a\\u{a}b: a CUE sheet has no names with line ends",
     );
     let help = files.done(&["convert", "-O", "cue", "-o", "help"]);
     assert!(
@@ -352,24 +352,6 @@ fn discs_and_sound_are_compared_when_they_were_made_and_measured_before() {
         &["measure", "-O", "cue", "--size", "0"],
         1,
         "a disc of 0 sectors",
-    );
-    // Salvaged zeroes are compared too.
-    files.damage("a.bin", (100..2000).map(|n| 5 * RAW + n));
-    let words = [
-        "convert",
-        "-O",
-        "cue",
-        "--verify",
-        "--salvage",
-        "x.cue",
-        "y.cue",
-    ];
-    let (code, _, errors) = files.run(&words);
-    assert_eq!(code, 0, "{errors}");
-    assert_eq!(
-        errors.matches("taken as they are stored").count(),
-        1,
-        "{errors}"
     );
 }
 

@@ -11,6 +11,8 @@ use vdtool::image::disc::{Declared, Form, RAW, Raw, correct, edc, judge, make};
 const SECTORS: usize = 20_000;
 /// How long each is measured.
 const TIME: Duration = Duration::from_secs(2);
+/// Nanoseconds of a round: what the host counts it brings up to date every few milliseconds.
+const ROUND: u64 = 200_000_000;
 
 fn sectors() -> Vec<Raw> {
     let mut state = 1u32;
@@ -36,16 +38,21 @@ fn on_cpu() -> u64 {
         .expect("is a number")
 }
 
+/// The best of all rounds: others use the machine too.
 fn measure(name: &str, sectors: &mut [Raw], mut work: impl FnMut(&mut Raw)) {
-    let (start, cpu) = (Instant::now(), on_cpu());
-    let mut bytes = 0u64;
+    let start = Instant::now();
+    let mut best = 0;
     while start.elapsed() < TIME {
-        sectors.iter_mut().for_each(&mut work);
-        bytes += (sectors.len() * RAW) as u64;
+        let (cpu, mut spent, mut bytes) = (on_cpu(), 0, 0);
+        while spent < ROUND {
+            sectors.iter_mut().for_each(&mut work);
+            bytes += (sectors.len() * RAW) as u64;
+            // Of a core that others use as well only our share counts.
+            spent = on_cpu() - cpu;
+        }
+        best = best.max(bytes * 1000 / spent);
     }
-    // Of a core that others use as well only our share counts.
-    let rate = bytes * 1000 / (on_cpu() - cpu).max(1);
-    println!("{name:<28} {rate:>6} MB/s");
+    println!("{name:<28} {best:>6} MB/s");
 }
 
 fn main() {
@@ -63,5 +70,13 @@ fn main() {
         let mut wrong = *raw;
         wrong[1000] ^= 1;
         assert!(correct(black_box(&wrong), Declared::Mode1).is_some());
+    });
+    measure("400 bytes wrong: given up", &mut all[..200], |raw| {
+        let mut wrong = *raw;
+        wrong[100..2100]
+            .iter_mut()
+            .step_by(5)
+            .for_each(|byte| *byte ^= 0x5a);
+        assert!(correct(black_box(&wrong), Declared::Mode1).is_none());
     });
 }

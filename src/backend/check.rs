@@ -33,7 +33,7 @@ impl Backend {
             return Err(unaligned(range, block, chain));
         }
         match shape.kind.changes() && !chain.top().caps().write {
-            true => Err(Error::read_only().at_opt(chain.top().storage().path())),
+            true => Err(chain.top().read_only().at_opt(chain.top().storage().path())),
             false => Ok(()),
         }
     }

@@ -157,7 +157,7 @@ impl Chain {
         let top = self.top();
         let path = top.storage().path();
         if !top.caps().write {
-            return Err(Error::read_only().at_opt(path));
+            return Err(top.read_only().at_opt(path));
         }
         let Some(resize) = top.as_resize() else {
             return Err(Error::unsupported(format!(

@@ -283,10 +283,37 @@ pub(super) struct Confined {
 
 impl Companions for Confined {
     fn open(&self, name: &OsStr, what: &str) -> Result<Arc<dyn Storage>> {
+        self.open_among(name, what, &[])
+    }
+
+    fn open_in_any_case(
+        &self,
+        name: &OsStr,
+        what: &str,
+        opened: &[Arc<dyn Storage>],
+    ) -> Result<Arc<dyn Storage>> {
+        match self.open_among(name, what, opened) {
+            Err(e) if e.kind() == ErrorKind::NotFound => match self.alike(name, what)? {
+                Some(other) => self.open_among(&other, what, opened),
+                None => Err(e),
+            },
+            opened => opened,
+        }
+    }
+}
+
+impl Confined {
+    /// Opens what the image calls `name`, unless it is among `opened`.
+    fn open_among(
+        &self,
+        name: &OsStr,
+        what: &str,
+        opened: &[Arc<dyn Storage>],
+    ) -> Result<Arc<dyn Storage>> {
         if let Some((_, path)) = self.stand_ins.iter().find(|(called, _)| called == name) {
             return crate::storage::open::open(path, &self.storage);
         }
-        self.follow(name, what).map_err(|e| match e.kind() {
+        self.follow(name, what, opened).map_err(|e| match e.kind() {
             ErrorKind::NotFound if !is_uri(Path::new(name)) => {
                 let text = format!(
                     "names '{}' as its {what}, which is not there",
@@ -298,19 +325,6 @@ impl Companions for Confined {
         })
     }
 
-    fn open_in_any_case(&self, name: &OsStr, what: &str) -> Result<Arc<dyn Storage>> {
-        let opened = self.open(name, what);
-        match opened {
-            Err(e) if e.kind() == ErrorKind::NotFound => match self.alike(name, what)? {
-                Some(other) => self.open(&other, what),
-                None => Err(e),
-            },
-            opened => opened,
-        }
-    }
-}
-
-impl Confined {
     /// The only name in the image's directory that differs from `name` in case alone.
     fn alike(&self, name: &OsStr, what: &str) -> Result<Option<OsString>> {
         let Some(id) = self.namer.id else {
@@ -334,7 +348,12 @@ impl Confined {
         }
     }
 
-    fn follow(&self, name: &OsStr, what: &str) -> Result<Arc<dyn Storage>> {
+    fn follow(
+        &self,
+        name: &OsStr,
+        what: &str,
+        opened: &[Arc<dyn Storage>],
+    ) -> Result<Arc<dyn Storage>> {
         let access = self.storage.access;
         let found = self
             .namer
@@ -347,10 +366,15 @@ impl Confined {
             Found::Remote { uri } if uri == self.namer.path => itself(),
             Found::Remote { uri } => open_uri(&uri, &self.storage),
             Found::File { file, path } => {
-                if HostId::of_fd(&file) == self.namer.id {
+                let id = HostId::of_fd(&file);
+                if id == self.namer.id {
                     return itself();
                 }
-                adopt(file, &path, &self.storage)
+                let is_it = |other: &&Arc<dyn Storage>| id.is_some() && other.host_id() == id;
+                match opened.iter().find(is_it) {
+                    Some(same) => Ok(Arc::clone(same)),
+                    None => adopt(file, &path, &self.storage),
+                }
             }
         }
     }

@@ -211,7 +211,7 @@ impl Chain {
         self.check_range(at, len)?;
         match self.top().caps().write {
             true => Ok(()),
-            false => Err(Error::read_only().at_opt(self.top().storage().path())),
+            false => Err(self.top().read_only().at_opt(self.top().storage().path())),
         }
     }
 

@@ -26,6 +26,7 @@ mod sealed;
 mod source;
 mod stream;
 
+pub(super) use disc::measure;
 pub(crate) use source::pick;
 
 const HELP: &str = "\
@@ -48,9 +49,9 @@ EXAMPLES:
 The new image is written beside its name and renamed into place once it is whole; of a file that it
 replaces it keeps owner, mode, access control list and user attributes, and other names (hard links)
 of that file keep the old content. With -n, and on block devices, it is written in place. Where it
-has a data file (-o data_file) both are replaced together: at any moment the image is the old one or
-the new one, though after a kill its data file may have a name that begins with a dot, which the next
-run over it removes.
+has further files (-o data_file, the BIN files of -O cue) all are replaced together: at any moment
+the image is the old one or the new one, though after a kill such a file may have a name that begins
+with a dot, which the next run over it removes.
 
 A target that names what a process has open (/dev/stdout, /dev/fd/3, /proc/self/fd/3) is written
 into where it is a pipe, as with -, and in place where it is a file, which must be open for writing
@@ -260,6 +261,7 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     };
     if let Some(sink) = stream::Sink::of(target)? {
         let driver = args.target_format.unwrap_or(formats::PLAIN);
+        disc::refuse_stream(driver, "written to")?;
         match assemble::assembler(driver) {
             None => {
                 refuse_description(args, driver)?;
@@ -278,6 +280,9 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
         .and_then(formats::made_by_extension);
     let driver = target_driver(args.target_format.or(made), target, globals)?;
     if let Some(maker) = formats::disc_maker(driver) {
+        if sources.iter().any(|path| is_stream(path)) {
+            disc::refuse_stream(driver, "made of")?;
+        }
         signal::catch()?;
         let sources = source::open_for(args, sources)?;
         disc::convert(args, &sources, driver, maker, target, globals)?;

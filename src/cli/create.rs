@@ -193,7 +193,11 @@ fn plan(args: &Args, file: &Path, globals: &Globals) -> anyhow::Result<Plan> {
 
 pub(super) fn creator(driver: &'static Driver) -> Result<&'static Creator> {
     driver.creator.as_ref().ok_or_else(|| {
-        Error::unsupported(format!("images of format '{}' cannot be made", driver.name))
+        let name = driver.name;
+        Error::unsupported(match crate::formats::disc_maker(driver) {
+            Some(_) => format!("images of format '{name}' are made by \"convert -O {name}\" alone"),
+            None => format!("images of format '{name}' cannot be made"),
+        })
     })
 }
 

@@ -4,12 +4,15 @@ use std::io::Write;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use crate::chain::open::ChainOptions;
 use crate::chain::{self, Chain};
 use crate::cli::Globals;
 use crate::cli::common::{OpenArgs, OutputArgs, OutputFormat, parse_driver, parse_size, print};
 use crate::cli::exit::Exit;
+use crate::error::ErrorKind;
 use crate::image::Driver;
-use crate::output::map::{Human, Json};
+use crate::image::open::Purpose;
+use crate::output::map::{Human, Json, tracks};
 use crate::storage::open::Access;
 
 const HELP: &str = "\
@@ -21,6 +24,7 @@ EXAMPLES:
 STATES:
   The states are data, compressed, zero (a layer says that the bytes are zeroes, or the file of a
   raw or preallocated one has a hole there) and hole (no layer has the bytes: they read as zeroes).
+  Of a disc where all its tracks lie is printed too; for programs \"info --output json\" has that.
 
 EXIT STATUS:
   0   done
@@ -57,7 +61,7 @@ pub struct Args {
 /// Whatever keeps it from being done.
 pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
     let options = args.open.plan(args.format, Access::Read)?;
-    let chain = chain::open::open(&args.file, &options)?;
+    let chain = opened(args, options)?;
     let size = chain.virtual_size();
     let start = args.start_offset.min(size);
     let end = args
@@ -70,13 +74,30 @@ pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// The chain.  A disc without data has no disk, and tracks all the same.
+fn opened(args: &Args, mut options: ChainOptions) -> crate::Result<Chain> {
+    match chain::open::open(&args.file, &options) {
+        Err(e) if e.kind() == ErrorKind::Unsupported => {
+            options.purpose = Purpose::Describe;
+            match chain::open::open(&args.file, &options) {
+                Ok(chain) if chain.top().as_disc().is_some() => Ok(chain),
+                _ => Err(e),
+            }
+        }
+        opened => opened,
+    }
+}
+
 fn human(out: &mut dyn Write, chain: &Chain, range: Range<u64>) -> anyhow::Result<()> {
     let writer = Human::new(chain);
     writer.start(out)?;
     for extent in chain.extents(range)? {
         writer.extent(out, &extent?)?;
     }
-    Ok(())
+    Ok(match chain.top().as_disc() {
+        Some(disc) => tracks(out, disc)?,
+        None => (),
+    })
 }
 
 fn json(out: &mut dyn Write, chain: &Chain, range: Range<u64>) -> anyhow::Result<()> {

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::chain;
 use crate::cli::common::{OpenArgs, OutputArgs, OutputFormat, parse_driver, parse_size, print};
-use crate::cli::convert::pick;
+use crate::cli::convert::{measure, pick};
 use crate::cli::create::{Generic, creator};
 use crate::cli::exit::{Exit, usage};
 use crate::cli::{Globals, hints, progress};
@@ -19,6 +19,8 @@ use crate::error::Context;
 use crate::formats;
 use crate::image::Driver;
 use crate::image::create::{CreateBacking, CreateOptions};
+use crate::image::disc::plan::Maker;
+use crate::image::open::Purpose;
 use crate::image::options::OptionValues;
 use crate::output;
 use crate::storage::open::Access;
@@ -30,7 +32,8 @@ EXAMPLES:
 
 Data is what \"map\" shows as data: what images have space for, and the files of raw ones; it is
 not read. With a backing file (-o backing_file=) all data counts: how much of it lies below is not
-known. The size of bitmaps counts for \"convert --bitmaps\".
+known. The size of bitmaps counts for \"convert --bitmaps\"; that of discs (-O cue) is the sheet and its
+files together.
 
 EXIT STATUS:
   0   done
@@ -78,12 +81,15 @@ pub struct Args {
 pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
     args.open.absent.refuse()?;
     let driver = args.target_format.unwrap_or(formats::PLAIN);
+    if let Some(maker) = formats::disc_maker(driver) {
+        return of_disc(args, driver, maker);
+    }
     let creator = creator(driver)?;
     if OptionValues::ask_for_help(&args.options) {
         print(|out| Ok(output::options::table(out, driver, None, hints::OPTIONS)?))?;
         return Ok(Exit::Done);
     }
-    let source = source(args)?;
+    let source = source(args, Purpose::Use)?;
     let mut options = options(args, driver)?;
     let size = args.size.or(source.as_ref().map(Joined::len));
     let Some(size) = size.or((options.size > 0).then_some(options.size)) else {
@@ -116,6 +122,40 @@ pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// The same of discs and what is made of them, whose files have all that they will ever have.
+fn of_disc(args: &Args, driver: &'static Driver, maker: &Maker) -> anyhow::Result<Exit> {
+    if OptionValues::ask_for_help(&args.options) {
+        print(|out| Ok(output::options::specs(out, maker.options)?))?;
+        return Ok(Exit::Done);
+    }
+    let generic = Generic::take(&args.options)?;
+    if generic.backing.is_some() {
+        return Err(usage("option 'backing_file' is not for discs"));
+    }
+    let values = OptionValues::parse(maker.options, driver.name, &generic.others);
+    let values = values.map_err(usage)?;
+    // A disc need not be a disk.
+    let source = source(args, Purpose::Describe)?;
+    let size = args.size.or(generic.size);
+    if source.is_none() && size.is_none() {
+        return Err(usage("measure needs FILE or --size"));
+    }
+    let bytes = measure(
+        &args.open,
+        source.as_ref(),
+        size.unwrap_or(0),
+        maker,
+        &values,
+    )?;
+    let sizes = Sizes {
+        required: bytes,
+        full: bytes,
+        bitmaps: None,
+    };
+    print(|out| Ok(report(out, args.output.output, &sizes)?))?;
+    Ok(Exit::Done)
+}
+
 /// What is told.
 struct Sizes {
     required: u64,
@@ -123,11 +163,12 @@ struct Sizes {
     bitmaps: Option<u64>,
 }
 
-fn source(args: &Args) -> anyhow::Result<Option<Joined>> {
+fn source(args: &Args, purpose: Purpose) -> anyhow::Result<Option<Joined>> {
     let Some(file) = &args.file else {
         return Ok(None);
     };
     let mut options = args.open.plan(args.format, Access::Read)?;
+    options.purpose = purpose;
     options.snapshot = args.snapshot.as_deref().map(pick).transpose()?;
     let chain = chain::open::open(file, &options)?;
     Ok(Some(Joined::new(vec![chain]).at(file)?))

@@ -86,6 +86,53 @@ pub fn make(
         storage.set_len(file.len)?;
         storage.write_at(&file.head, 0)?;
     }
+    each(from, files, workers, progress, &|storage, bytes, host| {
+        storage.write_at(bytes, host)
+    })
+}
+
+/// Reads files back that [`make`] made, and compares them with their sources.
+///
+/// # Errors
+/// `Corrupt` where they differ; those of [`make`].
+pub fn verify(
+    from: From<'_>,
+    files: &[Made<'_>],
+    workers: usize,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let same = |storage: &dyn Storage, bytes: &[u8], host: u64| {
+        let mut found = vec![0; bytes.len()];
+        storage.read_at(&mut found, host)?;
+        let differs = found.iter().zip(bytes).position(|(a, b)| a != b);
+        differs.map_or(Ok(()), |n| {
+            let at = host + len64(n);
+            let text = format!("differs from the source at {at:#x} when read back");
+            Err(Error::corrupt(text).at_opt(storage.path()))
+        })
+    };
+    for Made { file, storage } in files {
+        if storage.size() != file.len {
+            let (len, found) = (file.len, storage.size());
+            let text = format!("has {found} bytes when read back (allowed: {len})");
+            return Err(Error::corrupt(text).at_opt(storage.path()));
+        }
+        same(&**storage, &file.head, 0)?;
+    }
+    each(from, files, workers, progress, &same).map(drop)
+}
+
+/// What is done with sectors as they are stored in a file, at an offset there.
+type Store<'s> = dyn Fn(&dyn Storage, &[u8], u64) -> Result<()> + Sync + 's;
+
+/// Makes the sectors of new files, and hands them on; the addresses of those that cannot be read.
+fn each(
+    from: From<'_>,
+    files: &[Made<'_>],
+    workers: usize,
+    progress: &dyn Progress,
+    store: &Store<'_>,
+) -> Result<Vec<u64>> {
     let pieces = files
         .iter()
         .flat_map(|made| made.file.pieces.iter().map(move |p| (made, *p)));
@@ -101,7 +148,7 @@ pub fn make(
     let bad = Mutex::new(Vec::new());
     for_each(workers, &mut jobs, Scratch::default, |scratch, job| {
         progress.check()?;
-        let mut own = move_one(from, &job, scratch)?;
+        let mut own = move_one(from, &job, scratch, store)?;
         let mut all = bad.lock();
         own.truncate(MAX_BAD.saturating_sub(all.len()));
         all.append(&mut own);
@@ -114,7 +161,12 @@ pub fn make(
 }
 
 /// Moves some sectors; those that cannot be read.
-fn move_one(from: From<'_>, job: &Job<'_>, scratch: &mut Scratch) -> Result<Vec<u64>> {
+fn move_one(
+    from: From<'_>,
+    job: &Job<'_>,
+    scratch: &mut Scratch,
+    store: &Store<'_>,
+) -> Result<Vec<u64>> {
     let Job { piece, first, .. } = *job;
     let size = piece.mode.len();
     scratch.out.clear();
@@ -131,7 +183,7 @@ fn move_one(from: From<'_>, job: &Job<'_>, scratch: &mut Scratch) -> Result<Vec<
         (Origin::Disc(_), None) => return Err(Error::invalid("the source is no disc")),
     };
     let host = piece.host + first * len64(size);
-    job.made.storage.write_at(&scratch.out, host)?;
+    store(&*job.made.storage, &scratch.out, host)?;
     Ok(bad)
 }
 

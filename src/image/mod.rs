@@ -259,6 +259,10 @@ pub trait Image: fmt::Debug + Send + Sync {
             "format '{name}' has no compressed data"
         )))
     }
+    /// The error for changes of a disk that takes none as it is open: `ReadOnly`.
+    fn read_only(&self) -> Error {
+        Error::read_only()
+    }
     /// Gives the bytes from `at` space of their own, has `fill` write it, then publishes it.
     ///
     /// Returns how many bytes from `at` are now `Stored` and writable; 0 when another thread was
@@ -269,7 +273,7 @@ pub trait Image: fmt::Debug + Send + Sync {
     /// # Errors
     /// That of `fill`, and the host's; then the mapping is as it was.
     fn allocate(&self, at: u64, len: u64, fill: &mut Fill<'_>) -> Result<u64> {
-        let store = self.store().ok_or_else(Error::read_only)?;
+        let store = self.store().ok_or_else(|| self.read_only())?;
         store.allocate(at..at + len, fill)
     }
     /// As [`Image::allocate`], for one of many requests of clients: `fill` may also be called for
@@ -289,7 +293,7 @@ pub trait Image: fmt::Debug + Send + Sync {
     /// # Errors
     /// `Unsupported`, with nothing changed, where that cannot be; the host's.
     fn zero(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
-        let store = self.store().ok_or_else(Error::read_only)?;
+        let store = self.store().ok_or_else(|| self.read_only())?;
         store.zero(range, how)
     }
     /// Drops an aligned range, so that it reads as zeroes.
@@ -297,7 +301,7 @@ pub trait Image: fmt::Debug + Send + Sync {
     /// # Errors
     /// `Unsupported`, with nothing changed, where that cannot be; the host's.
     fn discard(&self, range: Range<u64>) -> Result<()> {
-        let store = self.store().ok_or_else(Error::read_only)?;
+        let store = self.store().ok_or_else(|| self.read_only())?;
         store.discard(range)
     }
     /// Returns once every completed write, and the metadata it needs, is on stable media.

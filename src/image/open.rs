@@ -44,11 +44,18 @@ pub trait Companions: fmt::Debug + Send + Sync {
     /// `Denied` where the policy does not let us; the host's.
     fn open(&self, name: &OsStr, what: &str) -> Result<Arc<dyn Storage>>;
     /// The same; where no file has that name, the one in the image's own directory whose name
-    /// differs in case alone, if there is one and no more.
+    /// differs in case alone, if there is one and no more.  A file that is among `opened` already,
+    /// under whatever name, is not opened again, which its own lock might not allow.
     ///
     /// # Errors
     /// As there; `Invalid` where there are several.
-    fn open_in_any_case(&self, name: &OsStr, what: &str) -> Result<Arc<dyn Storage>> {
+    fn open_in_any_case(
+        &self,
+        name: &OsStr,
+        what: &str,
+        opened: &[Arc<dyn Storage>],
+    ) -> Result<Arc<dyn Storage>> {
+        let _ = opened;
         self.open(name, what)
     }
 }

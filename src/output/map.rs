@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use crate::chain::{Chain, Extent, State};
+use crate::image::disc::Disc;
 use crate::image::{Image, ObjectId};
 use crate::output::{json, table};
 use crate::util::align::len64;
@@ -112,6 +113,44 @@ impl Human {
 
 fn row(out: &mut dyn Write, [start, len, mapped, state, file]: [&str; 5]) -> io::Result<()> {
     writeln!(out, "{start:<15} {len:<15} {mapped:<15} {state:<10} {file}")
+}
+
+/// Writes for people where the tracks of a disc lie, index by index; the disk is one of them.
+///
+/// # Errors
+/// The writer's.
+pub fn tracks(out: &mut dyn Write, disc: &dyn Disc) -> io::Result<()> {
+    writeln!(out)?;
+    track(
+        out,
+        ["Track", "Index", "LBA", "Sectors", "Mapped to", "File"],
+    )?;
+    for line in &disc.table().tracks {
+        for run in &line.runs {
+            let mapped = run.stored.map(|stored| format!("{:#x}", stored.host));
+            let file = run.stored.and_then(|stored| disc.file(stored.file)?.path());
+            track(
+                out,
+                [
+                    &format!("{:02}", line.number),
+                    &format!("{:02}", run.index),
+                    &run.lba.to_string(),
+                    &run.sectors.to_string(),
+                    mapped.as_deref().unwrap_or("-"),
+                    file.map(table::path).as_deref().unwrap_or("-"),
+                ],
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn track(out: &mut dyn Write, row: [&str; 6]) -> io::Result<()> {
+    let [track, index, lba, sectors, mapped, file] = row;
+    writeln!(
+        out,
+        "{track:<7} {index:<7} {lba:<15} {sectors:<15} {mapped:<15} {file}"
+    )
 }
 
 impl Json {

@@ -1,21 +1,23 @@
 //! Targets that are discs, or made of their tracks: a sheet with its files, sound files in a
 //! directory.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use crate::chain::open::ChainOptions;
 use crate::chain::{self, Chain, HostFile};
+use crate::cli::common::OpenArgs;
 use crate::cli::convert::options::{Given, given};
 use crate::cli::convert::place::Losses;
 use crate::cli::convert::{Args, damage};
 use crate::cli::exit::usage;
 use crate::cli::hints::Hints;
-use crate::cli::target::{Target, refuse_open};
+use crate::cli::target::{Existing, Target, look, refuse_open};
 use crate::cli::{Globals, kept, progress};
-use crate::copy::disc::{From, Made, make, total};
+use crate::copy::disc::{self as sectors, From, Made, total};
 use crate::copy::{self, Allocation, Joined, Outcome};
 use crate::error::{Error, Result};
+use crate::formats;
 use crate::image::Driver;
 use crate::image::disc::Disc;
 use crate::image::disc::plan::{Maker, NewFile, Plan, Template};
@@ -39,18 +41,20 @@ pub(super) fn convert(
     }
     let values = OptionValues::parse(maker.options, driver.name, &new.others);
     let values = values.map_err(|e| usage(e.at(target)))?;
-    let source = Source::of(args, sources)?;
-    let stem = target.file_stem().unwrap_or_default();
-    let plan = match &source.disc {
-        Some((_, disc)) => (maker.of_disc)(disc.table(), source.only, &values, stem),
-        None => (maker.of_disk)(sources.len(), &values, stem),
+    let source = Source::of(&args.open, sources)?;
+    // What the image names lies beside it, and not beside a link to it.
+    let (home, _) = match target.is_dir() {
+        true => (target.to_owned(), Existing::Nothing),
+        false => look(target)?,
     };
-    let plan = plan.map_err(|e| e.at_opt(source.path(sources)))?;
-    if args.verify && source.disc.is_some() {
-        return Err(usage("--verify is for disks, and not for discs as a whole"));
-    }
+    let plan = source.plan(
+        sources,
+        maker,
+        &values,
+        home.file_stem().unwrap_or_default(),
+    )?;
     let files: Vec<HostFile> = sources.chains().flat_map(Chain::files).collect();
-    let placed = Placed::begin(target, &plan, &files, source.only)?;
+    let placed = Placed::begin(target, &home, &plan, &files, source.only)?;
     placed
         .targets
         .iter()
@@ -71,6 +75,41 @@ pub(super) fn convert(
             // It stays where something is in it.
             directory.map(std::fs::remove_dir);
         })
+}
+
+/// Bytes of the files that would be made of `sources`, or of a disk of `size` bytes.
+///
+/// # Errors
+/// Usage; what [`convert`] refuses.
+pub(in crate::cli) fn measure(
+    open: &OpenArgs,
+    sources: Option<&Joined>,
+    size: u64,
+    maker: &Maker,
+    values: &OptionValues,
+) -> anyhow::Result<u64> {
+    let plan = match sources {
+        Some(sources) => {
+            let source = Source::of(open, sources)?;
+            let stem = source.path(sources).and_then(Path::file_stem);
+            source.plan(sources, maker, values, stem.unwrap_or_default())?
+        }
+        None => (maker.of_disk)(size, values, OsStr::new("disk"))?,
+    };
+    let names: Vec<&OsStr> = plan.files.iter().map(|file| &*file.name).collect();
+    let text = plan.text.map_or(0, |text| len64(text.with(&names).len()));
+    Ok(plan.files.iter().fold(text, |sum, file| sum + file.len))
+}
+
+/// Refuses streams for what is several files, of lengths that must be known.
+pub(super) fn refuse_stream(driver: &'static Driver, how: &str) -> Result<()> {
+    match formats::disc_maker(driver) {
+        None => Ok(()),
+        Some(_) => Err(Error::unsupported(format!(
+            "format '{}' is not {how} a stream: it has files whose lengths must be known (allowed: names of files)",
+            driver.name
+        ))),
+    }
 }
 
 /// Refuses what discs are not made with.
@@ -104,7 +143,7 @@ struct Source<'a> {
 
 impl<'a> Source<'a> {
     /// One disc as a whole, one track of sound, or else the disks.
-    fn of(args: &Args, sources: &'a Joined) -> Result<Self> {
+    fn of(open: &OpenArgs, sources: &'a Joined) -> Result<Self> {
         let none = Self {
             disc: None,
             only: None,
@@ -117,7 +156,7 @@ impl<'a> Source<'a> {
             return Ok(none);
         };
         let driver = chain.top().driver();
-        let given = &args.open.open_options;
+        let given = &open.open_options;
         let values = OptionValues::parse(driver.open_options, driver.name, given)?;
         let only = match values.number("track") {
             Some(_) => disc.track(),
@@ -131,6 +170,21 @@ impl<'a> Source<'a> {
                 only: only.map(|track| track.number),
             },
         })
+    }
+
+    /// What is to be made of it.
+    fn plan(
+        &self,
+        sources: &Joined,
+        maker: &Maker,
+        values: &OptionValues,
+        stem: &OsStr,
+    ) -> Result<Plan> {
+        let plan = match &self.disc {
+            Some((_, disc)) => (maker.of_disc)(disc.table(), self.only, values, stem),
+            None => (maker.of_disk)(sources.len(), values, stem),
+        };
+        plan.map_err(|e| e.at_opt(self.path(sources)))
     }
 
     fn path<'s>(&self, sources: &'s Joined) -> Option<&'s Path> {
@@ -154,6 +208,7 @@ struct Placed {
 impl Placed {
     fn begin(
         target: &Path,
+        home: &Path,
         plan: &Plan,
         files: &[HostFile],
         only: Option<u8>,
@@ -161,7 +216,7 @@ impl Placed {
         let names: Vec<OsString> = plan.files.iter().map(|file| file.name.clone()).collect();
         let is_new = plan.text.is_none() && only.is_none() && !target.is_dir();
         let targets = match plan.text {
-            Some(_) => vec![with_files(target, &names, files)?],
+            Some(_) => vec![with_files(target, home, &names, files)?],
             None => alone(target, &names, files, only)?,
         };
         Ok(Self {
@@ -201,13 +256,18 @@ impl Placed {
     }
 }
 
-/// An image and the files beside it that it names.
-fn with_files(target: &Path, names: &[OsString], files: &[HostFile]) -> anyhow::Result<Target> {
+/// An image, which is at `home`, and the files beside it that it names.
+fn with_files(
+    target: &Path,
+    home: &Path,
+    names: &[OsString],
+    files: &[HostFile],
+) -> anyhow::Result<Target> {
     kept::refuse(target, files)?;
     refuse_open(target, "further files")?;
     let mut new = Target::begin(target)?;
     for name in names {
-        let path = target.with_file_name(name);
+        let path = home.with_file_name(name);
         if kept::is_same_place(&path, target)? {
             let text = "its file of sectors would have its own name (allowed: another extension)";
             return Err(Error::invalid(text).at(target).into());
@@ -293,7 +353,7 @@ impl Job<'_> {
         };
         let (args, globals) = (self.args, self.globals);
         let bar = progress::start("convert", total(&self.plan.files), &args.progress, globals);
-        let bad = make(from, &made, args.workers(), &bar);
+        let bad = sectors::make(from, &made, args.workers(), &bar);
         let bad = bad.map_err(|e| damage::explained(e, sources))?;
         if !bad.is_empty() {
             return Err(damage::unreadable(bad).at_opt(source.path(sources)).into());
@@ -309,9 +369,10 @@ impl Job<'_> {
                 &placed.names.iter().map(PathBuf::from).collect::<Vec<_>>(),
             )?;
         }
-        match self.args.verify {
-            true => self.verify(sources, placed, &paths),
-            false => Ok(()),
+        match (self.args.verify, source.disc) {
+            (true, None) => self.verify(sources, placed, &paths),
+            (true, Some((_, disc))) => self.verify_disc(sources, disc, &paths),
+            (false, _) => Ok(()),
         }
     }
 
@@ -319,6 +380,31 @@ impl Job<'_> {
         let storage = open(path, &writable())?;
         self.hints.give(&*storage, self.target);
         Ok(Made { file, storage })
+    }
+
+    /// Reads files that were made of a disc back, and the disc again.
+    fn verify_disc(
+        &self,
+        sources: &Joined,
+        disc: &dyn Disc,
+        paths: &[PathBuf],
+    ) -> anyhow::Result<()> {
+        let files = self.plan.files.iter().zip(paths);
+        let made = files.map(|(file, path)| {
+            let storage = open(path, &StorageOptions::default())?;
+            Ok(Made { file, storage })
+        });
+        let made: Vec<Made<'_>> = made.collect::<Result<_>>()?;
+        let from = From {
+            sources,
+            disc: Some(disc),
+            salvage: None,
+        };
+        let (args, globals) = (self.args, self.globals);
+        let bar = progress::start("verify", total(&self.plan.files), &args.progress, globals);
+        sectors::verify(from, &made, args.workers(), &bar)?;
+        bar.finish();
+        Ok(())
     }
 
     /// Reads the new disc back through nothing that wrote it.

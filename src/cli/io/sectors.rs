@@ -1,14 +1,14 @@
 //! `read` and `write` of parts of sectors.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::cli::cache::CacheMode;
 use crate::cli::io::args::{Parsed, parse_size};
 use crate::cli::io::command::{Command, Outcome};
 use crate::cli::io::disk::{Disk, failed, uninterrupted};
 use crate::cli::io::pattern::{self, Bytes};
-use crate::cli::io::report::{Form, Output, Report};
+use crate::cli::io::report::Report;
 use crate::cli::io::session::Session;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::sector::{self, Parts, Piece, Sectors, Segment, Segments, Unit};
@@ -100,24 +100,14 @@ fn refuse(parsed: &Parsed, command: &Command, letters: &str) -> anyhow::Result<(
     }
 }
 
-/// What a command has done.
-struct Done {
-    verb: &'static str,
-    /// Where its first byte is.
-    first: Option<u64>,
-    len: u64,
-    time: Duration,
-}
-
-/// Prints what was done.
-fn report(out: &mut Output, form: Form, done: &Done) -> anyhow::Result<()> {
-    let report = Report {
-        verb: done.verb,
-        at: done.first.unwrap_or(0),
-        len: done.len,
-        time: done.time,
-    };
-    Ok(report.print(out, form)?)
+/// What was done since `start`, from the byte at `first` on.
+fn done(verb: &'static str, first: Option<u64>, len: u64, start: Instant) -> Report {
+    Report {
+        verb,
+        at: first.unwrap_or(0),
+        len,
+        time: start.elapsed(),
+    }
 }
 
 /// Where a piece is among the bytes of whole sectors.
@@ -176,13 +166,7 @@ pub(super) fn read(
             "Pattern verification failed at offset {at}, {len} bytes"
         ))?;
     }
-    let done = Done {
-        verb: "read",
-        first,
-        len,
-        time: start.elapsed(),
-    };
-    report(out, form, &done)?;
+    done("read", first, len, start).print(out, form)?;
     Ok(match differs {
         Some(_) => Outcome::Differs,
         None => Outcome::Done,
@@ -221,13 +205,7 @@ pub(super) fn write(
     });
     let len = written.map_err(|e| kept.unwrap_or(e))?;
     sync(disk)?;
-    let done = Done {
-        verb: "wrote",
-        first,
-        len,
-        time: start.elapsed(),
-    };
-    report(out, form, &done)?;
+    done("wrote", first, len, start).print(out, form)?;
     Ok(Outcome::Done)
 }
 

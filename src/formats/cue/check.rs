@@ -1,5 +1,7 @@
 //! Checking the codes of every sector, and correcting what they tell how to.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use super::image::Cue;
 use crate::error::Result;
 use crate::image::check::{BadSector, Check, Repair, Report, Severity};
@@ -74,10 +76,13 @@ fn look(track: &Track, lba: u64, raw: &Raw) -> Option<Fault> {
     })
 }
 
-/// By how much the address in the header is off; as far as it can be where it is none.
+/// By how much the address in the header is off; as far as it can be where it is none.  Past minute
+/// 99 no header can be right.
 fn off(raw: &Raw, lba: u64) -> Option<i64> {
     let frames = |msf: Msf| (msf.minutes * 60 + msf.seconds) * disc::FRAMES + msf.frames;
-    let place = frames(Msf::of_lba(lba));
+    let place = Msf::of_lba(lba);
+    place.to_header()?;
+    let place = frames(place);
     let said = Msf::from_header([raw[12], raw[13], raw[14]]).map(frames);
     let off = said.map_or(i64::MAX, |said| said.cast_signed() - place.cast_signed());
     (off != 0).then_some(off)
@@ -98,14 +103,24 @@ fn note_headers(found: &[(u64, Fault)], report: &mut Report) {
         {
             last += 1;
         }
-        let said = match off {
-            i64::MAX => "hold no address".to_owned(),
-            off => format!("are {off:+} sectors off"),
+        let at = Msf::of_lba(first);
+        let (which, is, holds) = match first == last {
+            true => (format!("header of sector {first} ({at})"), "is", "holds"),
+            false => (
+                format!("headers of sectors {first} to {last}"),
+                "are",
+                "hold",
+            ),
         };
-        report.note(format!(
-            "headers of sectors {first} to {last} {said} (the first is at {})",
-            Msf::of_lba(first)
-        ));
+        let from = if first == last {
+            String::new()
+        } else {
+            format!(" (the first is at {at})")
+        };
+        report.note(match off {
+            i64::MAX => format!("{which} {holds} no address{from}"),
+            off => format!("{which} {is} {off:+} sectors off{from}"),
+        });
     }
 }
 
@@ -115,12 +130,21 @@ impl Check for Cue {
             sectors: Some(Vec::new()),
             ..Report::default()
         };
-        let found = self.scan(&self.coded(), progress, &look)?;
+        let more = AtomicU64::new(0);
+        let found = self.scan(&self.coded(), progress, &look, &|fault| {
+            more.fetch_add(u64::from(!fault.faults.is_none()), Ordering::Relaxed);
+        })?;
         for (lba, fault) in &found {
             if !fault.faults.is_none() {
                 progress.check()?;
                 self.report(*lba, fault, &mut report, repair)?;
             }
+        }
+        let more = more.into_inner();
+        if more > 0 {
+            let most = Report::MAX_SECTORS;
+            let text = format!("{more} sectors more are wrong than the {most} that are listed");
+            report.add(Severity::Corruption, more, text, None);
         }
         note_headers(&found, &mut report);
         Ok(report)

@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 
+use super::sheet::MAX_SHEET;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::disc::plan::{Maker, NewFile, Origin, Piece, Plan, Template};
 use crate::image::disc::table::Run;
@@ -11,6 +12,9 @@ use crate::util::align::len64;
 
 /// Sectors up to minute 100: an address has two digits for minutes.
 const MAX_SECTORS: u64 = 100 * 60 * 75 - 150;
+
+/// Bytes that names take more while files are put into place.
+const ROOM: u64 = 64 << 10;
 
 /// How discs are made.
 pub(in crate::formats) static MAKER: Maker = Maker {
@@ -72,7 +76,7 @@ fn of_disk(size: u64, values: &OptionValues, stem: &OsStr) -> Result<Plan> {
         host: 0,
     };
     writer.track(&track, mode, &[(1, piece)]);
-    Ok(writer.done())
+    writer.done()
 }
 
 /// How the data of a track is to be stored.
@@ -100,6 +104,7 @@ fn mode(track: &Track, values: &OptionValues) -> Result<Mode> {
 
 fn of_disc(table: &Table, only: Option<u8>, values: &OptionValues, stem: &OsStr) -> Result<Plan> {
     let mut writer = Writer::new(values, stem)?;
+    writer.alone = only.is_some();
     if let Some(catalog) = &table.catalog {
         writer.line(0, &[b"CATALOG ", catalog.as_encoded_bytes()]);
     }
@@ -137,7 +142,7 @@ fn of_disc(table: &Table, only: Option<u8>, values: &OptionValues, stem: &OsStr)
         }
         writer.track(track, mode, &pieces);
     }
-    Ok(writer.done())
+    writer.done()
 }
 
 fn piece(track: &Track, run: &Run, mode: Mode, moved: u64, host: u64) -> Piece {
@@ -160,18 +165,16 @@ struct Writer {
     text: Vec<u8>,
     /// Sectors of the last file.
     frames: u64,
+    /// It is for one track out of several.
+    alone: bool,
 }
 
 impl Writer {
     fn new(values: &OptionValues, stem: &OsStr) -> Result<Self> {
-        if stem
-            .as_encoded_bytes()
-            .iter()
-            .any(|b| matches!(b, b'\n' | b'\r'))
-        {
-            return Err(Error::invalid(
-                "a CUE sheet has no names with line ends in them",
-            ));
+        let is_end = |byte: &u8| matches!(byte, b'\n' | b'\r');
+        if stem.as_encoded_bytes().iter().any(is_end) {
+            let text = "a CUE sheet has no names with line ends in them";
+            return Err(Error::invalid(text).at(stem));
         }
         Ok(Self {
             stem: stem.to_owned(),
@@ -180,6 +183,7 @@ impl Writer {
             between: Vec::new(),
             text: Vec::new(),
             frames: 0,
+            alone: false,
         })
     }
 
@@ -232,8 +236,7 @@ impl Writer {
             self.line(4, &[b"ISRC ", isrc.as_encoded_bytes()]);
         }
         // A track by itself begins where its index 1 is.
-        let is_whole = pieces.len() == stored(track);
-        let [before, after] = if is_whole { gaps(track) } else { [0, 0] };
+        let [before, after] = if self.alone { [0, 0] } else { gaps(track) };
         if before > 0 {
             self.line(
                 4,
@@ -259,19 +262,26 @@ impl Writer {
         }
     }
 
-    fn done(mut self) -> Plan {
+    /// What is to be made.
+    ///
+    /// # Errors
+    /// `OutOfRange` for a sheet that would be too long to be read again.
+    fn done(mut self) -> Result<Plan> {
         self.between.push(self.text);
-        Plan {
-            files: self.files,
-            text: Some(Template {
-                between: self.between,
-            }),
+        let text = Template {
+            between: self.between,
+        };
+        let names: Vec<&OsString> = self.files.iter().map(|file| &file.name).collect();
+        let len = len64(text.with(&names).len());
+        if len + ROOM > MAX_SHEET {
+            let why = format!("a sheet of {len} bytes (allowed: {})", MAX_SHEET - ROOM);
+            return Err(Error::new(ErrorKind::OutOfRange, why));
         }
+        Ok(Plan {
+            files: self.files,
+            text: Some(text),
+        })
     }
-}
-
-fn stored(track: &Track) -> usize {
-    track.runs.iter().filter(|run| run.stored.is_some()).count()
 }
 
 /// Sectors before and after a track that are not stored.

@@ -5,14 +5,13 @@ use serde_json::{Map, Value, json};
 use super::image::Cue;
 use crate::image::disc::{Disc, Track};
 use crate::image::info::Detail;
-use crate::util::text::printable;
 
 /// The tracks, and what else there is to tell.
 pub(super) fn details(cue: &Cue) -> Vec<Detail> {
     let sessions = cue.table.tracks.last().map_or(1, |track| track.session);
     let mut details = Vec::new();
     if let Some(catalog) = &cue.table.catalog {
-        details.push(Detail::new("catalog", printable(catalog)));
+        details.push(Detail::new("catalog", catalog.to_string_lossy()));
     }
     details.push(Detail::new("sessions", sessions));
     details.push(Detail::new("sectors", cue.table.end));
@@ -50,7 +49,7 @@ fn track(cue: &Cue, track: &Track) -> Value {
         put("flags", json!(track.flags.join(" ")));
     }
     if let Some(isrc) = &track.isrc {
-        put("isrc", json!(printable(isrc)));
+        put("isrc", json!(isrc.to_string_lossy()));
     }
     Value::Object(object)
 }

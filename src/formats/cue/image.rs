@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use super::open::{Bin, Opened, open};
 use super::sectors::{Stored, expand};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::image::disc::{self, Damage, Disc, Form, Mode, RAW, Raw, Table, Track, USER};
 use crate::image::info::Detail;
 use crate::image::open::{Damaged, OpenOptions, Purpose};
@@ -90,7 +90,7 @@ impl Cue {
             });
         }
         let judged = disc::judge(raw, mode.declared());
-        if !judged.faults.has_wrong_codes() {
+        if !judged.is_damaged() {
             return Ok(Decoded {
                 form: judged.form,
                 raw: *raw,
@@ -225,6 +225,12 @@ impl Image for Cue {
         }
     }
 
+    fn read_only(&self) -> Error {
+        let text =
+            "the disk of a disc is read-only (io -c \"write --parts data\" changes its sectors)";
+        Error::new(ErrorKind::ReadOnly, text)
+    }
+
     fn storage(&self) -> &dyn Storage {
         &*self.header
     }
@@ -296,11 +302,15 @@ impl Image for Cue {
 
     fn parts(&self) -> Vec<Part<'_>> {
         let part = |role, storage| Part { role, storage };
-        let files = self
-            .files
-            .iter()
-            .filter(|file| !Arc::ptr_eq(&file.storage, &self.header));
-        let files = files.map(|file| part(Role::Data, &*file.storage));
+        let is_header = |file: &Bin| Arc::ptr_eq(&file.storage, &self.header);
+        // A file that is named several times is one.
+        let is_new = |n: usize, file: &Bin| {
+            let mut before = self.files[..n].iter();
+            !before.any(|other| Arc::ptr_eq(&other.storage, &file.storage))
+        };
+        let files = self.files.iter().enumerate();
+        let files = files.filter(|(n, file)| !is_header(file) && is_new(*n, file));
+        let files = files.map(|(_, file)| part(Role::Data, &*file.storage));
         std::iter::once(part(Role::Header, self.storage()))
             .chain(files)
             .collect()
@@ -351,10 +361,11 @@ impl Disc for Cue {
         if self.in_place(&stored).is_some() {
             return Ok(Vec::new());
         }
-        let found = self.scan(&[number], progress, &|track, lba, raw| {
+        let look = |track: &Track, lba: u64, raw: &Raw| {
             let decoded = self.decode(lba, track.mode, raw);
             decoded.and_then(|d| d.user(lba)).is_err().then_some(())
-        })?;
+        };
+        let found = self.scan(&[number], progress, &look, &|()| {})?;
         Ok(found.into_iter().map(|(lba, ())| lba).collect())
     }
 }

@@ -52,21 +52,14 @@ fn sheet(header: &dyn Storage, options: &OpenOptions) -> Result<Opened> {
         return Err(Error::new(ErrorKind::WrongFormat, why));
     }
     let sheet = parse(&text)?;
-    let mut files: Vec<Bin> = Vec::with_capacity(sheet.files.len());
-    for (n, file) in sheet.files.iter().enumerate() {
-        // One that is named twice is opened once: it could not be locked twice.
-        let same = sheet.files[..n]
-            .iter()
-            .position(|other| other.name == file.name);
-        let storage = match same.and_then(|same| files.get(same)) {
-            Some(same) => Arc::clone(&same.storage),
-            None => companion(file, options)?,
-        };
-        files.push(Bin {
-            storage,
-            kind: file.kind,
-        });
+    // One that is named twice is opened once: it could not be locked twice.
+    let mut opened = Vec::with_capacity(sheet.files.len());
+    for file in &sheet.files {
+        opened.push(companion(file, options, &opened)?);
     }
+    let kinds = sheet.files.iter().map(|file| file.kind);
+    let files = opened.into_iter().zip(kinds);
+    let files: Vec<Bin> = files.map(|(storage, kind)| Bin { storage, kind }).collect();
     let extents = files
         .iter()
         .zip(&sheet.files)
@@ -75,14 +68,18 @@ fn sheet(header: &dyn Storage, options: &OpenOptions) -> Result<Opened> {
     Ok(Opened { files, table })
 }
 
-fn companion(file: &FileLine, options: &OpenOptions) -> Result<Arc<dyn Storage>> {
+fn companion(
+    file: &FileLine,
+    options: &OpenOptions,
+    opened: &[Arc<dyn Storage>],
+) -> Result<Arc<dyn Storage>> {
     let Some(companions) = &options.needed else {
         return Err(Error::unsupported(
             "the files that the sheet names cannot be opened",
         ));
     };
     let what = format!("file (line {})", file.line);
-    companions.open_in_any_case(&file.name, &what)
+    companions.open_in_any_case(&file.name, &what, opened)
 }
 
 fn extent(bin: &Bin, name: &OsString) -> Result<Extent> {

@@ -27,7 +27,7 @@ struct Job<'a> {
 
 impl Cue {
     /// Looks at all sectors that are stored of these tracks.  What is found, by address; of more
-    /// than [`Report::MAX_SECTORS`] the rest is dropped.
+    /// than [`Report::MAX_SECTORS`] the rest is dropped, and `dropped` is told of each.
     ///
     /// # Errors
     /// The host's, and `Cancelled`.
@@ -36,6 +36,7 @@ impl Cue {
         tracks: &[usize],
         progress: &dyn Progress,
         look: &Look<'_, T>,
+        dropped: &(dyn Fn(&T) + Sync),
     ) -> Result<Vec<(u64, T)>> {
         let mut runs = Vec::new();
         for track in tracks.iter().filter_map(|n| self.table.tracks.get(*n)) {
@@ -55,7 +56,8 @@ impl Cue {
         for_each(cores(), &mut jobs, Vec::new, |buf, job| {
             let mut own = self.look_at(&job, buf, progress, look)?;
             let mut all = found.lock();
-            own.truncate(Report::MAX_SECTORS.saturating_sub(all.len()));
+            let kept = own.len().min(Report::MAX_SECTORS.saturating_sub(all.len()));
+            own.drain(kept..).for_each(|(_, found)| dropped(&found));
             all.append(&mut own);
             Result::Ok(())
         })?;

@@ -256,17 +256,22 @@ impl Sectors for Cue {
         let mode = place.track.mode;
         let mut old = vec![0; self.whole_len()];
         let was = self.whole(&place, &mut old)?;
+        if was == Form::Empty && parts.has(Parts::DATA) && !parts.has(Parts::ALL) {
+            return Err(Error::invalid(format!(
+                "sector {lba} is of mode 0, which has no data but zeroes (--parts all replaces it)"
+            )));
+        }
         let mut new = old.clone();
         let whole = change(&mut new, &was.layout(&mode.stored()))?;
         let codes = Parts::EDC.union(Parts::ECC);
         if mode.form().is_none() && !parts.without(codes).is_empty() {
             let replaced = parts.has(Parts::DATA) && whole == Whole::Yes;
             let before = expand(&old[mode.stored()], mode);
-            let faults = disc::judge(&before, mode.declared()).faults;
-            if faults.has_wrong_codes() && !replaced {
+            let judged = disc::judge(&before, mode.declared());
+            if judged.is_damaged() && !replaced {
                 return Err(Error::corrupt(format!(
                     "sector {lba}: its {} are wrong, and new codes for a part of it would hide that (check -r all corrects it, or all of its data is written)",
-                    faults.names().join(", ")
+                    judged.faults.names().join(", ")
                 )));
             }
             renew(&mut new, &old, mode, parts);

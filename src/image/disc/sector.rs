@@ -69,6 +69,15 @@ pub struct Judged {
     pub form: Form,
     /// What is wrong.
     pub faults: Faults,
+    /// Whether it has a code: where it has none, the sync pattern alone says that it is a sector.
+    pub has_code: bool,
+}
+
+impl Judged {
+    /// Whether what it holds cannot be taken as it is.
+    pub fn is_damaged(&self) -> bool {
+        self.faults.has_wrong_codes() || (self.faults.sync && !self.has_code)
+    }
 }
 
 /// The block of the code that corrects errors; in mode 2 the header does not count.
@@ -150,6 +159,7 @@ pub fn judge(raw: &Raw, declared: Declared) -> Judged {
     let of = |form| Judged {
         form,
         faults: faults(raw, form),
+        has_code: !is_unproven(raw, form),
     };
     let likeliest = of(first);
     if likeliest.faults.is_none() {
@@ -194,7 +204,7 @@ fn corrected(raw: &Raw, form: Form) -> Option<Raw> {
         let faults = faults(raw, form);
         !(faults.sync || faults.has_wrong_codes())
     };
-    if is_right(&tried) && form != Form::Formless && !is_unproven(&tried, form) {
+    if is_right(&tried) && !is_unproven(&tried, form) {
         return Some(tried);
     }
     if !form.has_ecc() {
@@ -214,9 +224,15 @@ fn corrected(raw: &Raw, form: Form) -> Option<Raw> {
     })
 }
 
-/// Whether nothing confirms that the sector is what it says: form 2 without a code.
+/// Whether nothing confirms that the sector is what it says: it has no code, or is all zeroes, for
+/// which any code is right.
 fn is_unproven(raw: &Raw, form: Form) -> bool {
-    form == Form::Form2 && is_zero(&raw[2348..])
+    match form {
+        Form::Audio | Form::Empty | Form::Formless => true,
+        Form::Form1 => is_zero(&raw[16..]),
+        Form::Form2 => is_zero(&raw[2348..]),
+        Form::Mode1 => false,
+    }
 }
 
 /// Makes the codes of a sector of this form for what it holds; of form 2, too.
@@ -367,6 +383,30 @@ mod tests {
         assert_eq!(correct(&raw, Declared::Mode2), None);
         raw[2348..].fill(0);
         assert!(judge(&raw, Declared::Mode2).faults.is_none());
+    }
+
+    #[test]
+    fn a_hole_of_zeroes_is_damage_that_nothing_corrects() {
+        let mut raw = [0; RAW];
+        for (mode, declared) in [
+            (0, Declared::Mode1),
+            (0, Declared::Mode2),
+            (2, Declared::Mode2),
+        ] {
+            raw[15] = mode;
+            let judged = judge(&raw, declared);
+            assert!(judged.faults.sync && judged.is_damaged(), "{judged:?}");
+            assert_eq!(correct(&raw, declared), None, "{mode}");
+        }
+        // With a sync pattern it is a sector.
+        let empty = sector(Form::Empty, |_| 0);
+        assert!(!judge(&empty, Declared::Mode1).is_damaged());
+        // What a code confirms needs none.
+        let mut form2 = sector(Form::Form2, |n| low(n % 251));
+        let right = form2;
+        form2[..12].fill(0);
+        assert!(!judge(&form2, Declared::Mode2).is_damaged());
+        assert_eq!(correct(&form2, Declared::Mode2), Some((Form::Form2, right)));
     }
 
     #[test]

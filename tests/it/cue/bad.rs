@@ -169,3 +169,50 @@ fn encodings_that_have_ascii_in_them_are_read_and_others_are_refused() {
     files.write("x.cue", &[b"\xff\xfe".as_slice(), &wide].concat());
     files.fails(&["info", "-f", "cue", "x.cue"], 1, "");
 }
+
+#[test]
+fn what_would_change_the_disk_is_refused_by_what_changes_sectors() {
+    let (files, _) = Files::mode1("cue-unchanged", 5);
+    let before = files.read("x.bin");
+    for command in ["write 0 2k", "write -z 0 2k", "discard 0 2k", "truncate 4k"] {
+        files.fails(&["io", "-c", command, "x.cue"], 1, "write --parts data");
+    }
+    files.fails(
+        &["resize", "x.cue", "+2k"],
+        1,
+        "the disk of a disc is read-only",
+    );
+    let command = "write --parts data --lba 1";
+    files.fails(
+        &["io", "-r", "-c", command, "x.cue"],
+        1,
+        "is open read-only",
+    );
+    assert!(files.read("x.bin") == before);
+}
+
+#[test]
+fn texts_of_a_sheet_do_nothing_to_a_terminal() {
+    let (files, _) = Files::mode1("cue-escape", 5);
+    let name = "e\u{1b}[31m.bin";
+    files.write(name, &files.read("x.bin"));
+    let sheet = format!(
+        "CATALOG \u{1b}[2J\nTITLE \u{1b}[31m\nFILE \"{name}\" BINARY\nTRACK 01 MODE1/2352\nISRC \u{7}x\nINDEX 01 00:00:00\n"
+    );
+    files.write("x.cue", sheet.as_bytes());
+    files.damage(name, [500]);
+    for words in [&["info"][..], &["map"], &["check"], &["chain"]] {
+        let (_, out, errors) = files.run(&[words, &["x.cue"]].concat());
+        let is_plain = |text: &str| text.chars().all(|c| c == '\n' || !c.is_control());
+        assert!(
+            is_plain(&out) && is_plain(&errors),
+            "{words:?}: {out}{errors}"
+        );
+    }
+    // In JSON they are what they are.
+    let info = files.json(&["info", "--output", "json", "x.cue"]);
+    assert_eq!(info["format-specific"]["data"]["catalog"], "\u{1b}[2J");
+    let wrong = sheet.replace("MODE1/2352", "\u{1b}[31m");
+    files.write("x.cue", wrong.as_bytes());
+    files.fails(&["info", "x.cue"], 1, "of mode '\\u{1b}[31m'");
+}

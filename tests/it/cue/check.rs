@@ -129,3 +129,49 @@ fn discs_without_codes_have_nothing_wrong() {
     let (code, found) = report(&files, &[]);
     assert_eq!((code, sectors_of(&found)), (0, Vec::new()));
 }
+
+#[test]
+fn holes_of_zeroes_are_damage_that_is_told_and_kept() {
+    let (files, mut user) = Files::mode1("cue-hole", 20);
+    let mut bin = files.read("x.bin");
+    bin[7 * RAW..9 * RAW].fill(0);
+    files.write("x.bin", &bin);
+    let expected = [7, 8].map(|lba| (lba, json!(["sync"]), false));
+    for words in [&[][..], &["-r", "all"]] {
+        let (code, found) = report(&files, words);
+        assert_eq!((code, sectors_of(&found)), (2, expected.to_vec()));
+    }
+    assert!(files.read("x.bin") == bin);
+    files.fails(&["convert", "x.cue", "out.iso"], 1, "cannot be read: 7-8");
+    files.fails(
+        &["convert", "-O", "cue", "x.cue", "y.cue"],
+        1,
+        "what was there: 7-8",
+    );
+    let write = "write --parts data --lba 7";
+    files.fails(&["io", "-c", write, "x.cue"], 1, "--parts all replaces it");
+    user[7 * 2048..9 * 2048].fill(0);
+    assert!(files.disk(&["--salvage"]) == user);
+}
+
+#[test]
+fn files_of_a_sheet_that_are_one_file_are_opened_once() {
+    let (files, user) = Files::mode1("cue-aliases", 20);
+    let right = files.read("x.bin");
+    std::fs::hard_link(files.file("x.bin"), files.file("hard.bin")).expect("links");
+    std::os::unix::fs::symlink("x.bin", files.file("soft.bin")).expect("links");
+    let names = ["x.bin", "x.bin", "./x.bin", "X.BIN", "hard.bin", "soft.bin"];
+    let lines = (1..).zip(names).map(|(n, name)| {
+        format!("FILE {name} BINARY\nTRACK {n:02} MODE1/2352\nINDEX 01 00:00:00\n")
+    });
+    files.write("x.cue", lines.collect::<String>().as_bytes());
+    files.damage("x.bin", [3 * RAW + 77]);
+    assert_eq!(report(&files, &["-r", "all"]).0, 0);
+    assert!(files.read("x.bin") == right);
+    files.done(&["io", "-c", "write --parts edc -P 0 --lba 103", "x.cue"]);
+    assert_eq!(report(&files, &[]).0, 2);
+    assert!(files.disk(&["--open-options", "track=5"]) == user);
+    let info = files.json(&["info", "--output", "json", "x.cue"]);
+    let size = info["actual-size"].as_u64().expect("a number");
+    assert!(size < 2 * right.len() as u64 + (64 << 10), "{size}");
+}

@@ -249,3 +249,39 @@ fn sound_alone_is_no_disk_unless_it_is_asked_for() {
     expected[end..].fill(0);
     assert!(files.disk(&["--open-options", "track=1"]) == expected);
 }
+
+#[test]
+fn map_shows_where_every_index_of_every_track_lies() {
+    let mut rng = Seeded::new("cue-map");
+    let data = sectors(&mut rng, Form::Mode1, 0, 10).0;
+    let sound = sectors(&mut rng, Form::Audio, 0, 200).1;
+    let sheet = "FILE a.bin BINARY\nTRACK 01 MODE1/2352\nINDEX 01 00:00:00\nFILE b.bin BINARY\nTRACK 02 AUDIO\nPREGAP 00:00:05\nINDEX 00 00:00:00\nINDEX 01 00:02:00\n";
+    let files = Files::new(&[
+        ("x.cue", sheet.as_bytes()),
+        ("a.bin", &data),
+        ("b.bin", &sound),
+    ]);
+    let rows = |words: &[&str]| -> Vec<String> {
+        let text = files.done(words);
+        let (_, tracks) = text.split_once("\n\n").expect("has tracks");
+        let lines = tracks.lines().skip(1);
+        lines
+            .map(|l| l.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect()
+    };
+    let expected = [
+        "01 01 0 10 0x0 a.bin",
+        "02 00 10 5 - -",
+        "02 00 15 150 0x0 b.bin",
+        "02 01 165 50 0x56220 b.bin",
+    ];
+    assert_eq!(rows(&["map", "x.cue"]), expected);
+    // Without data there is no disk.
+    let sheet = "FILE b.bin BINARY\nTRACK 01 AUDIO\nINDEX 01 00:00:00\n";
+    files.write("y.cue", sheet.as_bytes());
+    assert_eq!(rows(&["map", "y.cue"]), ["01 01 0 200 0x0 b.bin"]);
+    assert_eq!(
+        files.json(&["map", "--output", "json", "y.cue"]),
+        serde_json::json!([])
+    );
+}

@@ -251,7 +251,24 @@ fn targets_take_no_options_that_mean_nothing_and_replace_no_source() {
     files.fails(
         &["create", "-f", "cue", "c.cue", "1M"],
         63,
-        "cannot be made",
+        "are made by \"convert -O cue\" alone",
+    );
+    for words in [
+        &["d.iso", "-"][..],
+        &["-", "c.cue"],
+        &["-f", "raw", "-", "c.cue"],
+    ] {
+        let words = [&["convert", "-O", "cue"], words].concat();
+        files.fails(
+            &words,
+            63,
+            "a stream: it has files whose lengths must be known",
+        );
+    }
+    files.fails(
+        &["convert", "-O", "cue", "d.iso", "a\nb.cue"],
+        1,
+        "a\\u{a}b: a CUE sheet has no names with line ends",
     );
     let help = files.done(&["convert", "-O", "cue", "-o", "help"]);
     assert!(
@@ -290,4 +307,85 @@ fn a_disc_that_is_replaced_is_the_old_one_or_the_new_one() {
     let names = std::fs::read_dir(files.path()).expect("reads");
     let names = names.map(|e| e.expect("reads").file_name().to_string_lossy().into_owned());
     assert_eq!(names.filter(|name| hidden(name)).count(), 0);
+}
+
+#[test]
+fn an_image_that_a_link_leads_to_has_its_files_beside_itself() {
+    let (files, user) = Files::mode1("cue-link", 20);
+    files.write("d.iso", &user);
+    std::fs::create_dir(files.file("in")).expect("makes");
+    // To a name that is free, and to one that is taken.
+    for _ in 0..2 {
+        let _ = std::os::unix::fs::symlink("in/real.cue", files.file("link.cue"));
+        files.done(&[
+            "convert", "-q", "-O", "cue", "--verify", "d.iso", "link.cue",
+        ]);
+        assert!(files.file("in/real.bin").exists() && !files.file("link.bin").exists());
+        for name in ["link.cue", "in/real.cue"] {
+            files.done(&["convert", name, "out.iso"]);
+            assert!(files.read("out.iso") == user, "{name}");
+        }
+    }
+}
+
+#[test]
+fn discs_and_sound_are_compared_when_they_were_made_and_measured_before() {
+    let (files, _, _) = disc();
+    let size = |words: &[&str]| -> u64 {
+        let words = [&["measure", "--output", "json", "-O", "cue"], words].concat();
+        let found = files.json(&words);
+        assert_eq!(found["required"], found["fully-allocated"]);
+        found["required"].as_u64().expect("a number")
+    };
+    let len = |name: &str| files.read(name).len() as u64;
+    files.done(&["convert", "-O", "cue", "--verify", "x.cue", "x2.cue"]);
+    // The name is as long as that of the source.
+    assert_eq!(size(&["x.cue"]) + 2, len("x2.cue") + len("x2.bin") + 1);
+    files.done(&["convert", "-O", "wav", "--verify", "x.cue", "sound"]);
+    files.write("d.iso", &[7; 5000]);
+    files.done(&["convert", "-O", "cue", "-o", "mode=2048", "d.iso", "e.cue"]);
+    let small = len("e.cue") + len("e.bin");
+    assert_eq!(size(&["-o", "mode=2048", "d.iso"]), small);
+    assert_eq!(size(&["-o", "mode=2048", "--size", "5000"]), small + 3);
+    files.fails(&["measure", "-O", "cue"], 2, "needs FILE or --size");
+    files.fails(
+        &["measure", "-O", "cue", "--size", "0"],
+        1,
+        "a disc of 0 sectors",
+    );
+}
+
+#[test]
+fn a_track_by_itself_has_no_pause_before_it() {
+    let (files, _, [two, _]) = disc();
+    files.done(&[
+        "convert",
+        "-O",
+        "cue",
+        "--open-options",
+        "track=2",
+        "x.cue",
+        "two.cue",
+    ]);
+    let sheet = String::from_utf8(files.read("two.cue")).expect("is text");
+    assert!(
+        !sheet.contains("GAP") && sheet.contains("INDEX 01 00:00:00"),
+        "{sheet}"
+    );
+    assert!(files.read("two.bin") == two);
+}
+
+#[test]
+fn a_sheet_that_could_not_be_read_again_is_not_written() {
+    let (files, _) = Files::mode1("cue-long", 5);
+    let mut text = files.read("x.cue");
+    text.extend(format!("REM {}\n", "x".repeat(195)).repeat(5200).bytes());
+    files.write("x.cue", &text);
+    files.done(&["info", "x.cue"]);
+    files.fails(
+        &["convert", "-O", "cue", "x.cue", "new.cue"],
+        1,
+        "a sheet of ",
+    );
+    assert!(!files.file("new.cue").exists() && !files.file("new.bin").exists());
 }

@@ -593,7 +593,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__check)
-            opts="-f -r -T -p -U -q -h --format --repair --cache --output --progress --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -r -T -p -U -q -h --format --repair --chain --cache --output --progress --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

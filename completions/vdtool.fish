@@ -153,6 +153,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l backing-format -
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l member -d 'Which disk of a file that holds several, as an OVA: its number, counted from 1, or its name' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l object -d 'An object, such as a secret' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l chain -d 'Check all images below FILE too'
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -s p -d 'Show a progress bar: the same as --progress bar'
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -s U -l force-share -d 'Read even where another process has the image open for writing'
 complete -c vdtool -n "__fish_vdtool_using_subcommand check" -l no-mmap -d 'Read by system calls, not through mappings'

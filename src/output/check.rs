@@ -50,7 +50,7 @@ pub fn json(out: &mut dyn Write, path: &Path, format: &str, report: &Report) -> 
 ///
 /// # Errors
 /// The writer's.
-pub fn json_chain(out: &mut dyn Write, images: Vec<Value>) -> io::Result<()> {
+pub fn json_chain(out: &mut dyn Write, images: &[Value]) -> io::Result<()> {
     output_json::write(out, &json!({ "images": images }))
 }
 

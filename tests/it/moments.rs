@@ -75,7 +75,7 @@ fn at_every_moment(
         fs::remove_file(made.path().join("u")).expect("removes");
     }
     // All of them in a long run.
-    let stride = 4 / rounds(1).min(4);
+    let stride = 7 / rounds(1).min(7);
     let mut moment = 1;
     loop {
         let dir = scratch();

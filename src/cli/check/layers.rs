@@ -143,7 +143,8 @@ fn show(args: &Args, globals: &Globals, images: &[(PathBuf, Checked)]) -> anyhow
             let images = images
                 .iter()
                 .map(|(path, image)| output::check::value(path, image.format, &image.report));
-            Ok(output::check::json_chain(out, images.collect())?)
+            let images: Vec<_> = images.collect();
+            Ok(output::check::json_chain(out, &images)?)
         }),
         OutputFormat::Human if globals.quiet => {
             let standing = |f: &&Finding| f.repaired.is_none() && f.severity != Severity::Note;

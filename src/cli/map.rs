@@ -94,10 +94,10 @@ fn human(out: &mut dyn Write, chain: &Chain, range: Range<u64>) -> anyhow::Resul
     for extent in chain.extents(range)? {
         writer.extent(out, &extent?)?;
     }
-    Ok(match chain.top().as_disc() {
-        Some(disc) => tracks(out, disc)?,
-        None => (),
-    })
+    if let Some(disc) = chain.top().as_disc() {
+        tracks(out, disc)?;
+    }
+    Ok(())
 }
 
 fn json(out: &mut dyn Write, chain: &Chain, range: Range<u64>) -> anyhow::Result<()> {

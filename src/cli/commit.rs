@@ -40,12 +40,14 @@ NOTES:
 
   With --children FILE may lie in the middle of a chain. All that it and the images down to BASE have
   goes into BASE, then each CHILD has BASE below it, and at every moment each CHILD reads as before
-  and is accepted by all checks. In the end FILE and the images between are emptied, in formats that
-  can, and read as FILE did; of others those between hold nonsense. --remove removes them. Nothing may have any of these images below it but
-  the ones that are named; they are looked for in the directories of FILE and BASE, and images
-  elsewhere cannot be known. Where the program is killed, or the host fails, the same command goes on
-  from there; once all is done it says so, and changes nothing. The identity and the recorded state
-  of BASE stay what they are.
+  and is accepted by all checks. In the end FILE and the images between are emptied and read as FILE
+  did, unless an image between one of them and BASE is shorter; --remove removes them. Nothing may
+  have any of these images below it but the ones that are named; they are looked for in the
+  directories of FILE and BASE, and images elsewhere cannot be known. Where FILE is shorter than
+  BASE, no CHILD may be longer than FILE. Where the program is killed, or the host fails, the same
+  command goes on from there; once all is done it says so, and changes nothing. The identity and the
+  recorded state of BASE stay what they are, but where FILE lies right over it and can have both
+  states recorded (vhdx).
 
 EXIT STATUS:
   0              done

@@ -17,6 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::image::Wait;
 use crate::storage::Storage;
 use crate::util::align::{clamp_len, len64};
+use crate::util::cached::CacheSlots;
 use crate::util::range;
 
 /// Pages shorter than this are no parts of a longer table.
@@ -82,12 +83,15 @@ word!(AtomicU64, u64);
 pub struct Words<W> {
     page_len: u64,
     endian: Endian,
-    slots: Box<[ArcSwapOption<Page<W>>]>,
+    slots: CacheSlots<Page<W>>,
     /// Held while a page is read and while a word is published, so that no page is read in
     /// between.  Innermost: nothing is locked under it.
     fill: Mutex<()>,
     word: PhantomData<W>,
 }
+
+/// Where a page is kept.
+type Slot<W> = ArcSwapOption<Page<W>>;
 
 /// Words of one page.
 #[derive(Debug)]
@@ -105,12 +109,8 @@ impl<W: Word> Page<W> {
 
 impl<W> fmt::Debug for Words<W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "Words({} slots of {} bytes)",
-            self.slots.len(),
-            self.page_len
-        )
+        let (slots, len) = (self.slots.count(), self.page_len);
+        write!(f, "Words({slots} slots of {len} bytes)")
     }
 }
 
@@ -118,11 +118,10 @@ impl<W: Word> Words<W> {
     /// At most `slots` pages of `page_len` bytes, a power of two.
     pub fn new(page_len: u64, slots: usize, endian: Endian) -> Self {
         debug_assert!(page_len.is_power_of_two());
-        let slots = (0..slots.max(1)).map(|_| ArcSwapOption::empty()).collect();
         Self {
             page_len,
             endian,
-            slots,
+            slots: CacheSlots::new(slots),
             fill: Mutex::new(()),
             word: PhantomData,
         }
@@ -139,7 +138,9 @@ impl<W: Word> Words<W> {
     /// As [`Words::page`].
     pub fn get(&self, storage: &dyn Storage, host: u64, wait: Wait) -> Result<W::Value> {
         let page = host - host % self.page_len;
-        if let Some(found) = self.slot(page).load().as_ref().filter(|p| p.host == page) {
+        if let Some(slot) = self.slot(page)
+            && let Some(found) = slot.load().as_ref().filter(|p| p.host == page)
+        {
             return Ok(found.get(self.within(host)));
         }
         Ok(self.page(storage, host, wait)?.get(self.within(host)))
@@ -151,7 +152,7 @@ impl<W: Word> Words<W> {
     /// The host's; `WouldBlock` where the page must be read and `wait` does not allow it.
     pub fn page(&self, storage: &dyn Storage, host: u64, wait: Wait) -> Result<Arc<Page<W>>> {
         let page = host - host % self.page_len;
-        if let Some(found) = self.slot(page).load_full().filter(|p| p.host == page) {
+        if let Some(found) = self.kept(page) {
             return Ok(found);
         }
         if wait == Wait::No {
@@ -211,7 +212,9 @@ impl<W: Word> Words<W> {
         for (index, value) in values.iter().enumerate() {
             let host = host + len64(index * W::LEN);
             let page = host - host % self.page_len;
-            if let Some(found) = self.slot(page).load().as_ref().filter(|p| p.host == page) {
+            if let Some(slot) = self.slot(page)
+                && let Some(found) = slot.load().as_ref().filter(|p| p.host == page)
+            {
                 found.words[self.within(host)].store(*value);
             }
         }
@@ -222,7 +225,7 @@ impl<W: Word> Words<W> {
     /// written by other means.
     pub fn forget(&self, host: Range<u64>) {
         let _fill = self.fill.lock();
-        let forget = |slot: &ArcSwapOption<Page<W>>| {
+        let forget = |slot: &Slot<W>| {
             let met = slot.load().as_ref().is_some_and(|p| {
                 p.host < host.end && p.host.saturating_add(self.page_len) > host.start
             });
@@ -231,10 +234,12 @@ impl<W: Word> Words<W> {
             }
         };
         let pages = host.start / self.page_len..host.end.div_ceil(self.page_len);
-        match range::len(&pages) < len64(self.slots.len()) {
+        match range::len(&pages) < len64(self.slots.count()) {
             // Each page has but one place.
-            true => pages.for_each(|page| forget(self.slot(page * self.page_len))),
-            false => self.slots.iter().for_each(forget),
+            true => pages
+                .filter_map(|page| self.slots.get(page))
+                .for_each(forget),
+            false => self.slots.made().for_each(forget),
         }
     }
 
@@ -251,14 +256,18 @@ impl<W: Word> Words<W> {
         clamp_len(host % self.page_len, usize::MAX) / W::LEN
     }
 
-    fn slot(&self, page: u64) -> &ArcSwapOption<Page<W>> {
-        &self.slots[clamp_len(page / self.page_len % len64(self.slots.len()), usize::MAX)]
+    /// Where a page would be; `None` where nothing was kept near it yet.
+    fn slot(&self, page: u64) -> Option<&Slot<W>> {
+        self.slots.get(page / self.page_len)
+    }
+
+    fn kept(&self, page: u64) -> Option<Arc<Page<W>>> {
+        self.slot(page)?.load_full().filter(|p| p.host == page)
     }
 
     /// The page, read where it is not there; the caller holds `fill`.
     fn load(&self, storage: &dyn Storage, page: u64) -> Result<Arc<Page<W>>> {
-        let slot = self.slot(page);
-        if let Some(found) = slot.load_full().filter(|p| p.host == page) {
+        if let Some(found) = self.kept(page) {
             return Ok(found);
         }
         let mut bytes = vec![0; clamp_len(self.page_len, usize::MAX)];
@@ -269,6 +278,7 @@ impl<W: Word> Words<W> {
         let words = bytes.chunks_exact(W::LEN);
         let words = words.map(|w| W::decode(w, self.endian)).collect();
         let read = Arc::new(Page { host: page, words });
+        let slot = self.slots.make(page / self.page_len);
         slot.store(Some(Arc::clone(&read)));
         Ok(read)
     }

@@ -2,6 +2,7 @@
 
 pub mod align;
 pub mod buf;
+pub mod cached;
 pub mod digest;
 pub mod grace;
 pub mod moment;

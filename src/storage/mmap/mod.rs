@@ -17,10 +17,10 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 
-use arc_swap::ArcSwapOption;
 use memmap2::{MmapOptions, MmapRaw};
 
 use crate::util::align::{clamp_len, down, len64};
+use crate::util::cached::CacheSlots;
 use sigbus::Registration;
 
 /// Length of the windows that stay.
@@ -106,12 +106,12 @@ impl Window {
 
 /// The windows of one file that stay.
 pub(super) struct Mapping {
-    slots: Box<[ArcSwapOption<Window>]>,
+    slots: CacheSlots<Window>,
 }
 
 impl fmt::Debug for Mapping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let held = self.slots.iter().filter(|s| s.load().is_some()).count();
+        let held = self.slots.made().filter(|s| s.load().is_some()).count();
         f.debug_struct("Mapping").field("windows", &held).finish()
     }
 }
@@ -120,7 +120,7 @@ impl Mapping {
     /// No window yet.
     pub(super) fn new() -> Self {
         Self {
-            slots: (0..SLOTS).map(|_| ArcSwapOption::empty()).collect(),
+            slots: CacheSlots::new(SLOTS),
         }
     }
 
@@ -143,7 +143,7 @@ impl Mapping {
 
     fn read_in_window(&self, file: &File, buf: &mut [u8], host: u64) -> Result<(), Lost> {
         let index = host / WINDOW;
-        let slot = &self.slots[clamp_len(index % len64(SLOTS), SLOTS - 1)];
+        let slot = self.slots.make(index);
         let held = slot.load();
         let start = index * WINDOW;
         match held.as_ref() {

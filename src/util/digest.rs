@@ -1,7 +1,9 @@
 //! Digests by the algorithms that manifests have.
 
-use sha1::Sha1;
-use sha2::{Digest as _, Sha256, Sha512};
+use std::fmt;
+
+use ring::digest::{Context, SHA256, SHA512};
+use sha1::{Digest as _, Sha1};
 
 /// How a digest is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,11 +51,19 @@ impl Algorithm {
 #[derive(Debug, Clone)]
 pub struct Hasher(Kind);
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 enum Kind {
     Sha1(Sha1),
-    Sha256(Sha256),
-    Sha512(Sha512),
+    Sha2(Context),
+}
+
+impl fmt::Debug for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sha1(_) => "SHA-1",
+            Self::Sha2(_) => "SHA-2",
+        })
+    }
 }
 
 impl Hasher {
@@ -61,8 +71,8 @@ impl Hasher {
     pub fn new(algorithm: Algorithm) -> Self {
         Self(match algorithm {
             Algorithm::Sha1 => Kind::Sha1(Sha1::new()),
-            Algorithm::Sha256 => Kind::Sha256(Sha256::new()),
-            Algorithm::Sha512 => Kind::Sha512(Sha512::new()),
+            Algorithm::Sha256 => Kind::Sha2(Context::new(&SHA256)),
+            Algorithm::Sha512 => Kind::Sha2(Context::new(&SHA512)),
         })
     }
 
@@ -70,8 +80,7 @@ impl Hasher {
     pub fn update(&mut self, bytes: &[u8]) {
         match &mut self.0 {
             Kind::Sha1(hash) => hash.update(bytes),
-            Kind::Sha256(hash) => hash.update(bytes),
-            Kind::Sha512(hash) => hash.update(bytes),
+            Kind::Sha2(hash) => hash.update(bytes),
         }
     }
 
@@ -79,9 +88,39 @@ impl Hasher {
     pub fn finish(self) -> String {
         let bytes = match self.0 {
             Kind::Sha1(hash) => hash.finalize().to_vec(),
-            Kind::Sha256(hash) => hash.finalize().to_vec(),
-            Kind::Sha512(hash) => hash.finalize().to_vec(),
+            Kind::Sha2(hash) => hash.finish().as_ref().to_vec(),
         };
         bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_are_those_of_the_standard_in_whatever_pieces_bytes_come() {
+        let cases = [
+            (Algorithm::Sha1, "a9993e364706816aba3e25717850c26c9cd0d89d"),
+            (
+                Algorithm::Sha256,
+                "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+            ),
+            (
+                Algorithm::Sha512,
+                "ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a\
+                 2192992a274fc1a836ba3c23a3feebbd454d4423643ce80e2a9ac94fa54ca49f",
+            ),
+        ];
+        for (algorithm, digest) in cases {
+            let mut hasher = Hasher::new(algorithm);
+            hasher.update(b"a");
+            let mut other = hasher.clone();
+            other.update(b"d");
+            hasher.update(b"bc");
+            assert_eq!(hasher.finish(), digest);
+            assert_ne!(other.finish(), digest);
+            assert_eq!(digest.len(), algorithm.digits());
+        }
     }
 }

@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use crate::chain;
+use crate::chain::{self, Chain};
 use crate::cli::cache::CacheMode;
 use crate::cli::common::{
     OpenArgs, OutputArgs, OutputFormat, ParentArgs, ProgressArgs, parse_driver, print,
 };
 use crate::cli::exit::{self, Exit, coded};
-use crate::cli::{Globals, progress, signal};
+use crate::cli::{Globals, progress, sealed, signal};
 use crate::copy::{self, Allocation, Failure, Joined, Outcome, Step, default_workers};
 use crate::error::ErrorKind;
 use crate::image::Driver;
@@ -46,6 +46,9 @@ pub struct Args {
     /// Sizes must be equal too, and data, zeroes and holes in the same places.
     #[arg(short, long)]
     pub strict: bool,
+    /// Do not compare the images with the digests that a manifest has of them.
+    #[arg(long)]
+    pub no_manifest: bool,
     /// How the page cache is used.
     #[arg(
         short = 'T',
@@ -99,6 +102,13 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     let total = a.len().max(b.len());
     let bar = progress::start("compare", total, &args.progress, globals);
     let outcome = copy::compare(&a, &b, allocation, default_workers(), &bar).map_err(failed)?;
+    // Only now were both read whole.
+    if outcome == Outcome::Same && !args.no_manifest {
+        let step = Step::Read;
+        let chains = a.chains().chain(b.chains());
+        sealed::verify(chains.flat_map(Chain::layers))
+            .map_err(|error| failed(Failure { step, error }))?;
+    }
     bar.finish();
     let verdict = match outcome {
         Outcome::Same => Exit::Done,

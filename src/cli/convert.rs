@@ -22,7 +22,6 @@ mod damage;
 mod disc;
 mod options;
 mod place;
-mod sealed;
 mod source;
 mod stream;
 
@@ -80,6 +79,7 @@ COMPRESSION:
   are, and zero clusters not at all. The file is the same whatever -j is. With -n, clusters that the
   image has are replaced. -o takes compression_level, 1 to 12 for zlib (1 unless given) and 1 to 22
   for zstd (2 unless given), and strict_window=on, for zlib with levels 1 to 9 (6 unless given).
+  A streamOptimized VMDK is compressed with and without -c, by zlib at levels 1 to 12 (5 unless given).
   QEMU writes deflate that looks back 4 KiB at most, and says so to zlib when it reads. Without
   strict_window the limit is 32 KiB, which makes smaller images in a fifth of the time. QEMU reads
   them: it inflates a whole cluster in one call, and then the limit does not matter. So this is the

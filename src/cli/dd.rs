@@ -131,6 +131,8 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     let convert = convert::Args {
         target_cache: CacheMode::Unsafe,
         open: args.open.clone(),
+        // What an image is kept in is compared with its digests where all of it is read.
+        no_manifest: plan.count.is_some() || plan.skip.is_some(),
         ..convert::Args::default()
     };
     convert::write(&convert, &source, driver, output, globals)?;

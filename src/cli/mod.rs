@@ -42,6 +42,7 @@ mod reach;
 pub mod rebase;
 pub mod removed;
 pub mod resize;
+pub mod sealed;
 pub mod serve;
 pub mod signal;
 pub mod snapshot;

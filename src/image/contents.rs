@@ -116,11 +116,12 @@ const MAX_TOLD: usize = 8;
 pub trait Sealed: Send + Sync {
     /// Bytes that [`Sealed::verify`] reads.
     fn bytes(&self) -> u64;
-    /// Reads them and compares them with what was recorded.
+    /// Reads them and compares them with what was recorded; what of it could not be compared, because
+    /// it was recorded in a way that nobody knows.
     ///
     /// # Errors
     /// `Corrupt` where they are others; `Cancelled`; the host's.
-    fn verify(&self, progress: &dyn Progress) -> Result<()>;
+    fn verify(&self, progress: &dyn Progress) -> Result<Vec<String>>;
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use crate::image::words::Words;
 pub use crate::image::words::{Endian, Word};
 use crate::storage::Storage;
 use crate::util::align::{clamp_len, len64};
+use crate::util::range;
 
 /// Bytes of table in one cached page.
 const PAGE: u64 = 16 << 10;
@@ -140,18 +141,39 @@ impl<W: Word> Table<W> {
     /// The end of the words from the first of `indices` on of which `follows` says so, which gets the
     /// number and the value of each.  Only what is in memory, and not too many: the answer may be
     /// smaller, never wrong.
-    pub fn alike(
-        &self,
-        storage: &dyn Storage,
-        indices: Range<u64>,
-        follows: impl Fn(u64, W::Value) -> bool,
-    ) -> u64 {
-        let end = indices.end.min(indices.start + LOOK_AHEAD);
-        let is_other = |index: &u64| match self.get(storage, *index, Wait::No) {
-            Ok(word) => !follows(*index, word),
-            Err(_) => true,
-        };
-        (indices.start..end).find(is_other).unwrap_or(end)
+    pub fn alike(&self, indices: Range<u64>, follows: impl Fn(u64, W::Value) -> bool) -> u64 {
+        let end = indices.end.min(indices.start.saturating_add(LOOK_AHEAD));
+        let mut index = indices.start;
+        while index < end {
+            let host = self.host + index * Self::WORD;
+            let counted = self
+                .words
+                .count_while(host, end - index, |n, word| follows(index + n, word));
+            let Some(counted) = counted else { break };
+            index += counted.words;
+            if counted.ended {
+                break;
+            }
+        }
+        index
+    }
+
+    /// The end of the words from the first of `indices` on that are zero because they lie in a hole of
+    /// the file, where the first of them was not looked at yet; the answer may be smaller, never wrong.
+    pub fn hole(&self, storage: &dyn Storage, indices: Range<u64>) -> u64 {
+        let (start, len) = (indices.start, range::len(&indices));
+        if len == 0 || self.get(storage, start, Wait::No).is_ok() {
+            return start;
+        }
+        let run = storage.run(
+            self.host + start * Self::WORD,
+            len.saturating_mul(Self::WORD),
+        );
+        match run {
+            Ok(run) if !run.data => start + (run.len / Self::WORD).min(len),
+            // Who reads the words is told what fails.
+            _ => start,
+        }
     }
 
     /// Writes words of which `word` says what they are to be.
@@ -255,6 +277,22 @@ mod tests {
     }
 
     #[test]
+    fn words_in_holes_that_nobody_looked_at_are_passed_over() {
+        let storage = MemoryStorage::new();
+        storage.set_len(1 << 20).expect("has room");
+        let table: Table<AtomicU64> = Table::of_words(24, 100_000, Endian::Little);
+        table.publish(&storage, 50_000, &[7]).expect("has room");
+        let end = table.hole(&storage, 10..100_000);
+        assert!((40_000..=50_000).contains(&end), "{end}");
+        assert_eq!(table.hole(&storage, 10..20), 20);
+        assert_eq!(table.hole(&storage, 50_000..100_000), 50_000);
+        assert_eq!(table.hole(&storage, 10..10), 10);
+        // In memory: its words are looked at.
+        table.get(&storage, 10, Wait::Yes).expect("reads");
+        assert_eq!(table.hole(&storage, 10..100_000), 10);
+    }
+
+    #[test]
     fn a_table_is_filled_piece_by_piece_and_looked_along_as_far_as_it_is_in_memory() {
         let storage = MemoryStorage::new();
         let len = len64(FILL) + 10;
@@ -262,12 +300,12 @@ mod tests {
         let word = |index: u64| Ok(u32::try_from(index).unwrap_or(0));
         table.fill(&storage, 1..len, word).expect("has room");
         let follows = |index, word| index == u64::from(word);
-        assert_eq!(table.alike(&storage, 5..len, follows), 5, "nothing is read");
+        assert_eq!(table.alike(5..len, follows), 5, "nothing is read");
         table.get(&storage, 5, Wait::Yes).expect("reads");
-        let end = table.alike(&storage, 5..len, follows);
+        let end = table.alike(5..len, follows);
         assert!(end > 5 && end <= 4096 + 5, "{end}");
-        assert_eq!(table.alike(&storage, 5..9, follows), 9);
-        assert_eq!(table.alike(&storage, 5..9, |index, _| index < 7), 7);
+        assert_eq!(table.alike(5..9, follows), 9);
+        assert_eq!(table.alike(5..9, |index, _| index < 7), 7);
         let mut next = 0;
         table
             .each(&storage, |index, word| {

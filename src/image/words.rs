@@ -79,6 +79,15 @@ macro_rules! word {
 word!(AtomicU32, u32);
 word!(AtomicU64, u64);
 
+/// What [`Words::count_while`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counted {
+    /// Words that are as was asked.
+    pub words: u64,
+    /// Whether the next one is not.
+    pub ended: bool,
+}
+
 /// Cached pages of one storage object, by their offset in it.
 pub struct Words<W> {
     page_len: u64,
@@ -163,6 +172,32 @@ impl<W: Word> Words<W> {
         }
         let _fill = self.fill.lock();
         self.load(storage, page)
+    }
+
+    /// How many words from `host` on, at most `most` and none behind the end of their page, are as
+    /// `follows` says, which gets the distance of each; `None` where the page is not in memory.
+    pub fn count_while(
+        &self,
+        host: u64,
+        most: u64,
+        follows: impl Fn(u64, W::Value) -> bool,
+    ) -> Option<Counted> {
+        let page = host - host % self.page_len;
+        let slot = self.slot(page)?.load();
+        let found = slot.as_ref().filter(|p| p.host == page)?;
+        let words = &found.words[self.within(host)..];
+        let words = &words[..clamp_len(most, words.len())];
+        let other = (0..).zip(words).find(|(n, word)| !follows(*n, word.load()));
+        Some(match other {
+            Some((n, _)) => Counted {
+                words: n,
+                ended: true,
+            },
+            None => Counted {
+                words: len64(words.len()),
+                ended: false,
+            },
+        })
     }
 
     /// Two neighbouring words from `host` on, as one call of [`Words::publish`] left both.

@@ -10,10 +10,11 @@ use crate::chain::{self, Chain, HostFile};
 use crate::cli::convert::options::codec_options;
 use crate::cli::convert::place::{Losses, named};
 use crate::cli::convert::stream::{Image, Output, Sink};
-use crate::cli::convert::{Args, is_stream, sealed, source};
+use crate::cli::convert::{Args, is_stream, source};
 use crate::cli::create::{Generic, creator};
 use crate::cli::exit::{self, usage};
 use crate::cli::hints::Hints;
+use crate::cli::sealed;
 use crate::cli::target::{Target, settle};
 use crate::cli::{Globals, interrupt, kept, progress};
 use crate::copy::assemble::{into_storage, into_stream, measured};
@@ -169,7 +170,7 @@ impl<'a> Job<'a> {
     /// Compares the digests of what the sources are kept in while `work` reads them.
     fn sealed<T>(&self, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
         let layers = self.disks.iter().flat_map(|(joined, _)| joined.chains());
-        sealed::beside_all(self.args, layers.flat_map(Chain::layers), work)
+        sealed::beside_all(self.args.no_manifest, layers.flat_map(Chain::layers), work)
     }
 
     /// Makes the file under its name.

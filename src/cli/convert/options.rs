@@ -28,12 +28,20 @@ pub(super) fn given(args: &Args, driver: &'static Driver) -> anyhow::Result<Give
     };
     let (compress, others): (Vec<_>, Vec<_>) = new.others.into_iter().partition(is_codec);
     new.others = others;
-    match compress.first() {
-        Some(pair) if !args.compress => {
-            let pair = printable(pair);
-            Err(usage(format!("option '{pair}' is for -c")))
+    Ok(Given { new, compress })
+}
+
+impl Given {
+    /// Refuses options of compression where nothing is compressed: without -c, but for an image
+    /// that has nothing else (`in_order`).
+    pub(super) fn refuse_idle(&self, args: &Args, in_order: bool) -> anyhow::Result<()> {
+        match self.compress.first() {
+            Some(pair) if !args.compress && !in_order => {
+                let pair = printable(pair);
+                Err(usage(format!("option '{pair}' is for -c")))
+            }
+            _ => Ok(()),
         }
-        _ => Ok(Given { new, compress }),
     }
 }
 

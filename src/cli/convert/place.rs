@@ -12,10 +12,11 @@ use crate::cli::backing;
 use crate::cli::cache::CacheMode;
 use crate::cli::common::ParentArgs;
 use crate::cli::convert::options::{Given, given};
-use crate::cli::convert::{Args, damage, sealed, stream};
+use crate::cli::convert::{Args, damage, stream};
 use crate::cli::create::{self, Generic, creator};
 use crate::cli::exit::{complain, usage};
 use crate::cli::hints::Hints;
+use crate::cli::sealed;
 use crate::cli::target::{Target, refuse_open, settle};
 use crate::cli::{Globals, kept, progress};
 use crate::copy::bitmaps::{Broken, bitmaps_of, bitmaps_of_mut, copy_bitmaps};
@@ -73,8 +74,8 @@ pub(super) fn convert(
     if args.no_create {
         return in_place(args, sources, driver, target, globals);
     }
-    let Given { new, compress } = given(args, driver)?;
-    let backing = below(args, &new, target, sources, globals)?;
+    let given = given(args, driver)?;
+    let backing = below(args, &given.new, target, sources, globals)?;
     if let Some(below) = &backing {
         backing::refuse_uri(driver, &below.create.name).map_err(|e| e.at(target))?;
         files.extend(below.disk.chains().flat_map(Chain::files));
@@ -85,9 +86,18 @@ pub(super) fn convert(
         Some(below) => parents.parent.insert(0, below.create.absolute.clone()),
         None => parents.refuse_any()?,
     }
-    let mut options = create_options(args, &new, driver, target, sources.len(), backing.as_ref())?;
+    let mut options = create_options(
+        args,
+        &given.new,
+        driver,
+        target,
+        sources.len(),
+        backing.as_ref(),
+    )?;
     let settled = (creator(driver)?.settle)(&options).map_err(|e| e.at(target))?;
     (options.named, options.in_order) = (settled.named, settled.in_order);
+    given.refuse_idle(args, options.in_order)?;
+    let Given { new, compress } = given;
     let hints = new.hints;
     let new = create::target(target, &options, &files)?;
     new.note_replaced(globals);
@@ -121,7 +131,7 @@ pub(super) fn convert(
         hints,
     };
     let below = backing.as_ref().map(|b| &b.disk);
-    let done = sealed::beside(args, sources, || match options.in_order {
+    let done = sealed::beside(args.no_manifest, sources, || match options.in_order {
         true => place.write_in_order(&options, sources, below),
         false => {
             let created = place.create(&mut options);
@@ -145,7 +155,9 @@ fn in_place(
     target: &Path,
     globals: &Globals,
 ) -> anyhow::Result<()> {
-    let Given { new, compress } = given(args, driver)?;
+    let given = given(args, driver)?;
+    given.refuse_idle(args, false)?;
+    let Given { new, compress } = given;
     if new.is_given() {
         return Err(usage("-o is for new images, and -n makes none"));
     }
@@ -174,7 +186,7 @@ fn in_place(
         files: Vec::new(),
         hints: Hints::default(),
     };
-    sealed::beside(args, sources, || place.fill(sources, None))
+    sealed::beside(args.no_manifest, sources, || place.fill(sources, None))
 }
 
 impl Place<'_> {

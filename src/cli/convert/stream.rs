@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::chain::{Base, Chain};
 use crate::cli::convert::options::{codec_options, given, refuse};
-use crate::cli::convert::{Args, damage, is_stream, place, sealed, source};
+use crate::cli::convert::{Args, damage, is_stream, place, source};
 use crate::cli::create::creator;
 use crate::cli::exit::{self, usage};
 use crate::cli::patient::Patient;
+use crate::cli::sealed;
 use crate::cli::target::{Target, look};
 use crate::cli::{Globals, interrupt, progress, target};
 use crate::copy::{self, Before, Convert, Joined, Lost, stream};
@@ -111,7 +112,7 @@ pub(super) fn send(
     let closed = AtomicBool::new(false);
     let out = Output::new(file, &closed);
     let mut out = BufWriter::with_capacity(BUFFER, out);
-    let sent = sealed::beside(args, &sources, || match sequence {
+    let sent = sealed::beside(args.no_manifest, &sources, || match sequence {
         None => {
             let bar = progress::start("convert", sources.len(), &args.progress, globals);
             let sent = stream::send(&sources, &mut out, args.workers(), salvage, &bar);
@@ -126,6 +127,8 @@ pub(super) fn send(
             let name = Path::new("-");
             let size = sources.len();
             let create = place::create_options(args, &given.new, driver, name, size, None)?;
+            let settled = (creator(driver)?.settle)(&create).map_err(|e| e.at(name))?;
+            given.refuse_idle(args, settled.in_order)?;
             image.write(&create, &sources, &mut out, salvage, globals)
         }
     });

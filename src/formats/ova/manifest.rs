@@ -103,7 +103,7 @@ impl Manifest {
                  SHA512)",
                 printable(&entry.kind)
             );
-            return Err(Error::unsupported(text).noted(SKIP));
+            return Err(Error::unsupported(text));
         };
         let found = digest_of(storage, algorithm, progress)?;
         match found == entry.digest {

@@ -187,12 +187,13 @@ impl Check for Held {
             Some(check) => check.check(repair, progress)?,
             None => Report::default(),
         };
-        let compared = self.sealed().map_or(Ok(()), |seal| seal.verify(progress));
-        match compared {
-            Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported) => {
-                report.corruption(e.message(), None);
-            }
-            compared => compared?,
+        let compared = self.sealed().map(|seal| seal.verify(progress));
+        match compared.transpose() {
+            Err(e) if e.kind() == ErrorKind::Corrupt => report.corruption(e.message(), None),
+            unknown => unknown?
+                .into_iter()
+                .flatten()
+                .for_each(|text| report.note(text)),
         }
         Ok(report)
     }
@@ -214,25 +215,29 @@ impl Sealed for Held {
             + descriptor
     }
 
-    fn verify(&self, progress: &dyn Progress) -> Result<()> {
+    fn verify(&self, progress: &dyn Progress) -> Result<Vec<String>> {
         let package = &self.files.package;
         let manifest = match &package.seal {
             Seal::Manifest(manifest) => manifest,
             Seal::Damaged(why) => {
                 return Err(Error::corrupt(why.message()).noted("--no-manifest reads all the same"));
             }
-            Seal::None | Seal::Unknown => return Ok(()),
+            Seal::None | Seal::Unknown => return Ok(Vec::new()),
         };
         let folder = package.folder();
-        let (name, storage) = &package.descriptor;
-        let name = name_in_manifest(manifest, folder, name);
-        manifest.verify(&name, &**storage, progress)?;
+        let descriptor = package.descriptor.clone();
         let opened = self.files.opened.lock().clone();
-        for (name, storage) in opened {
+        let mut unknown = Vec::new();
+        for (name, storage) in std::iter::once(descriptor).chain(opened) {
             let name = name_in_manifest(manifest, folder, &name);
-            manifest.verify(&name, &*storage, progress)?;
+            match manifest.verify(&name, &*storage, progress) {
+                Err(e) if e.kind() == ErrorKind::Unsupported => {
+                    unknown.push(e.message().to_owned())
+                }
+                compared => compared?,
+            }
         }
-        Ok(())
+        Ok(unknown)
     }
 }
 

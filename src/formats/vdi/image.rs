@@ -115,9 +115,7 @@ impl Vdi {
         follows: impl Fn(u64, u32) -> bool,
     ) -> u64 {
         let others = index + 1..range.end.div_ceil(self.block);
-        let end = map.alike(&*self.storage, others, |next, number| {
-            follows(next - index, number)
-        });
+        let end = map.alike(others, |next, number| follows(next - index, number));
         range.end.min(end * self.block) - range.start
     }
 

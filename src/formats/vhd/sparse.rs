@@ -325,9 +325,7 @@ impl Image for Sparse {
             Some(host) => self.run_in_block(&shape, host, at, len, wait),
             None => {
                 let others = index + 1..self.blocks.count(at + len);
-                let end = shape
-                    .table
-                    .alike(&*self.storage, others, |_, word| word == UNUSED);
+                let end = shape.table.alike(others, |_, word| word == UNUSED);
                 Ok(Run {
                     len: (at + len).min(end * self.blocks.data) - at,
                     source: Source::Below,

@@ -124,6 +124,11 @@ impl Grid {
         }
     }
 
+    /// The first block whose entry is `index` or one behind it.
+    pub(super) fn block_from(self, index: u64) -> u64 {
+        index - index / (self.ratio + 1)
+    }
+
     /// The blocks of a block's chunk, whose entries lie side by side.
     pub(super) fn chunk(self, block: u64) -> Range<u64> {
         let start = block - block % self.ratio;

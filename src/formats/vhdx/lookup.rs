@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::formats::vhdx::bat::{Block, Shape};
+use crate::formats::vhdx::bat::{Block, Shape, Use};
 use crate::formats::vhdx::bytes::MB;
 use crate::formats::vhdx::image::Vhdx;
 use crate::image::{Run, Source, Wait};
@@ -19,7 +19,11 @@ impl Vhdx {
         let source = match block {
             Block::Present(host) => return Ok(self.stored(&shape, index, host, &range)),
             Block::Partial(host) => return self.partial(&shape, index, host, &range, wait),
-            Block::Absent => Source::Below,
+            Block::Absent => {
+                let len = self.absent(&shape, index, &range);
+                let source = Source::Below;
+                return Ok(Run { len, source });
+            }
             _ => Source::Zero,
         };
         let len = self.alike(&shape, index, &range, |_, next| next == block);
@@ -59,6 +63,20 @@ impl Vhdx {
         }
     }
 
+    /// Bytes of `range`, which begins in the absent block `index`, that are all in such: over the ends
+    /// of chunks, and where no entry was ever written.
+    fn absent(&self, shape: &Shape, index: u64, range: &Range<u64>) -> u64 {
+        let last = range.end.div_ceil(self.block).max(index + 1) - 1;
+        let entries = shape.grid.index(index) + 1..shape.grid.index(last) + 1;
+        let is_absent = |entry, word| match shape.grid.of(entry) {
+            Use::Bitmap(_) => true,
+            Use::Block(_) => Block::from_word(word) == Block::Absent,
+        };
+        let end = shape.table.alike(entries.clone(), is_absent);
+        let end = shape.table.hole(&*self.journal, end..entries.end);
+        range.end.min(shape.grid.block_from(end) * self.block) - range.start
+    }
+
     /// Bytes of `range`, which begins in block `index`, for which blocks go on as `follows` says.
     fn alike(
         &self,
@@ -71,7 +89,7 @@ impl Vhdx {
         let others = index + 1..last.min(shape.grid.chunk(index).end).max(index + 1);
         let offset = shape.grid.index(index) - index;
         let entries = others.start + offset..others.end + offset;
-        let end = shape.table.alike(&*self.journal, entries, |next, word| {
+        let end = shape.table.alike(entries, |next, word| {
             follows(next - offset - index, Block::from_word(word))
         });
         range.end.min((end - offset) * self.block) - range.start

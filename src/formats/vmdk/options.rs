@@ -17,11 +17,15 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     PREALLOCATION,
 ];
 
-/// What it takes beside them with `-c`.
+/// Effort of compression unless another is asked for: grains become shorter by it than by zlib's own
+/// default, in less time than at 6.
+pub(super) const LEVEL: u64 = 5;
+
+/// What it takes beside them where data is compressed.
 pub(super) const COMPRESSION: &[OptionSpec] = &[OptionSpec {
     name: "compression_level",
     kind: OptionKind::Number,
-    default: "6",
+    default: "5",
     help: "effort of compression in a streamOptimized disk, 1 to 12",
 }];
 

@@ -11,7 +11,7 @@ use libdeflater::{CompressionLvl, Compressor};
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::vmdk::create::{DESCRIPTOR, DESCRIPTOR_SECTORS, PER_TABLE, Plan, Shape, TABLE};
 use crate::formats::vmdk::header::{AT_END, Header, SECTOR, SECTOR_LEN};
-use crate::formats::vmdk::options::Subformat;
+use crate::formats::vmdk::options::{LEVEL, Subformat};
 use crate::formats::vmdk::stream::{FOOTER, MARKER};
 use crate::image::compress::{Encoder, Form, Sequence, Unit};
 use crate::image::create::CreateOptions;
@@ -45,7 +45,7 @@ pub(super) fn new(
     }
     let level = values
         .and_then(|v| v.number("compression_level"))
-        .unwrap_or(6);
+        .unwrap_or(LEVEL);
     let level = i32::try_from(level)
         .ok()
         .filter(|level| (1..=12).contains(level));

@@ -197,7 +197,7 @@ impl Tables {
                     }
                 }
                 Ok(other) if follows(next - index, other) => {
-                    next = self.skip(storage, next / per_table, other) * per_table;
+                    next = self.skip(next / per_table, other) * per_table;
                 }
                 _ => return next.min(end),
             }
@@ -206,9 +206,9 @@ impl Tables {
     }
 
     /// The end of the tables from `number` on that are none, as `what` says.
-    fn skip(&self, storage: &dyn Storage, number: u64, what: Entry) -> u64 {
+    fn skip(&self, number: u64, what: Entry) -> u64 {
         let word = u32::from(what == Entry::Zero);
         let others = number + 1..self.gd.len();
-        self.gd.alike(storage, others, |_, other| other == word)
+        self.gd.alike(others, |_, other| other == word)
     }
 }

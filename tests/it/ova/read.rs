@@ -226,10 +226,50 @@ fn a_manifest_is_compared_when_a_disk_is_read_whole() {
     let text = String::from_utf8_lossy(&done.get_output().stdout).into_owned();
     assert!(text.contains("'a.raw'"), "{text}");
     works(dir, &["check", "--member", "b.qcow2", "x.ova"]);
-    fs::write(dir.join("x.mf"), changed(&disk, &other)).expect("writes");
-    tar(dir, "x.ova", "ustar", &ALL);
+    // So does a comparison that finds nothing else, and a copy of all of it.
+    let compare = ["compare", "--member", "1", "x.ova", "a.raw"];
+    let text = fails(dir, &compare, 4);
+    assert!(text.contains("'a.raw'"), "{text}");
+    works(dir, &[&compare[..], &["--no-manifest"]].concat());
+    let changed_disk = fs::read(dir.join("a.raw")).expect("reads");
+    fs::write(dir.join("other.raw"), [&[1], &changed_disk[1..]].concat()).expect("writes");
+    let line = ["compare", "--member", "1", "x.ova", "other.raw"];
+    let done = vdtool().current_dir(dir).args(line).assert().code(1);
+    assert!(done.get_output().stderr.is_empty(), "they differ anyway");
+    let copy = [
+        "dd",
+        "--member",
+        "1",
+        "-O",
+        "raw",
+        "if=x.ova",
+        "of=copy.raw",
+    ];
+    let text = fails(dir, &copy, 1);
+    assert!(text.contains("'a.raw'"), "{text}");
+    works(dir, &[&copy[..], &["bs=64k", "count=1"]].concat());
     works(dir, &["convert", "--member", "2", "x.ova", "out.raw"]);
     works(dir, &["info", "x.ova"]);
+    // Kinds that nobody knows are told of; the others count all the same.
+    let unknown = changed(
+        &format!("SHA256(x.ovf)= {}", digest("x.ovf")),
+        "BLAKE3(x.ovf)= 00",
+    );
+    for (manifest, code) in [(unknown.clone(), 0), (unknown.replace(&disk, &other), 1)] {
+        fs::write(dir.join("x.mf"), manifest).expect("writes");
+        tar(dir, "x.ova", "ustar", &ALL);
+        let line = ["convert", "--member", "1", "x.ova", "out.raw"];
+        let done = vdtool().current_dir(dir).args(line).assert().code(code);
+        let text = String::from_utf8_lossy(&done.get_output().stderr).into_owned();
+        assert!(
+            text.contains("warning: ") && text.contains("'BLAKE3'"),
+            "{text}"
+        );
+        let line = ["check", "--member", "1", "x.ova"];
+        let done = vdtool().current_dir(dir).args(line).assert().code(2 * code);
+        let text = String::from_utf8_lossy(&done.get_output().stdout).into_owned();
+        assert!(code == 1 || text.contains("'BLAKE3'"), "{text}");
+    }
     for (kind, sum) in [("SHA1", "sha1sum"), ("SHA512", "sha512sum")] {
         let line = |name: &&str| {
             let sum = peer(sum, dir, [*name]);

@@ -249,3 +249,37 @@ fn grains_that_are_not_what_their_markers_say_are_errors() {
         assert!(text.contains("footer"), "{text}");
     }
 }
+
+#[test]
+fn a_stream_takes_a_level_of_compression_with_and_without_its_option() {
+    let scratch = scratch();
+    let dir = scratch.path();
+    raw_disk(dir, "levels", 4 * MIB);
+    let text: Vec<u8> = (0..400_000_u32)
+        .flat_map(|n| n.to_string().into_bytes())
+        .collect();
+    let mut disk = fs::read(dir.join("raw")).expect("reads");
+    disk[..2 << 20].copy_from_slice(&text[..2 << 20]);
+    fs::write(dir.join("raw"), &disk).expect("writes");
+    let len = |options: &str, flags: &[&str]| {
+        let options = format!("subformat=streamOptimized{options}");
+        let convert = [
+            "convert", "-q", "-O", "vmdk", "-o", &options, "raw", "a.vmdk",
+        ];
+        ends(dir, &[&convert[..], flags].concat(), 0);
+        let bytes = fs::read(dir.join("a.vmdk")).expect("reads");
+        walk(&bytes, &disk);
+        bytes.len()
+    };
+    let usual = len("", &[]);
+    assert_eq!(usual, len(",compression_level=5", &[]));
+    assert_eq!(usual, len(",compression_level=5", &["-c"]));
+    assert_ne!(len(",compression_level=1", &[]), usual);
+    assert!(len(",compression_level=12", &["-c"]) < usual);
+    let convert = "convert -O vmdk -o compression_level=5 raw b.vmdk";
+    let told = ends(dir, &convert.split(' ').collect::<Vec<_>>(), 2);
+    assert!(told.contains("is for -c"), "{told}");
+    let convert = "convert -O vmdk -o subformat=streamOptimized,compression_level=5 raw -";
+    let out = vdtool().current_dir(dir).args(convert.split(' ')).output();
+    assert_eq!(out.expect("starts").stdout.len(), usual);
+}

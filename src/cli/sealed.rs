@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::cli::convert::Args;
+use crate::cli::exit::complain;
 use crate::cli::signal;
 use crate::copy::Joined;
 use crate::error::{Error, Result};
@@ -21,39 +21,40 @@ impl Progress for Until<'_> {
     }
 }
 
-/// Does `work`, which reads the sources whole, and compares their digests meanwhile.
+/// Does `work`, which reads the sources whole, and compares their digests meanwhile, unless
+/// `no_manifest` says not to; digests that nobody knows are warned of.
 ///
 /// # Errors
 /// Those of `work`; `Corrupt` where a digest differs.
-pub(super) fn beside<T>(
-    args: &Args,
+pub fn beside<T>(
+    no_manifest: bool,
     sources: &Joined,
     work: impl FnOnce() -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let layers = sources.chains().flat_map(|chain| chain.layers());
-    beside_all(args, layers, work)
+    beside_all(no_manifest, layers, work)
 }
 
 /// As [`beside`], of the sources that these are the layers of.
 ///
 /// # Errors
 /// Those of [`beside`].
-pub(super) fn beside_all<'a, T>(
-    args: &Args,
+pub fn beside_all<'a, T>(
+    no_manifest: bool,
     layers: impl Iterator<Item = &'a Box<dyn Image>>,
     work: impl FnOnce() -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
-    let seals: Vec<&dyn Sealed> = match args.no_manifest {
-        true => Vec::new(),
-        false => layers.filter_map(|layer| layer.sealed()).collect(),
-    };
+    if no_manifest {
+        return work();
+    }
+    let seals: Vec<&dyn Sealed> = layers.filter_map(|layer| layer.sealed()).collect();
     if seals.is_empty() {
         return work();
     }
     let stop = AtomicBool::new(false);
     let until = Until(&stop);
     std::thread::scope(|scope| {
-        let compared = scope.spawn(|| seals.iter().try_for_each(|seal| seal.verify(&until)));
+        let compared = scope.spawn(|| verify_all(&seals, &until));
         let done = work();
         stop.store(done.is_err(), Ordering::Relaxed);
         let compared: Result<()> = compared
@@ -63,4 +64,22 @@ pub(super) fn beside_all<'a, T>(
         compared?;
         Ok(done)
     })
+}
+
+/// Compares the digests of what these layers are kept in; those that nobody knows are warned of.
+///
+/// # Errors
+/// `Corrupt` where one differs; `Cancelled` by a signal; the host's.
+pub fn verify<'a>(layers: impl Iterator<Item = &'a Box<dyn Image>>) -> Result<()> {
+    let seals: Vec<&dyn Sealed> = layers.filter_map(|layer| layer.sealed()).collect();
+    verify_all(&seals, &Until(&AtomicBool::new(false)))
+}
+
+fn verify_all(seals: &[&dyn Sealed], until: &Until<'_>) -> Result<()> {
+    for seal in seals {
+        for text in seal.verify(until)? {
+            complain(&format!("warning: {text}"));
+        }
+    }
+    Ok(())
 }

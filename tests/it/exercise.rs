@@ -22,8 +22,8 @@ use vdtool::storage::{Storage, Zeroing};
 use vdtool::util::progress::Silent;
 use vdtool::util::progress::Watcher;
 
-/// Longer inputs are let go: what they add is time.
-const MAX_INPUT: usize = 1 << 20;
+/// Longer inputs are let go: what they add is time.  No VHDX with data is shorter than 4 MiB.
+const MAX_INPUT: usize = 6 << 20;
 /// Most bytes that a compressed input may come to.
 const MOST_UNZIPPED: u64 = 8 << 20;
 /// Extents looked at.

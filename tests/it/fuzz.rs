@@ -13,7 +13,8 @@ use vdtool::storage::open::Access;
 use crate::cue::made;
 use crate::exercise::exercise;
 use crate::layers::{Disk, LayerSpec, Place};
-use crate::util::{Seeded, rounds};
+use crate::util::{Seeded, rounds, scratch, vdtool};
+use crate::vmdk::esx::se_sparse;
 
 /// Inputs tried in one run.
 const ROUNDS: usize = 2000;
@@ -74,8 +75,27 @@ fn samples() -> Vec<Vec<u8>> {
         samples.push(disk.memory()[0].to_bytes());
     }
     samples.extend(packages(&samples[0]));
+    samples.extend(extents());
     samples.extend(discs());
     samples
+}
+
+/// A stream, and extents of ESX by themselves.
+fn extents() -> Vec<Vec<u8>> {
+    let scratch = scratch();
+    let dir = scratch.path();
+    let mut disk = vec![0; 300 << 10];
+    disk[70_000..150_000].fill(7);
+    std::fs::write(dir.join("raw"), &disk).expect("has room");
+    let convert = |options: &str, target: &str| {
+        let line = ["convert", "-q", "-O", "vmdk", "-o", options, "raw", target];
+        vdtool().current_dir(dir).args(line).assert().success();
+        std::fs::read(dir.join(target)).expect("reads")
+    };
+    let stream = convert("subformat=streamOptimized,grain_size=16k", "s.vmdk");
+    convert("subformat=vmfsSparse", "c.vmdk");
+    let sparse = std::fs::read(dir.join("c-delta.vmdk")).expect("reads");
+    vec![stream, sparse, se_sparse()]
 }
 
 /// Packages with that image in them: as it is, compressed, and the parts by themselves.
@@ -124,6 +144,31 @@ fn sum_again(bytes: &mut [u8]) {
     }
 }
 
+/// Gives headers, tables of regions and entries of the log of VHDX the checksums that they should
+/// have, so that what is behind them is looked at.
+fn seal_vhdx(bytes: &mut [u8]) {
+    if !bytes.starts_with(b"vhdxfile") {
+        return;
+    }
+    for at in (0..bytes.len()).step_by(4096) {
+        let len = match bytes.get(at..at + 16) {
+            Some([b'h', b'e', b'a', b'd', ..]) => 4096,
+            Some([b'r', b'e', b'g', b'i', ..]) => 64 << 10,
+            Some([b'l', b'o', b'g', b'e', _, _, _, _, len @ ..]) => {
+                u32::from_le_bytes([len[0], len[1], len[2], len[3]]) as usize
+            }
+            _ => continue,
+        };
+        let end = at.saturating_add(len).min(bytes.len());
+        if end < at + 16 {
+            continue;
+        }
+        bytes[at + 4..at + 8].fill(0);
+        let sum = crc32c::crc32c(&bytes[at..end]).to_le_bytes();
+        bytes[at + 4..at + 8].copy_from_slice(&sum);
+    }
+}
+
 /// Sheets, each with the file that all names in it lead to behind a zero byte.
 fn discs() -> Vec<Vec<u8>> {
     let mut rng = Seeded::new("fuzz-discs");
@@ -150,11 +195,27 @@ fn discs() -> Vec<Vec<u8>> {
         .collect()
 }
 
+/// A number in either order of bytes.
+fn ordered(rng: &mut Seeded, value: u64) -> [u8; 8] {
+    match rng.bool() {
+        true => value.to_be_bytes(),
+        false => value.to_le_bytes(),
+    }
+}
+
+/// Where VHDX has what it is made of, whose first bytes are looked at most.
+const VHDX_PLACES: [usize; 7] = [64, 128, 192, 1024, 2048, 2112, 3072];
+
 /// Changes a few things, near the start of a cluster more often than elsewhere.
 fn mutate(rng: &mut Seeded, bytes: &mut Vec<u8>, others: &[Vec<u8>]) {
+    let is_vhdx = bytes.starts_with(b"vhdxfile");
     for _ in 0..rng.usize(1..6) {
         let len = bytes.len().max(512);
         let place = match rng.u8(0..4) {
+            0..3 if is_vhdx => {
+                let place = VHDX_PLACES[rng.usize(0..VHDX_PLACES.len())];
+                (place << 10) + rng.usize(0..512) / 2 * 2
+            }
             0 => rng.usize(0..128),
             1 => rng.usize(0..len / 512) * 512 + rng.usize(0..6) * 8,
             _ => rng.usize(0..len),
@@ -166,15 +227,17 @@ fn mutate(rng: &mut Seeded, bytes: &mut Vec<u8>, others: &[Vec<u8>]) {
             1 => bytes[at] = rng.u8(..),
             2 | 3 => {
                 let value = EDGES[rng.usize(0..EDGES.len())].wrapping_add(rng.u64(0..3));
-                bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
+                bytes[at..at + 8].copy_from_slice(&ordered(rng, value));
             }
             4 => {
                 let value = (rng.u64(0..400) * 512) | (u64::from(rng.bool()) << 63);
-                bytes[at / 8 * 8..at / 8 * 8 + 8].copy_from_slice(&value.to_be_bytes());
+                bytes[at / 8 * 8..at / 8 * 8 + 8].copy_from_slice(&ordered(rng, value));
             }
             5 => {
-                let value = EDGES[rng.usize(0..7)].to_be_bytes();
-                bytes[at..at + 4].copy_from_slice(&value[4..]);
+                let edge = EDGES[rng.usize(0..7)];
+                let value = ordered(rng, edge);
+                let half = if value[..4] == [0; 4] { 4 } else { 0 };
+                bytes[at..at + 4].copy_from_slice(&value[half..half + 4]);
             }
             6 => bytes.truncate(at),
             _ => {
@@ -234,6 +297,7 @@ fn inputs() {
         mutate(&mut rng, &mut bytes, &samples);
         if rng.u8(0..8) > 0 {
             sum_again(&mut bytes);
+            seal_vhdx(&mut bytes);
         }
         let result = std::panic::catch_unwind(|| exercise(&bytes));
         if let Err(panic) = result {

@@ -9,7 +9,7 @@ const GRAIN: usize = 8 * SECTOR;
 
 /// A seSparse file of 40 MiB: in its first table grain 0 is stored, 1 unmapped, 2 zero, 5 stored out of
 /// order; the second table is none; grain 3 of the third is stored.
-fn se_sparse() -> Vec<u8> {
+pub(crate) fn se_sparse() -> Vec<u8> {
     let mut bytes = vec![0; 300 * SECTOR];
     let mut put = |at: usize, value: u64| bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
     let (volatile, gd, tables, grains) = (1, 8, 64, 256);

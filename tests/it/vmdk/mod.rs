@@ -1,7 +1,7 @@
 //! VMDK as others make it, as a hostile hand leaves it, and as its peers see it.
 
 mod check;
-mod esx;
+pub(crate) mod esx;
 mod extents;
 mod hostile;
 mod keeps;

@@ -55,6 +55,9 @@ _vdtool() {
             vdtool,dd)
                 cmd="vdtool__subcmd__dd"
                 ;;
+            vdtool,dirty)
+                cmd="vdtool__subcmd__dirty"
+                ;;
             vdtool,fork)
                 cmd="vdtool__subcmd__fork"
                 ;;
@@ -154,6 +157,48 @@ _vdtool() {
             vdtool__subcmd__ctl__subcmd__help,stop)
                 cmd="vdtool__subcmd__ctl__subcmd__help__subcmd__stop"
                 ;;
+            vdtool__subcmd__dirty,clear)
+                cmd="vdtool__subcmd__dirty__subcmd__clear"
+                ;;
+            vdtool__subcmd__dirty,create)
+                cmd="vdtool__subcmd__dirty__subcmd__create"
+                ;;
+            vdtool__subcmd__dirty,dump)
+                cmd="vdtool__subcmd__dirty__subcmd__dump"
+                ;;
+            vdtool__subcmd__dirty,help)
+                cmd="vdtool__subcmd__dirty__subcmd__help"
+                ;;
+            vdtool__subcmd__dirty,info)
+                cmd="vdtool__subcmd__dirty__subcmd__info"
+                ;;
+            vdtool__subcmd__dirty,merge)
+                cmd="vdtool__subcmd__dirty__subcmd__merge"
+                ;;
+            vdtool__subcmd__dirty,set)
+                cmd="vdtool__subcmd__dirty__subcmd__set"
+                ;;
+            vdtool__subcmd__dirty__subcmd__help,clear)
+                cmd="vdtool__subcmd__dirty__subcmd__help__subcmd__clear"
+                ;;
+            vdtool__subcmd__dirty__subcmd__help,create)
+                cmd="vdtool__subcmd__dirty__subcmd__help__subcmd__create"
+                ;;
+            vdtool__subcmd__dirty__subcmd__help,dump)
+                cmd="vdtool__subcmd__dirty__subcmd__help__subcmd__dump"
+                ;;
+            vdtool__subcmd__dirty__subcmd__help,help)
+                cmd="vdtool__subcmd__dirty__subcmd__help__subcmd__help"
+                ;;
+            vdtool__subcmd__dirty__subcmd__help,info)
+                cmd="vdtool__subcmd__dirty__subcmd__help__subcmd__info"
+                ;;
+            vdtool__subcmd__dirty__subcmd__help,merge)
+                cmd="vdtool__subcmd__dirty__subcmd__help__subcmd__merge"
+                ;;
+            vdtool__subcmd__dirty__subcmd__help,set)
+                cmd="vdtool__subcmd__dirty__subcmd__help__subcmd__set"
+                ;;
             vdtool__subcmd__help,amend)
                 cmd="vdtool__subcmd__help__subcmd__amend"
                 ;;
@@ -192,6 +237,9 @@ _vdtool() {
                 ;;
             vdtool__subcmd__help,dd)
                 cmd="vdtool__subcmd__help__subcmd__dd"
+                ;;
+            vdtool__subcmd__help,dirty)
+                cmd="vdtool__subcmd__help__subcmd__dirty"
                 ;;
             vdtool__subcmd__help,fork)
                 cmd="vdtool__subcmd__help__subcmd__fork"
@@ -256,6 +304,24 @@ _vdtool() {
             vdtool__subcmd__help__subcmd__ctl,stop)
                 cmd="vdtool__subcmd__help__subcmd__ctl__subcmd__stop"
                 ;;
+            vdtool__subcmd__help__subcmd__dirty,clear)
+                cmd="vdtool__subcmd__help__subcmd__dirty__subcmd__clear"
+                ;;
+            vdtool__subcmd__help__subcmd__dirty,create)
+                cmd="vdtool__subcmd__help__subcmd__dirty__subcmd__create"
+                ;;
+            vdtool__subcmd__help__subcmd__dirty,dump)
+                cmd="vdtool__subcmd__help__subcmd__dirty__subcmd__dump"
+                ;;
+            vdtool__subcmd__help__subcmd__dirty,info)
+                cmd="vdtool__subcmd__help__subcmd__dirty__subcmd__info"
+                ;;
+            vdtool__subcmd__help__subcmd__dirty,merge)
+                cmd="vdtool__subcmd__help__subcmd__dirty__subcmd__merge"
+                ;;
+            vdtool__subcmd__help__subcmd__dirty,set)
+                cmd="vdtool__subcmd__help__subcmd__dirty__subcmd__set"
+                ;;
             *)
                 ;;
         esac
@@ -263,7 +329,7 @@ _vdtool() {
 
     case "${cmd}" in
         vdtool)
-            opts="-q -h -V --quiet --help --version create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help"
+            opts="-q -h -V --quiet --help --version create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap dirty amend dd bench io serve ctl completions help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -461,7 +527,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__bitmap)
-            opts="-f -g -b -F -U -q -h --format --add --remove --clear --enable --disable --merge --granularity --source-file --source-format --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -g -b -F -U -q -h --format --add --remove --clear --enable --disable --merge --merge-log --granularity --source-file --source-format --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -476,6 +542,10 @@ _vdtool() {
                     return 0
                     ;;
                 --merge)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --merge-log)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -799,7 +869,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__compare)
-            opts="-f -F -s -T -p -U -q -h --format --second-format --strict --cache --output --progress --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -F -s -T -p -U -q -h --format --second-format --strict --no-manifest --cache --output --progress --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -887,7 +957,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__convert)
-            opts="-f -O -o -c -B -F -S -n -l -j -W -C -r -t -T -p -U -q -h --format --target-format --for --options --compress --backing --target-backing-format --sparse-size --no-create --target-is-zero --snapshot --jobs --oob-writes --copy-range-offloading --verify --salvage --no-manifest --ovf --bitmaps --skip-broken-bitmaps --rate-limit --target-cache --source-cache --progress --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -O -o -c -B -F -S -n -l -j -W -C -r -t -T -p -U -q -h --format --target-format --for --options --compress --backing --target-backing-format --sparse-size --no-create --target-is-zero --dirty --dirty-bitmap --snapshot --jobs --oob-writes --copy-range-offloading --verify --salvage --no-manifest --ovf --bitmaps --skip-broken-bitmaps --rate-limit --target-cache --source-cache --progress --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -942,6 +1012,14 @@ _vdtool() {
                     return 0
                     ;;
                 -S)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --dirty)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --dirty-bitmap)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1518,6 +1596,440 @@ _vdtool() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        vdtool__subcmd__dirty)
+            opts="-q -h --quiet --help create info dump set clear merge help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__dirty__subcmd__clear)
+            opts="-s -l -f -g -q -h --all --start --length --format --granularity --size --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --start)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -s)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --length)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -l)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "vdtool mirr cbt" -- "${cur}"))
+                    return 0
+                    ;;
+                -f)
+                    COMPREPLY=($(compgen -W "vdtool mirr cbt" -- "${cur}"))
+                    return 0
+                    ;;
+                --granularity)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -g)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --size)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__dirty__subcmd__create)
+            opts="-f -g -U -q -h --format --granularity --size --image --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --format)
+                    COMPREPLY=($(compgen -W "vdtool mirr cbt" -- "${cur}"))
+                    return 0
+                    ;;
+                -f)
+                    COMPREPLY=($(compgen -W "vdtool mirr cbt" -- "${cur}"))
+                    return 0
+                    ;;
+                --granularity)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -g)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --size)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --image)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --allow-ref)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent-changed)
+                    COMPREPLY=($(compgen -W "refuse accept" -- "${cur}"))
+                    return 0
+                    ;;
+                --backing-format)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --member)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --open-options)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --object)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__dirty__subcmd__dump)
+            opts="-U -f -g -q -h --force-share --output --format --granularity --size --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --output)
+                    COMPREPLY=($(compgen -W "human json" -- "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "vdtool mirr cbt" -- "${cur}"))
+                    return 0
+                    ;;
+                -f)
+                    COMPREPLY=($(compgen -W "vdtool mirr cbt" -- "${cur}"))
+                    return 0
+                    ;;
+                --granularity)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -g)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --size)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__dirty__subcmd__help)
+            opts="create info dump set clear merge help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__dirty__subcmd__help__subcmd__clear)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__dirty__subcmd__help__subcmd__create)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__dirty__subcmd__help__subcmd__dump)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__dirty__subcmd__help__subcmd__help)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__dirty__subcmd__help__subcmd__info)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__dirty__subcmd__help__subcmd__merge)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__dirty__subcmd__help__subcmd__set)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__dirty__subcmd__info)
+            opts="-U -f -g -q -h --force-share --output --format --granularity --size --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --output)
+                    COMPREPLY=($(compgen -W "human json" -- "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "vdtool mirr cbt" -- "${cur}"))
+                    return 0
+                    ;;
+                -f)
+                    COMPREPLY=($(compgen -W "vdtool mirr cbt" -- "${cur}"))
+                    return 0
+                    ;;
+                --granularity)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -g)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --size)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__dirty__subcmd__merge)
+            opts="-U -f -g -q -h --bitmap --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --format --granularity --size --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --bitmap)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --allow-ref)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --parent-changed)
+                    COMPREPLY=($(compgen -W "refuse accept" -- "${cur}"))
+                    return 0
+                    ;;
+                --backing-format)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --member)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --open-options)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --object)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "vdtool mirr cbt" -- "${cur}"))
+                    return 0
+                    ;;
+                -f)
+                    COMPREPLY=($(compgen -W "vdtool mirr cbt" -- "${cur}"))
+                    return 0
+                    ;;
+                --granularity)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -g)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --size)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__dirty__subcmd__set)
+            opts="-s -l -f -g -q -h --all --start --length --format --granularity --size --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --start)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -s)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --length)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -l)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "vdtool mirr cbt" -- "${cur}"))
+                    return 0
+                    ;;
+                -f)
+                    COMPREPLY=($(compgen -W "vdtool mirr cbt" -- "${cur}"))
+                    return 0
+                    ;;
+                --granularity)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -g)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --size)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         vdtool__subcmd__fork)
             opts="-f -U -q -h --format --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -1569,7 +2081,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__help)
-            opts="create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help"
+            opts="create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap dirty amend dd bench io serve ctl completions help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1893,6 +2405,104 @@ _vdtool() {
         vdtool__subcmd__help__subcmd__dd)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__help__subcmd__dirty)
+            opts="create info dump set clear merge"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__help__subcmd__dirty__subcmd__clear)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__help__subcmd__dirty__subcmd__create)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__help__subcmd__dirty__subcmd__dump)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__help__subcmd__dirty__subcmd__info)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__help__subcmd__dirty__subcmd__merge)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__help__subcmd__dirty__subcmd__set)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi

@@ -43,6 +43,7 @@ complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "fork" -d 'Make a base
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "commit" -d 'Move what an image has into one below it'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "rebase" -d 'Give an image another backing image'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "bitmap" -d 'Add, remove, clear, merge, enable and disable dirty bitmaps'
+complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "dirty" -d 'Make, show and change logs of which regions of a disk changed'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "amend" -d 'Change format options of an image in place'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "dd" -d 'Copy a part of a disk into a new image'
 complete -c vdtool -n "__fish_vdtool_needs_command" -f -a "bench" -d 'Measure how fast a disk is read or written'
@@ -89,6 +90,8 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s o -l options -
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s B -l backing -d 'Make an image that holds what differs from this one' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s F -l target-backing-format -d 'Format of the backing image of the target; without it its content decides' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s S -l sparse-size -d 'Leave out runs of zeroes of at least this size; 0: write everything, holes too [default: 4k]' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l dirty -d 'With -n: copy only what this log of changes names, or this list of ranges' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l dirty-bitmap -d 'With -n: copy only what this dirty bitmap of the source names' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s l -l snapshot -d 'Convert an internal snapshot, in formats that have them' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s j -l jobs -d 'Threads that work [default: one per core, at most 8]' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l ovf -d 'With -O ova: a descriptor of one\'s own; the sizes of its files are replaced' -r -F
@@ -256,6 +259,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l member -d 'Whi
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -s s -l strict -d 'Sizes must be equal too, and data, zeroes and holes in the same places'
+complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l no-manifest -d 'Do not compare the images with the digests that a manifest has of them'
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -s p -d 'Show a progress bar: the same as --progress bar'
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -s U -l force-share -d 'Read even where another process has the image open for writing'
 complete -c vdtool -n "__fish_vdtool_using_subcommand compare" -l no-mmap -d 'Read by system calls, not through mappings'
@@ -399,6 +403,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s q -l quiet -d '
 complete -c vdtool -n "__fish_vdtool_using_subcommand rebase" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s f -l format -d 'Format of the image; without it the content decides' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l merge -d 'Add what another bitmap has taken note of; repeatable' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l merge-log -d 'Add what a log of changes has, or a list of ranges; repeatable' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s g -l granularity -d 'Bytes that one bit of a new bitmap stands for [default: the cluster size, at least 4k]' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s b -l source-file -d 'Merge from a bitmap of this image' -r -F
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s F -l source-format -d 'Format of that image; without it its content decides' -r
@@ -420,6 +425,100 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l no-mmap -d 'Rea
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -l image-opts -d 'An image by options'
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand bitmap" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and not __fish_seen_subcommand_from create info dump set clear merge help" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and not __fish_seen_subcommand_from create info dump set clear merge help" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and not __fish_seen_subcommand_from create info dump set clear merge help" -f -a "create" -d 'Make a log in which nothing is marked'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and not __fish_seen_subcommand_from create info dump set clear merge help" -f -a "info" -d 'Show what a log is of, and how much is marked'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and not __fish_seen_subcommand_from create info dump set clear merge help" -f -a "dump" -d 'List the ranges that are marked'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and not __fish_seen_subcommand_from create info dump set clear merge help" -f -a "set" -d 'Mark all regions that a part of the disk touches'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and not __fish_seen_subcommand_from create info dump set clear merge help" -f -a "clear" -d 'Clear all regions that lie wholly in a part of the disk'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and not __fish_seen_subcommand_from create info dump set clear merge help" -f -a "merge" -d 'Mark in a log what is marked in others, whatever their regions are'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and not __fish_seen_subcommand_from create info dump set clear merge help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from create" -s f -l format -d 'Whose format the log is in' -r -f -a "vdtool\t'Our own'
+mirr\t'device-mapper\'s disk log'
+cbt\t'XenServer\'s changed block tracking'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from create" -s g -l granularity -d 'Bytes of a region, a power of two from 4k to 64M [default: 64k]' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from create" -l size -d 'Bytes of the disk' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from create" -l image -d 'The disk, from which its size and its identity are taken' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from create" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file, or have parents be looked for by identity in this directory; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from create" -l parent -d 'What lies below the image, topmost first, whatever images name; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from create" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
+accept\t'It is read as it is now'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from create" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from create" -l member -d 'Which disk of a file that holds several, as an OVA: its number, counted from 1, or its name' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from create" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from create" -l object -d 'An object, such as a secret' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from create" -s U -l force-share -d 'Read even where another process has the image open for writing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from create" -l no-mmap -d 'Read by system calls, not through mappings'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from create" -l image-opts -d 'An image by options'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from create" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from create" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from info" -l output -d 'How to print the result' -r -f -a "human\t'For people'
+json\t'For programs; keys as qemu-img has them'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from info" -s f -l format -d 'Format of the log; without it the content decides' -r -f -a "vdtool\t'Our own'
+mirr\t'device-mapper\'s disk log'
+cbt\t'XenServer\'s changed block tracking'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from info" -s g -l granularity -d 'Bytes of a region, where the log does not say so (mirr)' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from info" -l size -d 'Bytes of the disk, where the log does not say so (mirr)' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from info" -s U -l force-share -d 'Read even where another process has the log open for writing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from info" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from info" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from dump" -l output -d 'How to print the result' -r -f -a "human\t'For people'
+json\t'For programs; keys as qemu-img has them'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from dump" -s f -l format -d 'Format of the log; without it the content decides' -r -f -a "vdtool\t'Our own'
+mirr\t'device-mapper\'s disk log'
+cbt\t'XenServer\'s changed block tracking'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from dump" -s g -l granularity -d 'Bytes of a region, where the log does not say so (mirr)' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from dump" -l size -d 'Bytes of the disk, where the log does not say so (mirr)' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from dump" -s U -l force-share -d 'Read even where another process has the log open for writing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from dump" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from dump" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from set" -s s -l start -d 'Its first byte' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from set" -s l -l length -d 'Its length' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from set" -s f -l format -d 'Format of the log; without it the content decides' -r -f -a "vdtool\t'Our own'
+mirr\t'device-mapper\'s disk log'
+cbt\t'XenServer\'s changed block tracking'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from set" -s g -l granularity -d 'Bytes of a region, where the log does not say so (mirr)' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from set" -l size -d 'Bytes of the disk, where the log does not say so (mirr)' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from set" -l all -d 'All of it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from set" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from set" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from clear" -s s -l start -d 'Its first byte' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from clear" -s l -l length -d 'Its length' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from clear" -s f -l format -d 'Format of the log; without it the content decides' -r -f -a "vdtool\t'Our own'
+mirr\t'device-mapper\'s disk log'
+cbt\t'XenServer\'s changed block tracking'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from clear" -s g -l granularity -d 'Bytes of a region, where the log does not say so (mirr)' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from clear" -l size -d 'Bytes of the disk, where the log does not say so (mirr)' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from clear" -l all -d 'All of it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from clear" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from clear" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from merge" -l bitmap -d 'The others are images, and this is their dirty bitmap to take' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from merge" -l allow-ref -d 'Let images name this file, or any file, or this NBD URI, as backing file, or have parents be looked for by identity in this directory; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from merge" -l parent -d 'What lies below the image, topmost first, whatever images name; repeatable' -r -F
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from merge" -l parent-changed -d 'What to do about a parent that was changed since its child was made' -r -f -a "refuse\t'It is refused: the disk may be none that ever was'
+accept\t'It is read as it is now'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from merge" -l backing-format -d 'Format of a backing file whose format is not recorded' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from merge" -l member -d 'Which disk of a file that holds several, as an OVA: its number, counted from 1, or its name' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from merge" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from merge" -l object -d 'An object, such as a secret' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from merge" -s f -l format -d 'Format of the log; without it the content decides' -r -f -a "vdtool\t'Our own'
+mirr\t'device-mapper\'s disk log'
+cbt\t'XenServer\'s changed block tracking'"
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from merge" -s g -l granularity -d 'Bytes of a region, where the log does not say so (mirr)' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from merge" -l size -d 'Bytes of the disk, where the log does not say so (mirr)' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from merge" -s U -l force-share -d 'Read even where another process has the image open for writing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from merge" -l no-mmap -d 'Read by system calls, not through mappings'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from merge" -l image-opts -d 'An image by options'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from merge" -s q -l quiet -d 'Print errors only'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from merge" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from help" -f -a "create" -d 'Make a log in which nothing is marked'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from help" -f -a "info" -d 'Show what a log is of, and how much is marked'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from help" -f -a "dump" -d 'List the ranges that are marked'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from help" -f -a "set" -d 'Mark all regions that a part of the disk touches'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from help" -f -a "clear" -d 'Clear all regions that lie wholly in a part of the disk'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from help" -f -a "merge" -d 'Mark in a log what is marked in others, whatever their regions are'
+complete -c vdtool -n "__fish_vdtool_using_subcommand dirty; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -s f -l format -d 'Format of the image; without it the content decides' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -s o -l options -d 'The options to change; "help" lists those that can be' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand amend" -s t -l cache -d 'How the page cache is used' -r -f -a "writeback\t'The host\'s page cache; a flush makes writes durable'
@@ -654,30 +753,37 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subco
 complete -c vdtool -n "__fish_vdtool_using_subcommand ctl; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c vdtool -n "__fish_vdtool_using_subcommand completions" -s q -l quiet -d 'Print errors only'
 complete -c vdtool -n "__fish_vdtool_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "create" -d 'Make a new image'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "info" -d 'Show what an image is'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "convert" -d 'Copy disks into a new image'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "check" -d 'Check an image\'s metadata, and repair it'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "compact" -d 'Give back the space that an image takes for nothing'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "chain" -d 'Show which images lie below which, and what is wrong between them'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "lint" -d 'Tell what of an image another place would refuse'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "map" -d 'List the extents of a disk'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "compare" -d 'Compare two disks'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "measure" -d 'Tell how large a converted image will be'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "resize" -d 'Change the size of a disk'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "snapshot" -d 'List, make, apply and delete internal snapshots'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "fork" -d 'Make a base of an image, with empty children over it'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "commit" -d 'Move what an image has into one below it'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "rebase" -d 'Give an image another backing image'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "bitmap" -d 'Add, remove, clear, merge, enable and disable dirty bitmaps'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "amend" -d 'Change format options of an image in place'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "dd" -d 'Copy a part of a disk into a new image'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "bench" -d 'Measure how fast a disk is read or written'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "io" -d 'Read and write a disk\'s bytes by commands'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "serve" -d 'Serve disks until told to stop'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "ctl" -d 'Give commands to a running \'serve --control\''
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "completions" -d 'Print completions for a shell'
-complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap amend dd bench io serve ctl completions help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap dirty amend dd bench io serve ctl completions help" -f -a "create" -d 'Make a new image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap dirty amend dd bench io serve ctl completions help" -f -a "info" -d 'Show what an image is'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap dirty amend dd bench io serve ctl completions help" -f -a "convert" -d 'Copy disks into a new image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap dirty amend dd bench io serve ctl completions help" -f -a "check" -d 'Check an image\'s metadata, and repair it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap dirty amend dd bench io serve ctl completions help" -f -a "compact" -d 'Give back the space that an image takes for nothing'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap dirty amend dd bench io serve ctl completions help" -f -a "chain" -d 'Show which images lie below which, and what is wrong between them'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap dirty amend dd bench io serve ctl completions help" -f -a "lint" -d 'Tell what of an image another place would refuse'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap dirty amend dd bench io serve ctl completions help" -f -a "map" -d 'List the extents of a disk'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap dirty amend dd bench io serve ctl completions help" -f -a "compare" -d 'Compare two disks'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap dirty amend dd bench io serve ctl completions help" -f -a "measure" -d 'Tell how large a converted image will be'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap dirty amend dd bench io serve ctl completions help" -f -a "resize" -d 'Change the size of a disk'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap dirty amend dd bench io serve ctl completions help" -f -a "snapshot" -d 'List, make, apply and delete internal snapshots'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap dirty amend dd bench io serve ctl completions help" -f -a "fork" -d 'Make a base of an image, with empty children over it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap dirty amend dd bench io serve ctl completions help" -f -a "commit" -d 'Move what an image has into one below it'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap dirty amend dd bench io serve ctl completions help" -f -a "rebase" -d 'Give an image another backing image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap dirty amend dd bench io serve ctl completions help" -f -a "bitmap" -d 'Add, remove, clear, merge, enable and disable dirty bitmaps'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap dirty amend dd bench io serve ctl completions help" -f -a "dirty" -d 'Make, show and change logs of which regions of a disk changed'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap dirty amend dd bench io serve ctl completions help" -f -a "amend" -d 'Change format options of an image in place'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap dirty amend dd bench io serve ctl completions help" -f -a "dd" -d 'Copy a part of a disk into a new image'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap dirty amend dd bench io serve ctl completions help" -f -a "bench" -d 'Measure how fast a disk is read or written'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap dirty amend dd bench io serve ctl completions help" -f -a "io" -d 'Read and write a disk\'s bytes by commands'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap dirty amend dd bench io serve ctl completions help" -f -a "serve" -d 'Serve disks until told to stop'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap dirty amend dd bench io serve ctl completions help" -f -a "ctl" -d 'Give commands to a running \'serve --control\''
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap dirty amend dd bench io serve ctl completions help" -f -a "completions" -d 'Print completions for a shell'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and not __fish_seen_subcommand_from create info convert check compact chain lint map compare measure resize snapshot fork commit rebase bitmap dirty amend dd bench io serve ctl completions help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from dirty" -f -a "create" -d 'Make a log in which nothing is marked'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from dirty" -f -a "info" -d 'Show what a log is of, and how much is marked'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from dirty" -f -a "dump" -d 'List the ranges that are marked'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from dirty" -f -a "set" -d 'Mark all regions that a part of the disk touches'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from dirty" -f -a "clear" -d 'Clear all regions that lie wholly in a part of the disk'
+complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from dirty" -f -a "merge" -d 'Mark in a log what is marked in others, whatever their regions are'
 complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "status" -d 'What is served, and how it does'
 complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "stats" -d 'What was done so far: requests, bytes, failures, latencies'
 complete -c vdtool -n "__fish_vdtool_using_subcommand help; and __fish_seen_subcommand_from ctl" -f -a "pause" -d 'Hold requests, and return once none is under way'

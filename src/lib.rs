@@ -45,6 +45,7 @@ pub mod backend;
 pub mod chain;
 pub mod container;
 pub mod copy;
+pub mod dirty;
 pub mod error;
 pub mod formats;
 pub mod image;

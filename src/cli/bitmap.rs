@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use crate::chain::open::{ChainOptions, Follow};
 use crate::chain::{self, Chain};
 use crate::cli::common::{OpenArgs, parse_driver, parse_size};
+use crate::cli::dirty::marks::{self, Marks};
 use crate::cli::exit::{Exit, usage};
 use crate::cli::{Globals, progress, signal};
 use crate::copy::bitmaps::{bitmaps_of_mut, merge_bitmap};
@@ -20,6 +21,7 @@ EXAMPLES:
   vdtool bitmap --add -g 1M --disable disk.qcow2 frozen
   vdtool bitmap --merge since-monday disk.qcow2 frozen
   vdtool bitmap --merge b0 -b snap.qcow2 -F qcow2 disk.qcow2 b0
+  vdtool bitmap --merge-log disk.dirty disk.qcow2 since-monday
   vdtool bitmap --remove disk.qcow2 frozen
 
 NOTES:
@@ -86,6 +88,9 @@ pub struct Actions {
     /// Add what another bitmap has taken note of; repeatable.
     #[arg(long, value_name = "SOURCE")]
     pub merge: Vec<OsString>,
+    /// Add what a log of changes has, or a list of ranges; repeatable.
+    #[arg(long, value_name = "LOG")]
+    pub merge_log: Vec<PathBuf>,
 }
 
 /// Runs the command.
@@ -134,6 +139,10 @@ fn change(args: &Args, source: Option<&Chain>, chain: &mut Chain) -> Result<()> 
     }
     for from in &actions.merge {
         merge_bitmap(source, from, chain, name)?;
+    }
+    for log in &actions.merge_log {
+        let marks = Marks(marks::read(log, chain.virtual_size()).at(log)?);
+        bitmaps_of_mut(chain)?.merge(name, "".as_ref(), Some(&marks))?;
     }
     if actions.enable {
         bitmaps_of_mut(chain)?.set_recording(name, Recording::On)?;

@@ -145,6 +145,14 @@ pub struct Args {
     /// With -n: the target reads as zeroes already.
     #[arg(long, requires = "no_create")]
     pub target_is_zero: bool,
+    /// With -n: copy only what this log of changes names, or this list of ranges.
+    #[arg(long, value_name = "LOG", requires = "no_create",
+          conflicts_with_all = ["compress", "target_is_zero", "bitmaps", "dirty_bitmap"])]
+    pub dirty: Option<PathBuf>,
+    /// With -n: copy only what this dirty bitmap of the source names.
+    #[arg(long, value_name = "NAME", requires = "no_create",
+          conflicts_with_all = ["compress", "target_is_zero", "bitmaps", "snapshot"])]
+    pub dirty_bitmap: Option<OsString>,
     /// Convert an internal snapshot, in formats that have them.
     #[arg(short = 'l', long, alias = "source-snapshot", value_name = "SNAPSHOT")]
     pub snapshot: Option<OsString>,

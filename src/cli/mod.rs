@@ -26,6 +26,7 @@ pub mod convert;
 pub mod create;
 pub mod ctl;
 pub mod dd;
+pub mod dirty;
 pub mod exit;
 pub mod fork;
 pub mod hints;
@@ -170,6 +171,8 @@ pub enum Command {
     Rebase(rebase::Args),
     /// Add, remove, clear, merge, enable and disable dirty bitmaps.
     Bitmap(bitmap::Args),
+    /// Make, show and change logs of which regions of a disk changed.
+    Dirty(dirty::Args),
     /// Change format options of an image in place.
     Amend(amend::Args),
     /// Copy a part of a disk into a new image.
@@ -241,6 +244,7 @@ fn run(command: &Command, globals: &Globals) -> anyhow::Result<Exit> {
         Command::Commit(args) => commit::run(args, globals),
         Command::Rebase(args) => rebase::run(args, globals),
         Command::Bitmap(args) => bitmap::run(args, globals),
+        Command::Dirty(args) => dirty::run(args, globals),
         Command::Amend(args) => amend::run(args, globals),
         Command::Dd(args) => dd::run(args, globals),
         Command::Bench(args) => bench::run(args, globals),

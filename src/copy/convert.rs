@@ -7,7 +7,7 @@ use crate::copy::differ::{Differ, Known};
 use crate::copy::engine::{Engine, Job};
 use crate::copy::joined::Joined;
 use crate::copy::pace::Pace;
-use crate::copy::plan::{Before, Space};
+use crate::copy::plan::{Before, Only, Space};
 use crate::copy::progress::Progress;
 use crate::copy::put::Putter;
 use crate::copy::salvage::{Lost, Reader};
@@ -48,6 +48,9 @@ pub struct Convert<'a> {
     pub salvage: Option<&'a Lost<'a>>,
     /// Most bytes moved in a second.
     pub rate: Option<u64>,
+    /// What alone is looked at: all else of the target stays as it is.  Not with [`Before::Zeroes`] and
+    /// [`Before::Backed`], for which it would be wrong.
+    pub only: Option<&'a Only<'a>>,
 }
 
 impl std::fmt::Debug for Convert<'_> {
@@ -58,6 +61,7 @@ impl std::fmt::Debug for Convert<'_> {
             .field("before", &self.before)
             .field("salvage", &self.salvage.is_some())
             .field("rate", &self.rate)
+            .field("only", &self.only.is_some())
             .finish_non_exhaustive()
     }
 }
@@ -100,9 +104,10 @@ pub fn convert(
         reserve: AtomicBool::new(true),
     };
     let skips = options.before == Before::Zeroes && options.scan != Scan::Full;
-    let idle = |at: u64, end: u64| match skips {
-        true => zero_run(sources, at, end),
-        false => Ok(0),
+    let idle = |at: u64, end: u64| match options.only {
+        Some(only) => Ok(only(at..end).map_or(end, |part| part.start) - at),
+        None if skips => zero_run(sources, at, end),
+        None => Ok(0),
     };
     let engine = Engine::new(total, size, &idle, progress);
     let workers = options.workers.clamp(1, super::MAX_WORKERS);
@@ -177,6 +182,7 @@ fn scanner<'a>(
             .map(|_| AtomicBool::new(may_share))
             .collect(),
         differ,
+        only: options.only,
     })
 }
 
@@ -273,6 +279,7 @@ pub(super) fn zero_run(sources: &Joined, at: u64, end: u64) -> Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
     use std::sync::Arc;
 
     use parking_lot::Mutex;
@@ -282,6 +289,8 @@ mod tests {
     use crate::copy::progress::Silent;
     use crate::storage::Storage;
     use crate::storage::memory::{Change, Fault, MemoryStorage, Op};
+    use crate::util::align::len64;
+    use crate::util::range;
 
     const MIB: usize = 1 << 20;
 
@@ -293,6 +302,7 @@ mod tests {
             backing: None,
             salvage: None,
             rate: None,
+            only: None,
         }
     }
 
@@ -362,6 +372,36 @@ mod tests {
                 _ => sum,
             });
             assert_eq!(written, most, "{scan:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_to_be_copied_stays_as_it_is() {
+        let bytes = pattern(70 * MIB + 123);
+        let parts = [
+            4096..8192,
+            12_288..16_384,
+            30 * MIB..30 * MIB + 4096,
+            31 * MIB..65 * MIB + 1,
+            70 * MIB + 100..70 * MIB + 123,
+        ];
+        let only = |range: Range<u64>| {
+            let parts = parts.iter().map(|p| len64(p.start)..len64(p.end));
+            parts.filter_map(|p| range::intersect(&p, &range)).next()
+        };
+        for scan in [Scan::Cheapest, Scan::Runs(1 << 20), Scan::Full] {
+            let target = Arc::new(MemoryStorage::from_bytes(&vec![9; bytes.len()]));
+            let options = Convert {
+                scan,
+                only: Some(&only),
+                ..options(Before::Unknown)
+            };
+            convert_to(&target, &[&bytes], &options).expect("memory takes all");
+            let mut wanted = vec![9; bytes.len()];
+            for part in &parts {
+                wanted[part.clone()].copy_from_slice(&bytes[part.clone()]);
+            }
+            assert!(target.to_bytes() == wanted, "{scan:?}");
         }
     }
 

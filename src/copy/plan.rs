@@ -1,6 +1,11 @@
 //! What is to be done with an extent: a pure function.
 
+use std::ops::Range;
+
 use crate::chain::State;
+
+/// The first bytes of a range that are to be copied, as far as they go without a gap.
+pub type Only<'a> = dyn Fn(Range<u64>) -> Option<Range<u64>> + Sync + 'a;
 
 /// What the target reads as before anything is written to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

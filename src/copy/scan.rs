@@ -8,7 +8,7 @@ use crate::copy::differ::Differ;
 use crate::copy::engine::Job;
 use crate::copy::find::{Found, Place};
 use crate::copy::joined::Joined;
-use crate::copy::plan::{Action, Before, Space, action};
+use crate::copy::plan::{Action, Before, Only, Space, action};
 use crate::copy::room::Density;
 use crate::copy::salvage::Reader;
 use crate::copy::transfer::any_data;
@@ -109,21 +109,37 @@ pub(super) struct Scanner<'a> {
     pub(super) share: Vec<AtomicBool>,
     /// What the backing image holds, for a target that has one.
     pub(super) differ: Option<Differ<'a>>,
+    /// What alone is looked at.
+    pub(super) only: Option<&'a Only<'a>>,
 }
 
 impl<'a> Scanner<'a> {
     /// The pieces of a work range, ascending.  The caller holds the sources' tickets.
     pub(super) fn scan(&self, job: &Job, scratch: &mut Scratch) -> Result<Vec<Piece<'a>>> {
         scratch.kept.clear();
+        let Some(only) = self.only else {
+            return self.scan_part(&job.range, scratch);
+        };
         let mut pieces = Vec::new();
         let mut at = job.range.start;
-        while at < job.range.end {
-            let found = self.reader.find(at, job.range.end - at)?;
+        while let Some(part) = only(at..job.range.end) {
+            // Nothing joins what lies on both sides of what is not looked at.
+            pieces.append(&mut self.scan_part(&part, scratch)?);
+            at = part.end;
+        }
+        Ok(pieces)
+    }
+
+    fn scan_part(&self, part: &Range<u64>, scratch: &mut Scratch) -> Result<Vec<Piece<'a>>> {
+        let mut pieces = Vec::new();
+        let mut at = part.start;
+        while at < part.end {
+            let found = self.reader.find(at, part.end - at)?;
             self.extent(at, &found, &mut pieces, scratch)?;
             at += found.len;
         }
         Ok(match self.before {
-            Before::Unknown => with_zeroes(pieces, &job.range),
+            Before::Unknown => with_zeroes(pieces, part),
             Before::Zeroes | Before::Backed | Before::Itself => pieces,
         })
     }

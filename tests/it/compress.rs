@@ -400,6 +400,7 @@ fn compress_into(source: Chain, target: &Chain) -> vdtool::Result<()> {
         backing: None,
         salvage: None,
         rate: None,
+        only: None,
     };
     vdtool::copy::compress(&Joined::new(vec![source])?, target, &options, &Silent)
 }

@@ -181,6 +181,7 @@ fn a_conversion_into_an_image_that_is_there_needs_few_syncs_and_survives_power_c
             backing: None,
             salvage: None,
             rate: None,
+            only: None,
         };
         convert(&sources, &chain, &options, &Silent).expect("converts");
         let changes = target.changes();

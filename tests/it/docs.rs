@@ -80,7 +80,7 @@ fn modules_import_only_what_lies_below_them() {
         &["formats"],
         &["chain"],
         &["backend"],
-        &["copy", "server"],
+        &["copy", "dirty", "server"],
         &["output"],
         &["cli"],
     ];

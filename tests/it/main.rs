@@ -15,6 +15,7 @@ mod crash;
 mod create;
 mod cue;
 mod device;
+mod dirty;
 mod docs;
 mod exercise;
 mod families;

@@ -14,6 +14,7 @@ use crate::cli::common::ParentArgs;
 use crate::cli::convert::options::{Given, given};
 use crate::cli::convert::{Args, damage, stream};
 use crate::cli::create::{self, Generic, creator};
+use crate::cli::dirty::marks;
 use crate::cli::exit::{complain, usage};
 use crate::cli::hints::Hints;
 use crate::cli::sealed;
@@ -21,6 +22,7 @@ use crate::cli::target::{Target, refuse_open, settle};
 use crate::cli::{Globals, kept, progress};
 use crate::copy::bitmaps::{Broken, bitmaps_of, bitmaps_of_mut, copy_bitmaps};
 use crate::copy::{self, Allocation, Before, Convert, Joined, Outcome, Scan};
+use crate::dirty::Regions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::create::{CreateOptions, Preallocation};
 use crate::image::open::WriteOrder;
@@ -53,6 +55,8 @@ struct Place<'a> {
     named: Option<PathBuf>,
     /// How data is compressed.
     compress: Vec<OsString>,
+    /// What alone is copied.
+    marks: Option<Regions>,
     /// Whether all of it was given space when it was made.
     given_space: bool,
     /// Its further files: what it calls them, and where they are until it is whole.
@@ -123,6 +127,7 @@ pub(super) fn convert(
         parents,
         named: None,
         compress,
+        marks: None,
         given_space,
         files: names
             .into_iter()
@@ -145,6 +150,27 @@ pub(super) fn convert(
         driver,
         &committed,
     )?)
+}
+
+/// What `--dirty` or `--dirty-bitmap` names of the one source.
+fn marks(args: &Args, sources: &Joined) -> anyhow::Result<Option<Regions>> {
+    let size = sources.len();
+    let mut chains = sources.chains();
+    let (Some(source), None) = (chains.next(), chains.next()) else {
+        return match args.dirty.is_some() || args.dirty_bitmap.is_some() {
+            true => Err(usage("--dirty and --dirty-bitmap are for one source")),
+            false => Ok(None),
+        };
+    };
+    Ok(match (&args.dirty, &args.dirty_bitmap) {
+        (Some(log), _) => Some(marks::read(log, size).map_err(|e| e.at(log))?),
+        (None, Some(name)) => {
+            let path = source.top().storage().path();
+            let marks = marks::of_bitmap(source, name, size).map_err(|e| e.at_opt(path))?;
+            Some(marks)
+        }
+        (None, None) => None,
+    })
 }
 
 /// Writes into an image that exists.
@@ -182,6 +208,7 @@ fn in_place(
         parents: rest(args, sources),
         named: below,
         compress,
+        marks: marks(args, sources)?,
         given_space: false,
         files: Vec::new(),
         hints: Hints::default(),
@@ -295,6 +322,7 @@ impl Place<'_> {
         }
         let lost = Losses::default();
         let salvage = |at: u64, len: u64, e: &Error| lost.warn(at, len, e);
+        let only = |range: Range<u64>| self.marks.as_ref().and_then(|marks| marks.next(range));
         let options = Convert {
             workers: self.args.workers(),
             scan: self.args.scan(),
@@ -302,6 +330,7 @@ impl Place<'_> {
             backing,
             salvage: self.args.salvage.then_some(&salvage),
             rate: self.args.rate(),
+            only: self.marks.is_some().then_some(&only),
         };
         let total = copy::convert::total(sources, &chain, self.before);
         let bar = progress::start("convert", total, &self.args.progress, self.globals);

@@ -241,6 +241,7 @@ impl Image<'_> {
             backing: None,
             salvage,
             rate: self.args.rate(),
+            only: None,
         }
     }
 }

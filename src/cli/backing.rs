@@ -100,6 +100,7 @@ pub(super) fn describe(
         virtual_size: image.virtual_size(),
         cluster_size: image.cluster_size(),
         sector_size: image.sector_size(),
+        physical_sector_size: image.physical_sector_size(),
         absolute: absolute.to_owned(),
     })
 }

@@ -307,6 +307,7 @@ fn backing(
             virtual_size,
             cluster_size: None,
             sector_size: None,
+            physical_sector_size: None,
             absolute,
         };
         return Ok((backing, files));

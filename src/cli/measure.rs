@@ -201,6 +201,7 @@ fn unopened(name: OsString, format: Option<&'static Driver>) -> CreateBacking {
         virtual_size: 0,
         cluster_size: None,
         sector_size: None,
+        physical_sector_size: None,
     }
 }
 

@@ -193,6 +193,7 @@ fn name_only(args: &Args) -> anyhow::Result<()> {
                 virtual_size: 0,
                 cluster_size: None,
                 sector_size: None,
+                physical_sector_size: None,
                 absolute,
             })
         }

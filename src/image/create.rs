@@ -93,6 +93,8 @@ pub struct CreateBacking {
     pub cluster_size: Option<u64>,
     /// Bytes of a sector of its disk, where its format says so and it was opened.
     pub sector_size: Option<u64>,
+    /// What its guest is told that hardware has as a sector, where its format says so and it was opened.
+    pub physical_sector_size: Option<u64>,
 }
 
 /// What a new image is made with.

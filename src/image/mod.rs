@@ -360,6 +360,10 @@ pub trait Image: fmt::Debug + Send + Sync {
     fn sector_size(&self) -> Option<u64> {
         None
     }
+    /// What its guest is told that hardware has as a sector, where the format says so.
+    fn physical_sector_size(&self) -> Option<u64> {
+        None
+    }
     /// From here on what changes leaves the disk as it is: who recorded its state is told of no other.
     fn keep_state(&self) {}
     /// Whether what it maps as stored may for long stretches never have been written, so that the

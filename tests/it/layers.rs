@@ -145,6 +145,7 @@ impl Disk {
             virtual_size: image.virtual_size(),
             cluster_size: None,
             sector_size: image.sector_size(),
+            physical_sector_size: image.physical_sector_size(),
         })
     }
 

@@ -68,6 +68,7 @@ mod vdi;
 mod vhd;
 mod vhdx_made;
 mod vhdx_read;
+mod vhdx_rules;
 mod vhdx_walk;
 mod vhdx_write;
 mod vmdk;

@@ -295,6 +295,7 @@ fn a_vhd_that_is_given_another_parent_survives_a_kill_at_any_moment() {
         virtual_size: chain.virtual_size(),
         cluster_size: None,
         sector_size: None,
+        physical_sector_size: None,
         absolute: path,
     };
     let base = std::fs::read(dir.join("top.vhd")).expect("reads");

@@ -40,6 +40,7 @@ fn make(path: &Path, parent: Option<&Parent<'_>>) -> Uuid {
         virtual_size: SIZE,
         cluster_size: None,
         sector_size: None,
+        physical_sector_size: None,
     });
     let options = CreateOptions {
         size: SIZE,

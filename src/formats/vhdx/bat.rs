@@ -199,7 +199,15 @@ impl Shape {
         let index = self.grid.bitmap(block);
         let word = self.table.get(storage, index, wait)?;
         match Block::from_word(word) {
-            Block::Present(host) if host >= MB && ends_within(host, storage.size()) => Ok(host),
+            Block::Present(host)
+                if host >= MB
+                    && ends_within(host, storage.size())
+                    && [&self.regions.bat, &self.regions.metadata]
+                        .into_iter()
+                        .all(|region| host + MB <= region.start || region.end <= host) =>
+            {
+                Ok(host)
+            }
             _ => Err(Error::corrupt(format!(
                 "block {block} is partially present, and the entry {word:#x} of its sector bitmap names none inside the file"
             ))),

@@ -8,6 +8,7 @@ use crate::formats::vhdx::region::PLACES;
 use crate::formats::vhdx::scan::{self, Problem, Wrong};
 use crate::image::check::{Check, Repair, Report, Severity, settle};
 use crate::image::units::{Fault, Units};
+use crate::storage::Storage;
 use crate::util::progress::Progress;
 
 /// Entries that are mended in one pass at most; others are counted, and mended by the next.
@@ -48,14 +49,20 @@ impl Vhdx {
     fn check_log(&self, report: &mut Report, repair: Repair) -> Result<()> {
         let fault = self.log_fault.lock().clone();
         match fault {
+            Some(fault) if repair != Repair::All => report.corruption(fault, None),
             Some(fault) => {
-                let did =
-                    (repair == Repair::All).then_some("the log was dropped: what it held is lost");
-                if did.is_some() {
-                    self.journal.drop_log()?;
-                    *self.log_fault.lock() = None;
-                }
-                report.corruption(fault, did);
+                let did = match self.journal.is_cut() {
+                    true => {
+                        self.journal.replay()?;
+                        "what the log held was put in place; what the file lacks is lost"
+                    }
+                    false => {
+                        self.journal.drop_log()?;
+                        "the log was dropped: what it held is lost"
+                    }
+                };
+                *self.log_fault.lock() = None;
+                report.corruption(fault, Some(did));
             }
             None if self.journal.is_dirty() => {
                 let mended = repair != Repair::Nothing;
@@ -94,6 +101,14 @@ impl Vhdx {
             ..Report::default()
         };
         self.check_regions(&mut report, &shape, repair)?;
+        // Whatever gets space next might get that.
+        let repair = match shape.regions.beyond(self.journal.size()) {
+            None => repair,
+            Some(text) => {
+                report.corruption(text, None);
+                Repair::Nothing
+            }
+        };
         let (mut faults, mut more) = (Vec::new(), 0);
         let slots = scan::scan(self, &shape, |wrong| {
             match faults.len() < MAX_FAULTS {
@@ -220,11 +235,12 @@ impl Vhdx {
 
     /// What of the file nothing names, behind all that is named.
     fn check_end(&self, report: &mut Report, end: u64, repair: Repair) -> Result<()> {
+        let kept = self.kept_end(end, report.allocated_clusters);
         let behind = match self.file.has_fixed_len() {
             true => 0,
-            false => self.file.size().saturating_sub(end),
+            false => self.file.size().saturating_sub(kept),
         };
-        if behind == 0 {
+        if behind == 0 || kept > end {
             return Ok(());
         }
         // Space that a wrong entry stands for is not given away.

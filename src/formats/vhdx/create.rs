@@ -87,7 +87,7 @@ const PHYSICAL: OptionSpec = OptionSpec {
     name: "physical_sector_size",
     kind: OptionKind::Choice(&["512", "4096"]),
     default: "4096",
-    help: "bytes of a sector as the guest is told that hardware has it",
+    help: "bytes of a sector as the guest is told that hardware has it, in a child those of its parent",
 };
 
 const ZERO_STATE: OptionSpec = OptionSpec {
@@ -156,7 +156,10 @@ impl Plan {
             fixed,
             log,
             logical,
-            physical: sector(PHYSICAL.name).unwrap_or(4096),
+            // A child has what belongs to its parent's disk ([MS-VHDX] 2.6.1.2).
+            physical: sector(PHYSICAL.name)
+                .or(parent.and_then(|parent| parent.physical_sector_size))
+                .unwrap_or(4096),
             zero,
             has_parent: parent.is_some(),
             preallocation,

@@ -35,7 +35,7 @@ pub(super) struct Header {
     pub(super) data_write: Uuid,
     /// Whose entries of the log count; nil: the log holds nothing.
     pub(super) log_guid: Uuid,
-    log_version: u16,
+    pub(super) log_version: u16,
     version: u16,
     log_len: u32,
     log_offset: u64,

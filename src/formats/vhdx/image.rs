@@ -184,6 +184,10 @@ impl Image for Vhdx {
         Some(self.shape.load().grid.sector)
     }
 
+    fn physical_sector_size(&self) -> Option<u64> {
+        Some(self.shape.load().metadata.physical)
+    }
+
     fn identity(&self) -> Option<Uuid> {
         Some(self.shape.load().metadata.id)
     }

@@ -62,6 +62,7 @@ impl Journal {
                 session: None,
                 ending: false,
                 stable: 0,
+                cut: false,
             }),
             patches: RwLock::default(),
         })
@@ -82,15 +83,24 @@ impl Journal {
                 "the header says that the log holds changes, and it has no entries that go together (allowed: after `check -r all`, which drops the log)",
             ));
         };
-        if self.file.size() < last.flushed {
+        let cut = self.file.size() < last.flushed;
+        // What is lost of the file does not come back by making it longer.
+        let size = if cut { 0 } else { last.last };
+        *self.patches.write() = self.collect(&run, size)?;
+        if cut {
+            self.state.lock().cut = true;
             return Err(Error::corrupt(format!(
                 "the file has {:#x} bytes (allowed: {:#x} at least, as its log says)",
                 self.file.size(),
                 last.flushed
             )));
         }
-        *self.patches.write() = self.collect(&run, last.last)?;
         Ok(())
+    }
+
+    /// Whether the log is sound, and the file shorter than it says: what it holds can be put in place.
+    pub(super) fn is_cut(&self) -> bool {
+        self.state.lock().cut
     }
 
     fn collect(&self, run: &[Head], size: u64) -> Result<Patches> {

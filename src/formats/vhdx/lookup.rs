@@ -20,7 +20,7 @@ impl Vhdx {
             Block::Present(host) => return Ok(self.stored(&shape, index, host, &range)),
             Block::Partial(host) => return self.partial(&shape, index, host, &range, wait),
             Block::Absent => {
-                let len = self.absent(&shape, index, &range);
+                let len = self.absent(&shape, index, &range, wait);
                 let source = Source::Below;
                 return Ok(Run { len, source });
             }
@@ -65,7 +65,7 @@ impl Vhdx {
 
     /// Bytes of `range`, which begins in the absent block `index`, that are all in such: over the ends
     /// of chunks, and where no entry was ever written.
-    fn absent(&self, shape: &Shape, index: u64, range: &Range<u64>) -> u64 {
+    fn absent(&self, shape: &Shape, index: u64, range: &Range<u64>, wait: Wait) -> u64 {
         let last = range.end.div_ceil(self.block).max(index + 1) - 1;
         let entries = shape.grid.index(index) + 1..shape.grid.index(last) + 1;
         let is_absent = |entry, word| match shape.grid.of(entry) {
@@ -73,7 +73,11 @@ impl Vhdx {
             Use::Block(_) => Block::from_word(word) == Block::Absent,
         };
         let end = shape.table.alike(entries.clone(), is_absent);
-        let end = shape.table.hole(&*self.journal, end..entries.end);
+        let end = match wait {
+            Wait::Yes => shape.table.hole(&*self.journal, end..entries.end),
+            // The host may be asked, and it may be far away.
+            Wait::No => end,
+        };
         range.end.min(shape.grid.block_from(end) * self.block) - range.start
     }
 
@@ -102,6 +106,15 @@ impl Vhdx {
         let len = self.alike(shape, index, range, |n, next| {
             next == Block::Present(data.saturating_add(n * self.block))
         });
+        // The first block is apart from metadata; one behind it may not be, and is asked for alone then.
+        let fixed = [
+            &shape.regions.bat,
+            &shape.regions.metadata,
+            self.journal.header_log(),
+        ];
+        let behind = fixed.into_iter().map(|region| region.start);
+        let next = behind.filter(|start| *start >= data + self.block).min();
+        let len = next.map_or(len, |next| len.min(next - host));
         self.in_file(host, len, true)
     }
 

@@ -31,6 +31,8 @@ pub(super) struct Metadata {
     pub(super) block: u64,
     /// All blocks have space of their own and keep it.
     pub(super) fixed: bool,
+    /// The same, as the file says it: of a disk with a parent it means nothing.
+    leave: bool,
     /// What the disk does not have itself is in a parent.
     pub(super) has_parent: bool,
     /// What the guest sees as the disk's own name (SCSI page 83).
@@ -80,7 +82,8 @@ impl Metadata {
         let metadata = Self {
             size: u64_at(&read(SIZE, "virtual disk size", 8)?, 0),
             block: u32_at(&parameters, 0).into(),
-            fixed: flags & LEAVE_ALLOCATED != 0,
+            fixed: flags & LEAVE_ALLOCATED != 0 && flags & HAS_PARENT == 0,
+            leave: flags & LEAVE_ALLOCATED != 0,
             has_parent: flags & HAS_PARENT != 0,
             id: guid_at(&read(ID, "virtual disk ID", 16)?, 0),
             logical: sector(LOGICAL, "logical sector size")?,
@@ -152,7 +155,7 @@ impl Metadata {
             });
         }
         changes.push((region.start, table_of(&items, region, self.items.len())));
-        let parameters = parameters(self.block, self.fixed, locator.is_some());
+        let parameters = parameters(self.block, self.leave, locator.is_some());
         if let Some(item) = find(&self.items, PARAMETERS) {
             changes.push((item.host.start, parameters.to_vec()));
         }

@@ -110,9 +110,21 @@ impl Regions {
         })
     }
 
-    /// Where each region is.
-    pub(super) fn hosts(&self) -> impl Iterator<Item = &Range<u64>> {
-        self.all.iter().map(|region| &region.host)
+    /// Where the regions are that only others know.
+    pub(super) fn optional(&self) -> impl Iterator<Item = &Range<u64>> {
+        let known = |region: &&Region| [BAT, METADATA].contains(&region.guid);
+        let optional = self.all.iter().filter(move |region| !known(region));
+        optional.map(|region| &region.host)
+    }
+
+    /// Which region does not lie inside a file of `size` bytes, where one does not: what grows the file
+    /// would take its place.
+    pub(super) fn beyond(&self, size: u64) -> Option<String> {
+        let region = self.all.iter().find(|region| region.host.end > size)?;
+        Some(format!(
+            "region {} is at {:#x}..{:#x}, and the file has {size:#x} bytes",
+            region.guid, region.host.start, region.host.end
+        ))
     }
 
     /// The same with the table of blocks elsewhere.

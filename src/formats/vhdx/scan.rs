@@ -73,10 +73,15 @@ pub(super) fn scan(
 ) -> Result<Slots> {
     let size = image.journal.size();
     let mut slots = Slots::default();
-    let mut fixed: Vec<Range<u64>> = vec![0..MB, image.journal.header_log().clone()];
-    fixed.extend(shape.regions.hosts().cloned());
-    for host in &fixed {
-        // Optional regions may lie anywhere.
+    let fixed = [
+        0..MB,
+        image.journal.header_log().clone(),
+        shape.regions.bat.clone(),
+        shape.regions.metadata.clone(),
+    ];
+    // Who overlaps an optional region has data of its own, as one that overlaps another block.
+    for host in fixed.iter().chain(shape.regions.optional()) {
+        // Optional regions may lie anywhere; see `Regions::beyond`.
         if let Some(host) = intersect(host, &(0..size)) {
             slots.name_run(MIBS, mibs(&host), size)?;
         }

@@ -8,7 +8,7 @@ use crate::formats::vhdx::entry::{self, NewEntry, SECTOR};
 use crate::formats::vhdx::header::{Current, Header};
 use crate::formats::vhdx::journal::{Journal, Pages};
 use crate::formats::vhdx::patches::Patches;
-use crate::util::align::len64;
+use crate::util::align::{down, len64};
 use crate::util::random;
 
 /// Bytes of the log that are used before they are put in place: as much is kept in memory.
@@ -25,8 +25,10 @@ pub(super) struct State {
     pub(super) session: Option<Session>,
     /// A header may name a log of this opening that ended: all of it is in place.
     pub(super) ending: bool,
-    /// The file is as long as this on stable media.
+    /// The file is as long as this on stable media; whole MiB, as readers demand.
     pub(super) stable: u64,
+    /// The log is sound, and the file shorter than it says.
+    pub(super) cut: bool,
 }
 
 /// A log that is written to: from the beginning of its space on, and never around its end, where other
@@ -124,8 +126,10 @@ impl Journal {
         self.write_headers(state, |header| {
             change(header);
             header.log_guid = guid;
+            // Whatever it was: this is the log that is begun.
+            header.log_version = 0;
         })?;
-        state.stable = size;
+        state.stable = down(size, MB);
         state.session = Some(session);
         state.ending = false;
         Ok(())

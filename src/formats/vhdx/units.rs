@@ -37,7 +37,11 @@ impl Vhdx {
     /// # Errors
     /// `Corrupt` where an entry is wrong; the host's.
     pub(super) fn learn(&self) -> Result<()> {
-        let slots = scan::scan(self, &*self.reread()?, |wrong| {
+        let shape = self.reread()?;
+        if let Some(text) = shape.regions.beyond(self.journal.size()) {
+            return Err(Error::corrupt(format!("{text} (allowed: reading)")));
+        }
+        let slots = scan::scan(self, &shape, |wrong| {
             let allowed = "allowed: writing after `check -r all`";
             Err(Error::corrupt(format!("{} ({allowed})", wrong.text())))
         })?;
@@ -59,12 +63,23 @@ impl Vhdx {
     pub(super) fn end_session(&self) -> Result<()> {
         self.journal.finish()?;
         // A check cuts the file itself, where that is safe.
-        if self.uses && self.allocator.has_begun() {
+        if self.uses && self.allocator.has_begun() && !self.shape.load().metadata.fixed {
             self.trim()?;
         }
         match self.allocator.order.policy() {
             WriteOrder::Ordered => Store::flush(self),
             WriteOrder::Unordered => Ok(()),
+        }
+    }
+
+    /// Where the file may end where what is in use ends at `end`, and so many blocks have space: a fixed
+    /// disk keeps room for all ([MS-VHDX] 2.6.2.1).
+    pub(super) fn kept_end(&self, end: u64, stored: u64) -> u64 {
+        let shape = self.shape.load();
+        let missing = shape.blocks().saturating_sub(stored);
+        match shape.metadata.fixed {
+            true => end.saturating_add(missing.saturating_mul(self.block)),
+            false => end,
         }
     }
 

@@ -12,7 +12,7 @@ use crate::util::range::{self, intersect};
 
 /// Bytes filled at a time where entries wait, unless a unit is longer.
 const PIECE: u64 = 2 << 20;
-/// Bytes of old content in memory, unless a unit is longer.
+/// Bytes of old content in memory.
 const COPY: u64 = 1 << 20;
 
 /// Where the bytes of a piece are that the request does not bring.
@@ -169,6 +169,7 @@ impl<U: Units> Goal<'_, U> {
                 old: Old::Replaced,
                 ..slot
             })?,
+            Held::Host(host) if len > COPY => copied(&slot, host, fill)?,
             Held::Host(host) => {
                 let mut bytes = vec![0; clamp_len(len, usize::MAX)];
                 data.read_at(&mut bytes, host)?;
@@ -189,4 +190,33 @@ impl<U: Units> Goal<'_, U> {
         }
         Ok(())
     }
+}
+
+/// Fills a slot with what is stored from `host` on, little by little; holes are not read.
+fn copied(slot: &Slot<'_>, host: u64, fill: &mut Fill<'_>) -> Result<()> {
+    let mut bytes = Vec::new();
+    let mut at = slot.guest.start;
+    while at < slot.guest.end {
+        let done = at - slot.guest.start;
+        let run = slot
+            .storage
+            .run(host + done, (slot.guest.end - at).min(COPY))?;
+        let old = match run.data {
+            true => {
+                bytes.resize(clamp_len(run.len, usize::MAX), 0);
+                slot.storage.read_at(&mut bytes, host + done)?;
+                Old::Bytes(&bytes)
+            }
+            false => Old::Zero,
+        };
+        fill(Slot {
+            guest: at..at + run.len,
+            storage: slot.storage,
+            host: slot.host + done,
+            old,
+            zeroed: slot.zeroed,
+        })?;
+        at += run.len;
+    }
+    Ok(())
 }

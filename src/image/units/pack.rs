@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::error::Result;
 use crate::image::units::{Allocator, New, Space, Taken, Unit, Units, Unnamed};
+use crate::storage::{Zeroing, zero_or_write};
 use crate::util::align::{clamp_len, len64};
 use crate::util::progress::{Progress, Silent};
 
@@ -114,16 +115,22 @@ fn last_units<U: Units>(units: &U, count: u64, most: usize) -> Result<Vec<(u64, 
     Ok(last.into_sorted_vec().into_iter().map(|r| r.0).collect())
 }
 
-/// Copies host bytes.
+/// Copies host bytes; holes stay such, where the host can make them.
 fn copy<U: Units>(units: &U, from: Range<u64>, to: u64) -> Result<()> {
     let storage = units.data()?;
     let mut bytes = vec![0; clamp_len(STEP.min(from.end - from.start), usize::MAX)];
     let mut at = from.start;
     while at < from.end {
-        let step = clamp_len(from.end - at, bytes.len());
-        storage.read_at(&mut bytes[..step], at)?;
-        storage.write_at(&bytes[..step], to + (at - from.start))?;
-        at += len64(step);
+        let run = storage.run(at, (from.end - at).min(STEP))?;
+        let target = to + (at - from.start);
+        if run.data {
+            let part = &mut bytes[..clamp_len(run.len, usize::MAX)];
+            storage.read_at(part, at)?;
+            storage.write_at(part, target)?;
+        } else {
+            zero_or_write(storage, target..target + run.len, Zeroing::MayUnmap)?;
+        }
+        at += run.len;
     }
     Ok(())
 }

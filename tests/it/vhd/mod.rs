@@ -40,6 +40,7 @@ fn create(size: u64, texts: &[&str], parent: Option<Uuid>) -> Arc<MemoryStorage>
         virtual_size: size,
         cluster_size: None,
         sector_size: None,
+        physical_sector_size: None,
     });
     let options = CreateOptions {
         size,

@@ -32,6 +32,7 @@ EXAMPLES:
   vdtool ctl --output json /run/disk.sock stats
   vdtool ctl /run/disk.sock resize 40G
   vdtool ctl /run/disk.sock change other.qcow2
+  vdtool ctl /run/disk.sock fork monday.qcow2
   vdtool ctl /run/disk.sock limit bps=50M,iops=2000
   vdtool ctl /run/disk.sock stop
   vdtool ctl /run/disk.sock stop --hand-over
@@ -133,6 +134,15 @@ pub enum Order {
         #[command(flatten)]
         which: Which,
     },
+    /// Go on with an empty image that has the name of the image, which becomes its base.
+    Fork {
+        /// Which disk.
+        #[command(flatten)]
+        which: Which,
+        /// The name that the image gets.
+        #[arg(value_name = "NEW")]
+        new: PathBuf,
+    },
     /// Set other limits.
     Limit {
         /// Which disk; those that share its group get the limits too.
@@ -195,6 +205,7 @@ impl Order {
                 ("change", Some(which), rest.collect())
             }
             Self::Reopen { which } => ("reopen", Some(which), vec![]),
+            Self::Fork { which, new } => ("fork", Some(which), vec!["--".into(), absolute(new)?]),
             Self::Limit { which, limits } => ("limit", Some(which), vec![limits.into()]),
             Self::Stop { force, hand_over } => {
                 let how = [(*force, "--force"), (*hand_over, "--hand-over")];
@@ -336,6 +347,7 @@ mod tests {
             "change --format=qcow2 -- /a/b",
             "change -- nbd://host/a",
             "reopen",
+            "fork --export=a -- /a/b",
             "limit iops=5",
             "stop --force",
             "stop --hand-over",

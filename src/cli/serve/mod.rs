@@ -18,6 +18,7 @@ use crate::server::{Export, Server};
 mod control;
 mod disk;
 mod event;
+mod fork;
 mod limit;
 mod order;
 mod ready;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::disk::{Disk, same_file};
 use super::run::Front;
-use super::{limit, report};
+use super::{fork, limit, report};
 use crate::cli::ctl::{Order, Which};
 use crate::cli::exit::usage;
 use crate::error::{Error, ErrorKind};
@@ -48,9 +48,11 @@ pub(super) fn carry_out(order: &Order, front: &Front) -> anyhow::Result<Value> {
         } => change(front, one(front, which)?, file, *format),
         Order::Reopen { which } => {
             let disk = one(front, which)?;
+            let _turn = disk.turn.lock();
             let (path, format) = disk.image.lock().clone();
             reopen(front, disk, &path, Some(format))
         }
+        Order::Fork { which, new } => fork::fork(front, one(front, which)?, new),
         Order::Limit { which, limits } => {
             let limits = limit::change(&one(front, which)?.export, limits)?;
             // Those that share the group, too.
@@ -178,6 +180,7 @@ fn change(
     file: &Path,
     format: Option<&'static Driver>,
 ) -> anyhow::Result<Value> {
+    let _turn = disk.turn.lock();
     if disk.opener.is_overlay() {
         let text = "the image lies under an overlay that is kept (--overlay) and cannot be changed";
         return Err(Error::unsupported(text).into());

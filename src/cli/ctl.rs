@@ -33,6 +33,7 @@ EXAMPLES:
   vdtool ctl /run/disk.sock resize 40G
   vdtool ctl /run/disk.sock change other.qcow2
   vdtool ctl /run/disk.sock fork monday.qcow2
+  vdtool ctl /run/disk.sock commit sunday.qcow2
   vdtool ctl /run/disk.sock limit bps=50M,iops=2000
   vdtool ctl /run/disk.sock stop
   vdtool ctl /run/disk.sock stop --hand-over
@@ -143,6 +144,20 @@ pub enum Order {
         #[arg(value_name = "NEW")]
         new: PathBuf,
     },
+    /// Merge the images below the top one into BASE, while the disk is used; 'pause' and 'resume' hold
+    /// that and let it go on, after an error too.
+    Commit {
+        /// Which disk.
+        #[command(flatten)]
+        which: Which,
+        /// BASE as it was typed, where WHAT is its absolute path.
+        #[arg(long, value_name = "NAME", hide = true, requires = "what")]
+        called: Option<OsString>,
+        /// The image below to merge into, by the name that the chain has for it, else by its path;
+        /// without it, the one right below the parent of the top image.
+        #[arg(value_name = "BASE|pause|resume")]
+        what: Option<OsString>,
+    },
     /// Set other limits.
     Limit {
         /// Which disk; those that share its group get the limits too.
@@ -206,6 +221,11 @@ impl Order {
             }
             Self::Reopen { which } => ("reopen", Some(which), vec![]),
             Self::Fork { which, new } => ("fork", Some(which), vec!["--".into(), absolute(new)?]),
+            Self::Commit {
+                which,
+                called,
+                what,
+            } => ("commit", Some(which), base(called.as_ref(), what.as_ref())?),
             Self::Limit { which, limits } => ("limit", Some(which), vec![limits.into()]),
             Self::Stop { force, hand_over } => {
                 let how = [(*force, "--force"), (*hand_over, "--hand-over")];
@@ -219,6 +239,19 @@ impl Order {
         words.extend(rest);
         Ok(words)
     }
+}
+
+/// How the base of a merge is said: by its name in the chain, or its path, which may be another here.
+fn base(called: Option<&OsString>, what: Option<&OsString>) -> anyhow::Result<Vec<OsString>> {
+    let mut option = OsString::from("--called=");
+    Ok(match (called, what) {
+        (_, None) => vec![],
+        (None, Some(what)) if what == "pause" || what == "resume" => vec![what.clone()],
+        (called, Some(what)) => {
+            option.push(called.unwrap_or(what));
+            vec![option, "--".into(), absolute(Path::new(what))?]
+        }
+    })
 }
 
 fn absolute(file: &Path) -> anyhow::Result<OsString> {
@@ -348,6 +381,10 @@ mod tests {
             "change -- nbd://host/a",
             "reopen",
             "fork --export=a -- /a/b",
+            "commit",
+            "commit --export=a pause",
+            "commit resume",
+            "commit --called=b.vhd -- /a/b.vhd",
             "limit iops=5",
             "stop --force",
             "stop --hand-over",

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::merge::Merge;
 use super::{Args, DetectZeroes};
 use crate::backend::{self, Backend, Discard, Durability, Listener, Medium, Policy, Settings};
 use crate::chain::open::{ChainOptions, Follow, Home};
@@ -86,6 +87,8 @@ pub(super) struct Disk {
     pub(super) image: parking_lot::Mutex<(PathBuf, &'static Driver)>,
     /// Held while a command puts another image or other layers in the place of those there are.
     pub(super) turn: parking_lot::Mutex<()>,
+    /// The layers that are merged, or were last.
+    pub(super) merge: parking_lot::Mutex<Option<Arc<Merge>>>,
 }
 
 impl Opener {
@@ -294,6 +297,7 @@ fn open_one(
         opener,
         image: parking_lot::Mutex::new((path, format)),
         turn: parking_lot::Mutex::default(),
+        merge: parking_lot::Mutex::default(),
     })
 }
 

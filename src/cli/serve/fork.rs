@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::disk::Disk;
+use super::merge::refuse_under_way;
 use super::run::Front;
 use crate::backend::Medium;
 use crate::cli::common::OpenArgs;
@@ -33,6 +34,7 @@ pub(super) fn refuse_temporary(disk: &Disk) -> crate::Result<()> {
 pub(super) fn fork(front: &Front, disk: &Disk, new: &Path) -> anyhow::Result<Value> {
     let _turn = disk.turn.lock();
     refuse_temporary(disk)?;
+    refuse_under_way(disk)?;
     let (file, format) = disk.image.lock().clone();
     let args = fork::Args {
         format: None,

@@ -91,8 +91,14 @@ _vdtool() {
             vdtool__subcmd__ctl,change)
                 cmd="vdtool__subcmd__ctl__subcmd__change"
                 ;;
+            vdtool__subcmd__ctl,commit)
+                cmd="vdtool__subcmd__ctl__subcmd__commit"
+                ;;
             vdtool__subcmd__ctl,flush)
                 cmd="vdtool__subcmd__ctl__subcmd__flush"
+                ;;
+            vdtool__subcmd__ctl,fork)
+                cmd="vdtool__subcmd__ctl__subcmd__fork"
                 ;;
             vdtool__subcmd__ctl,help)
                 cmd="vdtool__subcmd__ctl__subcmd__help"
@@ -124,8 +130,14 @@ _vdtool() {
             vdtool__subcmd__ctl__subcmd__help,change)
                 cmd="vdtool__subcmd__ctl__subcmd__help__subcmd__change"
                 ;;
+            vdtool__subcmd__ctl__subcmd__help,commit)
+                cmd="vdtool__subcmd__ctl__subcmd__help__subcmd__commit"
+                ;;
             vdtool__subcmd__ctl__subcmd__help,flush)
                 cmd="vdtool__subcmd__ctl__subcmd__help__subcmd__flush"
+                ;;
+            vdtool__subcmd__ctl__subcmd__help,fork)
+                cmd="vdtool__subcmd__ctl__subcmd__help__subcmd__fork"
                 ;;
             vdtool__subcmd__ctl__subcmd__help,help)
                 cmd="vdtool__subcmd__ctl__subcmd__help__subcmd__help"
@@ -229,8 +241,14 @@ _vdtool() {
             vdtool__subcmd__help__subcmd__ctl,change)
                 cmd="vdtool__subcmd__help__subcmd__ctl__subcmd__change"
                 ;;
+            vdtool__subcmd__help__subcmd__ctl,commit)
+                cmd="vdtool__subcmd__help__subcmd__ctl__subcmd__commit"
+                ;;
             vdtool__subcmd__help__subcmd__ctl,flush)
                 cmd="vdtool__subcmd__help__subcmd__ctl__subcmd__flush"
+                ;;
+            vdtool__subcmd__help__subcmd__ctl,fork)
+                cmd="vdtool__subcmd__help__subcmd__ctl__subcmd__fork"
                 ;;
             vdtool__subcmd__help__subcmd__ctl,limit)
                 cmd="vdtool__subcmd__help__subcmd__ctl__subcmd__limit"
@@ -1091,7 +1109,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__ctl)
-            opts="-q -h --output --quiet --help status stats pause resume flush resize change reopen limit stop help"
+            opts="-q -h --output --quiet --help status stats pause resume flush resize change reopen fork commit limit stop help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1134,6 +1152,28 @@ _vdtool() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        vdtool__subcmd__ctl__subcmd__commit)
+            opts="-q -h --export --called --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --export)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --called)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         vdtool__subcmd__ctl__subcmd__flush)
             opts="-q -h --export --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -1152,8 +1192,26 @@ _vdtool() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        vdtool__subcmd__ctl__subcmd__fork)
+            opts="-q -h --export --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --export)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         vdtool__subcmd__ctl__subcmd__help)
-            opts="status stats pause resume flush resize change reopen limit stop help"
+            opts="status stats pause resume flush resize change reopen fork commit limit stop help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1180,7 +1238,35 @@ _vdtool() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        vdtool__subcmd__ctl__subcmd__help__subcmd__commit)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         vdtool__subcmd__ctl__subcmd__help__subcmd__flush)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__ctl__subcmd__help__subcmd__fork)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -1737,7 +1823,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__help__subcmd__ctl)
-            opts="status stats pause resume flush resize change reopen limit stop"
+            opts="status stats pause resume flush resize change reopen fork commit limit stop"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1764,7 +1850,35 @@ _vdtool() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        vdtool__subcmd__help__subcmd__ctl__subcmd__commit)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         vdtool__subcmd__help__subcmd__ctl__subcmd__flush)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__help__subcmd__ctl__subcmd__fork)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

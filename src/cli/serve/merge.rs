@@ -137,7 +137,13 @@ pub(super) fn start(
     let locks = lock_base(&chain, job.depth())?;
     let ours = ids(&chain.files());
     let begun = job.begin(disk, chain, &ours);
-    // Where that failed the disk was opened anew, and has the locks of a reader.
+    if begun.is_err() {
+        // Nor has the disk been opened anew, perhaps.
+        let chain = disk.export.backend.chain();
+        let parts = chain.layers().get(job.depth()).map(|layer| layer.parts());
+        let mut parts = parts.into_iter().flatten();
+        parts.try_for_each(|part| reads_again(part.storage))?;
+    }
     drop(locks);
     let (upper, base) = begun?;
     let base = Arc::new(base);

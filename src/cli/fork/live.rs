@@ -6,7 +6,7 @@
 //! to it to who reads it, and nobody but us knows the new file before it has its name.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
@@ -26,7 +26,7 @@ use crate::storage::open::{Access, open_file};
 pub(in crate::cli) struct Live<'a> {
     fork: Fork<'a>,
     /// The old file.
-    old: OwnedFd,
+    old: File,
     target: Target,
     kept: Kept,
     /// What the child says of the image below it.
@@ -75,10 +75,9 @@ impl<'a> Live<'a> {
         fork.refuse_moves(top)?;
         fork.refuse_children(chain)?;
         fork.refuse_linked(chain)?;
-        let old = top.storage().locked_fd();
-        let old = old.map(|fd| fd.try_clone_to_owned()).transpose();
-        let old = old.map_err(|e| Error::io("open", e).at(&args.file))?;
-        let old = old.ok_or_else(|| Error::invalid("is no file").at(&args.file))?;
+        // Not what the image is open as: a server of block devices has left the namespace of mounts in
+        // which that was opened, and no name can be given to it here.
+        let old = open_file(&fork.file, Access::Read)?;
         let target = Target::begin_over(&args.file, id)?;
         let kept = target.keep(old.as_fd(), &fork.new)?.ok_or_else(|| {
             let text = "is on a host without hard links (allowed: 'vdtool fork', while nobody has \

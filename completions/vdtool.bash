@@ -94,8 +94,14 @@ _vdtool() {
             vdtool__subcmd__ctl,change)
                 cmd="vdtool__subcmd__ctl__subcmd__change"
                 ;;
+            vdtool__subcmd__ctl,commit)
+                cmd="vdtool__subcmd__ctl__subcmd__commit"
+                ;;
             vdtool__subcmd__ctl,flush)
                 cmd="vdtool__subcmd__ctl__subcmd__flush"
+                ;;
+            vdtool__subcmd__ctl,fork)
+                cmd="vdtool__subcmd__ctl__subcmd__fork"
                 ;;
             vdtool__subcmd__ctl,help)
                 cmd="vdtool__subcmd__ctl__subcmd__help"
@@ -127,8 +133,14 @@ _vdtool() {
             vdtool__subcmd__ctl__subcmd__help,change)
                 cmd="vdtool__subcmd__ctl__subcmd__help__subcmd__change"
                 ;;
+            vdtool__subcmd__ctl__subcmd__help,commit)
+                cmd="vdtool__subcmd__ctl__subcmd__help__subcmd__commit"
+                ;;
             vdtool__subcmd__ctl__subcmd__help,flush)
                 cmd="vdtool__subcmd__ctl__subcmd__help__subcmd__flush"
+                ;;
+            vdtool__subcmd__ctl__subcmd__help,fork)
+                cmd="vdtool__subcmd__ctl__subcmd__help__subcmd__fork"
                 ;;
             vdtool__subcmd__ctl__subcmd__help,help)
                 cmd="vdtool__subcmd__ctl__subcmd__help__subcmd__help"
@@ -277,8 +289,14 @@ _vdtool() {
             vdtool__subcmd__help__subcmd__ctl,change)
                 cmd="vdtool__subcmd__help__subcmd__ctl__subcmd__change"
                 ;;
+            vdtool__subcmd__help__subcmd__ctl,commit)
+                cmd="vdtool__subcmd__help__subcmd__ctl__subcmd__commit"
+                ;;
             vdtool__subcmd__help__subcmd__ctl,flush)
                 cmd="vdtool__subcmd__help__subcmd__ctl__subcmd__flush"
+                ;;
+            vdtool__subcmd__help__subcmd__ctl,fork)
+                cmd="vdtool__subcmd__help__subcmd__ctl__subcmd__fork"
                 ;;
             vdtool__subcmd__help__subcmd__ctl,limit)
                 cmd="vdtool__subcmd__help__subcmd__ctl__subcmd__limit"
@@ -1169,7 +1187,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__ctl)
-            opts="-q -h --output --quiet --help status stats pause resume flush resize change reopen limit stop help"
+            opts="-q -h --output --quiet --help status stats pause resume flush resize change reopen fork commit limit stop help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1212,6 +1230,28 @@ _vdtool() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        vdtool__subcmd__ctl__subcmd__commit)
+            opts="-q -h --export --called --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --export)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --called)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         vdtool__subcmd__ctl__subcmd__flush)
             opts="-q -h --export --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -1230,8 +1270,26 @@ _vdtool() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        vdtool__subcmd__ctl__subcmd__fork)
+            opts="-q -h --export --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --export)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         vdtool__subcmd__ctl__subcmd__help)
-            opts="status stats pause resume flush resize change reopen limit stop help"
+            opts="status stats pause resume flush resize change reopen fork commit limit stop help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1258,7 +1316,35 @@ _vdtool() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        vdtool__subcmd__ctl__subcmd__help__subcmd__commit)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         vdtool__subcmd__ctl__subcmd__help__subcmd__flush)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__ctl__subcmd__help__subcmd__fork)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -2249,7 +2335,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__help__subcmd__ctl)
-            opts="status stats pause resume flush resize change reopen limit stop"
+            opts="status stats pause resume flush resize change reopen fork commit limit stop"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2276,7 +2362,35 @@ _vdtool() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        vdtool__subcmd__help__subcmd__ctl__subcmd__commit)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         vdtool__subcmd__help__subcmd__ctl__subcmd__flush)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        vdtool__subcmd__help__subcmd__ctl__subcmd__fork)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

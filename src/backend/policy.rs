@@ -63,7 +63,7 @@ impl IoStatus {
     }
 
     /// The status that an error leads to.
-    pub(super) fn of(error: &Error) -> Self {
+    pub fn of(error: &Error) -> Self {
         match error.kind() {
             ErrorKind::NoSpace => Self::NoSpace,
             _ => Self::Failed,

@@ -111,6 +111,60 @@ impl Backend {
         })?
     }
 
+    /// As [`Backend::change`] to what `next` makes of the old image, which is closed then and has its
+    /// locks.  Where that fails, goes on with what `back` opens: the old image again.
+    ///
+    /// # Errors
+    /// Those of closing the old image, which then stays in use, as does one that has failed to sync
+    /// before; those of `next`; where `back` fails too there is no image, and the text says so.
+    pub fn replace(
+        &self,
+        next: impl FnOnce(&Chain) -> Result<Medium>,
+        back: impl FnOnce() -> Result<Medium>,
+    ) -> Result<()> {
+        let (old, failed) = self.exclusive(|| -> Result<_> {
+            self.present()?;
+            let old = self.chain();
+            old.sound()?;
+            old.close()?;
+            // Nobody writes to what is closed, whatever becomes of `next`.
+            self.gate.set(ABSENT);
+            let failed = self.go_on(&old, next, back)?;
+            self.gate.clear(ABSENT);
+            Ok((old, failed))
+        })??;
+        // Who still looks at the old one lets go of it soon.
+        let _ = let_go(old);
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Puts what `next` gives in the place of `old`, else what `back` opens; why `next` failed.
+    fn go_on(
+        &self,
+        old: &Chain,
+        next: impl FnOnce(&Chain) -> Result<Medium>,
+        back: impl FnOnce() -> Result<Medium>,
+    ) -> Result<Option<Error>> {
+        let failed = match next(old) {
+            Ok(medium) => {
+                self.install(medium);
+                return Ok(None);
+            }
+            Err(failed) => failed,
+        };
+        match back() {
+            Ok(medium) => {
+                self.install(medium);
+                Ok(Some(failed))
+            }
+            Err(worse) => {
+                self.install(nothing(old)?.into());
+                let text = "and the image could not be opened again, so that requests wait";
+                Err(failed.noted(format_args!("{text}: {}", worse.with_cause())))
+            }
+        }
+    }
+
     /// Closes the image before it goes.
     fn give_up(&self) -> Result<()> {
         let chain = self.chain();

@@ -85,6 +85,17 @@ impl Chain {
         })
     }
 
+    /// The layers of this chain, the lowest of which is known to have been made over the disk of
+    /// `below`, above those of that, which is only read.
+    ///
+    /// # Errors
+    /// Those of [`Chain::new`].
+    pub fn over(self, below: Self) -> Result<Self> {
+        let mut layers = self.layers;
+        layers.extend(below.layers);
+        Self::new(layers, below.base, self.grace)
+    }
+
     /// The layers, top first; never empty.
     pub fn layers(&self) -> &[Box<dyn Image>] {
         &self.layers

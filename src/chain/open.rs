@@ -1,6 +1,7 @@
 //! From a path to a chain: formats, the layers below, and the policy for files an image names.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,17 +18,19 @@ use crate::image::options::OptionValues;
 use crate::image::snapshot::Pick;
 use crate::image::{Backing, Driver, Image, probe};
 use crate::nbd::uri::is_uri;
-use crate::storage::Storage;
 use crate::storage::highwater::{HighWater, Watched};
-use crate::storage::open::{Access, StorageOptions, adopt, open_file, open_uri};
+use crate::storage::open::{Access, Sharing, StorageOptions, adopt, open_file, open_uri};
+use crate::storage::{HostId, Storage};
 use crate::util::grace::Grace;
 use crate::util::progress::Watcher;
 
 mod below;
 mod link;
+mod live;
 
 pub use crate::chain::reference::Home;
 pub(in crate::chain) use link::Link;
+pub use live::{Live, open_live};
 
 /// Which files an image may make us open.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,6 +141,8 @@ pub struct ChainOptions {
     pub watcher: Watcher,
     /// Who is told how far into the top layer's file is written.
     pub high_water: Option<Arc<HighWater>>,
+    /// Files whose locks this process has already by chains that stay open until this one is.
+    pub ours: Vec<HostId>,
 }
 
 impl ChainOptions {
@@ -247,6 +252,16 @@ pub fn open_from(home: &Home, name: &OsStr, path: &Path, options: &ChainOptions)
     Ok(chain)
 }
 
+/// As [`open`], the image that is open as `file`, for what `options` want it for; messages call it
+/// `path`.
+///
+/// # Errors
+/// Those of [`open`].
+pub fn open_opened(file: File, path: &Path, options: &ChainOptions) -> Result<Chain> {
+    let path = path.to_owned();
+    Walk::begin(Found::File { file, path }, options)?.all()
+}
+
 /// As [`open`], in two chains: the layers above `base`, and those from there on, the first of which
 /// is opened for writing.  It is found from the layers above it again, so that it is the one that
 /// they name, and must be what it was in a chain that was opened before.
@@ -254,7 +269,7 @@ pub fn open_from(home: &Home, name: &OsStr, path: &Path, options: &ChainOptions)
 /// # Errors
 /// Those of [`open`]; `Io` where the layer is another one now.
 pub fn open_in_two(path: &Path, options: &ChainOptions, base: &HostFile) -> Result<(Chain, Chain)> {
-    let changed = || Error::new(ErrorKind::Io, "what lies below it has changed").at(path);
+    let changed = || changed(path);
     let mut walk = Walk::begin(look(path, options.storage.access)?, options)?;
     while walk.layers.len() < base.layer {
         if !walk.descend(Access::Read)? {
@@ -275,6 +290,10 @@ pub fn open_in_two(path: &Path, options: &ChainOptions, base: &HostFile) -> Resu
     let lower = images(walk.layers.split_off(base.layer));
     let upper = Chain::new(images(walk.layers), Base::NotOpened, grace)?;
     Ok((upper, Chain::new(lower, Base::Zeroes, walk.grace)?))
+}
+
+fn changed(path: &Path) -> Error {
+    Error::new(ErrorKind::Io, "what lies below it has changed").at(path)
 }
 
 /// The directory of the top image of a chain, from which the names in it lead.
@@ -300,6 +319,21 @@ pub fn open_top(path: &Path, options: &ChainOptions) -> Result<Chain> {
         ..options.clone()
     };
     open(path, &options)
+}
+
+/// How a file is opened some of which this process has open already.
+pub(in crate::chain) fn shared(
+    storage: &StorageOptions,
+    id: Option<HostId>,
+    ours: &[HostId],
+) -> StorageOptions {
+    match (storage.sharing, id) {
+        (Sharing::Locked, Some(id)) if ours.contains(&id) => StorageOptions {
+            sharing: Sharing::Ours,
+            ..*storage
+        },
+        _ => *storage,
+    }
 }
 
 /// The layers opened so far, and how to open more.
@@ -435,7 +469,8 @@ impl<'a> Walk<'a> {
         let (namer, mut storage) = match found {
             Found::File { file, path } => {
                 let namer = Namer::new(&file, &path, trust)?;
-                (namer, adopt(file, &path, &how.storage)?)
+                let storage = shared(&how.storage, namer.id, &self.options.ours);
+                (namer, adopt(file, &path, &storage)?)
             }
             Found::Remote { uri } => {
                 let storage = open_uri(&uri, &how.storage)?;
@@ -455,6 +490,7 @@ impl<'a> Walk<'a> {
             references: self.options.references.clone(),
             remotes: self.options.remotes.clone(),
             storage: how.storage,
+            ours: self.options.ours.clone(),
             stand_ins: how.files.to_vec(),
         };
         let companions: Arc<dyn Companions> = Arc::new(companions);

@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use crate::chain::open::References;
+use crate::chain::open::{References, shared};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::image::open::Companions;
 use crate::nbd::uri::is_uri;
@@ -277,6 +277,8 @@ pub(super) struct Confined {
     pub(super) references: References,
     pub(super) remotes: Vec<String>,
     pub(super) storage: StorageOptions,
+    /// Files whose locks this process has already.
+    pub(super) ours: Vec<HostId>,
     /// Names that the image has for files, and what is opened in their place.
     pub(super) stand_ins: Vec<(OsString, PathBuf)>,
 }
@@ -373,7 +375,7 @@ impl Confined {
                 let is_it = |other: &&Arc<dyn Storage>| id.is_some() && other.host_id() == id;
                 match opened.iter().find(is_it) {
                     Some(same) => Ok(Arc::clone(same)),
-                    None => adopt(file, &path, &self.storage),
+                    None => adopt(file, &path, &shared(&self.storage, id, &self.ours)),
                 }
             }
         }

@@ -22,6 +22,8 @@ use crate::storage::HostId;
 use crate::storage::open::{Access, StorageOptions};
 use crate::util::text::printable;
 
+pub(super) use children::{Plan, Wanted, link, relinks};
+
 const HELP: &str = "\
 EXAMPLES:
   vdtool commit child.qcow2

@@ -32,6 +32,8 @@ EXAMPLES:
   vdtool ctl --output json /run/disk.sock stats
   vdtool ctl /run/disk.sock resize 40G
   vdtool ctl /run/disk.sock change other.qcow2
+  vdtool ctl /run/disk.sock fork monday.qcow2
+  vdtool ctl /run/disk.sock commit sunday.qcow2
   vdtool ctl /run/disk.sock limit bps=50M,iops=2000
   vdtool ctl /run/disk.sock stop
   vdtool ctl /run/disk.sock stop --hand-over
@@ -133,6 +135,29 @@ pub enum Order {
         #[command(flatten)]
         which: Which,
     },
+    /// Go on with an empty image that has the name of the image, which becomes its base.
+    Fork {
+        /// Which disk.
+        #[command(flatten)]
+        which: Which,
+        /// The name that the image gets.
+        #[arg(value_name = "NEW")]
+        new: PathBuf,
+    },
+    /// Merge the images below the top one into BASE, while the disk is used; 'pause' and 'resume' hold
+    /// that and let it go on, after an error too.
+    Commit {
+        /// Which disk.
+        #[command(flatten)]
+        which: Which,
+        /// BASE as it was typed, where WHAT is its absolute path.
+        #[arg(long, value_name = "NAME", hide = true, requires = "what")]
+        called: Option<OsString>,
+        /// The image below to merge into, by the name that the chain has for it, else by its path;
+        /// without it, the one right below the parent of the top image.
+        #[arg(value_name = "BASE|pause|resume")]
+        what: Option<OsString>,
+    },
     /// Set other limits.
     Limit {
         /// Which disk; those that share its group get the limits too.
@@ -195,6 +220,12 @@ impl Order {
                 ("change", Some(which), rest.collect())
             }
             Self::Reopen { which } => ("reopen", Some(which), vec![]),
+            Self::Fork { which, new } => ("fork", Some(which), vec!["--".into(), absolute(new)?]),
+            Self::Commit {
+                which,
+                called,
+                what,
+            } => ("commit", Some(which), base(called.as_ref(), what.as_ref())?),
             Self::Limit { which, limits } => ("limit", Some(which), vec![limits.into()]),
             Self::Stop { force, hand_over } => {
                 let how = [(*force, "--force"), (*hand_over, "--hand-over")];
@@ -208,6 +239,19 @@ impl Order {
         words.extend(rest);
         Ok(words)
     }
+}
+
+/// How the base of a merge is said: by its name in the chain, or its path, which may be another here.
+fn base(called: Option<&OsString>, what: Option<&OsString>) -> anyhow::Result<Vec<OsString>> {
+    let mut option = OsString::from("--called=");
+    Ok(match (called, what) {
+        (_, None) => vec![],
+        (None, Some(what)) if what == "pause" || what == "resume" => vec![what.clone()],
+        (called, Some(what)) => {
+            option.push(called.unwrap_or(what));
+            vec![option, "--".into(), absolute(Path::new(what))?]
+        }
+    })
 }
 
 fn absolute(file: &Path) -> anyhow::Result<OsString> {
@@ -336,6 +380,11 @@ mod tests {
             "change --format=qcow2 -- /a/b",
             "change -- nbd://host/a",
             "reopen",
+            "fork --export=a -- /a/b",
+            "commit",
+            "commit --export=a pause",
+            "commit resume",
+            "commit --called=b.vhd -- /a/b.vhd",
             "limit iops=5",
             "stop --force",
             "stop --hand-over",

@@ -1,5 +1,7 @@
 //! `vdtool fork`.
 
+mod live;
+
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -21,6 +23,8 @@ use crate::storage::HostId;
 use crate::storage::open::{Access, Sharing};
 use crate::util::moment::moment;
 use crate::util::text::printable;
+
+pub(super) use live::{Live, ids};
 
 const HELP: &str = "\
 EXAMPLES:

@@ -15,8 +15,8 @@ use crate::cli::Globals;
 use crate::cli::removed::parent;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nbd::uri::is_uri;
-use crate::storage::open::{Access, StorageOptions, open};
-use crate::storage::{self, Storage};
+use crate::storage::open::{Access, Sharing, StorageOptions, open};
+use crate::storage::{self, HostId, Storage};
 
 mod adopt;
 mod exchange;
@@ -28,6 +28,7 @@ mod stale;
 mod temp;
 
 use adopt::adopt;
+pub use exchange::Kept;
 pub use look::{Existing, look, pipe, refuse_open};
 use look::{may_be_replaced, sync_directory};
 pub use several::Rename;
@@ -115,8 +116,17 @@ impl Target {
     /// Those of [`look`]; the host's; `Locked` where another process holds what is there;
     /// `Unsupported` where nothing can be renamed over it.
     pub fn begin(given: &Path) -> Result<Self> {
+        Self::begin_over(given, None)
+    }
+
+    /// As [`Target::begin`]; where what is there is the file `ours`, this process has it locked, until
+    /// what is begun has ended.
+    ///
+    /// # Errors
+    /// Those of [`Target::begin`].
+    pub fn begin_over(given: &Path, ours: Option<HostId>) -> Result<Self> {
         Ok(Self {
-            image: New::begin(given)?,
+            image: New::begin(given, ours)?,
             others: Vec::new(),
         })
     }
@@ -127,7 +137,7 @@ impl Target {
     /// Those of [`Target::begin`].
     pub fn add(&mut self, path: &Path, recorded: &Path) -> Result<()> {
         refuse_open(path, "a further file")?;
-        let new = New::begin(path)?;
+        let new = New::begin(path, None)?;
         let left = match &new.temp {
             None => Vec::new(),
             Some(temp) => {
@@ -202,7 +212,7 @@ impl Target {
 }
 
 impl New {
-    fn begin(given: &Path) -> Result<Self> {
+    fn begin(given: &Path, ours: Option<HostId>) -> Result<Self> {
         let (path, existing) = look(given)?;
         let (temp, lock) = match &existing {
             Existing::Device(_) | Existing::Remote => (None, None),
@@ -214,7 +224,15 @@ impl New {
             Existing::Nothing => (Some(beside(&path, 0o666)?), None),
             Existing::File(old) => {
                 may_be_replaced(&path).map_err(|e| e.at(given))?;
-                let lock = open(&path, &writable()).map_err(|e| e.renamed(&path, given))?;
+                let mut options = writable();
+                if ours.is_some() && ours == Some(HostId::of(old)) {
+                    options.sharing = Sharing::Ours;
+                }
+                let lock = open(&path, &options).map_err(|e| e.renamed(&path, given))?;
+                if options.sharing == Sharing::Ours && lock.host_id() != ours {
+                    let text = "was replaced while it was open";
+                    return Err(Error::new(ErrorKind::Io, text).at(given));
+                }
                 let temp = beside(&path, 0o600)?;
                 adopt(temp.path(), &path, old).map_err(|e| e.renamed(temp.path(), given))?;
                 (Some(temp), Some(lock))

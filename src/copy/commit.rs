@@ -16,6 +16,8 @@ use crate::util::range;
 
 /// Work range.
 const RANGE: u64 = 16 << 20;
+/// Work ranges of a part of the disk.
+const PARTS: u64 = 16;
 /// The host is asked for holes in no less: to move them costs less than to ask.
 const ASK: u64 = 256 << 10;
 /// Bytes moved at a time.
@@ -35,6 +37,26 @@ pub fn commit(upper: &Chain, base: &Chain, workers: usize, progress: &dyn Progre
     if base.virtual_size() < size {
         base.resize(size)?;
     }
+    commit_part(upper, base, 0..size, workers, progress)
+}
+
+/// Bytes of a disk that is committed in parts: the start of each is a multiple of it.
+pub fn part_size(base: &Chain) -> u64 {
+    range_size(base).saturating_mul(PARTS)
+}
+
+/// As [`commit`], of a range of the disk, which starts at a multiple of [`part_size`]; the base is large
+/// enough.  What a call that failed has written of the range may be written again.
+///
+/// # Errors
+/// As [`commit`].
+pub fn commit_part(
+    upper: &Chain,
+    base: &Chain,
+    part: Range<u64>,
+    workers: usize,
+    progress: &dyn Progress,
+) -> Result<()> {
     let idle = |at: u64, end: u64| -> Result<u64> {
         let _ticket = upper.enter();
         let found = upper.resolve_layers(at, end - at, Wait::Yes)?;
@@ -43,7 +65,7 @@ pub fn commit(upper: &Chain, base: &Chain, workers: usize, progress: &dyn Progre
             _ => 0,
         })
     };
-    let engine = Engine::new(size, range_size(base), &idle, progress);
+    let engine = Engine::of(part, range_size(base), &idle, progress);
     let down = Down {
         upper,
         base,
@@ -179,6 +201,7 @@ impl Down<'_> {
         buf.resize(STEP, 0);
         let mut at = part.start;
         while at < part.end {
+            self.progress.check()?;
             let len = clamp_len(part.end - at, STEP);
             self.upper.read_at(&mut buf[..len], at)?;
             self.base.write_at(&buf[..len], at)?;

@@ -55,12 +55,22 @@ impl<'a> Engine<'a> {
         idle: &'a Idle<'a>,
         progress: &'a dyn Progress,
     ) -> Self {
+        Self::of(0..total, size, idle, progress)
+    }
+
+    /// As [`Engine::new`], for a part of them that starts at such a multiple.
+    pub(super) fn of(
+        part: Range<u64>,
+        size: u64,
+        idle: &'a Idle<'a>,
+        progress: &'a dyn Progress,
+    ) -> Self {
         Self {
             progress,
             size,
             idle,
-            next: Mutex::new((0, 0)),
-            end: AtomicU64::new(total),
+            next: Mutex::new((0, part.start)),
+            end: AtomicU64::new(part.end),
             stopped: AtomicBool::new(false),
             turn: Mutex::new(0),
             turned: Condvar::new(),

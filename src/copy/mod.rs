@@ -31,7 +31,7 @@ mod transfer;
 mod units;
 mod whole;
 
-pub use commit::commit;
+pub use commit::{commit, commit_part, part_size};
 pub use compare::{Allocation, Failure, Outcome, Step, compare};
 pub use compress::compress;
 pub use convert::{Convert, Scan, convert};

@@ -37,6 +37,7 @@ pub mod probe;
 pub mod relink;
 pub mod reserve;
 pub mod sector;
+mod shared;
 pub mod snapshot;
 pub mod store;
 pub mod table;

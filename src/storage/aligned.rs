@@ -176,6 +176,10 @@ impl<S: Storage> Storage for AlignedStorage<S> {
         None
     }
 
+    fn locked_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.inner.locked_fd()
+    }
+
     /// Nobody is kept from the range meanwhile, so it must hold whole blocks that no write of a
     /// part of them can be for, and lie apart from the end, where writes go by the page cache.
     fn fd_for(&self, host: &Range<u64>, unit: u64) -> Option<BorrowedFd<'_>> {

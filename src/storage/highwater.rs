@@ -108,6 +108,10 @@ impl Storage for Watched {
         self.inner.fd_for(host, unit)
     }
 
+    fn locked_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.inner.locked_fd()
+    }
+
     fn read_at(&self, buf: &mut [u8], host: u64) -> Result<()> {
         self.inner.read_at(buf, host)
     }

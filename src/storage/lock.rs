@@ -50,18 +50,67 @@ fn held(access: Access) -> &'static [Permission] {
 /// `Locked` where another open file holds what excludes ours, also one of this process; some of
 /// our locks are then held until `file` is closed.  The host's.
 pub(super) fn lock(file: BorrowedFd<'_>, access: Access) -> Result<()> {
+    match hold(file, access)? {
+        Host::HasLocks => look(file, access),
+        Host::HasNone => Ok(()),
+    }
+}
+
+/// As [`lock`], without a look at what others hold: this process has the same locks by another
+/// descriptor, and keeps them until this call has ended.
+///
+/// # Errors
+/// `Locked` where another process locked the file whole; the host's.
+pub(super) fn hold_too(file: BorrowedFd<'_>, access: Access) -> Result<()> {
+    hold(file, access).map(|_| ())
+}
+
+/// Has `writer` take the locks of a writer of the file that this process has open as `reader` too, with
+/// those of a reader: nobody can take it in between.  `reader` lets others write from then on, which
+/// `writer` does not.
+///
+/// # Errors
+/// As [`lock`]; then `reader` has all its locks.
+pub(super) fn promote(writer: BorrowedFd<'_>, reader: BorrowedFd<'_>) -> Result<()> {
+    if hold(writer, Access::Write)? == Host::HasNone {
+        return Ok(());
+    }
+    give_up(reader, not_shared());
+    look(writer, Access::Write).inspect_err(|_| {
+        // While `writer` holds the same.
+        let _ = hold(reader, Access::Read);
+    })
+}
+
+/// Whether a file system has locks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Host {
+    HasLocks,
+    HasNone,
+}
+
+fn not_shared() -> impl Iterator<Item = i64> {
+    FORBIDDEN.iter().map(|&p| byte(NOT_SHARED, p))
+}
+
+/// Takes the bytes of a reader or of a writer.
+fn hold(file: BorrowedFd<'_>, access: Access) -> Result<Host> {
     let ours = held(access).iter().map(|&p| byte(HELD, p));
-    let ours = ours.chain(FORBIDDEN.iter().map(|&p| byte(NOT_SHARED, p)));
-    for at in ours {
+    for at in ours.chain(not_shared()) {
         match take(file, at) {
             Ok(()) => {}
-            Err(e) if has_no_locks(&e) => return Ok(()),
+            Err(e) if has_no_locks(&e) => return Ok(Host::HasNone),
             Err(e) if is_conflict(&e) => {
                 return Err(locked(access, "another process locked it whole"));
             }
             Err(e) => return Err(Error::io("lock", e)),
         }
     }
+    Ok(Host::HasLocks)
+}
+
+/// Looks whether another open file holds the opposite of what a reader or a writer holds.
+fn look(file: BorrowedFd<'_>, access: Access) -> Result<()> {
     for &permission in FORBIDDEN {
         if is_held(file, byte(HELD, permission))? {
             return Err(locked(
@@ -109,7 +158,11 @@ pub fn claim(file: BorrowedFd<'_>) -> Result<()> {
 /// duplicate of it until it runs its own program.
 pub(super) fn unlock(file: BorrowedFd<'_>) {
     let held = held(Access::Write).iter().map(|&p| byte(HELD, p));
-    for at in held.chain(FORBIDDEN.iter().map(|&p| byte(NOT_SHARED, p))) {
+    give_up(file, held.chain(not_shared()));
+}
+
+fn give_up(file: BorrowedFd<'_>, bytes: impl Iterator<Item = i64>) {
+    for at in bytes {
         // A failure leaves the lock to the close.
         let _ = fcntl(file, libc::F_OFD_SETLK, libc::F_UNLCK, at);
     }
@@ -206,6 +259,31 @@ mod tests {
                 assert_eq!(e.message().contains("-U"), second == Access::Read, "{e}");
             }
         }
+    }
+
+    #[test]
+    fn a_reader_becomes_the_writer_only_where_nobody_else_reads() {
+        let named = tempfile::NamedTempFile::new().expect("a temporary file");
+        let [reader, writer, other] = [(); 3].map(|()| open(named.path()));
+        lock(reader.as_fd(), Access::Read).expect("nobody else is there");
+        lock(other.as_fd(), Access::Read).expect("readers share");
+        promote(writer.as_fd(), reader.as_fd()).expect_err("another one reads it");
+        unlock(writer.as_fd());
+        unlock(other.as_fd());
+        lock(other.as_fd(), Access::Write).expect_err("is read by the first one as before");
+        unlock(other.as_fd());
+        promote(writer.as_fd(), reader.as_fd()).expect("nobody else is there");
+        for access in [Access::Read, Access::Write] {
+            lock(other.as_fd(), access).expect_err("is written to");
+            unlock(other.as_fd());
+        }
+        // A writer who goes on as a reader lets nobody else write in between.
+        hold_too(other.as_fd(), Access::Read).expect("is ours");
+        drop((reader, writer));
+        let late = open(named.path());
+        lock(late.as_fd(), Access::Write).expect_err("is read");
+        unlock(late.as_fd());
+        lock(late.as_fd(), Access::Read).expect("readers share");
     }
 
     #[test]

@@ -95,6 +95,10 @@ pub trait Storage: fmt::Debug + Send + Sync {
         let _ = (host, unit);
         self.fd()
     }
+    /// The host's descriptor that has its locks, whatever may be done by it; not for transfers.
+    fn locked_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.fd()
+    }
     /// Fills all of `buf` from `host`; bytes past the end read as zeroes.
     ///
     /// # Errors

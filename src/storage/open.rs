@@ -8,14 +8,14 @@ use std::sync::Arc;
 
 use rustix::fs::{CWD, Mode, OFlags, fcntl_getfl, fcntl_setfl, openat};
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::nbd::uri::is_uri;
-use crate::storage::Storage;
 use crate::storage::aligned::AlignedStorage;
 use crate::storage::device::DeviceStorage;
 use crate::storage::file::FileStorage;
-use crate::storage::lock::lock;
+use crate::storage::lock::{hold_too, lock, promote, unlock};
 use crate::storage::nbd;
+use crate::storage::{HostId, Storage};
 
 /// Whether changes are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -35,6 +35,9 @@ pub enum Sharing {
     Locked,
     /// Take no locks (`--force-share`); for reading only.
     Force,
+    /// Take the same locks as `Locked`, which this process has already by another open file, and keeps
+    /// until this one is open: there is no moment without them.
+    Ours,
 }
 
 /// Whether anybody relies on flushes.
@@ -167,6 +170,43 @@ pub(crate) fn check_kind(kind: FileType) -> Result<()> {
     )))
 }
 
+/// Takes the locks of a writer for what this process has open as `reader`, for reading, without a moment
+/// in which another process can; they last until the file that is returned is closed, and all that is
+/// opened as [`Sharing::Ours`] meanwhile.  Nothing is changed.
+///
+/// # Errors
+/// `Locked` where another process has it open; `Io` where its name leads elsewhere by now; `Unsupported`
+/// for what is not on this host; the host's.  Then `reader` has the locks it had.
+pub fn open_for_writing_too(reader: &dyn Storage) -> Result<File> {
+    let (Some(path), Some(fd)) = (reader.path(), reader.locked_fd()) else {
+        let text = "is not on this host (allowed: files and block devices)";
+        return Err(Error::unsupported(text).at_opt(reader.path()));
+    };
+    let file = open_file(path, Access::Write)?;
+    if HostId::of_fd(&file) != reader.host_id() {
+        return Err(Error::new(ErrorKind::Io, "was replaced while it was open").at(path));
+    }
+    match promote(file.as_fd(), fd) {
+        Ok(()) => Ok(file),
+        Err(e) => {
+            unlock(file.as_fd());
+            Err(e.at(path))
+        }
+    }
+}
+
+/// Gives `reader` the locks back that [`open_for_writing_too`] took from it, before what that returned is
+/// closed.
+///
+/// # Errors
+/// The host's.
+pub fn reads_again(reader: &dyn Storage) -> Result<()> {
+    let fd = reader.locked_fd();
+    fd.map_or(Ok(()), |fd| {
+        hold_too(fd, Access::Read).map_err(|e| e.at_opt(reader.path()))
+    })
+}
+
 /// Makes storage of an open file, such as a temporary one: locks it, and sets it up for the kind
 /// of I/O that is asked for.  `options.access` is what it was opened for.
 ///
@@ -177,8 +217,10 @@ pub fn adopt(file: File, path: &Path, options: &StorageOptions) -> Result<Arc<dy
     let metadata = metadata.map_err(|e| Error::io("look at the file", e).at(path))?;
     check_kind(metadata.file_type()).at(path)?;
     set_flags(&file, options.caching).at(path)?;
-    if options.sharing == Sharing::Locked {
-        lock(file.as_fd(), options.access).at(path)?;
+    match options.sharing {
+        Sharing::Locked => lock(file.as_fd(), options.access).at(path)?,
+        Sharing::Ours => hold_too(file.as_fd(), options.access).at(path)?,
+        Sharing::Force => {}
     }
     let caching = options.caching;
     if metadata.file_type().is_block_device() {

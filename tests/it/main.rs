@@ -28,6 +28,7 @@ mod kept;
 mod known;
 mod layers;
 mod lint;
+mod live;
 mod map;
 mod model;
 mod moments;

@@ -11,7 +11,7 @@ use vdtool::storage::open::{StorageOptions, open};
 use crate::util::{peer, requires, scratch, skipped, vdtool};
 
 /// A serving process; killed when dropped.
-struct Serve {
+pub(crate) struct Serve {
     child: Child,
     lines: BufReader<ChildStdout>,
     home: PathBuf,
@@ -19,14 +19,14 @@ struct Serve {
 
 impl Serve {
     /// Serves in `home` by NBD on `n`, with commands on `c`, as `words` say further.
-    fn start(home: &Path, words: &[&str]) -> Self {
+    pub(crate) fn start(home: &Path, words: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vdtool"));
         command.args(["serve", "--nbd", "unix:n", "--persistent", "--control", "c"]);
         command.args(words);
         Self::spawn(home, command)
     }
 
-    fn spawn(home: &Path, mut command: Command) -> Self {
+    pub(crate) fn spawn(home: &Path, mut command: Command) -> Self {
         let mut child = command
             .current_dir(home)
             .stdin(Stdio::null())
@@ -55,11 +55,11 @@ impl Serve {
         line
     }
 
-    fn events(&self) -> String {
+    pub(crate) fn events(&self) -> String {
         std::fs::read_to_string(self.home.join("events")).expect("is text")
     }
 
-    fn ctl(&self, words: &[&str]) -> assert_cmd::assert::Assert {
+    pub(crate) fn ctl(&self, words: &[&str]) -> assert_cmd::assert::Assert {
         let mut command = vdtool();
         command.current_dir(&self.home);
         command
@@ -69,12 +69,12 @@ impl Serve {
     }
 
     /// A command that succeeds, and its answer.
-    fn tell(&self, words: &[&str]) -> Value {
+    pub(crate) fn tell(&self, words: &[&str]) -> Value {
         let output = self.ctl(words).success().get_output().stdout.clone();
         serde_json::from_slice(&output).expect("is JSON")
     }
 
-    fn status(&self) -> Value {
+    pub(crate) fn status(&self) -> Value {
         self.tell(&["status"])["exports"][0].clone()
     }
 
@@ -84,7 +84,7 @@ impl Serve {
         reads.as_u64().expect("is a number")
     }
 
-    fn uri(&self, name: &str) -> String {
+    pub(crate) fn uri(&self, name: &str) -> String {
         format!("nbd+unix:///{name}?socket={}/n", self.home.display())
     }
 
@@ -109,7 +109,7 @@ impl Serve {
         rustix::process::kill_process(id, signal).expect("is there");
     }
 
-    fn wait(mut self) -> ExitStatus {
+    pub(crate) fn wait(mut self) -> ExitStatus {
         let mut rest = String::new();
         self.lines.read_to_string(&mut rest).expect("is text");
         assert_eq!(rest, "", "nothing more on standard output");

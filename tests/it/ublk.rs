@@ -134,7 +134,8 @@ fn a_disk_of_any_format_is_a_block_device_of_a_newer_kernel() {
 
 #[test]
 fn servers_make_way_layers_and_space_are_kept_apart_and_the_kernel_is_an_nbd_client() {
-    run("new", &["handover", "overlay", "space", "throttle", "nbd"]);
+    let scenarios = ["handover", "overlay", "merges", "space", "throttle", "nbd"];
+    run("new", &scenarios);
 }
 
 /// Where Debian has it: it is in no search path.

@@ -112,6 +112,7 @@ fn a_companion_is_opened_by_the_same_policy() {
         remotes: Vec::new(),
         storage: StorageOptions::default(),
         stand_ins: Vec::new(),
+        ours: Vec::new(),
     };
     let storage = companions
         .open("sub/file".as_ref(), "extent")
@@ -241,6 +242,7 @@ fn a_companion_that_fails_is_named_with_the_image_that_named_it() {
         remotes: Vec::new(),
         storage: StorageOptions::default(),
         stand_ins: Vec::new(),
+        ours: Vec::new(),
     };
     let fails = |name: &str| {
         let opened = companions.open(OsStr::new(name), "data file");

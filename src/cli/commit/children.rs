@@ -7,6 +7,7 @@
 //! reads the same.  Only when no child needs them are the images between emptied or removed, from the
 //! base up, so that what is left of them still reads as FILE did.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +16,7 @@ use crate::chain::{self, Chain, HostFile};
 use crate::cli::backing::{clean, describe, relative};
 use crate::cli::commit::figures::Figures;
 use crate::cli::commit::{Args, depth_of, expect};
+use crate::cli::common::ProgressArgs;
 use crate::cli::exit::Exit;
 use crate::cli::reach::{has_names, refuse_unreachable};
 use crate::cli::removed::parent;
@@ -30,12 +32,12 @@ use crate::util::text::printable;
 
 /// One of the images, by what it is and where.
 #[derive(Debug, Clone)]
-pub(super) struct Node {
-    pub(super) path: PathBuf,
-    pub(super) id: Option<HostId>,
+pub(in crate::cli) struct Node {
+    pub(in crate::cli) path: PathBuf,
+    pub(in crate::cli) id: Option<HostId>,
     pub(super) driver: &'static Driver,
     /// Bytes of its disk.
-    pub(super) size: u64,
+    pub(in crate::cli) size: u64,
     /// Further files that it is made of.
     pub(super) others: Vec<(PathBuf, Option<HostId>)>,
 }
@@ -76,16 +78,30 @@ impl Node {
     }
 }
 
+/// What was asked for.
+pub(in crate::cli) struct Wanted {
+    /// The highest image that goes into the base.
+    pub(in crate::cli) file: PathBuf,
+    /// The base, as `--base` has it.
+    pub(in crate::cli) base: Option<OsString>,
+    /// The images above.
+    pub(in crate::cli) children: Vec<PathBuf>,
+    /// Whether the images that went into the base are removed.
+    pub(in crate::cli) remove: bool,
+    /// How the images are read.
+    pub(in crate::cli) options: ChainOptions,
+}
+
 /// What there is to do.
-pub(super) struct Plan<'a> {
-    pub(super) args: &'a Args,
+pub(in crate::cli) struct Plan {
+    pub(super) wanted: Wanted,
     /// For looking, without locks.
-    pub(super) look: ChainOptions,
+    pub(in crate::cli) look: ChainOptions,
     /// FILE and the images between it and the base, top first, as far as they are there.
-    pub(super) layers: Vec<Node>,
-    pub(super) base: Node,
+    pub(in crate::cli) layers: Vec<Node>,
+    pub(in crate::cli) base: Node,
     /// The children that have FILE below them.
-    pub(super) waiting: Vec<Node>,
+    pub(in crate::cli) waiting: Vec<Node>,
     /// Those that have the base below them.
     pub(super) linked: Vec<Node>,
 }
@@ -96,7 +112,16 @@ pub(super) struct Plan<'a> {
 /// Whatever keeps it from being done.
 pub(super) fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     signal::catch()?;
-    let plan = Plan::new(args)?;
+    let options = args
+        .open
+        .plan_cached(args.format, Access::Read, args.cache)?;
+    let plan = Plan::new(Wanted {
+        file: args.file.clone(),
+        base: args.base.clone(),
+        children: args.children.clone(),
+        remove: args.remove,
+        options,
+    })?;
     plan.refuse()?;
     if args.dry_run {
         plan.say(globals)?;
@@ -104,14 +129,14 @@ pub(super) fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     }
     let mut done = false;
     if !plan.waiting.is_empty() {
-        plan.merge(globals)?;
+        plan.merge(&args.progress, globals)?;
         done = true;
         // Somebody may have made one meanwhile: what lies over the base is safe, others are not.
         plan.refuse_others()?;
     }
     done |= match args.remove {
         true => plan.remove()?,
-        false => plan.empty(globals)?,
+        false => plan.empty(&|text| globals.note(text))?,
     };
     globals.note("images that have these below them and lie in other directories are not known");
     globals.say(match done {
@@ -121,17 +146,20 @@ pub(super) fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-impl<'a> Plan<'a> {
-    fn new(args: &'a Args) -> anyhow::Result<Self> {
-        let mut look = args
-            .open
-            .plan_cached(args.format, Access::Read, args.cache)?;
+impl Plan {
+    /// Looks at the images; nothing is refused yet that could be done.
+    ///
+    /// # Errors
+    /// `Invalid` where the images do not lie on each other so; those of the images.
+    pub(in crate::cli) fn new(wanted: Wanted) -> Result<Self> {
+        let mut look = wanted.options.clone();
         look.storage.sharing = Sharing::Force;
-        let children = args.children.iter().map(|child| Child::open(child, &look));
+        let children = wanted.children.iter();
+        let children = children.map(|child| Child::open(child, &look));
         let children = children.collect::<Result<Vec<_>>>()?;
-        let (layers, base) = find(args, &look, &children)?;
+        let (layers, base) = find(&wanted, &look, &children)?;
         let mut plan = Self {
-            args,
+            wanted,
             look,
             layers,
             base,
@@ -166,7 +194,7 @@ impl<'a> Plan<'a> {
                 let text = format!(
                     "has {} below it (allowed as a child: an image that has {} below it)",
                     printable(&below.path),
-                    printable(&self.args.file)
+                    printable(&self.wanted.file)
                 );
                 return Err(Error::invalid(text).at(&node.path));
             }
@@ -178,16 +206,14 @@ impl<'a> Plan<'a> {
         if self.waiting.is_empty() {
             return globals.say("All children are linked already.");
         }
-        let chain = chain::open::open(&self.args.file, &self.look)?;
+        let chain = chain::open::open(&self.wanted.file, &self.look)?;
         Figures::of(&chain, self.layers.len())?.say(globals)
     }
 
     /// Moves all data into the base, and links the children to it.
-    fn merge(&self, globals: &Globals) -> anyhow::Result<()> {
-        let args = self.args;
-        let mut options = args
-            .open
-            .plan_cached(args.format, Access::Read, args.cache)?;
+    fn merge(&self, progress: &ProgressArgs, globals: &Globals) -> anyhow::Result<()> {
+        let file = &self.wanted.file;
+        let options = self.wanted.options.clone();
         // Whoever has one of them open keeps it, before anything is moved.
         let mut children = Vec::new();
         for child in &self.waiting {
@@ -196,16 +222,14 @@ impl<'a> Plan<'a> {
         for layer in &self.layers {
             drop(self.for_writing(layer)?);
         }
-        options.storage.access = Access::Read;
-        let full = chain::open::open(&args.file, &options)?;
+        let full = chain::open::open(file, &options)?;
         let mut files = full.files().into_iter();
         let target = files.find(|f| f.layer == self.layers.len() && f.role == Role::Header);
         let target = target.filter(|target| target.id == self.base.id);
-        let target =
-            target.ok_or_else(|| Error::invalid("has changed meanwhile").at(&args.file))?;
+        let target = target.ok_or_else(|| Error::invalid("has changed meanwhile").at(file))?;
         drop(full);
         let (upper, base) = self.open_in_two(options, &target, &mut children)?;
-        let bar = progress::start("commit", upper.virtual_size(), &args.progress, globals);
+        let bar = progress::start("commit", upper.virtual_size(), progress, globals);
         let moved = match self.linked.is_empty() {
             true => copy::commit(&upper, &base, default_workers(), &bar),
             // All is there: what others have recorded of it stays right.
@@ -245,7 +269,7 @@ impl<'a> Plan<'a> {
         target: &HostFile,
         children: &mut [Chain],
     ) -> Result<(Chain, Chain)> {
-        let file = &self.args.file;
+        let file = &self.wanted.file;
         let expects = self.layers.len() == 1 && self.linked.is_empty();
         if expects {
             options.storage.access = Access::Write;
@@ -264,14 +288,20 @@ impl<'a> Plan<'a> {
     }
 
     /// What a child's header is to say of the base.
-    fn backing(&self, base: &Chain, child: &Node) -> Result<CreateBacking> {
+    ///
+    /// # Errors
+    /// The host's.
+    pub(in crate::cli) fn backing(&self, base: &Chain, child: &Node) -> Result<CreateBacking> {
         let home = parent(&child.path);
         let name = relative(home, &self.base.path);
         describe(name.as_os_str(), home, &self.base.path, base.top())
     }
 
     /// Opens one image, and nothing below it; it must be the one that was looked at.
-    fn for_writing(&self, node: &Node) -> Result<Chain> {
+    ///
+    /// # Errors
+    /// `Io` where it is not; those of the image.
+    pub(in crate::cli) fn for_writing(&self, node: &Node) -> Result<Chain> {
         let mut options = ChainOptions {
             format: Some(node.driver),
             follow: Follow::Layers(1),
@@ -299,14 +329,17 @@ impl<'a> Plan<'a> {
     }
 
     /// Empties them in the same order; whether any had something.
-    fn empty(&self, globals: &Globals) -> Result<bool> {
+    ///
+    /// # Errors
+    /// Those of the images.
+    pub(in crate::cli) fn empty(&self, note: &dyn Fn(&str)) -> Result<bool> {
         let mut done = false;
         // The base has become as long as FILE.
         let mut shortest = u64::MAX;
         for node in self.layers.iter().rev() {
             interrupt::check()?;
             if node.size > shortest {
-                globals.note(&format!(
+                note(&format!(
                     "{}: is not emptied: an image between it and the base is shorter",
                     printable(&node.path)
                 ));
@@ -323,7 +356,7 @@ impl<'a> Plan<'a> {
                 None => Err(Error::unsupported("the format cannot")),
             };
             match emptied {
-                Err(e) if e.kind() == ErrorKind::Unsupported => globals.note(&format!(
+                Err(e) if e.kind() == ErrorKind::Unsupported => note(&format!(
                     "{}: is not emptied ({}, format '{}'); what it has is in the base too",
                     printable(&node.path),
                     e.message(),
@@ -341,13 +374,20 @@ impl<'a> Plan<'a> {
 }
 
 /// Has an image lie over another, over which it reads the same.
-fn link(chain: &mut Chain, backing: &CreateBacking) -> Result<()> {
+///
+/// # Errors
+/// `Unsupported`; the host's.
+pub(in crate::cli) fn link(chain: &mut Chain, backing: &CreateBacking) -> Result<()> {
     chain.top().keep_state();
     relinks(chain)?.relink(Some(backing))?;
     chain.close()
 }
 
-fn relinks(chain: &mut Chain) -> Result<&mut dyn Relink> {
+/// What changes what an image says of the one below it.
+///
+/// # Errors
+/// `Unsupported`.
+pub(in crate::cli) fn relinks(chain: &mut Chain) -> Result<&mut dyn Relink> {
     let name = chain.top().driver().name;
     chain.top_mut().as_relink().ok_or_else(|| {
         let text = format!("images of format '{name}' cannot be given another backing image");
@@ -392,18 +432,18 @@ impl Child {
 
 /// FILE and the images between it and the base, and the base: as the chain has them, or where a run
 /// that was killed has removed some, what is left of it, and what all children have below them.
-fn find(args: &Args, look: &ChainOptions, children: &[Child]) -> Result<(Vec<Node>, Node)> {
-    let refused = match chain::open::open(&args.file, look) {
+fn find(wanted: &Wanted, look: &ChainOptions, children: &[Child]) -> Result<(Vec<Node>, Node)> {
+    let refused = match chain::open::open(&wanted.file, look) {
         Ok(chain) => {
-            let depth = match &args.base {
+            let depth = match &wanted.base {
                 None => 1,
-                Some(base) => depth_of(&chain, base, &args.file)?,
+                Some(base) => depth_of(&chain, base, &wanted.file)?,
             };
             let layers = (0..depth).filter_map(|layer| Node::of(&chain, layer));
             let layers: Vec<Node> = layers.collect();
             return match Node::of(&chain, depth) {
                 Some(base) if layers.len() == depth => Ok((layers, base)),
-                _ => Err(Error::invalid("has no backing file to commit into").at(&args.file)),
+                _ => Err(Error::invalid("has no backing file to commit into").at(&wanted.file)),
             };
         }
         Err(e) if e.kind() == ErrorKind::NotFound => e,
@@ -412,16 +452,16 @@ fn find(args: &Args, look: &ChainOptions, children: &[Child]) -> Result<(Vec<Nod
     let Some(base) = children.first().map(|child| &child.below) else {
         return Err(refused);
     };
-    let named = args.base.as_deref().map(Path::new);
+    let named = wanted.base.as_deref().map(Path::new);
     let is_named = |name: &Path| {
-        let beside = parent(&args.file).join(name);
+        let beside = parent(&wanted.file).join(name);
         HostId::named(name) == base.id || HostId::named(beside) == base.id
     };
     let agree = children.iter().all(|child| child.below.id == base.id);
-    if !agree || !named.is_none_or(is_named) || HostId::named(&args.file) == base.id {
+    if !agree || !named.is_none_or(is_named) || HostId::named(&wanted.file) == base.id {
         return Err(refused);
     }
-    Ok((left(&args.file, look, base), base.clone()))
+    Ok((left(&wanted.file, look, base), base.clone()))
 }
 
 /// What is left of the images from FILE down to the base.

@@ -17,12 +17,12 @@ use crate::util::text::printable;
 /// Bytes compared at a time.
 const STEP: usize = 1 << 20;
 
-impl Plan<'_> {
+impl Plan {
     /// Refuses what cannot be done without harm.
     ///
     /// # Errors
     /// `Invalid`, `Unsupported`, which name the image; those of the images.
-    pub(super) fn refuse(&self) -> Result<()> {
+    pub(in crate::cli) fn refuse(&self) -> Result<()> {
         self.refuse_strange()?;
         self.refuse_longer()?;
         self.refuse_others()?;
@@ -37,7 +37,7 @@ impl Plan<'_> {
             let text = "is not on this host (allowed: files and block devices)";
             return Err(Error::unsupported(text).at(&node.path));
         }
-        let removed = self.layers.iter().filter(|_| self.args.remove);
+        let removed = self.layers.iter().filter(|_| self.wanted.remove);
         let files = removed.flat_map(|node| {
             let others = node.others.iter().map(|(path, _)| path);
             others.chain([&node.path])
@@ -75,7 +75,7 @@ impl Plan<'_> {
     }
 
     /// Refuses to leave an image over another disk than it was made over.
-    pub(super) fn refuse_others(&self) -> Result<()> {
+    pub(in crate::cli) fn refuse_others(&self) -> Result<()> {
         let nodes = || self.layers.iter().chain([&self.base]);
         let mut places: Vec<PathBuf> = nodes().map(|n| parent(&n.path).to_owned()).collect();
         places.sort();
@@ -111,7 +111,7 @@ impl Plan<'_> {
             follow: Follow::Layers(self.layers.len()),
             ..self.look.clone()
         };
-        let upper = chain::open::open(&self.args.file, &upper)?;
+        let upper = chain::open::open(&self.wanted.file, &upper)?;
         let base = ChainOptions {
             format: Some(self.base.driver),
             parents: Vec::new(),
@@ -142,7 +142,7 @@ impl Plan<'_> {
                     "has {} below it, which does not have what {} has (allowed as a child: an image \
                      that has that below it)",
                     printable(&self.base.path),
-                    printable(&self.args.file)
+                    printable(&self.wanted.file)
                 );
                 return Err(Error::invalid(text).at(&child.path));
             }

@@ -4,7 +4,9 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::merge::Merge;
 use super::{Args, DetectZeroes};
 use crate::backend::{self, Backend, Discard, Durability, Listener, Medium, Policy, Settings};
 use crate::chain::open::{ChainOptions, Follow, Home};
@@ -68,6 +70,9 @@ pub(super) struct Opener {
     /// The image as it was typed, or its overlay.
     path: PathBuf,
     options: ChainOptions,
+    /// Images that were put right below the image since it was opened first, above what was typed as
+    /// its parents.
+    added: AtomicUsize,
     snapshot: bool,
     overlay: bool,
     watermark: Option<u64>,
@@ -80,6 +85,10 @@ pub(super) struct Disk {
     pub(super) opener: Opener,
     /// What was opened last, and its format.
     pub(super) image: parking_lot::Mutex<(PathBuf, &'static Driver)>,
+    /// Held while a command puts another image or other layers in the place of those there are.
+    pub(super) turn: parking_lot::Mutex<()>,
+    /// The layers that are merged, or were last.
+    pub(super) merge: parking_lot::Mutex<Option<Arc<Merge>>>,
 }
 
 impl Opener {
@@ -96,15 +105,18 @@ impl Opener {
         Ok(Self {
             path: path.to_owned(),
             options,
+            added: AtomicUsize::new(0),
             snapshot: args.snapshot,
             overlay: args.overlay.is_some(),
             watermark: args.watermark,
         })
     }
 
-    fn options(&self, path: &Path, format: Option<&'static Driver>) -> ChainOptions {
+    /// How an image is opened; `format` stands above what was typed.
+    pub(super) fn options(&self, path: &Path, format: Option<&'static Driver>) -> ChainOptions {
         let mut options = ChainOptions {
             format: format.or(self.options.format),
+            followed: self.options.followed + self.added.load(Ordering::SeqCst),
             ..self.options.clone()
         };
         // What was typed lies below what was typed, and below no other image.
@@ -123,11 +135,20 @@ impl Opener {
         path: &Path,
         format: Option<&'static Driver>,
     ) -> crate::Result<Medium> {
-        let high_water = Arc::new(HighWater::new(self.watermark));
-        let options = ChainOptions {
-            high_water: Some(Arc::clone(&high_water)),
-            ..self.options(path, format)
-        };
+        self.open_ours(path, format, &[])
+    }
+
+    /// As [`Opener::open`], where this process has the locks of `ours` by a chain that is open still.
+    ///
+    /// # Errors
+    /// Those of the chain.
+    pub(super) fn open_ours(
+        &self,
+        path: &Path,
+        format: Option<&'static Driver>,
+        ours: &[HostId],
+    ) -> crate::Result<Medium> {
+        let (options, high_water) = self.watched(path, format, ours);
         let chain = chain::open::open(path, &options)?;
         let chain = match self.snapshot {
             true => chain.with_overlay()?,
@@ -137,6 +158,35 @@ impl Opener {
             chain,
             high_water: Some(high_water),
         })
+    }
+
+    /// How an image is opened, and who is told how far it is written.
+    pub(super) fn watched(
+        &self,
+        path: &Path,
+        format: Option<&'static Driver>,
+        ours: &[HostId],
+    ) -> (ChainOptions, Arc<HighWater>) {
+        let high_water = Arc::new(HighWater::new(self.watermark));
+        let options = ChainOptions {
+            high_water: Some(Arc::clone(&high_water)),
+            ours: ours.to_vec(),
+            ..self.options(path, format)
+        };
+        (options, high_water)
+    }
+
+    /// How an image is opened that is only read.
+    pub(super) fn reading(&self, path: &Path, ours: &[HostId]) -> ChainOptions {
+        let mut options = self.options(path, None);
+        options.storage.access = Access::Read;
+        options.ours = ours.to_vec();
+        options
+    }
+
+    /// Notes that there is another image right below the image, which it names.
+    pub(super) fn add_below(&self) {
+        self.added.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Virtual size of an image as it is now, in bytes, whoever has it open; what lies below it is
@@ -246,6 +296,8 @@ fn open_one(
         export,
         opener,
         image: parking_lot::Mutex::new((path, format)),
+        turn: parking_lot::Mutex::default(),
+        merge: parking_lot::Mutex::default(),
     })
 }
 

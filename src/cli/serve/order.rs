@@ -1,12 +1,14 @@
 //! What the commands of the control socket do.
 
-use std::path::Path;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::disk::{Disk, same_file};
 use super::run::Front;
-use super::{limit, report};
+use super::{fork, limit, merge, report};
 use crate::cli::ctl::{Order, Which};
 use crate::cli::exit::usage;
 use crate::error::{Error, ErrorKind};
@@ -23,7 +25,8 @@ pub(super) fn carry_out(order: &Order, front: &Front) -> anyhow::Result<Value> {
         Order::Status { which } => status(front, which),
         Order::Stats { which } => {
             let all = some(front, which)?;
-            let stats = |(index, disk): &(usize, &Disk)| report::stats(front, *index, &disk.export);
+            let stats =
+                |(index, disk): &(usize, &Arc<Disk>)| report::stats(front, *index, &disk.export);
             let all: Vec<Value> = all.iter().map(stats).collect();
             Ok(json!({ "exports": all }))
         }
@@ -48,9 +51,19 @@ pub(super) fn carry_out(order: &Order, front: &Front) -> anyhow::Result<Value> {
         } => change(front, one(front, which)?, file, *format),
         Order::Reopen { which } => {
             let disk = one(front, which)?;
+            let merge = disk.merge.lock().clone();
+            // Its thread may wait for its turn.
+            merge.iter().for_each(|merge| merge.end());
+            let _turn = disk.turn.lock();
             let (path, format) = disk.image.lock().clone();
             reopen(front, disk, &path, Some(format))
         }
+        Order::Fork { which, new } => fork::fork(front, one(front, which)?, new),
+        Order::Commit {
+            which,
+            called,
+            what,
+        } => commit(front, one(front, which)?, called.as_ref(), what.as_ref()),
         Order::Limit { which, limits } => {
             let limits = limit::change(&one(front, which)?.export, limits)?;
             // Those that share the group, too.
@@ -75,8 +88,24 @@ pub(super) fn carry_out(order: &Order, front: &Front) -> anyhow::Result<Value> {
     }
 }
 
+fn commit(
+    front: &Front,
+    disk: &Arc<Disk>,
+    called: Option<&OsString>,
+    what: Option<&OsString>,
+) -> anyhow::Result<Value> {
+    match (called, what) {
+        (None, Some(what)) if what == "pause" => merge::hold(disk, true),
+        (None, Some(what)) if what == "resume" => merge::hold(disk, false),
+        (called, what) => {
+            let base = what.map(|path| (called.unwrap_or(path).clone(), PathBuf::from(path)));
+            merge::start(front, disk, base)
+        }
+    }
+}
+
 /// The exports that are meant: all, or the one that is named.
-fn some<'f>(front: &'f Front, which: &Which) -> anyhow::Result<Vec<(usize, &'f Disk)>> {
+fn some<'f>(front: &'f Front, which: &Which) -> anyhow::Result<Vec<(usize, &'f Arc<Disk>)>> {
     let all = front.disks.iter().enumerate();
     let meant: Vec<_> = match &which.export {
         None => all.collect(),
@@ -92,7 +121,7 @@ fn some<'f>(front: &'f Front, which: &Which) -> anyhow::Result<Vec<(usize, &'f D
 }
 
 /// The export that is meant: there is but one, or it is named.
-fn one<'f>(front: &'f Front, which: &Which) -> anyhow::Result<&'f Disk> {
+fn one<'f>(front: &'f Front, which: &Which) -> anyhow::Result<&'f Arc<Disk>> {
     match some(front, which)?.as_slice() {
         [(_, disk)] => Ok(disk),
         disks => Err(usage(format!(
@@ -178,6 +207,8 @@ fn change(
     file: &Path,
     format: Option<&'static Driver>,
 ) -> anyhow::Result<Value> {
+    let _turn = disk.turn.lock();
+    merge::refuse_under_way(disk)?;
     if disk.opener.is_overlay() {
         let text = "the image lies under an overlay that is kept (--overlay) and cannot be changed";
         return Err(Error::unsupported(text).into());
@@ -213,7 +244,10 @@ fn reopen(
         may_become(front, disk, disk.opener.size_of(path, format)?)?;
     }
     let mut found = None;
+    let merge = disk.merge.lock().clone();
     disk.export.backend.reopen(|| {
+        // Nobody reads by it any more.
+        merge.map_or(Ok(()), |merge| merge.close())?;
         let medium = disk.opener.open(path, format)?;
         may_become(front, disk, medium.chain.virtual_size())?;
         found = Some(disk.opener.format_of(&medium));

@@ -36,6 +36,7 @@ pub(super) fn status(disk: &Disk, address: Option<&String>, server: Vec<(&str, S
         "io-status": backend.io_status().name(),
         "requests": under_way,
         "highest-offset": backend.highest_offset(),
+        "job": disk.merge.lock().as_ref().map(|merge| merge.status()),
         "limits": backend.limits().map(|m| limits(&m.group().limits())),
     })
 }

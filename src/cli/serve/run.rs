@@ -14,6 +14,7 @@ use signal_hook::low_level::pipe;
 
 use super::disk::{self, Disk};
 use super::event::Events;
+use super::merge::Merge;
 use super::{Args, Export, Server, control, limit, ready, report};
 use crate::chain::HostFile;
 use crate::cli::exit::Exit;
@@ -24,7 +25,7 @@ use crate::error::Error;
 /// What is served, and by what: everything that commands act on.
 #[derive(Debug)]
 pub(super) struct Front {
-    pub(super) disks: Vec<Disk>,
+    pub(super) disks: Vec<Arc<Disk>>,
     pub(super) server: Arc<dyn Server>,
     pub(super) events: Events,
     pub(super) ending: Ending,
@@ -35,10 +36,27 @@ pub(super) struct Front {
 impl Front {
     /// Lets requests under way end, refuses the others, and has `run` go on to close the images.
     pub(super) fn stop(&self) {
+        self.merges().iter().for_each(|merge| merge.stop());
         self.server.stop();
         if !self.server.drains() {
             self.shut();
         }
+    }
+
+    /// The merges of layers that there are.
+    fn merges(&self) -> Vec<Arc<Merge>> {
+        let merges = self.disks.iter().map(|disk| disk.merge.lock().clone());
+        merges.flatten().collect()
+    }
+
+    /// Closes all images; the first failure is the answer.
+    fn close(&self, exports: &[Export]) -> anyhow::Result<()> {
+        // Whoever began one meanwhile is told that it is over.
+        let merges = self.merges();
+        merges.iter().for_each(|merge| merge.end());
+        let closed = close(exports);
+        let mut merges = merges.iter();
+        closed.and(Ok(merges.try_for_each(|merge| merge.close())?))
     }
 
     /// Refuses all further requests.
@@ -137,7 +155,7 @@ pub(super) fn run(
         Err(error) => return close(&exports).and(Err(error)),
     };
     let front = Arc::new(Front {
-        disks,
+        disks: disks.into_iter().map(Arc::new).collect(),
         server,
         events,
         ending: Ending::default(),
@@ -145,7 +163,7 @@ pub(super) fn run(
     });
     let ended = attend(args, &front, &signals, socket, descriptor);
     ready::notify("STOPPING=1");
-    let closed = close(&exports);
+    let closed = front.close(&exports);
     front.files.lock().clear();
     let result = ended.and(closed);
     front.ending.tell(&result);

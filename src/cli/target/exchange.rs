@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, RenameFlags, linkat, renameat_with};
@@ -28,6 +28,22 @@ impl Target {
     }
 
     fn keep_seen(self, old: BorrowedFd<'_>, new: &Path, seen: &mut dyn FnMut()) -> Result<()> {
+        match self.keep(old, new)? {
+            Some(kept) => {
+                // From here on it may be the only one: where the rest fails it stays, and is harmless.
+                kept.keep();
+                self.commit_seen(Durable::Yes, &nameless, seen)
+            }
+            None => self.exchange(new.file_name().unwrap_or_default(), new),
+        }
+    }
+
+    /// The first half of [`Target::commit_keeping`]: gives the old file its other name, which goes when
+    /// what is returned is dropped; `None` on a host without hard links.
+    ///
+    /// # Errors
+    /// As [`Target::commit_keeping`]; nothing has changed then.
+    pub fn keep(&self, old: BorrowedFd<'_>, new: &Path) -> Result<Option<Kept>> {
         let failed = |e: io::Error| Error::io("give the file another name", e).at(new);
         let directory = open_directory(parent(new)).map_err(failed)?;
         let directory = Arc::new(directory);
@@ -37,7 +53,7 @@ impl Target {
         if HostId::named(new) != HostId::of_fd(old) {
             match link(&directory, name, old) {
                 Ok(removed) => linked = Some(removed),
-                Err(e) if has_no_links(&e) => return self.exchange(name, new),
+                Err(e) if has_no_links(&e) => return Ok(None),
                 Err(e) => return Err(failed(e)),
             }
             self.refuse_replaced(old)?;
@@ -45,13 +61,26 @@ impl Target {
         // The old content has its other name for good before it loses the one it had, whoever gave
         // it that.
         sync_directory(&directory).map_err(failed)?;
-        // From here on it may be the only one: where the rest fails it stays, and is harmless.
-        linked.into_iter().for_each(Removed::keep);
-        self.commit_seen(Durable::Yes, &nameless, seen)
+        Ok(Some(Kept {
+            linked,
+            file: self.image.path.clone(),
+            id: HostId::of_fd(old),
+        }))
+    }
+
+    /// Returns once the new image is on stable media; what is written to it later is not.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn sync(&self) -> Result<()> {
+        self.all().try_for_each(|new| new.sync())
     }
 
     /// Refuses to take the name from another file than the one that is `old`, and locked.
-    fn refuse_replaced(&self, old: BorrowedFd<'_>) -> Result<()> {
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn refuse_replaced(&self, old: BorrowedFd<'_>) -> Result<()> {
         let id = HostId::of_fd(old);
         let locked = self.image.lock.as_ref().and_then(|lock| lock.host_id());
         if id.is_some() && HostId::named(&self.image.path) == id && locked == id {
@@ -83,6 +112,32 @@ impl Target {
         // What is renamed is not always in the directory's own blocks.
         let file = File::open(new).and_then(|file| file.sync_all());
         file.map_err(|e| Error::io("sync", e).at(new))
+    }
+}
+
+/// The other name of an old file that has lost none yet.
+#[derive(Debug)]
+pub struct Kept {
+    /// `None`: it had it before.
+    linked: Option<Removed>,
+    /// The name that it is to lose.
+    file: PathBuf,
+    id: Option<HostId>,
+}
+
+impl Kept {
+    /// Leaves it there.
+    pub fn keep(mut self) {
+        self.linked.take().into_iter().for_each(Removed::keep);
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        // Somebody may have taken the old one away: then this one is the only one.
+        if HostId::named(&self.file) != self.id {
+            self.linked.take().into_iter().for_each(Removed::keep);
+        }
     }
 }
 

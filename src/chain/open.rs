@@ -272,6 +272,7 @@ pub fn open_in_two(path: &Path, options: &ChainOptions, base: &HostFile) -> Resu
     }
     while walk.descend(Access::Read)? {}
     refuse_surplus(path, walk.layers.len(), options)?;
+    walk.tell_sizes();
     let lower = images(walk.layers.split_off(base.layer));
     let upper = Chain::new(images(walk.layers), Base::NotOpened, grace)?;
     Ok((upper, Chain::new(lower, Base::Zeroes, walk.grace)?))
@@ -405,7 +406,17 @@ impl<'a> Walk<'a> {
                 break Base::Zeroes;
             }
         };
+        self.tell_sizes();
         Chain::new(images(self.layers), base, self.grace)
+    }
+
+    /// Tells each layer how large the disk right below it is, the lowest first.
+    fn tell_sizes(&self) {
+        for pair in self.layers.windows(2).rev() {
+            if let [above, below] = pair {
+                above.image.lies_over(below.image.virtual_size());
+            }
+        }
     }
 
     /// Opens the layer below the last; whether there is one.

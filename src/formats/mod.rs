@@ -1,5 +1,6 @@
 //! One entry per format, and the registry.
 
+pub mod android_cow;
 pub mod cue;
 pub mod ova;
 pub mod profiles;
@@ -26,6 +27,7 @@ pub static DRIVERS: &[&Driver] = &[
     &ova::LOOSE,
     &vmdk::DRIVER,
     &vhdx::DRIVER,
+    &android_cow::DRIVER,
     &cue::DRIVER,
     &raw::DRIVER,
 ];

@@ -1,6 +1,5 @@
 //! `vdtool info`.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 
 use crate::chain::open::{ChainOptions, Follow};

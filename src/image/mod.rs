@@ -25,6 +25,7 @@ pub mod compact;
 pub mod compress;
 pub mod contents;
 pub mod create;
+pub mod delta;
 pub mod disc;
 pub mod driver;
 pub mod flat;

@@ -12,9 +12,9 @@ use super::window;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::codec::Decoded;
 use crate::image::info::Detail;
-use crate::image::open::OpenOptions;
+use crate::image::open::{OpenOptions, Purpose};
 use crate::image::operations::{Operation, Operations, Visit};
-use crate::image::{Backing, Below, Caps, Driver, Image, Run, Source, Wait};
+use crate::image::{Backing, Below, Caps, Check, Driver, Image, Run, Source, Wait};
 use crate::storage::{Limits, Storage};
 use crate::util::align::{clamp_len, len64};
 
@@ -30,6 +30,8 @@ pub(super) struct AndroidCow {
     /// Blocks that a merge had ready when it was stopped, and where their bytes are.
     pub(super) window: BTreeMap<u64, u64>,
     pub(super) end: End,
+    /// What is wrong with it, where it is opened to be checked all the same.
+    pub(super) faults: Vec<String>,
     decoded: Decoded,
     /// The most bytes that are decoded together.
     largest: u64,
@@ -70,8 +72,11 @@ impl AndroidCow {
             Some(label) => End::Label(label),
             None => End::Whole,
         };
-        let table = Table::read(&*storage, &header, end, &options.watcher)?;
-        let window = window::read(&*storage, &header, &table)?;
+        let mut faults = Vec::new();
+        let table = Table::read(&*storage, &header, end, &options.watcher);
+        let table = reported(table, options.purpose, &mut faults)?;
+        let window = window::read(&*storage, &header, &table);
+        let window = reported(window, options.purpose, &mut faults)?;
         let lens = table.entries.iter().map(|entry| {
             let blocks = entry.blocks();
             (blocks.end - blocks.start) * BLOCK
@@ -87,6 +92,7 @@ impl AndroidCow {
             table,
             window,
             end,
+            faults,
         })
     }
 
@@ -186,23 +192,16 @@ impl AndroidCow {
             }
         })
     }
+}
 
-    /// What an operation that is not merged makes, all of it, from the disk below as it was.
-    ///
-    /// # Errors
-    /// Those of reading it.
-    pub(super) fn made(&self, entry: &Entry, buf: &mut [u8], below: &dyn Below) -> Result<()> {
-        match entry.kind() {
-            Kind::Zero => buf.fill(0),
-            Kind::Copy => {
-                self.is_below(entry, entry.source() * BLOCK)?;
-                below.read_at(buf, entry.source() * BLOCK)?;
-            }
-            _ => {
-                self.make(entry, 0, buf, below)?;
-            }
+/// What was read; nothing, and a fault, where it is damaged and that is what is looked for.
+fn reported<T: Default>(read: Result<T>, purpose: Purpose, faults: &mut Vec<String>) -> Result<T> {
+    match read {
+        Err(e) if e.kind() == ErrorKind::Corrupt && purpose == Purpose::Check => {
+            faults.push(e.message().to_owned());
+            Ok(T::default())
         }
-        Ok(())
+        read => read,
     }
 }
 
@@ -311,6 +310,10 @@ impl Image for AndroidCow {
 
     fn details(&self) -> Vec<Detail> {
         details(self)
+    }
+
+    fn as_check(&self) -> Option<&dyn Check> {
+        Some(self)
     }
 
     fn as_operations(&self) -> Option<&dyn Operations> {

@@ -5,15 +5,14 @@
 //! Once the update is accepted, a merge writes the new blocks into the old disk; how far that is, is
 //! in the file.
 
+mod check;
 mod details;
 mod header;
 mod image;
 mod ops;
 mod table;
 mod window;
-
-#[cfg(test)]
-mod tests;
+pub(in crate::formats) mod write;
 
 use crate::image::Driver;
 use crate::image::options::{OptionKind, OptionSpec};

@@ -105,7 +105,7 @@ impl Entry {
 }
 
 /// All operations that make blocks, by the blocks.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Table {
     pub(super) entries: Vec<Entry>,
     /// Blocks that sequence data lists, in its order.
@@ -128,12 +128,7 @@ impl Table {
         end: End,
         watcher: &Watcher,
     ) -> Result<Self> {
-        let mut table = Self {
-            entries: Vec::new(),
-            sequence: Vec::new(),
-            ops: 0,
-            kinds: [0; 7],
-        };
+        let mut table = Self::default();
         if let Some(tables) = &header.third {
             let at = header.sequence_at();
             table.read_sequence(storage, at..at + 4 * tables.sequence)?;
@@ -178,7 +173,7 @@ impl Table {
             *count += u64::from(*kind == op.kind);
         }
         if op.kind == Kind::Sequence {
-            if op.len % 4 != 0 {
+            if !op.len.is_multiple_of(4) {
                 return Err(op.wrong(format!(
                     "its data is {} bytes, which end inside an entry (allowed: a multiple of 4)",
                     op.len
@@ -347,12 +342,5 @@ impl Table {
     /// How many operations sequence data lists.
     pub(super) fn listed(&self) -> usize {
         self.sequence.len()
-    }
-
-    /// Notes that the entry at `place` is merged.
-    pub(super) fn set_merged(&mut self, place: usize) {
-        if let Some(entry) = self.entries.get_mut(place) {
-            entry.word |= MERGED;
-        }
     }
 }

@@ -31,6 +31,7 @@ pub mod driver;
 pub mod flat;
 pub mod follow;
 pub mod info;
+pub mod merge;
 pub mod open;
 pub mod operations;
 pub mod options;
@@ -469,6 +470,10 @@ pub trait Image: fmt::Debug + Send + Sync {
             "format '{}' has no compressed data",
             self.driver().name
         )))
+    }
+    /// Merging it into the disk below in place, where it says itself how far that is.
+    fn as_merge(&self) -> Option<&dyn merge::Merge> {
+        None
     }
     /// Its operations one by one, in formats that are lists of such.
     fn as_operations(&self) -> Option<&dyn operations::Operations> {

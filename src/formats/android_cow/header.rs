@@ -42,6 +42,8 @@ const MAX_RESUME: u32 = 4096;
 pub(super) const RESUME: u64 = 16;
 /// log2 of the most blocks that one operation writes.
 pub(super) const MAX_FACTOR: u32 = 6;
+/// Offset of the count of merged operations.
+pub(super) const MERGED_AT: u64 = 26;
 
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]

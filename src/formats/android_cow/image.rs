@@ -12,6 +12,7 @@ use super::window;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::codec::Decoded;
 use crate::image::info::Detail;
+use crate::image::merge::{Merge, MergeBase};
 use crate::image::open::{OpenOptions, Purpose};
 use crate::image::operations::{Operation, Operations, Visit};
 use crate::image::{Backing, Below, Caps, Check, Driver, Image, Run, Source, Wait};
@@ -116,7 +117,7 @@ impl AndroidCow {
     }
 
     /// Refuses what is read from past the end of the disk below.
-    fn is_below(&self, entry: &Entry, at: u64) -> Result<()> {
+    pub(super) fn is_below(&self, entry: &Entry, at: u64) -> Result<()> {
         let below = self.below.load(Ordering::Acquire);
         let most = below.checked_next_multiple_of(BLOCK).unwrap_or(u64::MAX);
         match at + BLOCK <= most {
@@ -191,6 +192,31 @@ impl AndroidCow {
                 _ => e,
             }
         })
+    }
+}
+
+impl AndroidCow {
+    /// What an operation makes, all of it, of the disk below as it was.
+    ///
+    /// # Errors
+    /// Those of reading it.
+    pub(super) fn made(&self, entry: &Entry, buf: &mut [u8], below: &dyn MergeBase) -> Result<()> {
+        match entry.kind() {
+            Kind::Zero => buf.fill(0),
+            Kind::Copy => below.read_at(buf, Self::read_from(entry))?,
+            _ => {
+                self.make(entry, 0, buf, below)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the old bytes are that an operation reads.
+    pub(super) fn read_from(entry: &Entry) -> u64 {
+        match entry.kind() {
+            Kind::Copy => entry.source() * BLOCK,
+            _ => entry.source(),
+        }
     }
 }
 
@@ -313,6 +339,10 @@ impl Image for AndroidCow {
     }
 
     fn as_check(&self) -> Option<&dyn Check> {
+        Some(self)
+    }
+
+    fn as_merge(&self) -> Option<&dyn Merge> {
         Some(self)
     }
 

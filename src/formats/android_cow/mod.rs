@@ -9,6 +9,7 @@ mod check;
 mod details;
 mod header;
 mod image;
+mod merge;
 mod ops;
 mod table;
 mod window;

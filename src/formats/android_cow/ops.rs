@@ -345,6 +345,14 @@ impl<'a> Ops<'a> {
             return Err(op.wrong(format!("new_block is {new} (allowed: up to {most})")));
         }
         let op = op.checked(self.size)?;
+        // What a merge changes is no data.
+        let first = self.header.ops_at();
+        if op.has_data() && op.data < first {
+            return Err(op.wrong(format!(
+                "its data is at {:#x} (allowed: from {first:#x} on)",
+                op.data
+            )));
+        }
         self.pass_2(&op)?;
         self.index += 1;
         Ok(Some(op))

@@ -20,6 +20,14 @@ pub(super) fn table_len(header: &Header) -> u64 {
     header.scratch / BLOCK * ENTRY
 }
 
+/// The most blocks that a window has.
+pub(super) fn most(header: &Header) -> u64 {
+    let table = table_len(header);
+    let blocks = header.scratch.saturating_sub(table) / BLOCK;
+    // One byte of state, and an entry of zeroes at the end.
+    blocks.min((table / ENTRY).saturating_sub(2))
+}
+
 /// Blocks whose bytes are in the scratch area, and where: none unless its state says so.
 ///
 /// # Errors

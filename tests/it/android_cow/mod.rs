@@ -18,6 +18,7 @@ use crate::util::{Seeded, assert_same, len, peer, scratch, vdtool};
 use made::{BLOCK, Do, Plan, all_kinds, apply, text};
 
 pub(crate) mod made;
+mod merge;
 mod write;
 
 /// Opens files over each other, the top one first, over a raw disk.

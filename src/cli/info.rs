@@ -72,7 +72,10 @@ pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
     };
     let options = ChainOptions {
         follow,
-        purpose: Purpose::Describe,
+        purpose: match args.ops {
+            true => Purpose::List,
+            false => Purpose::Describe,
+        },
         ..args.open.plan(args.format, Access::Read)?
     };
     if args.ops {

@@ -31,6 +31,9 @@ pub enum Purpose {
     /// To say what it is: nothing of its disk is read, so that what keeps it from being read, such
     /// as encryption, is no reason to refuse it.
     Describe,
+    /// To list the operations that it consists of, in formats that are lists of such: none of them is
+    /// kept, so that the disk cannot be read.
+    List,
     /// To check it: everything that still lets the checker work is let through, and reported.
     Check,
 }

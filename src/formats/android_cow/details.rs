@@ -4,7 +4,6 @@ use serde_json::{Map, Value, json};
 
 use super::header::Packing;
 use super::image::AndroidCow;
-use super::ops::Kind;
 use crate::image::info::Detail;
 
 /// The header, how many operations of each kind there are, and how far a merge is.
@@ -28,12 +27,12 @@ pub(super) fn details(cow: &AndroidCow) -> Vec<Detail> {
         .map(|(name, count)| (name.to_owned(), json!(count)))
         .collect();
     details.push(Detail::new("kinds", kinds));
-    details.push(Detail::new("sequence-entries", table.listed()));
+    details.push(Detail::new("sequence-entries", table.listed));
     details.push(Detail::new("merged-operations", header.merged));
-    let state = match (header.merged, cow.window.is_empty()) {
-        (_, false) => "stopped within a window",
-        (0, true) => "not begun",
-        (merged, true) if merged == table.entries.len() as u64 => "done",
+    let state = match (header.merged, cow.within) {
+        (_, true) => "stopped within a window",
+        (0, _) => "not begun",
+        (merged, _) if merged == table.making => "done",
         _ => "in part",
     };
     details.push(Detail::new("merge", state));
@@ -48,7 +47,5 @@ fn compression(cow: &AndroidCow) -> &'static str {
     if let Some(tables) = &cow.header.third {
         return tables.packing.name();
     }
-    let data = cow.table.entries.iter();
-    let mut data = data.filter(|e| matches!(e.kind(), Kind::Replace | Kind::Xor));
-    data.next().map_or(Packing::Plain, |e| e.packing()).name()
+    cow.table.packing.unwrap_or(Packing::Plain).name()
 }

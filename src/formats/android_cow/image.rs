@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::details::details;
 use super::header::{BLOCK, BLOCK_LEN, Header, Packing, Reader};
 use super::ops::{End, Kind, Ops, resume_points};
-use super::table::{Entry, Table};
+use super::table::{Entry, Table, Wanted};
 use super::window;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::codec::Decoded;
@@ -30,6 +30,8 @@ pub(super) struct AndroidCow {
     pub(super) table: Table,
     /// Blocks that a merge had ready when it was stopped, and where their bytes are.
     pub(super) window: BTreeMap<u64, u64>,
+    /// Whether a merge was stopped with such.
+    pub(super) within: bool,
     pub(super) end: End,
     /// What is wrong with it, where it is opened to be checked all the same.
     pub(super) faults: Vec<String>,
@@ -74,9 +76,17 @@ impl AndroidCow {
             None => End::Whole,
         };
         let mut faults = Vec::new();
-        let table = Table::read(&*storage, &header, end, &options.watcher);
+        let wanted = match options.purpose {
+            Purpose::List => Wanted::Counts,
+            Purpose::Use | Purpose::Describe | Purpose::Check => Wanted::All,
+        };
+        let table = Table::read(&*storage, &header, end, wanted, &options.watcher);
         let table = reported(table, options.purpose, &mut faults)?;
-        let window = window::read(&*storage, &header, &table);
+        let within = window::is_ready(&*storage, &header)?;
+        let window = match wanted {
+            Wanted::All => window::read(&*storage, &header, &table),
+            Wanted::Counts => Ok(BTreeMap::new()),
+        };
         let window = reported(window, options.purpose, &mut faults)?;
         let lens = table.entries.iter().map(|entry| {
             let blocks = entry.blocks();
@@ -84,7 +94,7 @@ impl AndroidCow {
         });
         let largest = lens.max().unwrap_or(BLOCK);
         Ok(Self {
-            size: AtomicU64::new(table.end() * BLOCK),
+            size: AtomicU64::new(table.end * BLOCK),
             below: AtomicU64::new(u64::MAX),
             decoded: Decoded::new(largest),
             largest,
@@ -92,6 +102,7 @@ impl AndroidCow {
             header,
             table,
             window,
+            within,
             end,
             faults,
         })
@@ -354,6 +365,11 @@ impl Image for AndroidCow {
 impl AndroidCow {
     /// Where the bytes from `at` are, and how far that goes, at most `len`.
     fn look(&self, at: u64, len: u64) -> Result<(Place, u64)> {
+        if self.table.making > len64(self.table.entries.len()) {
+            return Err(Error::unsupported(
+                "was opened to be listed, not to be read",
+            ));
+        }
         let found = match self.table.find(at / BLOCK) {
             Ok(found) => found,
             Err(next) => return Ok((Place::Below, self.gap(next, at, len))),

@@ -104,10 +104,25 @@ impl Entry {
     }
 }
 
+/// What is wanted of the operations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// To find what makes a block.
+    All,
+    /// To know what there is: nothing is kept of any.
+    Counts,
+}
+
 /// All operations that make blocks, by the blocks.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     pub(super) entries: Vec<Entry>,
+    /// How many make blocks, the block after the last that they make, and how the first data is packed.
+    pub(super) making: u64,
+    pub(super) end: u64,
+    pub(super) packing: Option<Packing>,
+    /// Entries of sequence data.
+    pub(super) listed: u64,
     /// Blocks that sequence data lists, in its order.
     sequence: Vec<u32>,
     /// Operations of any kind.
@@ -126,21 +141,30 @@ impl Table {
         storage: &dyn Storage,
         header: &Header,
         end: End,
+        wanted: Wanted,
         watcher: &Watcher,
     ) -> Result<Self> {
         let mut table = Self::default();
         if let Some(tables) = &header.third {
             let at = header.sequence_at();
-            table.read_sequence(storage, at..at + 4 * tables.sequence)?;
+            table.read_sequence(storage, at..at + 4 * tables.sequence, wanted)?;
         }
         let mut ops = Ops::new(storage, header, end)?;
         // As many of those that come first in a merge in the order of the file.
         let mut first = header.merged;
         while let Some(op) = ops.next()? {
-            table.add(storage, &op, header, &mut first)?;
+            table.count(&op);
+            if op.kind == Kind::Sequence {
+                table.add_sequence(storage, &op, wanted)?;
+            } else if op.kind.makes() && wanted == Wanted::All {
+                table.add(&op, header, &mut first)?;
+            }
             if op.index % LOOK == 0 {
                 watcher.check()?;
             }
+        }
+        if wanted == Wanted::Counts {
+            return Ok(table);
         }
         table.entries.sort_unstable_by_key(|entry| entry.block);
         table.refuse_twice()?;
@@ -152,15 +176,9 @@ impl Table {
         Ok(table)
     }
 
-    fn add(
-        &mut self,
-        storage: &dyn Storage,
-        op: &Op,
-        header: &Header,
-        first: &mut u64,
-    ) -> Result<()> {
+    fn count(&mut self, op: &Op) {
         self.ops += 1;
-        let kind = [
+        let kinds = [
             Kind::Copy,
             Kind::Replace,
             Kind::Zero,
@@ -169,21 +187,29 @@ impl Table {
             Kind::Cluster,
             Kind::Sequence,
         ];
-        for (kind, count) in kind.iter().zip(&mut self.kinds) {
+        for (kind, count) in kinds.iter().zip(&mut self.kinds) {
             *count += u64::from(*kind == op.kind);
         }
-        if op.kind == Kind::Sequence {
-            if !op.len.is_multiple_of(4) {
-                return Err(op.wrong(format!(
-                    "its data is {} bytes, which end inside an entry (allowed: a multiple of 4)",
-                    op.len
-                )));
-            }
-            return self.read_sequence(storage, op.data..op.data + op.len);
+        if op.kind.makes() {
+            self.making += 1;
+            self.end = self.end.max(op.new + op.blocks());
         }
-        if !op.kind.makes() {
-            return Ok(());
+        if matches!(op.kind, Kind::Replace | Kind::Xor) {
+            self.packing = self.packing.or(Some(op.packing));
         }
+    }
+
+    fn add_sequence(&mut self, storage: &dyn Storage, op: &Op, wanted: Wanted) -> Result<()> {
+        match op.len.is_multiple_of(4) {
+            true => self.read_sequence(storage, op.data..op.data + op.len, wanted),
+            false => Err(op.wrong(format!(
+                "its data is {} bytes, which end inside an entry (allowed: a multiple of 4)",
+                op.len
+            ))),
+        }
+    }
+
+    fn add(&mut self, op: &Op, header: &Header, first: &mut u64) -> Result<()> {
         let mut entry = Entry::new(op)?;
         if header.version == 3 {
             entry.word |= THIRD;
@@ -197,7 +223,16 @@ impl Table {
         Ok(())
     }
 
-    fn read_sequence(&mut self, storage: &dyn Storage, data: Range<u64>) -> Result<()> {
+    fn read_sequence(
+        &mut self,
+        storage: &dyn Storage,
+        data: Range<u64>,
+        wanted: Wanted,
+    ) -> Result<()> {
+        self.listed += (data.end - data.start) / 4;
+        if wanted == Wanted::Counts {
+            return Ok(());
+        }
         let mut reader = Reader::new(storage);
         for at in data.step_by(4) {
             if len64(self.sequence.len()) >= super::header::MAX_SEQUENCE {
@@ -287,11 +322,6 @@ impl Table {
         }
     }
 
-    /// The block after the last that is made.
-    pub(super) fn end(&self) -> u64 {
-        self.entries.last().map_or(0, |entry| entry.blocks().end)
-    }
-
     /// The places of all entries in the order of a merge: what sequence data lists, or what copies and
     /// combines, in the order of the file, then the rest by block; of version 3 without sequence data,
     /// all in the order of the file.
@@ -337,10 +367,5 @@ impl Table {
             true => Ok(order),
             false => Err(Error::corrupt("the file changed while it was read")),
         }
-    }
-
-    /// How many operations sequence data lists.
-    pub(super) fn listed(&self) -> usize {
-        self.sequence.len()
     }
 }

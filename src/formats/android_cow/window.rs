@@ -28,6 +28,16 @@ pub(super) fn most(header: &Header) -> u64 {
     blocks.min((table / ENTRY).saturating_sub(2))
 }
 
+/// Whether the state of the scratch area is that of one whose blocks are ready.
+///
+/// # Errors
+/// The host's.
+pub(super) fn is_ready(storage: &dyn Storage, header: &Header) -> Result<bool> {
+    let mut state = [0];
+    storage.read_at(&mut state, header.scratch_at())?;
+    Ok(header.scratch > 0 && state[0] == READY)
+}
+
 /// Blocks whose bytes are in the scratch area, and where: none unless its state says so.
 ///
 /// # Errors

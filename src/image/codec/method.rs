@@ -2,9 +2,10 @@
 //! how long what it decodes to is.
 
 use std::fmt;
-use std::io::{Cursor, Read};
+use std::io::Cursor;
 
-use brotli::enc::BrotliEncoderParams;
+use brotli::enc::{BrotliEncoderParams, StandardAlloc};
+use brotli::{BrotliDecompressStream, BrotliResult, BrotliState};
 use libdeflater::{CompressionError, CompressionLvl, Compressor};
 use zstd::zstd_safe::{self, CCtx, CParameter};
 
@@ -25,8 +26,6 @@ pub enum Method {
     Zstd,
 }
 
-/// The buffer that Brotli reads through.
-const BROTLI_BUFFER: usize = 4096;
 /// Efforts at which chunks are compressed.
 const GZ_LEVEL: i32 = 6;
 const BROTLI_QUALITY: i32 = 5;
@@ -125,19 +124,21 @@ fn failed(why: &str) -> Error {
 }
 
 fn unbrotli(input: &[u8], out: &mut [u8]) -> Result<usize> {
-    let mut reader = brotli::Decompressor::new(input, BROTLI_BUFFER);
-    let mut got = 0;
-    while got < out.len() {
-        match reader.read(&mut out[got..]) {
-            Ok(0) => return Ok(got),
-            Ok(len) => got += len,
-            Err(e) => return Err(bad("brotli", e)),
-        }
-    }
-    match reader.read(&mut [0]) {
-        Ok(0) => Ok(got),
-        Ok(_) => Err(bad("brotli", "it is too long")),
-        Err(e) => Err(bad("brotli", e)),
+    // Strict: no window is larger than 16 MiB, whatever the stream says.
+    let mut state = BrotliState::new_strict(
+        StandardAlloc::default(),
+        StandardAlloc::default(),
+        StandardAlloc::default(),
+    );
+    let (mut left, mut at, mut room, mut got, mut total) = (input.len(), 0, out.len(), 0, 0);
+    let done = BrotliDecompressStream(
+        &mut left, &mut at, input, &mut room, &mut got, out, &mut total, &mut state,
+    );
+    match done {
+        BrotliResult::ResultSuccess => Ok(got),
+        BrotliResult::NeedsMoreInput => Err(bad("brotli", "it is cut off")),
+        BrotliResult::NeedsMoreOutput => Err(bad("brotli", "it is too long")),
+        BrotliResult::ResultFailure => Err(bad("brotli", "it is damaged")),
     }
 }
 

@@ -19,7 +19,7 @@ use made::{BLOCK, Do, Plan, all_kinds, apply, text};
 
 pub(crate) mod made;
 mod merge;
-mod write;
+pub(crate) mod write;
 
 /// Opens files over each other, the top one first, over a raw disk.
 fn chain(cows: &[&[u8]], base: &[u8], label: Option<u64>) -> vdtool::Result<Chain> {
@@ -280,6 +280,9 @@ fn what_cannot_be_read_right_is_refused_by_name() {
     let seq = |blocks: &[u32]| (0, Do::Sequence(blocks.to_vec()));
     let one = (7, Do::Copy(3));
     let many = (6, Do::Replace(vec![1; 2 * BLOCK]));
+    let mut in_scratch = make(2, 6, &[(7, Do::Replace(vec![1; BLOCK]))]);
+    let source = 38 + (2 << 20) + 12;
+    in_scratch[source..source + 8].copy_from_slice(&0x1000u64.to_le_bytes());
     for (cow, text) in [
         (
             make(2, 6, &[one.clone(), (7, Do::Zero)]),
@@ -298,6 +301,7 @@ fn what_cannot_be_read_right_is_refused_by_name() {
         (make(2, 6, &[seq(&[7, 7]), one.clone()]), "one before it"),
         (make(2, 6, &[(7, Do::Copy(40))]), "which has 163840 bytes"),
         (make(3, 0, &[(7, Do::Copy(40))]), "which has 163840 bytes"),
+        (in_scratch, "its data is at 0x1000"),
     ] {
         assert!(
             refused(&cow, &old).contains(text),

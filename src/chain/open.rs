@@ -132,6 +132,8 @@ pub struct ChainOptions {
     pub parents: Vec<PathBuf>,
     /// What to do where a layer was changed since the one above it was made.
     pub changed: Changed,
+    /// The top layer is opened to list the operations that it consists of, and cannot be read.
+    pub listed: bool,
     /// Format options as typed (`K=V,..`), checked against the top layer's format.
     pub values: Vec<OsString>,
     /// Who is told of what must be read whole before a layer can be used, and asked whether to stop.
@@ -482,6 +484,7 @@ impl<'a> Walk<'a> {
             grace: Arc::clone(&self.grace),
             snapshot: how.snapshot.cloned(),
             member: how.member.cloned(),
+            listed: self.options.listed && self.layers.is_empty(),
             values: OptionValues::parse(driver.open_options, driver.name, how.values).at(path)?,
             watcher: self.options.watcher.clone(),
         };

@@ -72,10 +72,8 @@ pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
     };
     let options = ChainOptions {
         follow,
-        purpose: match args.ops {
-            true => Purpose::List,
-            false => Purpose::Describe,
-        },
+        purpose: Purpose::Describe,
+        listed: args.ops,
         ..args.open.plan(args.format, Access::Read)?
     };
     if args.ops {

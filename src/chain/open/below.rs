@@ -65,7 +65,7 @@ impl<'a> Walk<'a> {
             probed: Trust::None,
             order: WriteOrder::default(),
             purpose: match self.options.purpose {
-                Purpose::Describe | Purpose::List => Purpose::Describe,
+                Purpose::Describe => Purpose::Describe,
                 Purpose::Use | Purpose::Check => Purpose::Use,
             },
             damaged: Damaged::Refuse,

@@ -76,9 +76,9 @@ impl AndroidCow {
             None => End::Whole,
         };
         let mut faults = Vec::new();
-        let wanted = match options.purpose {
-            Purpose::List => Wanted::Counts,
-            Purpose::Use | Purpose::Describe | Purpose::Check => Wanted::All,
+        let wanted = match options.listed {
+            true => Wanted::Counts,
+            false => Wanted::All,
         };
         let table = Table::read(&*storage, &header, end, wanted, &options.watcher);
         let table = reported(table, options.purpose, &mut faults)?;

@@ -2783,7 +2783,7 @@ _vdtool() {
             return 0
             ;;
         vdtool__subcmd__info)
-            opts="-f -b -U -q -h --format --backing-chain --output --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
+            opts="-f -b -U -q -h --format --backing-chain --ops --output --force-share --allow-ref --parent --parent-changed --backing-format --member --open-options --no-mmap --image-opts --object --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -78,6 +78,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l member -d 'Which 
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l open-options -d 'Options of the image\'s format for opening it, such as size_rule=chs for vhd' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l object -d 'An object, such as a secret' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -s b -l backing-chain -d 'Show the images below it as well, top first; otherwise no other than its own are opened'
+complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l ops -d 'Show the operations that the file consists of, one JSON line for each, in formats that have such'
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -s U -l force-share -d 'Read even where another process has the image open for writing'
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l no-mmap -d 'Read by system calls, not through mappings'
 complete -c vdtool -n "__fish_vdtool_using_subcommand info" -l image-opts -d 'An image by options'

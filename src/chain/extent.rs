@@ -100,7 +100,7 @@ impl Chain {
             }
             Source::Encoded => extent(State::Encoded, found.len, None),
             Source::Zero => extent(State::Zero, found.len, None),
-            Source::Below => extent(State::Hole, found.len, None),
+            Source::Below | Source::Moved(_) => extent(State::Hole, found.len, None),
         })
     }
 

@@ -54,10 +54,12 @@ pub struct Chain {
 pub struct Resolved<'a> {
     /// Bytes from the offset asked for; never 0.
     pub len: u64,
-    /// Where they are; `Below`: no layer has them, they read as zeroes.
+    /// Where they are; `Below`: no layer has them, they read as zeroes.  Never `Moved`.
     pub source: Source<'a>,
     /// The layer that decides; the number of layers where none does.
     pub depth: usize,
+    /// Offset of them in the disk of that layer: another one where a layer above it moved them.
+    pub at: u64,
 }
 
 impl Chain {
@@ -226,7 +228,7 @@ impl Chain {
     /// under them; past the end of a layer that is shorter than the one above, zeroes.
     ///
     /// # Errors
-    /// Those of [`Image::map`].
+    /// Those of [`Image::map`]; `Unsupported` where a layer has bytes that lie elsewhere below it.
     pub fn resolve_layers(&self, at: u64, len: u64, wait: Wait) -> Result<Resolved<'_>> {
         let mut len = len;
         for (depth, layer) in self.layers.iter().enumerate() {
@@ -241,11 +243,24 @@ impl Chain {
                 }
             };
             len = found;
+            if matches!(source, Source::Moved(_)) {
+                // Whatever is done by layers changes the one below, where others read this from.
+                return Err(Error::unsupported(format!(
+                    "has data at {at:#x} that lies elsewhere in the image below it"
+                ))
+                .at_opt(layer.storage().path()));
+            }
             if !matches!(source, Source::Below) {
-                return Ok(Resolved { len, source, depth });
+                return Ok(Resolved {
+                    at,
+                    len,
+                    source,
+                    depth,
+                });
             }
         }
         Ok(Resolved {
+            at,
             len,
             source: Source::Below,
             depth: self.layers.len(),
@@ -255,12 +270,13 @@ impl Chain {
     /// As `resolve`, from the layer at `first` down.
     fn resolve_from(&self, first: usize, at: u64, len: u64, wait: Wait) -> Result<Resolved<'_>> {
         debug_assert!(len > 0);
-        let mut len = len;
+        let (mut at, mut len) = (at, len);
         for (depth, layer) in self.layers.iter().enumerate().skip(first) {
             // A layer shorter than the one above reads as zeroes past its end.
             let inside = layer.virtual_size().saturating_sub(at);
             if inside == 0 {
                 return Ok(Resolved {
+                    at,
                     len,
                     source: Source::Below,
                     depth: self.layers.len(),
@@ -270,12 +286,17 @@ impl Chain {
                 .map(at, len.min(inside), wait)
                 .map_err(|e| e.at_opt(layer.storage().path()))?;
             len = run.len;
-            if !matches!(run.source, Source::Below) {
-                return Ok(Resolved {
-                    len,
-                    source: run.source,
-                    depth,
-                });
+            match run.source {
+                Source::Below => {}
+                Source::Moved(there) => at = there,
+                source => {
+                    return Ok(Resolved {
+                        at,
+                        len,
+                        source,
+                        depth,
+                    });
+                }
             }
         }
         if self.base == Base::NotOpened {
@@ -286,6 +307,7 @@ impl Chain {
             .at_opt(self.layers.last().and_then(|l| l.storage().path())));
         }
         Ok(Resolved {
+            at,
             len,
             source: Source::Below,
             depth: self.layers.len(),

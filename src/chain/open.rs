@@ -135,6 +135,8 @@ pub struct ChainOptions {
     pub parents: Vec<PathBuf>,
     /// What to do where a layer was changed since the one above it was made.
     pub changed: Changed,
+    /// The top layer is opened to list the operations that it consists of, and cannot be read.
+    pub listed: bool,
     /// Format options as typed (`K=V,..`), checked against the top layer's format.
     pub values: Vec<OsString>,
     /// Who is told of what must be read whole before a layer can be used, and asked whether to stop.
@@ -287,6 +289,7 @@ pub fn open_in_two(path: &Path, options: &ChainOptions, base: &HostFile) -> Resu
     }
     while walk.descend(Access::Read)? {}
     refuse_surplus(path, walk.layers.len(), options)?;
+    walk.tell_sizes();
     let lower = images(walk.layers.split_off(base.layer));
     let upper = Chain::new(images(walk.layers), Base::NotOpened, grace)?;
     Ok((upper, Chain::new(lower, Base::Zeroes, walk.grace)?))
@@ -439,7 +442,17 @@ impl<'a> Walk<'a> {
                 break Base::Zeroes;
             }
         };
+        self.tell_sizes();
         Chain::new(images(self.layers), base, self.grace)
+    }
+
+    /// Tells each layer how large the disk right below it is, the lowest first.
+    fn tell_sizes(&self) {
+        for pair in self.layers.windows(2).rev() {
+            if let [above, below] = pair {
+                above.image.lies_over(below.image.virtual_size());
+            }
+        }
     }
 
     /// Opens the layer below the last; whether there is one.
@@ -507,6 +520,7 @@ impl<'a> Walk<'a> {
             grace: Arc::clone(&self.grace),
             snapshot: how.snapshot.cloned(),
             member: how.member.cloned(),
+            listed: self.options.listed && self.layers.is_empty(),
             values: OptionValues::parse(driver.open_options, driver.name, how.values).at(path)?,
             watcher: self.options.watcher.clone(),
         };

@@ -2,11 +2,23 @@
 
 use crate::chain::{Chain, Resolved};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Source, Wait};
+use crate::image::{Below, Source, Wait};
 use crate::util::align::{clamp_len, len64};
 
 /// How often a read looks for bytes that others change each time before it gets to them.
 const LOOKS: u32 = 1000;
+
+/// The layers from one on.
+struct Under<'a> {
+    chain: &'a Chain,
+    first: usize,
+}
+
+impl Below for Under<'_> {
+    fn read_at(&self, buf: &mut [u8], at: u64) -> Result<()> {
+        self.chain.read_from(self.first, buf, at)
+    }
+}
 
 impl Chain {
     /// Fills all of `buf` from `at`.
@@ -40,7 +52,7 @@ impl Chain {
             let at = at + len64(done);
             let found = self.resolve_from(first, at, len64(buf.len() - done), Wait::Yes)?;
             let len = clamp_len(found.len, buf.len() - done);
-            let got = self.fetch(&found, &mut buf[done..done + len], at)?;
+            let got = self.fetch(&found, &mut buf[done..done + len])?;
             looks = if got == 0 { looks + 1 } else { 0 };
             if looks == LOOKS {
                 return Err(self.unsteady(&found, at));
@@ -51,16 +63,20 @@ impl Chain {
     }
 
     /// How many bytes could be had; fewer than asked for where others changed them meanwhile.
-    fn fetch(&self, found: &Resolved<'_>, buf: &mut [u8], at: u64) -> Result<usize> {
+    fn fetch(&self, found: &Resolved<'_>, buf: &mut [u8]) -> Result<usize> {
         match found.source {
             Source::Stored { storage, host, .. } => storage.read_at(buf, host)?,
             Source::Encoded => {
                 let layer = &self.layers[found.depth];
+                let under = Under {
+                    chain: self,
+                    first: found.depth + 1,
+                };
                 return layer
-                    .read_encoded(buf, at)
+                    .read_encoded_over(buf, found.at, &under)
                     .map_err(|e| e.at_opt(layer.storage().path()));
             }
-            Source::Zero | Source::Below => buf.fill(0),
+            Source::Zero | Source::Below | Source::Moved(_) => buf.fill(0),
         }
         Ok(buf.len())
     }

@@ -13,9 +13,9 @@ use crate::cli::common::{OpenArgs, OutputArgs, OutputFormat, ProgressArgs, parse
 use crate::cli::exit::{self, Exit, coded, complain};
 use crate::cli::{Globals, progress, signal};
 use crate::error::{Error, ErrorKind};
-use crate::image::Driver;
 use crate::image::check::{Finding, Repair, Report, Severity, joined};
 use crate::image::open::Purpose;
+use crate::image::{Backing, Driver};
 use crate::output;
 use crate::storage::open::Access;
 
@@ -158,7 +158,10 @@ fn check(
         report = joined(report, run(Repair::Nothing)?);
         chain.close()?;
     }
-    let has_backing = image.backing().is_some();
+    // Of a parent that is recorded nowhere nothing is wrong.
+    let says_which = |b: &Backing| b.identity.is_some() || b.state.is_some() || !b.names.is_empty();
+    let given = !options.parents.is_empty();
+    let has_backing = image.backing().is_some_and(|b| given || says_which(&b));
     Ok(Checked {
         report,
         format,

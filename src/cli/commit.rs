@@ -2,6 +2,7 @@
 
 mod children;
 mod figures;
+mod merge;
 mod refuse;
 
 use std::ffi::{OsStr, OsString};
@@ -30,6 +31,7 @@ EXAMPLES:
   vdtool commit -d child.vhd
   vdtool commit -b base.qcow2 grandchild.qcow2
   vdtool commit -b base.vhd --children top.vhd --remove middle.vhd
+  vdtool commit --parent system.img update.cow
 
 NOTES:
   What the image has goes into its backing image, or, with -b, what all images above BASE have, the
@@ -50,6 +52,13 @@ NOTES:
   command goes on from there; once all is done it says so, and changes nothing. The identity and the
   recorded state of BASE stay what they are, but where FILE lies right over it and can have both
   states recorded (vhdx).
+
+  An Android COW is merged as a phone does it, into the image right below it, which --parent names: blocks
+  that are made of old ones go through the scratch area of the file, a window of up to 510 at a time, and
+  the file says how far the merge is. Whatever stops it, a power cut too, FILE over its base reads as
+  before, and the same command goes on from there. SIGINT and SIGTERM stop it between two windows. One
+  whose order would lose data is refused, and nothing is changed. It is left as it is, and all its
+  operations are then said to be merged.
 
 EXIT STATUS:
   0              done
@@ -104,7 +113,10 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     if !args.children.is_empty() {
         return children::run(args, globals);
     }
-    let target = find(args)?;
+    let (target, is_merged) = find(args)?;
+    if is_merged {
+        return merge::run(args, &target, globals);
+    }
     if args.dry_run {
         let options = args
             .open
@@ -141,8 +153,8 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// The image that is committed into.
-fn find(args: &Args) -> anyhow::Result<HostFile> {
+/// The image that is committed into, and whether FILE is merged into it in place.
+fn find(args: &Args) -> anyhow::Result<(HostFile, bool)> {
     let chain = chain::open::open(
         &args.file,
         &args
@@ -155,10 +167,11 @@ fn find(args: &Args) -> anyhow::Result<HostFile> {
     };
     let mut files = chain.files().into_iter();
     let found = files.find(|f| f.layer == depth && f.role == Role::Header);
-    Ok(found.ok_or_else(|| {
+    let found = found.ok_or_else(|| {
         let text = "has no backing file to commit into";
         Error::new(ErrorKind::Invalid, text).at(&args.file)
-    })?)
+    })?;
+    Ok((found, chain.top().as_merge().is_some()))
 }
 
 /// The layer of a chain, below its top, that the image above it calls `base`; else the one that is

@@ -11,6 +11,7 @@ use crate::cli::create::creator;
 use crate::cli::exit::{Exit, usage};
 use crate::cli::{Globals, hints, signal};
 use crate::copy::{Joined, MAX_WORKERS, Scan, default_workers};
+use crate::error::Error;
 use crate::formats;
 use crate::formats::profiles::{self, Profile};
 use crate::image::Driver;
@@ -19,6 +20,7 @@ use crate::output;
 
 mod assemble;
 mod damage;
+mod delta;
 mod disc;
 mod options;
 mod place;
@@ -44,6 +46,8 @@ EXAMPLES:
   vdtool convert game.cue track.iso
   vdtool convert -O cue -o mode=2352 disk.iso new.cue
   vdtool convert -O wav game.cue DIRECTORY
+  vdtool convert --parent system.img update.cow new.img
+  vdtool convert -O android-cow -B old.img -o version=3,compression=zstd new.img update.cow
 
 The new image is written beside its name and renamed into place once it is whole; of a file that it
 replaces it keeps owner, mode, access control list and user attributes, and other names (hard links)
@@ -94,6 +98,13 @@ DISCS:
   CUE sheet the whole disc as it is (-o layout=single|per-track; -o mode stores its data in another way),
   or the one track that --open-options names. -O wav writes the tracks of sound as trackNN.wav into a
   directory, which is made where it is not there, or the one that track=N names under the name given.
+
+UPDATES:
+  An Android COW is read over the disk that --parent names. -O android-cow makes one of two disks, the
+  old one of -B and the new one: blocks that are elsewhere on the old disk are copied, those that differ
+  little are stored as differences, zeroes and what did not change take no data, and the order is one in
+  which a merge in place loses nothing. -o takes version, compression and, for version 3, block_factor.
+  The file is the same whatever -j is.
 
 STREAMS:
   To stdout (-) go raw and qcow2, compressed or not. An image is read, and compressed, twice: first
@@ -243,8 +254,10 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     let target = args.files.last().map(PathBuf::as_path);
     if OptionValues::ask_for_help(&args.options) {
         let driver = helped_driver(args.target_format, target, globals)?;
-        if let Some(maker) = formats::disc_maker(driver) {
-            print(|out| Ok(output::options::specs(out, maker.options)?))?;
+        let options = formats::disc_maker(driver).map(|maker| maker.options);
+        let options = options.or(formats::delta_maker(driver).map(|maker| maker.options));
+        if let Some(options) = options {
+            print(|out| Ok(output::options::specs(out, options)?))?;
             return Ok(Exit::Done);
         }
         let assembler = assemble::assembler(driver);
@@ -270,6 +283,10 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
     if let Some(sink) = stream::Sink::of(target)? {
         let driver = args.target_format.unwrap_or(formats::PLAIN);
         disc::refuse_stream(driver, "written to")?;
+        if formats::delta_maker(driver).is_some() {
+            let text = format!("format '{}' is not written to a stream", driver.name);
+            return Err(Error::unsupported(text).into());
+        }
         match assemble::assembler(driver) {
             None => {
                 refuse_description(args, driver)?;
@@ -294,6 +311,11 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<Exit> {
         signal::catch()?;
         let sources = source::open_for(args, sources)?;
         disc::convert(args, &sources, driver, maker, target, globals)?;
+        return Ok(Exit::Done);
+    }
+    if let Some(maker) = formats::delta_maker(driver) {
+        signal::catch()?;
+        delta::convert(args, driver, maker, sources, target, globals)?;
         return Ok(Exit::Done);
     }
     if let Some(assembler) = assemble::assembler(driver) {

@@ -7,6 +7,7 @@ use crate::chain::{self, Chain};
 use crate::cli::Globals;
 use crate::cli::common::{OpenArgs, OutputArgs, OutputFormat, parse_driver, print};
 use crate::cli::exit::Exit;
+use crate::error::{Error, ErrorKind};
 use crate::image::Driver;
 use crate::image::info::ImageInfo;
 use crate::image::open::Purpose;
@@ -19,6 +20,14 @@ EXAMPLES:
   vdtool info --output json disk.vhd | jq '.\"virtual-size\"'
   vdtool info --backing-chain child.vhd
   vdtool info --member 2 appliance.ova
+  vdtool info --ops update.cow | jq -c 'select(.type == \"copy\")'
+
+OPERATIONS:
+  With --ops each operation of the file (android-cow) is one line of JSON, in the order of the file:
+  index, type, and as far as it has them new-block, blocks, source-block (copy), source-offset (xor),
+  data-offset, data-length, compression, label, skip (cluster). Of version 3, which keeps its sequence
+  data and labels beside the operations, the former comes first, and a label before the operation whose
+  index it has.
 
 EXIT STATUS:
   0   done
@@ -36,6 +45,10 @@ pub struct Args {
     /// Show the images below it as well, top first; otherwise no other than its own are opened.
     #[arg(short, long)]
     pub backing_chain: bool,
+    /// Show the operations that the file consists of, one JSON line for each, in formats that have
+    /// such.
+    #[arg(long, conflicts_with = "backing_chain")]
+    pub ops: bool,
     /// How to print it.
     #[command(flatten)]
     pub output: OutputArgs,
@@ -60,8 +73,12 @@ pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
     let options = ChainOptions {
         follow,
         purpose: Purpose::Describe,
+        listed: args.ops,
         ..args.open.plan(args.format, Access::Read)?
     };
+    if args.ops {
+        return operations(args, &options);
+    }
     if let Some(contents) = chain::open::contents(&args.file, &options)? {
         print(|out| {
             match args.output.output {
@@ -81,6 +98,34 @@ pub fn run(args: &Args, _globals: &Globals) -> anyhow::Result<Exit> {
             (OutputFormat::Json, ..) => output::info::json_chain(out, &layers)?,
         }
         Ok(())
+    })?;
+    Ok(Exit::Done)
+}
+
+/// Prints the operations, each as it is found.
+fn operations(args: &Args, options: &ChainOptions) -> anyhow::Result<Exit> {
+    let chain = chain::open::open(&args.file, options)?;
+    let image = chain.top();
+    let Some(operations) = image.as_operations() else {
+        let text = format!(
+            "images of format '{}' have no operations",
+            image.driver().name
+        );
+        return Err(Error::unsupported(text).at(&args.file).into());
+    };
+    print(|out| {
+        let mut failed = None;
+        let done = operations.each(&mut |operation| {
+            let line = serde_json::to_string(operation).unwrap_or_default();
+            writeln!(out, "{line}").map_err(|e| {
+                failed = Some(e);
+                Error::new(ErrorKind::Cancelled, "nobody takes them")
+            })
+        });
+        match failed {
+            Some(e) => Err(e.into()),
+            None => Ok(done.map_err(|e| e.at(&args.file))?),
+        }
     })?;
     Ok(Exit::Done)
 }

@@ -31,8 +31,13 @@ const STEP: usize = 1 << 20;
 /// At every moment the upper disk reads the same.  Nothing is flushed.
 ///
 /// # Errors
-/// `Unsupported` where the base cannot grow; `Cancelled`; those of the chains.
+/// `Unsupported` where the base cannot grow, and for layers that are merged in place; `Cancelled`; those of the chains.
 pub fn commit(upper: &Chain, base: &Chain, workers: usize, progress: &dyn Progress) -> Result<()> {
+    if let Some(layer) = upper.layers().iter().find(|l| l.as_merge().is_some()) {
+        // It may be made of bytes of the base that others would be written over.
+        let text = "lies over the base and is merged in place, by itself (allowed above the base: other formats)";
+        return Err(Error::unsupported(text).at_opt(layer.storage().path()));
+    }
     let size = upper.virtual_size();
     if base.virtual_size() < size {
         base.resize(size)?;

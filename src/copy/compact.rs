@@ -188,7 +188,7 @@ impl Scan<'_> {
                         return Ok(Look::Data);
                     }
                 }
-                Source::Encoded => return Ok(Look::Data),
+                Source::Encoded | Source::Moved(_) => return Ok(Look::Data),
                 Source::Below
                     if self.image.caps().backing
                         && (stored || at != unit.start || end < unit.end) =>

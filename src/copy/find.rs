@@ -45,7 +45,7 @@ impl<'a> Found<'a> {
                 Source::Stored { storage, host, .. } => Place::Stored { storage, host },
                 Source::Encoded => Place::Encoded,
                 Source::Zero => Place::Zero,
-                Source::Below => Place::Hole,
+                Source::Below | Source::Moved(_) => Place::Hole,
             },
             depth: found.depth,
             part: 0,

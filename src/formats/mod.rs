@@ -1,5 +1,6 @@
 //! One entry per format, and the registry.
 
+pub mod android_cow;
 pub mod cue;
 pub mod ova;
 pub mod profiles;
@@ -15,6 +16,7 @@ pub mod wav;
 use crate::error::{Error, Result};
 use crate::image::Driver;
 use crate::image::contents::Container;
+use crate::image::delta::DeltaMaker;
 use crate::image::disc::plan::Maker;
 
 /// Every format, best first; `raw` last, because it accepts anything.
@@ -26,6 +28,7 @@ pub static DRIVERS: &[&Driver] = &[
     &ova::LOOSE,
     &vmdk::DRIVER,
     &vhdx::DRIVER,
+    &android_cow::DRIVER,
     &cue::DRIVER,
     &raw::DRIVER,
 ];
@@ -35,6 +38,17 @@ static MAKERS: &[(&Driver, &Maker)] = &[
     (&cue::DRIVER, &cue::create::MAKER),
     (&wav::DRIVER, &wav::MAKER),
 ];
+
+/// Formats whose files are made of two disks, by what makes one of the other.
+static DELTAS: &[(&Driver, &DeltaMaker)] = &[(&android_cow::DRIVER, &android_cow::write::MAKER)];
+
+/// How files of a format are made of two disks, where they are.
+pub fn delta_maker(driver: &Driver) -> Option<&'static DeltaMaker> {
+    let mut makers = DELTAS.iter();
+    makers
+        .find(|(of, _)| *of == driver)
+        .map(|(_, maker)| *maker)
+}
 
 /// How files of a format are made of discs, where they are.
 pub fn disc_maker(driver: &Driver) -> Option<&'static Maker> {

@@ -25,12 +25,15 @@ pub mod compact;
 pub mod compress;
 pub mod contents;
 pub mod create;
+pub mod delta;
 pub mod disc;
 pub mod driver;
 pub mod flat;
 pub mod follow;
 pub mod info;
+pub mod merge;
 pub mod open;
+pub mod operations;
 pub mod options;
 pub mod overlay;
 pub mod probe;
@@ -68,12 +71,14 @@ pub enum Source<'a> {
         /// Whether a write may go straight there.
         writable: bool,
     },
-    /// Compressed: [`Image::read_encoded`] produces them.
+    /// Compressed, or a difference: [`Image::read_encoded_over`] produces them.
     Encoded,
     /// They read as zeroes, whatever lies below.
     Zero,
     /// This layer does not have them.
     Below,
+    /// The layers below have them, at this offset of their disk.
+    Moved(u64),
 }
 
 /// A run of guest bytes with one source.
@@ -220,6 +225,15 @@ impl ObjectId {
     }
 }
 
+/// The layers below an image, as one disk.
+pub trait Below {
+    /// Fills all of `buf` with the bytes at `at`; past the end of the disk, zeroes.
+    ///
+    /// # Errors
+    /// Those of the layers.
+    fn read_at(&self, buf: &mut [u8], at: u64) -> Result<()>;
+}
+
 /// One open image: one layer of a chain.
 ///
 /// All methods may be called from any number of threads.
@@ -259,6 +273,19 @@ pub trait Image: fmt::Debug + Send + Sync {
         Err(Error::unsupported(format!(
             "format '{name}' has no compressed data"
         )))
+    }
+    /// As [`Image::read_encoded`], where the bytes may depend on those of the layers below.
+    ///
+    /// # Errors
+    /// As there; those of `below`.
+    fn read_encoded_over(&self, buf: &mut [u8], at: u64, below: &dyn Below) -> Result<usize> {
+        let _ = below;
+        self.read_encoded(buf, at)
+    }
+    /// Tells it that what lies below is a disk of so many bytes: called once, before the disk is used.
+    /// A format that does not record how large its disk is takes that from it.
+    fn lies_over(&self, size: u64) {
+        let _ = size;
     }
     /// The error for changes of a disk that takes none as it is open: `ReadOnly`.
     fn read_only(&self) -> Error {
@@ -448,6 +475,14 @@ pub trait Image: fmt::Debug + Send + Sync {
             "format '{}' has no compressed data",
             self.driver().name
         )))
+    }
+    /// Merging it into the disk below in place, where it says itself how far that is.
+    fn as_merge(&self) -> Option<&dyn merge::Merge> {
+        None
+    }
+    /// Its operations one by one, in formats that are lists of such.
+    fn as_operations(&self) -> Option<&dyn operations::Operations> {
+        None
     }
     /// Its sectors by part, where it has such.
     fn as_sectors(&self) -> Option<&dyn sector::Sectors> {

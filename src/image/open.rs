@@ -93,6 +93,9 @@ pub struct OpenOptions {
     pub snapshot: Option<Pick>,
     /// Which disk of a file that holds several: its number, counted from 1, or its name.
     pub member: Option<OsString>,
+    /// It is opened to list the operations that it consists of, in formats that are lists of such: none of
+    /// them is kept, so that the disk cannot be read.
+    pub listed: bool,
     /// Options of the format, checked against its `open_options`.
     pub values: OptionValues,
     /// Told of what must be read whole before the image can be used, and asked whether to stop.

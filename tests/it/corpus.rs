@@ -53,6 +53,11 @@ pub(crate) fn images() -> Option<PathBuf> {
     corpus().map(|corpus| unpacked(&corpus, "images"))
 }
 
+/// The further ones.
+pub(crate) fn more() -> Option<PathBuf> {
+    corpus().map(|corpus| unpacked(&corpus, "more"))
+}
+
 /// One line of the list.
 #[derive(Debug)]
 struct Row {

@@ -55,6 +55,56 @@ pub(crate) fn exercise(bytes: &[u8]) {
         check(driver, bytes);
         write(driver, bytes);
         change(driver, bytes);
+        merge(driver, bytes);
+    }
+}
+
+/// Most bytes of a disk that is merged.
+const MOST_MERGED: u64 = 4 << 20;
+
+/// Lists the operations of an image, and merges it into a disk below: that is what was read before.
+fn merge(driver: &'static Driver, bytes: &[u8]) {
+    let (cow, base) = (memory(bytes), memory(&[3; 300_000]));
+    let Some((image, _)) = open(driver, &cow, Access::Write, Purpose::Use) else {
+        return;
+    };
+    if let Some(operations) = image.as_operations() {
+        let _ = operations.each(&mut |_| Ok(()));
+    }
+    let raw = vdtool::formats::PLAIN;
+    let over = |image: Box<dyn Image>, access| {
+        let (below, options) = open(raw, &base, access, Purpose::Use)?;
+        image.lies_over(below.virtual_size());
+        Some((image, below, options.grace))
+    };
+    if image.as_merge().is_none() || image.virtual_size() > MOST_MERGED {
+        return;
+    }
+    let read = || {
+        let (image, _) = open(driver, &cow, Access::Read, Purpose::Use)?;
+        let (image, below, grace) = over(image, Access::Read)?;
+        let chain = Chain::new(vec![image, below], Base::Zeroes, grace).ok()?;
+        let mut all = vec![0; usize::try_from(chain.virtual_size()).ok()?];
+        chain.read_at(&mut all, 0).ok().map(|()| all)
+    };
+    let before = read();
+    let Some((image, below, grace)) = over(image, Access::Write) else {
+        return;
+    };
+    let (Ok(upper), Ok(lower)) = (
+        Chain::new(vec![image], Base::NotOpened, grace),
+        Chain::new(vec![below], Base::Zeroes, Arc::default()),
+    ) else {
+        return;
+    };
+    let done = vdtool::copy::merge(&upper, &lower, &Silent);
+    if let Some(before) = before {
+        let after = read().expect("read before");
+        assert!(after == before, "a merge changes nothing of the disk");
+        assert!(
+            done.is_err() || base.to_bytes() == before,
+            "it is all there"
+        );
     }
 }
 

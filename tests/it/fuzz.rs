@@ -10,6 +10,7 @@ use vdtool::image::disc::Form;
 use vdtool::image::open::WriteOrder;
 use vdtool::storage::open::Access;
 
+use crate::android_cow::made::{BLOCK, Do, all_kinds, text};
 use crate::cue::made;
 use crate::exercise::exercise;
 use crate::layers::{Disk, LayerSpec, Place};
@@ -77,6 +78,7 @@ fn samples() -> Vec<Vec<u8>> {
     samples.extend(packages(&samples[0]));
     samples.extend(extents());
     samples.extend(discs());
+    samples.extend(updates());
     samples
 }
 
@@ -167,6 +169,31 @@ fn seal_vhdx(bytes: &mut [u8]) {
         let sum = crc32c::crc32c(&bytes[at..end]).to_le_bytes();
         bytes[at + 4..at + 8].copy_from_slice(&sum);
     }
+}
+
+/// Android COW files with all operations, and one whose merge was stopped within a window.
+fn updates() -> Vec<Vec<u8>> {
+    let mut rng = Seeded::new("fuzz-updates");
+    let old = text(&mut rng, 40 * BLOCK);
+    let mut samples = Vec::new();
+    for (version, compression) in [(1, 0), (2, 1), (2, 4), (3, 1), (3, 4)] {
+        let mut plan = all_kinds(version, compression, &mut rng, &old);
+        plan.scratch = plan.scratch.min(16 << 10);
+        let blocks = vec![21, 1, 0, 20, 9, 10, 45, 4];
+        plan.ops.insert(0, (0, Do::Sequence(blocks)));
+        samples.push(plan.bytes(&old));
+        plan.merged = 2;
+        let mut cow = plan.bytes(&old);
+        let header = if version == 3 { 78 } else { 38 };
+        if version > 1 {
+            cow[header] = 2;
+            cow[header + 1..header + 17].fill(0);
+            let at = (header + 64).to_le_bytes();
+            cow[header + 9..header + 17].copy_from_slice(&at);
+        }
+        samples.push(cow);
+    }
+    samples
 }
 
 /// Sheets, each with the file that all names in it lead to behind a zero byte.

@@ -118,7 +118,6 @@ fn every_name_of_such_a_format_is_answered_by_the_format() {
         "dmg",
         "cloop",
         "bochs",
-        "android-cow",
         "android-sparse",
     ];
     for name in contract {
@@ -216,11 +215,6 @@ fn samples() -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
         (
             "bochs-sparse",
             0x0246_8ace_u32.to_le_bytes().to_vec(),
-            vec![],
-        ),
-        (
-            "android-cow",
-            0x436f_7763_4f57_2121_u64.to_le_bytes().to_vec(),
             vec![],
         ),
         (

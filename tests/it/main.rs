@@ -2,6 +2,7 @@
 
 mod ahead;
 mod amend;
+mod android_cow;
 mod bitmap;
 mod check;
 mod coalesce;

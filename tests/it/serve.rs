@@ -536,3 +536,36 @@ fn parents_that_were_typed_lie_below_what_was_typed_and_below_nothing_else() {
     let said = String::from_utf8_lossy(&output);
     assert!(said.contains("is not an overlay of"), "{said}");
 }
+
+#[test]
+fn an_update_is_served_over_its_parent_and_written_to_an_overlay() {
+    if !requires("qemu-io") {
+        return;
+    }
+    let home = scratch();
+    let home = home.path();
+    let mut rng = crate::util::Seeded::new("android-cow serve");
+    let (old, new) = crate::android_cow::write::disks(&mut rng, 64);
+    let cow = crate::android_cow::write::made(&old, &new, "version=3", 2).expect("is made");
+    for (name, bytes) in [("base.raw", &old), ("a.cow", &cow), ("new.raw", &new)] {
+        std::fs::write(home.join(name), bytes).expect("writes");
+    }
+    let same = |serve: &Serve| {
+        let uri = serve.uri("");
+        peer(
+            "qemu-img",
+            home,
+            ["compare", "-f", "raw", "-F", "raw", &uri, "new.raw"],
+        );
+    };
+    let over = ["--parent", "base.raw"];
+    same(&Serve::start(home, &["-r", over[0], over[1], "a.cow"]));
+    std::fs::remove_file(home.join("n")).ok();
+    let words = [over[0], over[1], "--overlay", "over.qcow2", "a.cow"];
+    let serve = Serve::start(home, &words);
+    same(&serve);
+    serve.io("", &["write -P 7 8192 4096", "read -P 7 8192 4096"]);
+    drop(serve);
+    assert_eq!(std::fs::read(home.join("a.cow")).expect("reads"), cow);
+    assert_eq!(std::fs::read(home.join("base.raw")).expect("reads"), old);
+}

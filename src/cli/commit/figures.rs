@@ -92,7 +92,10 @@ impl Figures {
 }
 
 fn is_stored(source: Source<'_>) -> bool {
-    matches!(source, Source::Stored { .. } | Source::Encoded)
+    matches!(
+        source,
+        Source::Stored { .. } | Source::Encoded | Source::Moved(_)
+    )
 }
 
 /// What a layer has at `at`; past its end, zeroes.

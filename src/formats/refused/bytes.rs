@@ -76,11 +76,6 @@ pub(super) fn is_parallels_descriptor(input: &ProbeInput<'_>) -> bool {
     is_xml(input) && mentions(input, "<Parallels_disk_image")
 }
 
-/// `!!WOcwoC`, and a version that there is.
-pub(super) fn is_android_cow(input: &ProbeInput<'_>) -> bool {
-    starts(input, b"!!WOcwoC")
-}
-
 /// Deflate is the only method, and three flags are reserved.
 pub(super) fn is_gzip(input: &ProbeInput<'_>) -> bool {
     short(input, &[0x1f, 0x8b, 8]) && input.head.get(3).is_some_and(|flags| flags & 0xe0 == 0)

@@ -10,7 +10,7 @@ use crate::image::probe::{ProbeInput, Refused};
 mod bytes;
 mod others;
 
-use bytes::{ends, is_android_cow, is_parallels_descriptor, short, starts, word_be};
+use bytes::{ends, is_parallels_descriptor, short, starts, word_be};
 use others::OTHERS;
 
 /// Formats of virtual disks.
@@ -59,13 +59,6 @@ static DISKS: &[Refused] = &[
     row("bochs-sparse", &[], &[], "Bochs sparse disk image", |i| {
         short(i, &[0xce, 0x8a, 0x46, 0x02])
     }),
-    row(
-        "android-cow",
-        &["acow"],
-        &["cow"],
-        "Android snapshot",
-        is_android_cow,
-    ),
     row(
         "android-sparse",
         &["simg"],

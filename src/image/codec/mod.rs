@@ -3,10 +3,12 @@
 pub mod decode;
 pub mod decoded;
 pub mod encode;
+pub mod method;
 
 pub use decode::Decoders;
 pub use decoded::Decoded;
 pub use encode::Codec;
+pub use method::Method;
 
 /// How chunks are compressed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

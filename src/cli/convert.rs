@@ -160,7 +160,8 @@ pub struct Args {
     #[arg(long, value_name = "LOG", requires = "no_create",
           conflicts_with_all = ["compress", "target_is_zero", "bitmaps", "dirty_bitmap"])]
     pub dirty: Option<PathBuf>,
-    /// With -n: copy only what this dirty bitmap of the source names.
+    /// With -n: copy only what this dirty bitmap of the source names, or of its server where it is an
+    /// NBD URI.
     #[arg(long, value_name = "NAME", requires = "no_create",
           conflicts_with_all = ["compress", "target_is_zero", "bitmaps", "snapshot"])]
     pub dirty_bitmap: Option<OsString>,

@@ -286,3 +286,76 @@ fn a_dirty_bitmap_of_qemu_is_copied_by() {
         ["compare", "-F", "raw", "a.qcow2", "backup"],
     );
 }
+
+#[test]
+fn what_a_servers_bitmap_names_is_copied_from_the_server() {
+    let scratch = scratch();
+    let dir = scratch.path();
+    run(dir, "create -q -f qcow2 a.qcow2 64M", 0);
+    run(dir, "bitmap --add a.qcow2 b0", 0);
+    run(dir, "convert -q -O raw a.qcow2 backup", 0);
+    let line = [
+        "io",
+        "-c",
+        "write -P 9 1M 3M",
+        "-c",
+        "write -z 60M 1M",
+        "a.qcow2",
+    ];
+    vdtool().current_dir(dir).args(line).assert().success();
+    let socket = dir.join("s").display().to_string();
+    let servers = [
+        (
+            "vdtool",
+            vec!["serve", "-r", "--bitmap", "b0", "--nbd"],
+            format!("unix:{socket}"),
+        ),
+        (
+            "qemu-nbd",
+            vec!["-r", "-t", "-f", "qcow2", "-B", "b0", "-k"],
+            socket.clone(),
+        ),
+    ];
+    for (server, words, address) in servers {
+        if server != "vdtool" && !requires(server) {
+            continue;
+        }
+        let mut command = match server {
+            "vdtool" => crate::util::killable(),
+            _ => std::process::Command::new(server),
+        };
+        let command = command
+            .current_dir(dir)
+            .args(words)
+            .arg(address)
+            .arg("a.qcow2");
+        let mut child = command
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .expect("starts");
+        for _ in 0..500 {
+            if Path::new(&socket).exists() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        fs::copy(dir.join("backup"), dir.join("copy")).expect("copies");
+        let uri = format!("nbd+unix:///?socket={socket}");
+        let line = format!("convert -q -n --dirty-bitmap b0 -f raw -O raw {uri} copy");
+        run(dir, &line, 0);
+        let told = run(dir, &line.replace("b0", "b1"), 1);
+        assert!(told.contains("no dirty bitmap 'b1'"), "{told}");
+        let _ = fs::remove_file(dir.join("log"));
+        run(dir, "dirty create --size 64M log", 0);
+        run(dir, &format!("dirty merge --bitmap b0 log {uri}"), 0);
+        assert_eq!(
+            dirty(dir, "log"),
+            [(MIB, 3 * MIB), (60 * MIB, MIB)],
+            "{server}"
+        );
+        child.kill().expect("is there");
+        child.wait().expect("ends");
+        let _ = fs::remove_file(&socket);
+        run(dir, "compare -F raw a.qcow2 copy", 0);
+    }
+}

@@ -6,9 +6,10 @@ use crate::chain::open::{ChainOptions, Home};
 use crate::chain::{self, Chain, HostFile};
 use crate::cli::backing::{home_of_new, locate};
 use crate::cli::convert::place::named;
-use crate::cli::convert::{Args, is_stream, sealed, source};
+use crate::cli::convert::{Args, is_stream, source};
 use crate::cli::create::Generic;
 use crate::cli::exit::usage;
+use crate::cli::sealed;
 use crate::cli::target::{Durable, Target, settle};
 use crate::cli::{Globals, kept, progress};
 use crate::copy::{self, Allocation, Joined, Outcome};
@@ -124,7 +125,7 @@ impl Job<'_> {
             &args.progress,
             self.globals,
         );
-        sealed::beside(args, &self.new, || {
+        sealed::beside(args.no_manifest, &self.new, || {
             storage::start_over(&*storage, 0)?;
             let (old, new) = (&self.old, &self.new);
             copy::delta(old, new, self.plan, &*storage, args.workers(), &bar)?;

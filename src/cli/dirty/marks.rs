@@ -15,8 +15,9 @@ use crate::dirty::{Assumed, DirtyLog, Geometry, Regions, Usage};
 use crate::error::{Error, Result};
 use crate::image::Bitmaps;
 use crate::image::bitmap::{Bitmap, Recording};
-use crate::storage::Storage;
+use crate::nbd::uri::is_uri;
 use crate::storage::open::{Access, StorageOptions};
+use crate::storage::{Storage, nbd};
 use crate::util::align::clamp_len;
 
 /// Most bytes of a list of ranges.
@@ -110,12 +111,16 @@ fn list(file: &dyn Storage, size: u64) -> Result<Regions> {
     Ok(regions)
 }
 
-/// What the bitmap `name` of an image has taken note of; the disk has `size` bytes.
+/// What the bitmap `name` of an image, or of the server's export that it is, has taken note of; the disk
+/// has `size` bytes.
 ///
 /// # Errors
 /// `Unsupported` where the image has no bitmaps; those of reading one; `Invalid` where its size is
 /// another.
 pub fn of_bitmap(image: &Chain, name: &OsStr, size: u64) -> Result<Regions> {
+    if let Some(uri) = remote(image) {
+        return of_server(&uri, name, size);
+    }
     if image.virtual_size() != size {
         return Err(Error::invalid(format!(
             "has {} bytes (allowed: {size})",
@@ -136,6 +141,31 @@ pub fn of_bitmap(image: &Chain, name: &OsStr, size: u64) -> Result<Regions> {
             Some(last) if ranges.len() == RANGES => at = last.end,
             _ => return Ok(regions),
         }
+    }
+}
+
+/// The URI of a disk that is what a server has, as it is.
+fn remote(image: &Chain) -> Option<String> {
+    let path = image.top().storage().path()?;
+    let is_one = is_uri(path) && image.layers().len() == 1 && image.top().bitmaps().is_none();
+    is_one.then(|| path.to_str().map(str::to_owned)).flatten()
+}
+
+/// What the bitmap `name` of a server's export has taken note of.
+fn of_server(uri: &str, name: &OsStr, size: u64) -> Result<Regions> {
+    let name = name.to_str();
+    let name = name.ok_or_else(|| Error::invalid("the name of the bitmap is not UTF-8"))?;
+    let regions = fine(size)?;
+    let options = nbd::Options::new(Access::Read);
+    let found = nbd::dirty_bitmap(uri, name, &options, |range| {
+        regions.mark(&range);
+        Ok(())
+    })?;
+    match found == size {
+        true => Ok(regions),
+        false => Err(Error::invalid(format!(
+            "the export has {found} bytes by now (before: {size})"
+        ))),
     }
 }
 

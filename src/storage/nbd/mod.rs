@@ -18,13 +18,14 @@ use parking_lot::RwLock;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::nbd::Uri;
-use crate::nbd::wire::{MAX_PAYLOAD, can};
+use crate::nbd::wire::{BASE_ALLOCATION, MAX_PAYLOAD, can};
 use crate::storage::open::{Access, Flushing};
 use crate::storage::syncs::Syncs;
 use crate::storage::{HostId, HostRun, Limits, Storage, Zeroing};
 use crate::util::align::{clamp_len, down, is_aligned, len64, up};
 
 mod connection;
+mod dirty;
 mod extents;
 mod losses;
 mod negotiate;
@@ -32,6 +33,7 @@ mod pool;
 mod reply;
 
 use connection::Op;
+pub use dirty::dirty_bitmap;
 use extents::Extents;
 use pool::Pool;
 
@@ -94,7 +96,8 @@ impl NbdStorage {
     /// As [`open`].
     pub fn connect(uri: &str, options: &Options) -> Result<Self> {
         let parsed = Uri::parse(uri)?;
-        let pool = Pool::connect(parsed, *options).map_err(|e| e.at(uri))?;
+        let context = BASE_ALLOCATION.to_owned();
+        let pool = Pool::connect(parsed, context, *options).map_err(|e| e.at(uri))?;
         let storage = Self {
             name: uri.into(),
             pool,

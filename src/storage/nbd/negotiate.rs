@@ -10,8 +10,8 @@ use crate::nbd::Link;
 use crate::nbd::socket::{Socket, Until};
 use crate::nbd::tls;
 use crate::nbd::wire::{
-    BASE_ALLOCATION, Fields, GREETING, Headers, MAX_PAYLOAD, OLDSTYLE, OPTION, OPTION_REPLY,
-    answer, handshake, info, option, put_string,
+    Fields, GREETING, Headers, MAX_PAYLOAD, OLDSTYLE, OPTION, OPTION_REPLY, answer, handshake,
+    info, option, put_string,
 };
 use crate::util::align::clamp_len;
 use crate::util::text::printable;
@@ -36,7 +36,7 @@ pub(super) struct Facts {
     /// Longest read or write.
     pub(super) max: u32,
     pub(super) headers: Headers,
-    /// The number of `base:allocation`.
+    /// The number of the metadata context that was asked for.
     pub(super) context: Option<u32>,
 }
 
@@ -115,10 +115,11 @@ struct Client<'a> {
     export: &'a str,
 }
 
-/// Talks to a server until it agrees to serve `export`.
+/// Talks to a server until it agrees to serve `export`, and to tell of `context` where it can.
 pub(super) fn negotiate(
     socket: Socket,
     export: &str,
+    context: &str,
     tls: Option<&tls::Client>,
     until: Until,
 ) -> Result<Agreed> {
@@ -144,7 +145,7 @@ pub(super) fn negotiate(
         headers,
         context: match headers {
             Headers::Simple => None,
-            Headers::Structured | Headers::Extended => client.context()?,
+            Headers::Structured | Headers::Extended => client.context(context)?,
         },
     };
     if !client.go(&mut facts)? {
@@ -237,22 +238,22 @@ impl Client<'_> {
         }
     }
 
-    /// Chooses `base:allocation`; its number, where the server has it.
-    fn context(&mut self) -> Result<Option<u32>> {
+    /// Chooses a metadata context; its number, where the server has it.
+    fn context(&mut self, context: &str) -> Result<Option<u32>> {
         let number = option::SET_META_CONTEXT;
         let mut data = Vec::new();
         put_string(&mut data, self.export);
         data.extend(1u32.to_be_bytes());
-        put_string(&mut data, BASE_ALLOCATION);
+        put_string(&mut data, context);
         self.option(number, &data)?;
-        let mut context = None;
+        let mut chosen = None;
         for _ in 0..MAX_ANSWERS {
             let answer = self.answer(number)?;
             let mut fields = Fields::new(&answer.data);
             match answer.kind {
-                answer::ACK => return Ok(context),
+                answer::ACK => return Ok(chosen),
                 answer::META_CONTEXT => match (fields.u32(), fields.rest()) {
-                    (Some(id), name) if name == BASE_ALLOCATION.as_bytes() => context = Some(id),
+                    (Some(id), name) if name == context.as_bytes() => chosen = Some(id),
                     _ => return Err(violation("a metadata context that was not asked for")),
                 },
                 answer::TLS_REQUIRED | answer::SHUTDOWN => return Err(self.refusal(&answer)),

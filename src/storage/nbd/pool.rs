@@ -28,6 +28,8 @@ const PAUSE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Pool {
     uri: Uri,
+    /// The metadata context that tells of extents.
+    context: String,
     tls: Option<tls::Client>,
     options: Options,
     facts: Facts,
@@ -51,14 +53,14 @@ impl Place {
 }
 
 impl Pool {
-    /// Makes the first connection.
-    pub(super) fn connect(uri: Uri, options: Options) -> Result<Self> {
+    /// Makes the first connection; extents are told of in `context`.
+    pub(super) fn connect(uri: Uri, context: String, options: Options) -> Result<Self> {
         let tls = match uri.security {
             Security::Plain => None,
             Security::Tls => Some(tls::Client::load(&uri.tls, &uri.address)?),
         };
         let losses = Arc::default();
-        let first = connect(&uri, tls.as_ref(), &options, &losses)?;
+        let first = connect(&uri, &context, tls.as_ref(), &options, &losses)?;
         let facts = *first.facts();
         // Without the server's word a flush covers one connection only.
         let count = match facts.flags & can::MULTI_CONN {
@@ -69,6 +71,7 @@ impl Pool {
         *places[0].current.lock() = Some(Arc::new(first));
         Ok(Self {
             uri,
+            context,
             tls,
             options,
             facts,
@@ -192,7 +195,13 @@ impl Pool {
         place: &Place,
         failed: &mut Option<(Instant, String)>,
     ) -> std::result::Result<Arc<Connection>, Failure> {
-        let made = connect(&self.uri, self.tls.as_ref(), &self.options, &self.losses);
+        let made = connect(
+            &self.uri,
+            &self.context,
+            self.tls.as_ref(),
+            &self.options,
+            &self.losses,
+        );
         let made = made.map_err(|e| {
             *failed = Some((Instant::now(), full_text(&e)));
             match e.kind() {
@@ -223,6 +232,7 @@ impl Pool {
 
 fn connect(
     uri: &Uri,
+    context: &str,
     tls: Option<&tls::Client>,
     options: &Options,
     losses: &Arc<Losses>,
@@ -230,7 +240,7 @@ fn connect(
     let until = Instant::now().checked_add(options.timeout);
     let socket = Socket::connect(&uri.address, options.timeout);
     let socket = socket.map_err(|e| Error::io("connect", e))?;
-    let agreed = negotiate(socket, &uri.export, tls, until)?;
+    let agreed = negotiate(socket, &uri.export, context, tls, until)?;
     Ok(Connection::new(agreed, options.timeout, Arc::clone(losses)))
 }
 

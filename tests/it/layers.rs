@@ -15,11 +15,18 @@ use vdtool::image::options::OptionValues;
 use vdtool::image::{Driver, Image};
 use vdtool::storage::Storage;
 use vdtool::storage::memory::MemoryStorage;
-use vdtool::storage::open::{Access, StorageOptions};
+use vdtool::storage::open::{Access, Caching, Flushing, Sharing, StorageOptions};
 use vdtool::util::grace::Grace;
 use vdtool::util::progress::Silent;
 
 use crate::util::{Seeded, len, scratch};
+
+const WRITE: StorageOptions = StorageOptions {
+    access: Access::Write,
+    sharing: Sharing::Locked,
+    caching: Caching::Mapped,
+    flushing: Flushing::Needed,
+};
 
 /// One layer to be made.
 #[derive(Debug, Clone, Copy)]
@@ -96,13 +103,24 @@ impl Disk {
         let driver = formats::by_name(spec.format).expect("a known format");
         let creator = driver.creator.as_ref().expect("a format that is written");
         let values = [spec.options].into_iter().filter(|o| !o.is_empty());
-        let options = CreateOptions {
+        let mut options = CreateOptions {
             size: spec.size,
             backing: self.backing(),
             values: OptionValues::parse(creator.options, driver.name, values).expect("valid"),
             ..CreateOptions::default()
         };
+        options.named = (creator.settle)(&options).expect("valid").named;
         let home = match &self.directory {
+            // What keeps the data of a format that is made of several files, alone.
+            None if options.further().count() == 1 => {
+                let extent = Arc::new(MemoryStorage::new());
+                options.files.push(Arc::clone(&extent) as Arc<dyn Storage>);
+                let text = MemoryStorage::new();
+                (creator.create)(&text, &options).expect("creates");
+                let home = Home::Memory(extent);
+                self.layers.insert(0, Layer { driver, home });
+                return;
+            }
             None => {
                 let name = format!("/memory/{}", self.layers.len());
                 let storage = match self.place {
@@ -115,13 +133,23 @@ impl Disk {
             }
             Some(directory) => {
                 let name = format!("layer{}.{}", self.layers.len(), driver.name);
+                options.name = name.clone().into();
+                options.named = (creator.settle)(&options).expect("valid").named;
                 let path = directory.path().join(name);
                 std::fs::File::create_new(&path).expect("the file is new");
+                let further: Vec<_> = options.further().map(|(_, name)| name.to_owned()).collect();
+                for name in further {
+                    let path = directory.path().join(name);
+                    std::fs::File::create_new(&path).expect("the file is new");
+                    let storage = vdtool::storage::open::open(&path, &WRITE);
+                    options.files.push(storage.expect("opens"));
+                }
                 Home::File(path)
             }
         };
         let layer = Layer { driver, home };
         (creator.create)(&*layer.storage(Access::Write), &options).expect("creates");
+        options.files.clear();
         self.layers.insert(0, layer);
     }
 

@@ -467,6 +467,13 @@ fn a_vmdk_agrees_with_a_byte_vector() {
         Session::new(options, Place::Memory, &[vmdk(options, 1 << 20)]).run();
     }
     Session::new("vmdk file", Place::Files, &[vmdk("", 5 << 20)]).run();
+    for options in [
+        "subformat=twoGbMaxExtentSparse,grain_size=16k",
+        "subformat=twoGbMaxExtentFlat",
+        "subformat=vmfs",
+    ] {
+        Session::new(options, Place::Files, &[vmdk(options, 3 << 20)]).run();
+    }
 }
 
 #[test]

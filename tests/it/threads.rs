@@ -73,6 +73,22 @@ fn shapes() -> Vec<(&'static str, Place, Vec<LayerSpec>)> {
             }],
         ),
         (
+            "vmdk of ESX",
+            Place::Memory,
+            vec![LayerSpec {
+                format: "vmdk",
+                ..vhd("subformat=vmfsSparse,grain_size=4k", 640 * 512)
+            }],
+        ),
+        (
+            "vmdk in parts",
+            Place::Files,
+            vec![LayerSpec {
+                format: "vmdk",
+                ..vhd("subformat=twoGbMaxExtentSparse,grain_size=16k", 640 * 512)
+            }],
+        ),
+        (
             "vhdx",
             Place::Memory,
             vec![LayerSpec {

@@ -154,8 +154,10 @@ fn same_below(sources: &Joined, backing: &Joined) -> bool {
         return false;
     };
     let top = backing.top();
-    // Of a part of a disk the offsets are others.
+    // Of a part of a disk the offsets are others; so they may be where the top layer is made of bytes
+    // elsewhere in the one below, which only such do that are merged into it in place.
     sources.len() == source.virtual_size()
+        && source.top().as_merge().is_none()
         && same_object(below.storage(), top.storage())
         && below.driver() == top.driver()
         && below.virtual_size() == top.virtual_size()

@@ -16,8 +16,9 @@ use crate::storage::Storage;
 use crate::util::align::{clamp_len, len64};
 use crate::util::parallel;
 
-/// Blocks of a disk at most.
-const MAX_BLOCKS: u64 = 1 << 32;
+/// Blocks of the new disk at most, of which some thirty bytes each are in memory: 128 GiB where they have
+/// 4 KiB.
+const MAX_BLOCKS: u64 = 1 << 25;
 
 /// The two disks.
 #[derive(Debug, Clone, Copy)]
@@ -41,7 +42,8 @@ impl Disks<'_> {
 
 /// Bytes that a job over these disks goes through, for its progress.
 pub fn work(old: &Joined, new: &Joined) -> u64 {
-    old.len().saturating_add(new.len())
+    let new = new.len().saturating_mul(2);
+    old.len().saturating_add(new)
 }
 
 /// Writes into `storage`, an empty object, what makes `new` of `old`; tells `progress` of as many
@@ -65,10 +67,19 @@ pub fn delta(
     let mut steps = scan::scan(&disks, plan.differs(), workers, progress)?;
     order::order(&mut steps);
     let steps = joined(&steps, plan.together());
+    let bytes = |steps: &[Step]| {
+        steps
+            .iter()
+            .map(|s| u64::from(s.blocks) * block)
+            .sum::<u64>()
+    };
+    progress.advance(new.len().saturating_sub(bytes(&steps)));
     let mut fetch = |range: Range<usize>| -> Result<Vec<Data>> {
         progress.check()?;
         let steps = steps.get(range).unwrap_or_default();
-        encode(&disks, plan, steps, workers)
+        let data = encode(&disks, plan, steps, workers)?;
+        progress.advance(bytes(steps));
+        Ok(data)
     };
     plan.write(storage, &steps, &mut fetch)
 }

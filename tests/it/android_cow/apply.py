@@ -2,7 +2,7 @@
 """Android COW by its description alone: lists operations, and rebuilds the new disk.
 
 apply.py ops FILE            one JSON line for each operation
-apply.py build BASE FILE OUT the disk that FILE makes of BASE
+apply.py build BASE FILE OUT the disk that FILE makes of BASE, also merged in part
 apply.py merge BASE FILE     the same in place and in merge order, as a phone does
                              without its scratch area: wrong where the order is unsafe
 
@@ -178,6 +178,23 @@ class Cow:
             data = bytes(a ^ b for a, b in zip(data, old))
         return data
 
+    def ready(self):
+        """Blocks of a window that a merge had ready, from the scratch area."""
+        start, blocks = self.header, {}
+        if not self.scratch or self.data[start] != 2:
+            return blocks
+        table = self.scratch // BLOCK * 16
+        at = start + 1
+        while at + 16 <= start + table:
+            block, where = struct.unpack_from("<QQ", self.data, at)
+            if (block, where) == (0, 0):
+                break
+            if where < start + table or where + BLOCK > start + self.scratch:
+                fail("scratch data at %d" % where)
+            blocks[block] = self.data[where:where + BLOCK]
+            at += 16
+        return blocks
+
     def order(self):
         made = self.made()
         if self.sequence:
@@ -210,11 +227,17 @@ def main():
     old = padded(sys.argv[2], cow)
     if verb == "build":
         new, seen = bytearray(old), set()
+        ready, merged = cow.ready(), {op[2] for op in cow.order()[:cow.merged]}
         for op in cow.made():
             blocks = set(range(op[2], op[2] + op[3]))
             if blocks & seen:
                 fail("two operations for block %d" % op[2])
             seen |= blocks
+            if op[2] in ready:
+                new[op[2] * BLOCK:(op[2] + 1) * BLOCK] = ready[op[2]]
+                continue
+            if op[2] in merged:
+                continue
             new[op[2] * BLOCK:(op[2] + op[3]) * BLOCK] = cow.content(op, old)
         with open(sys.argv[4], "wb") as file:
             file.write(new)

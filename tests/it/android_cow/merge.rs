@@ -21,7 +21,7 @@ use vdtool::util::progress::{Progress, Silent};
 use super::made::{BLOCK, Do, Plan, text};
 use super::write::{disks, made};
 use super::{plans, reads_as};
-use crate::util::{Seeded, assert_same, len, rounds, scratch, vdtool};
+use crate::util::{Seeded, assert_same, len, peer, rounds, scratch, vdtool};
 
 /// What was done to one of the two files, in the order of both.
 #[derive(Debug, Clone)]
@@ -194,6 +194,36 @@ fn a_merge_that_is_killed_at_any_write_goes_on_from_there() {
         for (index, event) in events.iter().enumerate() {
             now.apply(event);
             goes_on(&now, &model, &format!("{what}: after {index}: {event:.0?}"));
+        }
+    }
+}
+
+#[test]
+fn what_a_kill_leaves_is_the_new_disk_to_an_independent_reader_too() {
+    let dir = scratch();
+    let dir = dir.path();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/android_cow/apply.py");
+    let gz = |what: &str| what.contains("compression 1");
+    let cases = cases("android-cow rules")
+        .into_iter()
+        .filter(|(_, _, what)| gz(what));
+    for (start, model, what) in cases {
+        let (_, events) = start.clone().merge(&Silent);
+        let mut now = start;
+        for (index, event) in events.iter().enumerate() {
+            now.apply(event);
+            if index % 5 != 0 {
+                continue;
+            }
+            std::fs::write(dir.join("a.cow"), &now.0[0]).expect("writes");
+            std::fs::write(dir.join("base.raw"), &now.0[1]).expect("writes");
+            peer(
+                "python3",
+                dir,
+                [script, "build", "base.raw", "a.cow", "out.raw"],
+            );
+            let found = std::fs::read(dir.join("out.raw")).expect("reads");
+            assert_same(&found, &model, 0, &format!("{what}: after {index}"));
         }
     }
 }

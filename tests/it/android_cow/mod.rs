@@ -543,6 +543,12 @@ fn a_file_is_read_only_and_its_parent_must_be_named() {
         "a.cow",
     ])
     .success();
+    // Blocks that are copied are elsewhere in what both have below them.
+    let onto = [
+        "convert", "-O", "qcow2", "-B", "base.raw", "-F", "raw", over[0], over[1],
+    ];
+    run(&[&onto[..], &["a.cow", "onto.qcow2"]].concat()).success();
+    run(&["compare", "onto.qcow2", "new.raw"]).success();
     let done = run(&["info", "--ops", "base.raw"]).code(63);
     assert!(text(&done).contains("no operations"), "{}", text(&done));
 }

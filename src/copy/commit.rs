@@ -33,16 +33,24 @@ const STEP: usize = 1 << 20;
 /// # Errors
 /// `Unsupported` where the base cannot grow, and for layers that are merged in place; `Cancelled`; those of the chains.
 pub fn commit(upper: &Chain, base: &Chain, workers: usize, progress: &dyn Progress) -> Result<()> {
-    if let Some(layer) = upper.layers().iter().find(|l| l.as_merge().is_some()) {
-        // It may be made of bytes of the base that others would be written over.
-        let text = "lies over the base and is merged in place, by itself (allowed above the base: other formats)";
-        return Err(Error::unsupported(text).at_opt(layer.storage().path()));
-    }
+    refuse_merging(upper)?;
     let size = upper.virtual_size();
     if base.virtual_size() < size {
         base.resize(size)?;
     }
     commit_part(upper, base, 0..size, workers, progress)
+}
+
+/// Refuses layers that are made of bytes of the base that others would be written over.
+fn refuse_merging(upper: &Chain) -> Result<()> {
+    let mut layers = upper.layers().iter();
+    match layers.find(|layer| layer.as_merge().is_some()) {
+        None => Ok(()),
+        Some(layer) => {
+            let text = "lies over the base and is merged in place, by itself (allowed above the base: other formats)";
+            Err(Error::unsupported(text).at_opt(layer.storage().path()))
+        }
+    }
 }
 
 /// Bytes of a disk that is committed in parts: the start of each is a multiple of it.
@@ -62,6 +70,7 @@ pub fn commit_part(
     workers: usize,
     progress: &dyn Progress,
 ) -> Result<()> {
+    refuse_merging(upper)?;
     let idle = |at: u64, end: u64| -> Result<u64> {
         let _ticket = upper.enter();
         let found = upper.resolve_layers(at, end - at, Wait::Yes)?;

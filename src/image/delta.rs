@@ -60,6 +60,8 @@ pub trait Plan: fmt::Debug + Sync {
     fn block(&self) -> u64;
     /// The most blocks that are stored together; a power of two.
     fn together(&self) -> u32;
+    /// The most blocks that a file may make.
+    fn most(&self) -> u64;
     /// Whether a difference to the old disk may be stored.
     fn differs(&self) -> bool;
     /// The means of one thread to encode; `None`: data is stored as it is.

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::{
-    Backing, Bitmaps, Caps, Check, Compact, Compress, Driver, Fill, Image, Layout, Part, Resize,
-    Run, Snapshot, Store, Wait, contents, disc, info, sector,
+    Backing, Below, Bitmaps, Caps, Check, Compact, Compress, Driver, Fill, Image, Layout, Part,
+    Resize, Run, Snapshot, Store, Wait, contents, disc, info, merge, operations, sector,
 };
 use crate::error::{Error, Result};
 use crate::storage::{Limits, Storage, Zeroing};
@@ -50,6 +50,14 @@ impl Image for Arc<dyn Image> {
 
     fn read_encoded(&self, buf: &mut [u8], at: u64) -> Result<usize> {
         (**self).read_encoded(buf, at)
+    }
+
+    fn read_encoded_over(&self, buf: &mut [u8], at: u64, below: &dyn Below) -> Result<usize> {
+        (**self).read_encoded_over(buf, at, below)
+    }
+
+    fn lies_over(&self, size: u64) {
+        (**self).lies_over(size);
     }
 
     fn read_only(&self) -> Error {
@@ -108,6 +116,10 @@ impl Image for Arc<dyn Image> {
         (**self).sector_size()
     }
 
+    fn physical_sector_size(&self) -> Option<u64> {
+        (**self).physical_sector_size()
+    }
+
     fn keep_state(&self) {
         (**self).keep_state();
     }
@@ -154,6 +166,14 @@ impl Image for Arc<dyn Image> {
 
     fn as_compress(&self) -> Result<&dyn Compress> {
         (**self).as_compress()
+    }
+
+    fn as_merge(&self) -> Option<&dyn merge::Merge> {
+        (**self).as_merge()
+    }
+
+    fn as_operations(&self) -> Option<&dyn operations::Operations> {
+        (**self).as_operations()
     }
 
     fn as_sectors(&self) -> Option<&dyn sector::Sectors> {

@@ -44,6 +44,7 @@ pub fn open_live(path: &Path, options: &ChainOptions, base: &HostFile) -> Result
     if base.layer < 2 || !found.is_some_and(|found| base.is_same(found.id, &found.path)) {
         return Err(changed(path));
     }
+    walk.tell_sizes();
     let Walk { layers, grace, .. } = walk;
     let mut layers = layers.into_iter();
     let mut disk: Vec<Box<dyn Image>> = layers.by_ref().take(1).map(|top| top.image).collect();

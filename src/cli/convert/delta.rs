@@ -72,6 +72,8 @@ fn refuse(args: &Args, driver: &Driver, sources: &[PathBuf]) -> anyhow::Result<(
         (args.bitmaps, "--bitmaps"),
         (args.salvage, "--salvage"),
         (args.rate().is_some(), "-r"),
+        (args.ovf.is_some(), "--ovf"),
+        (args.sparse_size.is_some(), "-S"),
     ];
     match refused.iter().find(|(given, _)| *given) {
         None => Ok(()),

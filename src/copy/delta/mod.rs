@@ -64,7 +64,7 @@ pub fn delta(
     let disks = Disks { old, new, block };
     refuse(&disks)?;
     let workers = workers.clamp(1, super::MAX_WORKERS);
-    let mut steps = scan::scan(&disks, plan.differs(), workers, progress)?;
+    let mut steps = scan::scan(&disks, plan.differs(), plan.most(), workers, progress)?;
     order::order(&mut steps);
     let steps = joined(&steps, plan.together());
     let bytes = |steps: &[Step]| {

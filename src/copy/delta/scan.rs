@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::Disks;
 use crate::copy::progress::Progress;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::image::delta::{Make, Step};
 use crate::util::align::{clamp_len, len64};
 use crate::util::buf::is_zero;
@@ -27,11 +27,12 @@ type Index = Vec<(u64, u32)>;
 pub(super) fn scan(
     disks: &Disks<'_>,
     differs: bool,
+    most: u64,
     workers: usize,
     progress: &dyn Progress,
 ) -> Result<Vec<Step>> {
     let index = index(disks, workers, progress)?;
-    let found = Mutex::new(Vec::new());
+    let found = Mutex::new((Vec::new(), 0));
     let blocks = disks.blocks();
     let mut ranges = ranges(blocks);
     parallel::for_each(workers, &mut ranges, Buffers::default, |buffers, range| {
@@ -44,11 +45,21 @@ pub(super) fn scan(
             differs,
         };
         scan.range(range.clone(), buffers, &mut steps)?;
-        found.lock().push((first, steps));
+        let mut found = found.lock();
+        found.1 += len64(steps.len());
+        // Before there is no memory for more.
+        if found.1 > most {
+            return Err(Error::new(
+                ErrorKind::OutOfRange,
+                format!("the disks differ in more than {most} blocks (allowed: so many)"),
+            ));
+        }
+        found.0.push((first, steps));
+        drop(found);
         progress.advance((range.end - range.start) * disks.block);
         crate::Result::Ok(())
     })?;
-    let mut found = found.into_inner();
+    let (mut found, _) = found.into_inner();
     found.sort_unstable_by_key(|(first, _)| *first);
     Ok(found.into_iter().flat_map(|(_, steps)| steps).collect())
 }

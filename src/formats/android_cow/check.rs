@@ -7,8 +7,8 @@ use super::image::{AndroidCow, is_plain};
 use super::ops::Kind;
 use super::table::{Entry, Table};
 use crate::error::{ErrorKind, Result};
-use crate::image::check::{Check, Repair, Report};
-use crate::util::align::clamp_len;
+use crate::image::check::{Check, Repair, Report, Severity};
+use crate::util::align::{clamp_len, len64};
 use crate::util::parallel;
 use crate::util::progress::Progress;
 
@@ -69,7 +69,7 @@ fn reads(entry: &Entry) -> [Option<u64>; 2] {
 impl AndroidCow {
     /// Decodes all data; what does not decode is told in the order of the blocks.
     fn decode_all(&self, progress: &dyn Progress, report: &mut Report) -> Result<()> {
-        let wrong = Mutex::new(Vec::new());
+        let wrong = Mutex::new((Vec::new(), 0_u64));
         let mut batches = self.table.entries.chunks(BATCH);
         parallel::for_each(parallel::cores(), &mut batches, Vec::new, |buf, entries| {
             progress.check()?;
@@ -84,7 +84,14 @@ impl AndroidCow {
                 );
                 match self.decode(entry, buf) {
                     Err(e) if e.kind() == ErrorKind::Corrupt => {
-                        wrong.lock().push((entry.block, e.message().to_owned()));
+                        let mut wrong = wrong.lock();
+                        wrong.1 += 1;
+                        wrong.0.push((entry.block, e.message().to_owned()));
+                        // As many as are told, from the first block on.
+                        if wrong.0.len() >= 2 * Report::MAX_FINDINGS {
+                            wrong.0.sort();
+                            wrong.0.truncate(Report::MAX_FINDINGS);
+                        }
                     }
                     done => done?,
                 }
@@ -92,10 +99,16 @@ impl AndroidCow {
             }
             crate::Result::Ok(())
         })?;
-        let mut wrong = wrong.into_inner();
+        let (mut wrong, count) = wrong.into_inner();
         wrong.sort();
+        wrong.truncate(Report::MAX_FINDINGS);
+        let more = count - len64(wrong.len());
         for (_, text) in wrong {
             report.corruption(text, None);
+        }
+        if more > 0 {
+            let text = format!("the data of {more} more operations is damaged");
+            report.add(Severity::Corruption, more, text, None);
         }
         Ok(())
     }

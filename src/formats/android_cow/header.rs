@@ -327,7 +327,12 @@ impl Tables {
             ));
         }
         Ok(Self {
-            sequence: count("sequence_data_count", third.sequence, MAX_SEQUENCE)?,
+            // Each entry names an operation.
+            sequence: count(
+                "sequence_data_count",
+                third.sequence,
+                MAX_SEQUENCE.min(third.ops.get()),
+            )?,
             // Writers let the count exceed what there is room for.
             resume: u64::from(third.resume.get().min(resume_max)),
             resume_max: u64::from(resume_max),

@@ -81,13 +81,14 @@ impl AndroidCow {
             false => Wanted::All,
         };
         let table = Table::read(&*storage, &header, end, wanted, &options.watcher);
-        let table = reported(table, options.purpose, &mut faults)?;
+        let mut table = reported(table, options.purpose, &mut faults)?;
         let within = window::is_ready(&*storage, &header)?;
         let window = match wanted {
             Wanted::All => window::read(&*storage, &header, &table),
             Wanted::Counts => Ok(BTreeMap::new()),
         };
         let window = reported(window, options.purpose, &mut faults)?;
+        table.mark_lost(&window);
         let lens = table.entries.iter().map(|entry| {
             let blocks = entry.blocks();
             (blocks.end - blocks.start) * BLOCK
@@ -114,7 +115,14 @@ impl AndroidCow {
             return Ok(Place::Stored(host + skip));
         }
         if entry.is_merged() {
+            self.was_merged(entry)?;
             return Ok(Place::Below);
+        }
+        if entry.is_lost() {
+            return Err(Error::corrupt(format!(
+                "block {} was to be made of what the merge has overwritten by now",
+                entry.block
+            )));
         }
         Ok(match entry.kind() {
             Kind::Zero => Place::Zero,
@@ -125,6 +133,19 @@ impl AndroidCow {
             Kind::Replace if is_plain(entry) => Place::Stored(entry.data().start + skip),
             _ => Place::Encoded,
         })
+    }
+
+    /// Refuses a disk below that is too short to hold what was merged into it.
+    fn was_merged(&self, entry: &Entry) -> Result<()> {
+        let below = self.below.load(Ordering::Acquire);
+        let most = below.checked_next_multiple_of(BLOCK).unwrap_or(u64::MAX);
+        match entry.blocks().end * BLOCK <= most {
+            true => Ok(()),
+            false => Err(Error::corrupt(format!(
+                "block {} was merged into the disk below, and that has {below} bytes: it is another, or was cut",
+                entry.block
+            ))),
+        }
     }
 
     /// Refuses what is read from past the end of the disk below.
@@ -160,13 +181,14 @@ impl AndroidCow {
             }
             _ if len == whole => self.decode(entry, buf)?,
             _ => {
-                let chunk = self.decoded.get(entry.data().start, || {
+                // By what it makes: several may share their data, and read it otherwise.
+                let chunk = self.decoded.get(u64::from(entry.block) * BLOCK, || {
                     let mut chunk = vec![0; whole];
                     self.decode(entry, &mut chunk).map(|()| chunk)
                 })?;
-                // What lies there may be another operation's data too, of another length.
                 let part = chunk.get(skip..skip + len);
-                let part = part.ok_or_else(|| Error::corrupt("two operations share their data"))?;
+                let part =
+                    part.ok_or_else(|| Error::corrupt("the file changed while it was read"))?;
                 buf.copy_from_slice(part);
             }
         }

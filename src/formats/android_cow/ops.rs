@@ -340,6 +340,9 @@ impl<'a> Ops<'a> {
         if matches!(kind, Kind::Replace | Kind::Sequence) {
             op.data = source;
         }
+        if len != 0 && !op.has_data() {
+            return Err(op.wrong(format!("it has {len} bytes of data (allowed: none)")));
+        }
         if kind.makes() && new >= MAX_BLOCKS {
             let most = MAX_BLOCKS - 1;
             return Err(op.wrong(format!("new_block is {new} (allowed: up to {most})")));

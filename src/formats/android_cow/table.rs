@@ -1,8 +1,9 @@
 //! What makes which block: the operations in memory, twenty bytes each, by the blocks they make.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::header::{Header, Packing, Reader};
+use super::header::{BLOCK, Header, Packing, Reader};
 use super::ops::{End, Kind, MAX_DATA, Op, Ops};
 use crate::error::{Error, Result};
 use crate::storage::Storage;
@@ -22,7 +23,8 @@ pub(super) struct Entry {
     source_high: u16,
     data_high: u16,
     /// From the lowest bit: 19 of the length of the data, 2 of the kind, 3 of the factor, 3 of the
-    /// packing, whether it is merged, whether sequence data names it, whether version 3 has it.
+    /// packing, whether it is merged, whether sequence data names it, whether version 3 has it, whether
+    /// what it reads is lost.
     word: u32,
 }
 
@@ -33,6 +35,7 @@ const PACKING: u32 = 24;
 const MERGED: u32 = 1 << 27;
 const LISTED: u32 = 1 << 28;
 const THIRD: u32 = 1 << 29;
+const LOST: u32 = 1 << 30;
 
 impl Entry {
     fn new(op: &Op) -> Result<Self> {
@@ -92,6 +95,11 @@ impl Entry {
 
     pub(super) fn is_merged(&self) -> bool {
         self.word & MERGED != 0
+    }
+
+    /// Whether it is not merged, and what it reads was overwritten by one that is.
+    pub(super) fn is_lost(&self) -> bool {
+        self.word & LOST != 0
     }
 
     /// Whether it is of a file of version 3.
@@ -165,6 +173,13 @@ impl Table {
         }
         if wanted == Wanted::Counts {
             return Ok(table);
+        }
+        // Which are merged follows from the order of all of them.
+        let is_prefix = header.version == 3 && table.sequence.is_empty();
+        if matches!(end, End::Label(_)) && header.merged > 0 && !is_prefix {
+            return Err(Error::unsupported(
+                "is partly merged, and which operations are follows from all of them (allowed: without label=)",
+            ));
         }
         table.entries.sort_unstable_by_key(|entry| entry.block);
         table.refuse_twice()?;
@@ -309,6 +324,33 @@ impl Table {
             }
         }
         self.mark_rest(left)
+    }
+
+    /// Marks those that are not merged and read a block that was overwritten by one that is, or that the
+    /// merge had ready in `window`.
+    pub(super) fn mark_lost(&mut self, window: &BTreeMap<u64, u64>) {
+        let done =
+            |entry: &Entry| entry.is_merged() || window.contains_key(&u64::from(entry.block));
+        if !self.entries.iter().any(done) {
+            return;
+        }
+        let is_made = |block: u64| self.find(block).is_ok_and(|at| done(&self.entries[at]));
+        let is_lost = |entry: &Entry| {
+            let blocks = entry.blocks();
+            let mut read = match entry.kind() {
+                _ if done(entry) => 0..0,
+                Kind::Copy => entry.source()..entry.source() + (blocks.end - blocks.start),
+                Kind::Xor => entry.source() / BLOCK..(entry.source() + BLOCK).div_ceil(BLOCK),
+                _ => 0..0,
+            };
+            read.any(is_made)
+        };
+        let lost: Vec<usize> = (0..self.entries.len())
+            .filter(|at| is_lost(&self.entries[*at]))
+            .collect();
+        for at in lost {
+            self.entries[at].word |= LOST;
+        }
     }
 
     /// The place of the entry that makes `block`, or of the first one behind it.

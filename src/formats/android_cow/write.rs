@@ -1,6 +1,7 @@
 //! New files.
 
 use std::io;
+use std::ops::Range;
 
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -152,35 +153,38 @@ impl Made {
         out.write_at(self.prefix().as_bytes(), 0)
     }
 
-    /// Writes a file of version 3: all operations, then all data.
+    /// Writes a file of version 3: all operations, then all data.  It is merged in the order of the file,
+    /// and who merges it takes what reads the old disk first: a difference that turned out to be no
+    /// shorter than the block comes behind all of these.
     fn third(&self, out: &dyn Storage, steps: &[Step], fetch: &mut Fetch<'_>) -> Result<()> {
-        let mut op_at = HEADER_3 + SCRATCH + RESUME * POINTS;
-        let mut data_at = op_at + OP_3 * len64(steps.len());
-        let mut index = 0;
-        while index < steps.len() {
-            let rest = steps.iter().skip(index);
-            let mut bytes = 0;
-            let batch = rest.take_while(|step| {
-                bytes += u64::from(step.blocks) * BLOCK;
-                bytes <= BATCH
-            });
-            let end = index + batch.count().max(1);
-            let (mut ops, mut all) = (Vec::new(), Vec::new());
-            for (step, data) in steps[index..end].iter().zip(fetch(index..end)?) {
-                let (kind, source) = number(step, &data, data_at + len64(all.len()));
-                let len = u32::try_from(data.bytes.len()).map_err(|_| too_long(step))?;
-                let factor = u64::from(step.blocks.max(1).ilog2());
-                ops.extend(len.to_le_bytes());
-                ops.extend(step.block.to_le_bytes());
-                ops.extend((u64::from(kind) << 60 | factor << 57 | source).to_le_bytes());
-                all.extend(data.bytes);
+        let op_at = HEADER_3 + SCRATCH + RESUME * POINTS;
+        let mut file = ThirdFile {
+            out,
+            op_at,
+            data_at: op_at + OP_3 * len64(steps.len()),
+        };
+        let reading = steps.iter().take_while(|step| step.reads()).count();
+        let mut late: Vec<Range<usize>> = Vec::new();
+        for batch in batches(steps, 0..reading) {
+            let data = fetch(batch.clone())?;
+            let are_late = file.add(&steps[batch.clone()], data, |step, data| {
+                step.make == Make::Differ && !data.is_difference
+            })?;
+            if are_late {
+                late.push(batch);
             }
-            out.write_at(&ops, op_at)?;
-            out.write_at(&all, data_at)?;
-            op_at += len64(ops.len());
-            data_at += len64(all.len());
-            index = end;
         }
+        for batch in late {
+            let data = fetch(batch.clone())?;
+            file.add(&steps[batch], data, |step, data| {
+                step.make != Make::Differ || data.is_difference
+            })?;
+        }
+        for batch in batches(steps, reading..steps.len()) {
+            let data = fetch(batch.clone())?;
+            file.add(&steps[batch], data, |_, _| false)?;
+        }
+        let data_at = file.data_at;
         let third = Third {
             sequence: U64::new(0),
             resume: U32::new(0),
@@ -197,6 +201,60 @@ impl Made {
         let header = [self.prefix().as_bytes(), third.as_bytes()].concat();
         out.write_at(&header, 0)
     }
+}
+
+/// A file of version 3 on its way.
+struct ThirdFile<'a> {
+    out: &'a dyn Storage,
+    op_at: u64,
+    data_at: u64,
+}
+
+impl ThirdFile<'_> {
+    /// Adds steps with their data, but for those of which `is_left_out` says so; whether there were such.
+    fn add(
+        &mut self,
+        steps: &[Step],
+        data: Vec<Data>,
+        is_left_out: impl Fn(&Step, &Data) -> bool,
+    ) -> Result<bool> {
+        let (mut ops, mut all, mut left_out) = (Vec::new(), Vec::new(), false);
+        for (step, data) in steps.iter().zip(data) {
+            if is_left_out(step, &data) {
+                left_out = true;
+                continue;
+            }
+            let (kind, source) = number(step, &data, self.data_at + len64(all.len()));
+            let len = u32::try_from(data.bytes.len()).map_err(|_| too_long(step))?;
+            let factor = u64::from(step.blocks.max(1).ilog2());
+            ops.extend(len.to_le_bytes());
+            ops.extend(step.block.to_le_bytes());
+            ops.extend((u64::from(kind) << 60 | factor << 57 | source).to_le_bytes());
+            all.extend(data.bytes);
+        }
+        self.out.write_at(&ops, self.op_at)?;
+        self.out.write_at(&all, self.data_at)?;
+        self.op_at += len64(ops.len());
+        self.data_at += len64(all.len());
+        Ok(left_out)
+    }
+}
+
+/// Steps of a range that are encoded together, one after the other.
+fn batches(steps: &[Step], range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let mut start = range.start;
+    std::iter::from_fn(move || {
+        let rest = steps
+            .get(start..range.end)
+            .filter(|rest| !rest.is_empty())?;
+        let mut bytes = 0;
+        let batch = rest.iter().take_while(|step| {
+            bytes += u64::from(step.blocks) * BLOCK;
+            bytes <= BATCH
+        });
+        let end = start + batch.count().max(1);
+        Some(std::mem::replace(&mut start, end)..end)
+    })
 }
 
 fn too_long(step: &Step) -> Error {
@@ -223,6 +281,10 @@ impl Plan for Made {
 
     fn together(&self) -> u32 {
         u32::try_from(self.largest / BLOCK).unwrap_or(1)
+    }
+
+    fn most(&self) -> u64 {
+        MAX_OPS / 2 * u64::from(self.together())
     }
 
     fn differs(&self) -> bool {

@@ -590,6 +590,15 @@ fn a_merge_is_held_goes_on_and_is_ended_by_another_command_where_the_server_stop
             assert!(said.contains("locked"), "{file}: {said}");
         }
         fails(dir, &["io", "-c", "write 0 512", "l"], 1);
+        for offline in [
+            &["fork", "t", "new"][..],
+            &["commit", "-b", "m", "--children", "t", "l"],
+            &["commit", "-b", "b", "--children", "l", "--remove", "m"],
+            &["commit", "m"],
+        ] {
+            let said = fails(dir, offline, 1);
+            assert!(said.contains("locked"), "{offline:?}: {said}");
+        }
         // The end of the server is no end of the merge.
         serve.tell(&["stop"]);
         reads_top(dir, format);

@@ -107,6 +107,9 @@ pub struct Settings {
     pub discard: Discard,
     /// What becomes of writes of zeroes.
     pub detect_zeroes: DetectZeroes,
+    /// Whether the layers below the top one stay as they are until the disk is no longer in use; no one
+    /// of them is written to, and no space in it is used for anything else.
+    pub layers_stay: bool,
     /// What is done about errors.
     pub policy: Policy,
     /// Who is told of events.
@@ -123,6 +126,7 @@ impl Default for Settings {
             durability: Durability::default(),
             discard: Discard::default(),
             detect_zeroes: DetectZeroes::default(),
+            layers_stay: true,
             policy: Policy::default(),
             listener: Listener::default(),
         }

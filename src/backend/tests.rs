@@ -687,3 +687,52 @@ fn a_disk_changes_its_size_only_when_nobody_looks_and_no_pause_keeps_who_looks_o
         .look(QUEUE, |_| Ok(()))
         .expect_err("nothing is there to look at");
 }
+
+#[test]
+fn what_replaces_an_image_is_the_next_one_or_the_old_one_again_or_there_is_none() {
+    let (backend, storage) = stopping();
+    write(&backend, 0, &[1; 512]).expect("writes");
+    let read = |backend: &Backend| {
+        let mut buf = [0; 512];
+        let request = Request::Read {
+            at: 0,
+            buf: &mut buf,
+        };
+        backend.submit(QUEUE, request).map(|()| buf[0])
+    };
+    let other = || Arc::new(MemoryStorage::from_bytes(&[7; 4096]));
+    let next = |old: &Chain| {
+        let mut buf = [0; 512];
+        old.read_at(&mut buf, 0)?;
+        assert_eq!(buf, [1; 512], "it is closed and there");
+        Ok(chain(other(), Access::Write).into())
+    };
+    let fails = || Err(Error::new(ErrorKind::NotFound, "gone"));
+    let again = || Ok(chain(Arc::clone(&storage), Access::Write).into());
+    let error = backend.replace(|_| fails(), again).expect_err("is told");
+    assert_eq!(error.message(), "gone");
+    assert_eq!(read(&backend).expect("goes on"), 1);
+    write(&backend, 512, &[2; 512]).expect("goes on");
+    backend.replace(next, fails).expect("is replaced");
+    assert_eq!(read(&backend).expect("reads"), 7);
+    let error = backend.replace(|_| fails(), fails).expect_err("is told");
+    assert!(error.message().contains("requests wait"), "{error}");
+    assert_eq!(backend.run_state(), RunState::NoImage);
+    backend
+        .change(chain(other(), Access::Write).into())
+        .expect("there is one again");
+    assert_eq!(read(&backend).expect("reads"), 7);
+    // One that cannot be closed stays.
+    let (backend, storage) = stopping();
+    write(&backend, 0, &[1; 512]).expect("writes");
+    storage.inject(Fault {
+        op: Op::Sync,
+        after: 0,
+        count: 1,
+        errno: libc::EIO,
+    });
+    backend
+        .replace(|_| panic!("is not asked"), fails)
+        .expect_err("is told");
+    assert_eq!(read(&backend).expect("goes on"), 1);
+}

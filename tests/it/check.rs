@@ -306,6 +306,15 @@ fn with_chain_every_image_below_is_checked_and_so_is_every_link() {
             );
             std::fs::write(dir.join("b"), &kept).expect("writes");
         }
+        // Another image of the same name, where the one above knows which it was.
+        if format != "qcow2" {
+            std::fs::remove_file(dir.join("b")).expect("removes");
+            run(&["create", "-q", "-f", format, "b", "8M"]).success();
+            let found = images(2);
+            assert_eq!(found.len(), 2, "{format}: {found:?}");
+            assert_eq!(found[1]["corruptions"], 1, "{format}: {}", found[1]);
+            std::fs::write(dir.join("b"), &kept).expect("writes");
+        }
         std::fs::rename(dir.join("b"), dir.join("elsewhere-b")).expect("renames");
         if format == "vdi" {
             std::fs::remove_file(dir.join("elsewhere-b")).expect("removes");

@@ -434,3 +434,43 @@ fn a_loop_device_over_a_file_of_the_disk_is_no_target() {
     };
     run(&["convert", "-n", "-O", "raw", "top.qcow2", &free.0]).success();
 }
+
+#[test]
+fn an_image_on_a_device_goes_into_its_base_and_is_not_removed() {
+    let dir = scratch();
+    let path = |name: &str| dir.path().join(name).to_str().expect("is text").to_owned();
+    // Elsewhere: in their directory it would be another image over the base.
+    let elsewhere = scratch();
+    let file = elsewhere.path().join("device");
+    std::fs::write(&file, vec![0; 16 << 20]).expect("writes");
+    let Some(device) = Loop::new(&file) else {
+        return;
+    };
+    let (base, top, middle) = (path("base"), path("top"), &*device.0);
+    let run = |line: &[&str]| vdtool().args(line).assert();
+    let any = ["--allow-ref", "any"];
+    run(&["create", "-q", "-f", "qcow2", &base, "8M"]).success();
+    for (below, above) in [(&*base, middle), (middle, &*top)] {
+        let line = [
+            "create", "-q", "-f", "qcow2", "-b", below, "-F", "qcow2", above,
+        ];
+        run(&[&line[..], &any].concat()).success();
+    }
+    let write = ["io", "-q", "-c", "write -P 5 1M 64k", middle];
+    run(&[&write[..], &any].concat()).success();
+    let line = ["commit", "-q", "-b", &base, "--children", &top];
+    let removes = [&line[..], &["--remove", middle], &any].concat();
+    let said = run(&removes).code(63).get_output().stderr.clone();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(
+        said.contains("is no file, which could be removed"),
+        "{said}"
+    );
+    run(&["io", "-q", "-r", "-c", "read -P 0 1M 64k", &base]).success();
+    run(&[&line[..], &[middle], &any].concat()).success();
+    for file in [&base, &top] {
+        run(&["io", "-q", "-r", "-c", "read -P 5 1M 64k", file]).success();
+    }
+    let read = ["io", "-q", "-r", "-c", "read -P 5 1M 64k", middle];
+    run(&[&read[..], &any].concat()).success();
+}

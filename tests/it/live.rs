@@ -322,7 +322,7 @@ fn a_server_killed_in_a_fork_leaves_the_old_file_or_the_new_image() {
         );
         create(made.path(), format, Some("below"), "disk");
         let mut moments = 0;
-        for moment in (1 + at as u64..).step_by(8 / rounds(1).min(8)) {
+        for moment in (1 + at as u64..).step_by(12 / rounds(1).min(12)) {
             let dir = scratch();
             let dir = dir.path();
             copied(made.path(), dir);
@@ -370,7 +370,7 @@ fn a_server_killed_in_a_fork_leaves_the_old_file_or_the_new_image() {
             }
             moments += 1;
         }
-        assert!(moments > 1, "{format}: {moments}");
+        assert!(moments > 0, "{format}: {moments}");
     }
 }
 
@@ -538,7 +538,7 @@ fn a_server_killed_in_a_merge_leaves_what_the_same_command_offline_ends() {
             }
             moments += 1;
         }
-        assert!(moments > 1, "{format}: {moments}");
+        assert!(moments > 0, "{format}: {moments}");
     }
 }
 
@@ -590,6 +590,15 @@ fn a_merge_is_held_goes_on_and_is_ended_by_another_command_where_the_server_stop
             assert!(said.contains("locked"), "{file}: {said}");
         }
         fails(dir, &["io", "-c", "write 0 512", "l"], 1);
+        for offline in [
+            &["fork", "t", "new"][..],
+            &["commit", "-b", "m", "--children", "t", "l"],
+            &["commit", "-b", "b", "--children", "l", "--remove", "m"],
+            &["commit", "m"],
+        ] {
+            let said = fails(dir, offline, 1);
+            assert!(said.contains("locked"), "{offline:?}: {said}");
+        }
         // The end of the server is no end of the merge.
         serve.tell(&["stop"]);
         reads_top(dir, format);

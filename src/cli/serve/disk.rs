@@ -323,6 +323,8 @@ fn settings(args: &Args, listener: Listener) -> anyhow::Result<Settings> {
             DetectZeroes::On => backend::DetectZeroes::KeepSpace,
             DetectZeroes::Unmap => backend::DetectZeroes::MayUnmap,
         },
+        // Commands may merge them.
+        layers_stay: args.control.is_none() || args.snapshot || args.overlay.is_some(),
         policy: Policy {
             on_read: args.on_read_error.into(),
             on_write: args.on_write_error.into(),

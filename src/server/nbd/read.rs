@@ -159,7 +159,8 @@ impl Session {
         if ticket.moving() != Moving::Anyone {
             return Ok(Sent::Before(request.offset));
         }
-        let sent = self.send_runs(request, ticket.chain(), tools);
+        let layers_stay = backend.settings().layers_stay;
+        let sent = self.send_runs(request, ticket.chain(), layers_stay, tools);
         if sent == Ok(Sent::All) {
             match backend.complete(ticket, Ok(())) {
                 Verdict::Answer(_) | Verdict::Hold => {}
@@ -172,6 +173,7 @@ impl Session {
         &self,
         request: &Request,
         chain: &Chain,
+        layers_stay: bool,
         tools: &mut Tools,
     ) -> Result<Sent, Ended> {
         let end = request.offset + request.len;
@@ -187,7 +189,7 @@ impl Session {
                 return Ok(Sent::Before(at));
             }
             let done = match found.source {
-                Source::Stored { storage, host, .. } if stays(chain, &found) => {
+                Source::Stored { storage, host, .. } if stays(chain, &found, layers_stay) => {
                     self.send_stored(request, at, storage, host, found.len, whole, tools)?
                 }
                 Source::Zero | Source::Below if !whole => {
@@ -259,7 +261,8 @@ impl Session {
 
 /// Whether what is stored there is of this disk, at this offset, for as long as a client may take
 /// to read it: pages in its socket show what is written to the file after they were sent.
-fn stays(chain: &Chain, found: &Resolved<'_>) -> bool {
-    let top = chain.top();
-    found.depth > 0 || !top.caps().write || top.caps().offsets_stay
+fn stays(chain: &Chain, found: &Resolved<'_>, layers_stay: bool) -> bool {
+    let layer = chain.layers().get(found.depth);
+    let stays = layer.is_some_and(|layer| layer.caps().offsets_stay);
+    stays || !chain.top().caps().write || (found.depth > 0 && layers_stay)
 }

@@ -19,6 +19,7 @@ use made::{BLOCK, Do, Plan, all_kinds, apply, text};
 
 pub(crate) mod made;
 mod merge;
+mod rules;
 pub(crate) mod write;
 
 /// Opens files over each other, the top one first, over a raw disk.

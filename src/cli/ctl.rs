@@ -42,6 +42,11 @@ EXAMPLES:
 NOTES:
   Where several disks are served, --export names one. status, stats, pause, resume and flush are for
   all of them without it, the others must have it.
+  fork makes the image the base NEW, to be left alone, and the disk goes on with an empty image that
+  has its name. commit moves what the images between the top one and BASE have into BASE while clients
+  use the disk, has the top one lie over BASE, and empties those between; status says how far it is.
+  After an error, as on a full host, 'commit resume' goes on, and reopen gives it up. Where the server
+  ends before, 'vdtool commit -b BASE --children TOP FILE' does it, or another 'ctl commit'.
 
 EXIT STATUS:
   0   done

@@ -232,7 +232,7 @@ impl Sealed for Held {
             let name = name_in_manifest(manifest, folder, &name);
             match manifest.verify(&name, &*storage, progress) {
                 Err(e) if e.kind() == ErrorKind::Unsupported => {
-                    unknown.push(e.message().to_owned())
+                    unknown.push(e.message().to_owned());
                 }
                 compared => compared?,
             }

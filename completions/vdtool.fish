@@ -92,7 +92,7 @@ complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s B -l backing -
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s F -l target-backing-format -d 'Format of the backing image of the target; without it its content decides' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s S -l sparse-size -d 'Leave out runs of zeroes of at least this size; 0: write everything, holes too [default: 4k]' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l dirty -d 'With -n: copy only what this log of changes names, or this list of ranges' -r -F
-complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l dirty-bitmap -d 'With -n: copy only what this dirty bitmap of the source names' -r
+complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l dirty-bitmap -d 'With -n: copy only what this dirty bitmap of the source names, or of its server where it is an NBD URI' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s l -l snapshot -d 'Convert an internal snapshot, in formats that have them' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -s j -l jobs -d 'Threads that work [default: one per core, at most 8]' -r
 complete -c vdtool -n "__fish_vdtool_using_subcommand convert" -l ovf -d 'With -O ova: a descriptor of one\'s own; the sizes of its files are replaced' -r -F

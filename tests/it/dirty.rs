@@ -307,12 +307,12 @@ fn what_a_servers_bitmap_names_is_copied_from_the_server() {
     let servers = [
         (
             "vdtool",
-            vec!["serve", "-r", "--bitmap", "b0", "--nbd"],
+            vec!["serve", "-r", "--persistent", "--bitmap", "b0", "--nbd"],
             format!("unix:{socket}"),
         ),
         (
             "qemu-nbd",
-            vec!["-r", "-t", "-f", "qcow2", "-B", "b0", "-k"],
+            vec!["-r", "-t", "-e", "4", "-f", "qcow2", "-B", "b0", "-k"],
             socket.clone(),
         ),
     ];

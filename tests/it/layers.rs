@@ -109,18 +109,7 @@ impl Disk {
             values: OptionValues::parse(creator.options, driver.name, values).expect("valid"),
             ..CreateOptions::default()
         };
-        options.named = (creator.settle)(&options).expect("valid").named;
         let home = match &self.directory {
-            // What keeps the data of a format that is made of several files, alone.
-            None if options.further().count() == 1 => {
-                let extent = Arc::new(MemoryStorage::new());
-                options.files.push(Arc::clone(&extent) as Arc<dyn Storage>);
-                let text = MemoryStorage::new();
-                (creator.create)(&text, &options).expect("creates");
-                let home = Home::Memory(extent);
-                self.layers.insert(0, Layer { driver, home });
-                return;
-            }
             None => {
                 let name = format!("/memory/{}", self.layers.len());
                 let storage = match self.place {
@@ -259,8 +248,24 @@ impl Disk {
             Repair::Nothing => Access::Read,
             Repair::Leaks | Repair::All => Access::Write,
         };
-        let storage = self.layers[0].storage(access);
-        check(self.driver(), storage, repair)
+        let Home::File(path) = &self.layers[0].home else {
+            let storage = self.layers[0].storage(access);
+            return check(self.driver(), storage, repair);
+        };
+        // With the other files that it is made of.
+        let options = ChainOptions {
+            storage: StorageOptions {
+                access,
+                ..StorageOptions::default()
+            },
+            format: Some(self.driver()),
+            purpose: Purpose::Check,
+            follow: open::Follow::Layers(1),
+            ..ChainOptions::default()
+        };
+        let chain = open::open(path, &options).expect("opens for a check");
+        let check = chain.top().as_check()?;
+        Some(check.check(repair, &Silent).expect("the check runs"))
     }
 }
 

@@ -74,7 +74,7 @@ fn shapes() -> Vec<(&'static str, Place, Vec<LayerSpec>)> {
         ),
         (
             "vmdk of ESX",
-            Place::Memory,
+            Place::Files,
             vec![LayerSpec {
                 format: "vmdk",
                 ..vhd("subformat=vmfsSparse,grain_size=4k", 640 * 512)

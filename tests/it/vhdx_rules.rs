@@ -152,7 +152,12 @@ fn a_large_block_that_is_here_in_part_is_copied_without_its_holes() {
         .sum();
     assert!(written < 2 << 20, "{written} bytes");
     let found = read_all(&chain);
-    for (at, byte) in [(MIB, 9), (MIB + 4096, 0), (4 * MIB, 3), (4 * MIB + 4096, 0)] {
+    for (at, byte) in [
+        (7 * MIB, 9),
+        (7 * MIB + 4096, 0),
+        (4 * MIB, 3),
+        (4 * MIB + 4096, 0),
+    ] {
         assert_eq!(found[len(at)], byte, "{at:#x}");
     }
 }

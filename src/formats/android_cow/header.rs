@@ -327,11 +327,11 @@ impl Tables {
             ));
         }
         Ok(Self {
-            // Each entry names an operation.
+            // Each entry names an operation; few are read all the same, to say which does not.
             sequence: count(
                 "sequence_data_count",
                 third.sequence,
-                MAX_SEQUENCE.min(third.ops.get()),
+                MAX_SEQUENCE.min(third.ops.get().max(4096)),
             )?,
             // Writers let the count exceed what there is room for.
             resume: u64::from(third.resume.get().min(resume_max)),

@@ -129,6 +129,12 @@ impl<'a> Fork<'a> {
                 &args.new,
             );
         }
+        let itself = [Some(&args.new), args.second.as_ref()];
+        for name in itself.into_iter().flatten() {
+            if clean(&look(name)?.0) == clean(&file) {
+                return refused("is FILE itself (allowed: a name that is free)", name);
+            }
+        }
         if let Some(second) = &args.second
             && clean(&look(second)?.0) == clean(&new)
         {
@@ -274,14 +280,19 @@ impl<'a> Fork<'a> {
     }
 
     /// Refuses a file that has other names than FILE and, after a run that was killed, NEW: who writes
-    /// by one of them would change the base.
+    /// by one of them would change the base.  Where NEW leads to FILE by the one name that it has, the
+    /// new image would take that, and nothing would be left of FILE.
     fn refuse_linked(&self, chain: &Chain) -> Result<()> {
         let id = chain.top().storage().host_id();
         let own = 1 + u64::from(HostId::named(&self.new) == id);
         let found = std::fs::metadata(&self.file);
         let names = found.map_err(|e| Error::io("look at", e).at(&self.file))?;
         match names.nlink() {
-            links if links <= own => Ok(()),
+            links if links == own => Ok(()),
+            links if links < own => {
+                let text = "is FILE itself, by another path (allowed: a name that is free)";
+                Err(Error::invalid(text).at(&self.args.new))
+            }
             links => Err(Error::invalid(format!(
                 "has {} other names (hard links), by which the base could be written to (allowed: none)",
                 links - own

@@ -135,6 +135,26 @@ fn a_file_that_could_be_written_to_by_another_name_is_refused() {
 }
 
 #[test]
+fn a_new_name_that_is_the_files_own_is_refused() {
+    let dir = scratch();
+    let dir = dir.path();
+    disk(dir, "qcow2", "disk");
+    fs::create_dir(dir.join("sub")).expect("makes");
+    std::os::unix::fs::symlink("disk", dir.join("link")).expect("links");
+    std::os::unix::fs::symlink(".", dir.join("here")).expect("links");
+    let before = fs::read(dir.join("disk")).expect("reads");
+    for new in ["disk", "./disk", "sub/../disk", "link", "here/disk"] {
+        for line in [&["fork", "disk", new][..], &["fork", "disk", "base", new]] {
+            let said = fails(dir, line, 1);
+            assert!(said.contains("is FILE itself"), "{line:?}: {said}");
+            assert!(fs::read(dir.join("disk")).expect("reads") == before);
+            assert!(!dir.join("base").exists());
+        }
+    }
+    reads(dir, "disk", 1);
+}
+
+#[test]
 fn an_image_that_somebody_has_open_is_refused() {
     let dir = scratch();
     let dir = dir.path();

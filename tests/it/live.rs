@@ -199,8 +199,14 @@ fn what_cannot_be_forked_is_refused_and_the_disk_goes_on() {
     fs::write(dir.join("taken"), "somebody's").expect("writes");
     fs::create_dir(dir.join("away")).expect("makes a directory");
     ours(dir, &["create", "-q", "raw.raw", "8M"]);
+    create(dir, "qcow2", None, "noted");
+    ours(dir, &["bitmap", "--add", "noted", "bits"]);
     for (words, fork, code, says) in [
         (&["disk"][..], &["taken"][..], 1, "is there already"),
+        (&["disk"], &["disk"], 1, "is FILE itself"),
+        (&["disk"], &["./disk"], 1, "is FILE itself"),
+        (&["--parent", "below", "disk"], &["new"], 63, "--parent"),
+        (&["noted"], &["new"], 63, "takes note of writes"),
         (&["disk"], &["no/where"], 1, "No such file"),
         (&["disk"], &["away/base"], 63, "names other files"),
         (&["disk"], &[], 2, "NEW"),
@@ -728,4 +734,45 @@ fn a_full_host_stops_the_merge_and_no_client_until_there_is_space() {
     assert!(found[4096..].iter().all(|byte| *byte == 3));
     serve.tell(&["stop"]);
     assert_eq!(serve.wait().code(), Some(0));
+}
+
+#[test]
+fn images_that_links_lead_to_are_merged_from_where_they_are_and_their_neighbours_looked_at() {
+    for format in ["qcow2", "vhd"] {
+        for live in [true, false] {
+            let dir = scratch();
+            let dir = dir.path();
+            fs::create_dir(dir.join("vm")).expect("makes a directory");
+            family(&dir.join("vm"), format);
+            std::os::unix::fs::symlink("vm/t", dir.join("t")).expect("links");
+            if live {
+                let serve = Serve::start(dir, &["t"]);
+                serve.tell(&["commit", "vm/b"]);
+                merged(&serve, "done");
+                serve.tell(&["stop"]);
+            } else {
+                ours(dir, &["commit", "-q", "-b", "b", "--children", "t", "vm/l"]);
+            }
+            reads_top(dir, format);
+            reads_top(&dir.join("vm"), format);
+            assert_eq!(chain(&dir.join("vm"), "t").len(), 2, "{format} {live}");
+        }
+    }
+    // A neighbour of the disk, which names the same images further down.
+    let dir = scratch();
+    let dir = dir.path();
+    fs::create_dir(dir.join("l")).expect("makes a directory");
+    create(&dir.join("l"), "qcow2", None, "b");
+    create(&dir.join("l"), "qcow2", Some("b"), "m");
+    create(dir, "qcow2", Some("l/m"), "t");
+    create(dir, "qcow2", Some("l/b"), "other");
+    let serve = Serve::start(dir, &["t"]);
+    let failed = serve.ctl(&["commit"]).code(1);
+    let said = String::from_utf8_lossy(&failed.get_output().stderr).into_owned();
+    assert!(said.contains("other"), "{said}");
+    fs::remove_file(dir.join("other")).expect("removes");
+    serve.tell(&["commit"]);
+    merged(&serve, "done");
+    serve.tell(&["stop"]);
+    assert_eq!(chain(dir, "t").len(), 2);
 }

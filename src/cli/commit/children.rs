@@ -20,6 +20,7 @@ use crate::cli::common::ProgressArgs;
 use crate::cli::exit::Exit;
 use crate::cli::reach::{has_names, refuse_unreachable};
 use crate::cli::removed::parent;
+use crate::cli::target::look;
 use crate::cli::{Globals, interrupt, progress, signal};
 use crate::copy::{self, default_workers};
 use crate::error::{Error, ErrorKind, Result};
@@ -45,7 +46,9 @@ pub(in crate::cli) struct Node {
 impl Node {
     fn of(chain: &Chain, layer: usize) -> Option<Self> {
         let image = chain.layers().get(layer)?;
-        let place = |storage: &dyn Storage| Some((clean(storage.path()?), storage.host_id()));
+        // Names in it lead from where the file is, and not from where a link to it is.
+        let real = |path: &Path| look(path).map_or_else(|_| clean(path), |(path, _)| clean(&path));
+        let place = |storage: &dyn Storage| Some((real(storage.path()?), storage.host_id()));
         let (path, id) = place(image.storage())?;
         let parts = image
             .parts()
@@ -294,6 +297,10 @@ impl Plan {
     pub(in crate::cli) fn backing(&self, base: &Chain, child: &Node) -> Result<CreateBacking> {
         let home = parent(&child.path);
         let name = relative(home, &self.base.path);
+        if self.base.id.is_none() || HostId::named(&home.join(&name)) != self.base.id {
+            let text = format!("{} does not lead to the base from there", printable(&name));
+            return Err(Error::new(ErrorKind::Io, text).at(&child.path));
+        }
         describe(name.as_os_str(), home, &self.base.path, base.top())
     }
 

@@ -77,7 +77,9 @@ impl Plan {
     /// Refuses to leave an image over another disk than it was made over.
     pub(in crate::cli) fn refuse_others(&self) -> Result<()> {
         let nodes = || self.layers.iter().chain([&self.base]);
-        let mut places: Vec<PathBuf> = nodes().map(|n| parent(&n.path).to_owned()).collect();
+        // Of the children too: images name what lies below them, in their directory or further down.
+        let around = nodes().chain(&self.waiting).chain(&self.linked);
+        let mut places: Vec<PathBuf> = around.map(|n| parent(&n.path).to_owned()).collect();
         places.sort();
         places.dedup();
         let family = survey(&places, &self.look, &interrupt::check)?;

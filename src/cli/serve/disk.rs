@@ -4,7 +4,6 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::merge::Merge;
 use super::{Args, DetectZeroes};
@@ -70,9 +69,6 @@ pub(super) struct Opener {
     /// The image as it was typed, or its overlay.
     path: PathBuf,
     options: ChainOptions,
-    /// Images that were put right below the image since it was opened first, above what was typed as
-    /// its parents.
-    added: AtomicUsize,
     snapshot: bool,
     overlay: bool,
     watermark: Option<u64>,
@@ -105,7 +101,6 @@ impl Opener {
         Ok(Self {
             path: path.to_owned(),
             options,
-            added: AtomicUsize::new(0),
             snapshot: args.snapshot,
             overlay: args.overlay.is_some(),
             watermark: args.watermark,
@@ -116,7 +111,6 @@ impl Opener {
     pub(super) fn options(&self, path: &Path, format: Option<&'static Driver>) -> ChainOptions {
         let mut options = ChainOptions {
             format: format.or(self.options.format),
-            followed: self.options.followed + self.added.load(Ordering::SeqCst),
             ..self.options.clone()
         };
         // What was typed lies below what was typed, and below no other image.
@@ -182,11 +176,6 @@ impl Opener {
         options.storage.access = Access::Read;
         options.ours = ours.to_vec();
         options
-    }
-
-    /// Notes that there is another image right below the image, which it names.
-    pub(super) fn add_below(&self) {
-        self.added.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Virtual size of an image as it is now, in bytes, whoever has it open; what lies below it is

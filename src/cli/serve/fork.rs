@@ -11,6 +11,7 @@ use crate::backend::Medium;
 use crate::cli::common::OpenArgs;
 use crate::cli::fork::{self, Live, ids};
 use crate::error::Error;
+use crate::image::bitmap::{Bitmap, Recording};
 use crate::output::json::path as json_path;
 use crate::util::text::printable;
 
@@ -27,6 +28,28 @@ pub(super) fn refuse_temporary(disk: &Disk) -> crate::Result<()> {
     Err(Error::unsupported(text).at(&disk.image.lock().0))
 }
 
+/// Refuses an image whose dirty bitmaps take note of writes: the new image has none that would.
+///
+/// # Errors
+/// `Unsupported`.
+fn refuse_recorded(chain: &crate::chain::Chain) -> crate::Result<()> {
+    let Some(bitmaps) = chain.top().bitmaps() else {
+        return Ok(());
+    };
+    let recording = |bitmap: &Bitmap| bitmap.recording == Recording::On;
+    match bitmaps.list()?.into_iter().find(recording) {
+        None => Ok(()),
+        Some(bitmap) => {
+            let text = format!(
+                "has a dirty bitmap '{}' that takes note of writes, which the new image would not \
+                 (allowed: after 'bitmap --disable')",
+                printable(&bitmap.name)
+            );
+            Err(Error::unsupported(text).at_opt(chain.top().storage().path()))
+        }
+    }
+}
+
 /// Forks the image.
 ///
 /// # Errors
@@ -36,6 +59,11 @@ pub(super) fn fork(front: &Front, disk: &Disk, new: &Path) -> anyhow::Result<Val
     refuse_temporary(disk)?;
     refuse_under_way(disk)?;
     let (file, format) = disk.image.lock().clone();
+    if !disk.opener.reading(&file, &[]).parents.is_empty() {
+        let text = "is served with --parent, which would be wrong afterwards (allowed: images that \
+                    name their parents, or lie in their directory; rebase makes them so)";
+        return Err(Error::unsupported(text).at(&file).into());
+    }
     let args = fork::Args {
         format: None,
         open: OpenArgs::default(),
@@ -46,6 +74,7 @@ pub(super) fn fork(front: &Front, disk: &Disk, new: &Path) -> anyhow::Result<Val
     let answer = json!({ "image": json_path(&file), "base": json_path(new) });
     let backend = &disk.export.backend;
     let chain = backend.chain();
+    refuse_recorded(&chain)?;
     let Some(live) = Live::begin(&args, &disk.opener.reading(&file, &[]), &chain)? else {
         return Ok(answer);
     };
@@ -66,7 +95,6 @@ pub(super) fn fork(front: &Front, disk: &Disk, new: &Path) -> anyhow::Result<Val
     };
     let back = || disk.opener.open_ours(&file, Some(format), &ours);
     backend.replace(next, back)?;
-    disk.opener.add_below();
     tell(front, disk, &file, new);
     doubt.map_or(Ok(answer), |e| {
         let text =

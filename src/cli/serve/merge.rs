@@ -432,6 +432,7 @@ impl Run {
                 let machine = json!({ "event": "note", "export": told.export, "text": text });
                 told.events.print(text, &machine);
             };
+            note("images that have these below them and lie in other directories are not known");
             job.plan.empty(&note)
         });
         told.control.ended(State::Done, emptied.err().as_ref());

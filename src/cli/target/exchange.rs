@@ -50,7 +50,15 @@ impl Target {
         let name = new.file_name().unwrap_or_default();
         self.refuse_replaced(old)?;
         let mut linked = None;
-        if HostId::named(new) != HostId::of_fd(old) {
+        if HostId::named(new) == HostId::of_fd(old) {
+            // Or the name that is about to be taken is the only one.
+            let links = rustix::fs::fstat(old)
+                .map_err(|e| failed(e.into()))?
+                .st_nlink;
+            if links < 2 {
+                return Err(failed(io::ErrorKind::AlreadyExists.into()));
+            }
+        } else {
             match link(&directory, name, old) {
                 Ok(removed) => linked = Some(removed),
                 Err(e) if has_no_links(&e) => return Ok(None),

@@ -297,7 +297,7 @@ impl Plan {
     pub(in crate::cli) fn backing(&self, base: &Chain, child: &Node) -> Result<CreateBacking> {
         let home = parent(&child.path);
         let name = relative(home, &self.base.path);
-        if self.base.id.is_none() || HostId::named(&home.join(&name)) != self.base.id {
+        if self.base.id.is_none() || HostId::named(home.join(&name)) != self.base.id {
             let text = format!("{} does not lead to the base from there", printable(&name));
             return Err(Error::new(ErrorKind::Io, text).at(&child.path));
         }

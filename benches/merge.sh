@@ -5,7 +5,7 @@
 #
 # Usage: benches/merge.sh [DIRECTORY [RUNS [GIB]]]
 #
-# DIRECTORY (default: a new one under target/) needs some three times GIB; RUNS is how often each tool
+# DIRECTORY (default: a new one under target/) needs some four times GIB; RUNS is how often each tool
 # runs (default 3); GIB is the size of the disk (default 4).
 cd "$(dirname "$0")/.."
 . benches/common.sh
@@ -36,15 +36,13 @@ make_chain() {
   "$vdtool" create -q -f "$format" -b "$below" -F "$format" "$work/$format.child"
 }
 
-# Copies that share no state with what they are made of.
+# Copies of all: a commit has each layer record the state that the one below it comes to.
 fresh() {
   local format=$1 layer
-  for layer in 0 child; do
+  for ((layer = 0; layer <= layers; layer++)); do
     cp --sparse=always "$work/$format.$layer" "$work/run/$format.$layer"
   done
-  for ((layer = 1; layer <= layers; layer++)); do
-    ln -f "$work/$format.$layer" "$work/run/$format.$layer"
-  done
+  cp --sparse=always "$work/$format.child" "$work/run/$format.child"
   sync
 }
 

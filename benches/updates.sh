@@ -33,7 +33,7 @@ begin "${1:-target/benches}" "${2:-5}"
 introduce "what is in /usr, 2 GiB of it"
 
 size=$((2 << 30))
-while :; do find /usr -xdev -type f -size +8k -exec cat {} + 2>/dev/null; done | head -c "$size" >"$work/new" || true
+while find /usr -xdev -type f -size +8k -exec cat {} + 2>/dev/null; do :; done | head -c "$size" >"$work/new" || true
 truncate -s "$size" "$work/empty"
 "$vdtool" convert -q -O android-cow -o version=3,compression=lz4 -B "$work/empty" "$work/new" "$work/whole.cow"
 echo

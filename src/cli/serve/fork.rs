@@ -15,17 +15,23 @@ use crate::image::bitmap::{Bitmap, Recording};
 use crate::output::json::path as json_path;
 use crate::util::text::printable;
 
-/// Refuses disks whose layers are not what the images on disk are.
+/// Refuses disks whose layers are not what the images on disk are, or were told by who started it.
 ///
 /// # Errors
 /// `Unsupported`.
 pub(super) fn refuse_temporary(disk: &Disk) -> crate::Result<()> {
-    let text = match (disk.opener.is_snapshot(), disk.opener.is_overlay()) {
+    let file = disk.image.lock().0.clone();
+    let opener = &disk.opener;
+    let text = match (opener.is_snapshot(), opener.is_overlay()) {
         (true, _) => "is served as a snapshot (-s), so that its file is not what clients see",
         (_, true) => "is an overlay that is kept (--overlay), and is to lie right over its image",
+        _ if !opener.reading(&file, &[]).parents.is_empty() => {
+            "is served with --parent, which would be wrong afterwards (allowed: images that name \
+             their parents, or lie in their directory; rebase makes them so)"
+        }
         _ => return Ok(()),
     };
-    Err(Error::unsupported(text).at(&disk.image.lock().0))
+    Err(Error::unsupported(text).at(&file))
 }
 
 /// Refuses an image whose dirty bitmaps take note of writes: the new image has none that would.
@@ -59,11 +65,6 @@ pub(super) fn fork(front: &Front, disk: &Disk, new: &Path) -> anyhow::Result<Val
     refuse_temporary(disk)?;
     refuse_under_way(disk)?;
     let (file, format) = disk.image.lock().clone();
-    if !disk.opener.reading(&file, &[]).parents.is_empty() {
-        let text = "is served with --parent, which would be wrong afterwards (allowed: images that \
-                    name their parents, or lie in their directory; rebase makes them so)";
-        return Err(Error::unsupported(text).at(&file).into());
-    }
     let args = fork::Args {
         format: None,
         open: OpenArgs::default(),

@@ -222,11 +222,6 @@ impl Job {
             return Err(Error::invalid(text).at(&file).into());
         };
         let mut options = disk.opener.reading(&file, &[]);
-        if !options.parents.is_empty() {
-            let text = "is served with --parent, which would be wrong afterwards (allowed: images \
-                        that name their parents, or lie in their directory; rebase makes them so)";
-            return Err(Error::unsupported(text).at(&file).into());
-        }
         options.format = Some(highest.driver());
         options.values.clear();
         let plan = Plan::new(Wanted {
